@@ -1,0 +1,52 @@
+# `make demo` and `make test` are each enough on a fresh machine: they make the environment they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUN := $(VENV)/.installed-run
+DEV := $(VENV)/.installed-dev
+DOC := $(VENV)/.installed-docs
+
+.PHONY: demo test lint docs benchmark clean
+
+demo: $(RUN)
+	$(BIN)/scoresde demo --out demo/
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+	$(BIN)/scoresde demo --out build/demo/ --fast
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(DOC)
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+benchmark: $(RUN)
+	$(BIN)/python benchmarks/solver_orders.py
+	$(BIN)/python benchmarks/steps_vs_quality.py
+	$(BIN)/python benchmarks/readme.py
+
+clean:
+	rm -rf build demo docs/_build docs/api
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and by its pin: asked for by another package it may come as a CUDA build
+$(VENV)/.installed-torch: constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	touch $@
+
+$(RUN): setup.py constraints.txt $(VENV)/.installed-torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[metrics]"
+	touch $@
+
+$(DEV): setup.py constraints.txt $(VENV)/.installed-torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[images,metrics,dev]"
+	touch $@ $(RUN)
+
+$(DOC): setup.py constraints.txt $(VENV)/.installed-torch
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[metrics,docs]"
+	touch $@ $(RUN)

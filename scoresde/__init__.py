@@ -1,0 +1,26 @@
+"""Score-based diffusion models: paths, denoisers, training, sampling, likelihood, and an honest benchmark."""
+
+from solvers import InputError
+
+from . import targets
+from .denoiser import Denoiser
+from .sample import Sample, encode, sample
+from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
+
+__all__ = [
+    "EDM",
+    "SDE",
+    "VE",
+    "VP",
+    "Cosine",
+    "Denoiser",
+    "InputError",
+    "RectifiedFlow",
+    "Sample",
+    "SubVP",
+    "encode",
+    "make_sde",
+    "sample",
+    "sdes",
+    "targets",
+]

@@ -1,0 +1,225 @@
+"""Sampling and encoding: one solve, from noise to data or back."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import solvers
+from solvers import Grid, Hook, InputError, Node, SeededNoise, Solver
+
+from .problem import Diffusion
+from .sde import Denoises
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What ``sample`` and ``encode`` return.
+
+    Attributes:
+        x: the samples (B, *).
+        nfe: model evaluations per sample, the largest of the batch; counted, the last step included.
+        nfe_per_sample: (B,).
+        solver, grid: canonical specs.
+        nodes: where the solve went.
+        seconds: wall-clock time.
+    """
+
+    x: Tensor
+    nfe: int
+    nfe_per_sample: Tensor
+    solver: str
+    grid: str
+    nodes: tuple[Node, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A solver and the nodes it runs on: what every entry point makes of its options."""
+
+    solver: Solver
+    grid: str
+    nodes: tuple[Node, ...]
+
+    @classmethod
+    def make(
+        cls,
+        denoiser: Denoises,
+        solver: str | Solver,
+        grid: str | Grid | None = None,
+        steps: int | None = None,
+        nfe: int | None = None,
+        t_min: float | None = None,
+        t_max: float | None = None,
+        stop: bool = False,
+    ) -> Plan:
+        """Resolves names and budgets.
+
+        Args:
+            grid: by default the one that the solver's label names ("DPM++ 2M Karras"), else ``karras``.
+            steps, nfe: one of the two; ``nfe`` takes the most steps that it affords. Neither for an adaptive solver,
+                which then crosses the whole range in one interval.
+            stop: end at t_min even if the grid would go on to sigma = 0.
+
+        Raises:
+            InputError: an unknown name or option, both or neither of steps and nfe, or a budget that is too small.
+        """
+        named = None
+        if isinstance(solver, str):
+            solver, named = solvers.split_grid(solver)
+        method, rule = solvers.make(solver), solvers.grids.make(grid or named or "karras")
+        if stop:
+            rule = dataclasses.replace(rule, end="t_min")
+        if steps is not None and nfe is not None:
+            raise InputError("give steps or nfe, not both")
+        if nfe is not None:
+            steps = solvers.steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
+        elif steps is None and method.adaptive:
+            rule = solvers.grids.make("uniform")
+            steps = 1
+        nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
+        return cls(method, str(rule), nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes)
+
+
+def sample(
+    denoiser: Denoises,
+    shape: Sequence[int],
+    seeds: Iterable[int],
+    solver: str | Solver = "dpmpp_2m",
+    grid: str | Grid | None = None,
+    steps: int | None = None,
+    *,
+    nfe: int | None = None,
+    x_init: Tensor | None = None,
+    t_min: float | None = None,
+    t_max: float | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    hooks: Sequence[Hook] = (),
+    progress: bool = False,
+) -> Sample:
+    """Draws one sample per seed; sample i depends on seed i alone.
+
+    Args:
+        denoiser: the model.
+        shape: of one sample.
+        seeds: integers of at least 0.
+        solver, grid: names or specs, see ``solvers.names()`` and ``solvers.grids.names()``.
+        steps, nfe: the length of the grid, or a budget of model evaluations.
+        x_init: the states (B, *) to start from at t_max, instead of draws of the prior.
+        t_min, t_max: a part of the SDE's range.
+        condition: keyword arguments of the network, each (B, *).
+        batch_size: how many samples to carry at once; it does not change them.
+        hooks: called with (x, node) after every step.
+        progress: show a bar over the steps.
+
+    >>> import scoresde, torch
+    >>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
+    >>> result = sample(target.denoiser(scoresde.VP()), (2,), seeds=range(4), solver="heun", nfe=20)
+    >>> result.x.shape, result.nfe, result.grid
+    (torch.Size([4, 2]), 19, 'karras')
+
+    Raises:
+        InputError: see ``Plan.make``; also conditions or ``x_init`` of another length than seeds, or no seeds.
+    """
+    plan = Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max)
+    seeds = list(seeds)
+    start = torch.device(device)
+    for name, value in {"x_init": x_init, **(condition or {})}.items():
+        if value is not None and len(value) != len(seeds):
+            raise InputError(f"{name} has {len(value)} rows for {len(seeds)} seeds")
+    scale = plan.nodes[0]
+
+    def initial(rows: slice, noise: SeededNoise) -> Tensor:
+        if x_init is not None:
+            return x_init[rows].to(start, dtype)
+        return float((scale.alpha**2 + scale.sigma**2) ** 0.5) * noise.initial()
+
+    def noise(rows: slice) -> SeededNoise:
+        return SeededNoise(seeds[rows], shape, dtype, start)
+
+    return _run(denoiser, plan, len(seeds), initial, noise, condition, batch_size, hooks, progress)
+
+
+def encode(
+    denoiser: Denoises,
+    x: Tensor,
+    solver: str | Solver = "heun",
+    grid: str | Grid | None = None,
+    steps: int | None = None,
+    *,
+    nfe: int | None = None,
+    t_min: float | None = None,
+    t_max: float | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    hooks: Sequence[Hook] = (),
+    progress: bool = False,
+) -> Sample:
+    """Carries states x (B, *) at t_min to t_max along the ODE; ``sample(x_init=...)`` brings them back.
+
+    The grid is the sampler's, run backwards, without a step to sigma = 0.
+
+    Raises:
+        InputError: see ``Plan.make``; also a stochastic solver.
+    """
+    plan = Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max, stop=True)
+    plan = dataclasses.replace(plan, nodes=plan.nodes[::-1])
+
+    def initial(rows: slice, noise: SeededNoise) -> Tensor:
+        return x[rows]
+
+    def noise(rows: slice) -> SeededNoise:
+        return SeededNoise((), x.shape[1:])
+
+    return _run(denoiser, plan, len(x), initial, noise, condition, batch_size, hooks, progress)
+
+
+def _run(
+    denoiser: Denoises,
+    plan: Plan,
+    count: int,
+    initial: Callable[[slice, SeededNoise], Tensor],
+    noise: Callable[[slice], SeededNoise],
+    condition: Mapping[str, Tensor] | None,
+    batch_size: int | None,
+    hooks: Sequence[Hook],
+    progress: bool,
+) -> Sample:
+    if count == 0:
+        raise InputError("nothing to do: no seeds or no data")
+    problem = Diffusion(denoiser, dict(condition or {}))
+    batch_size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
+    batches = [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    began = time.perf_counter()
+    parts = []
+    bar = tqdm(total=(len(plan.nodes) - 1) * len(batches), desc=str(plan.solver), disable=not progress, leave=False)
+
+    def advance(x: Tensor, node: Node) -> None:
+        bar.update()
+
+    with bar, torch.no_grad():
+        for rows in batches:
+            source = noise(rows)
+            x = initial(rows, source)
+            part = problem.select(rows)
+            parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, (*hooks, advance)))
+    nfe = torch.cat([part.nfe for part in parts])
+    return Sample(
+        x=torch.cat([part.x for part in parts]),
+        nfe=int(nfe.max()),
+        nfe_per_sample=nfe,
+        solver=str(plan.solver),
+        grid=plan.grid,
+        nodes=plan.nodes,
+        seconds=time.perf_counter() - began,
+    )

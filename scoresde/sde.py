@@ -1,0 +1,301 @@
+"""Gaussian paths: x_t = alpha(t) x0 + sigma(t) eps.
+
+The schedule is the SDE: dx = f x dt + g dw with f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2 has these
+marginals, so an author writes ``alpha`` and ``sigma`` and the rest follows. They are written for tensors of any
+float dtype, with ``expm1`` where 1 - exp(-x) would cancel. Inverses t(lam) are in float64 and closed wherever a closed
+form exists. ``t_min`` and ``t_max`` bound training, sampling and likelihood alike.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, overload
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from solvers import InputError, Node, Prediction, Registry
+
+
+class Denoises(Protocol):
+    """A denoiser: an SDE and a prediction at its nodes."""
+
+    @property
+    def sde(self) -> SDE:
+        """The path the model was trained on."""
+
+    def predict(self, x: Tensor, node: Node, **conditions: Tensor) -> Prediction:
+        """x0 and eps (B, *) at x (B, *)."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """N(0, std^2 I), where sampling starts and likelihood ends."""
+
+    std: float
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats (B,) of x (B, *)."""
+        z = x.flatten(1) / self.std
+        return -0.5 * (z**2).sum(1) - z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.std))
+
+
+@dataclass(frozen=True)
+class SDE:
+    """A Gaussian path on [t_min, t_max]; a frozen dataclass whose fields are its options."""
+
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The signal's scale."""
+        raise NotImplementedError
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise's standard deviation."""
+        raise NotImplementedError
+
+    @overload
+    def __call__(self, t: float) -> Node: ...
+    @overload
+    def __call__(self, t: Tensor) -> Node[Tensor]: ...
+    def __call__(self, t: float | Tensor) -> Node | Node[Tensor]:
+        """The node of a time; of a float, in float64; of a tensor (B,), in its dtype.
+
+        Raises:
+            InputError: a float t outside [t_min, t_max].
+        """
+        if isinstance(t, Tensor):
+            return self._node(t)
+        if not self.t_min <= t <= self.t_max:
+            raise InputError(f"t={t:g} is outside [{self.t_min:g}, {self.t_max:g}], where {self} is defined")
+        node = self._node(torch.tensor(t, dtype=torch.float64))
+        numbers = (node.alpha, node.sigma, node.dalpha, node.dsigma)
+        return Node(float(t), *(v.item() for v in numbers))
+
+    def _node(self, t: Tensor) -> Node[Tensor]:
+        with torch.enable_grad():
+            time = t.detach().requires_grad_()
+            alpha, sigma = self.alpha(time), self.sigma(time)
+            dalpha, dsigma = (
+                torch.autograd.grad(v.sum(), time)[0] if v.requires_grad else torch.zeros_like(t)
+                for v in (alpha, sigma)
+            )
+        return Node(t, alpha.detach() + 0 * t, sigma.detach() + 0 * t, dalpha, dsigma)
+
+    @property
+    def clean(self) -> Node:
+        """The data itself: alpha = 1, sigma = 0."""
+        return Node(self.t_min, 1.0, 0.0)
+
+    def t_of_lam(self, lam: float) -> float:
+        """The time in [t_min, t_max] where log(alpha / sigma) = lam, by root finding where no closed form is known."""
+        low, high = self(self.t_max).lam, self(self.t_min).lam
+        if not low < lam < high:
+            return self.t_max if lam <= low else self.t_min
+        return float(brentq(lambda t: self(t).lam - lam, self.t_min, self.t_max, xtol=1e-15, rtol=1e-14))
+
+    def prior(self) -> Prior:
+        """The law at t_max of data with unit second moment: N(0, (alpha^2 + sigma^2) I)."""
+        node = self(self.t_max)
+        return Prior(math.hypot(node.alpha, node.sigma))
+
+    def drift(self, x: Tensor, t: float) -> Tensor:
+        """f(t) x of the forward SDE dx = f x dt + g dw, for x (B, *)."""
+        return self(t).f * x
+
+    def diffusion(self, t: float) -> float:
+        """g(t) of the forward SDE."""
+        return math.sqrt(self(t).g2)
+
+    def reverse(self, denoiser: Denoises, probability_flow: bool = False) -> ReverseSDE:
+        """The reverse-time SDE, or the probability-flow ODE with the same marginals."""
+        return ReverseSDE(self, denoiser, probability_flow)
+
+    def __str__(self) -> str:
+        return sdes.format(self)
+
+
+@dataclass(frozen=True)
+class ReverseSDE:
+    """dx = (f x - g^2 score) dt + g dw run backwards; with half of g^2 and no dw, the probability-flow ODE."""
+
+    sde: SDE
+    denoiser: Denoises
+    probability_flow: bool = False
+
+    def drift(self, x: Tensor, t: float) -> Tensor:
+        """The drift at x (B, *)."""
+        node = self.sde(t)
+        share = 0.5 if self.probability_flow else 1.0
+        return node.f * x - (share * node.g2) * self.denoiser.predict(x, node).score(node)
+
+    def diffusion(self, t: float) -> float:
+        """g(t), or 0 for the probability-flow ODE."""
+        return 0.0 if self.probability_flow else self.sde.diffusion(t)
+
+
+sdes: Registry[SDE] = Registry("SDE", SDE)
+make_sde = sdes.make
+
+
+def _require(sde: SDE, *conditions: tuple[bool, str]) -> None:
+    if not sde.t_min < sde.t_max:
+        raise InputError(f"{type(sde).__name__}: t_min={sde.t_min:g} must be less than t_max={sde.t_max:g}")
+    for holds, message in conditions:
+        if not holds:
+            raise InputError(f"{type(sde).__name__}: {message}")
+
+
+def _time_of_integral(integral: float, beta_min: float, beta_max: float) -> float:
+    """The t with int_0^t beta = integral for linear beta, without cancellation."""
+    root = math.sqrt(beta_min**2 + 2 * (beta_max - beta_min) * integral)
+    return 2 * integral / (root + beta_min)
+
+
+@sdes.register("vp", aliases=("vpsde", "ddpm"), reference="Song et al. 2021, arXiv:2011.13456, eq. 32-33")
+@dataclass(frozen=True)
+class VP(SDE):
+    """Variance preserving, linear beta: alpha = exp(-B / 2), sigma^2 = 1 - exp(-B), B = int_0^t beta."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self, (0 < self.beta_min < self.beta_max, "needs 0 < beta_min < beta_max"))
+        _require(self, (self.t_min > 0, "needs t_min > 0"))
+
+    def integral(self, t: Tensor) -> Tensor:
+        """B(t) = int_0^t beta."""
+        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self.integral(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self.integral(t)))
+
+    def t_of_lam(self, lam: float) -> float:
+        # 1 / alpha^2 = 1 + exp(-2 lam), so B = log(1 + exp(-2 lam))
+        integral = max(-2 * lam, 0.0) + math.log1p(math.exp(-2 * abs(lam)))
+        return _time_of_integral(integral, self.beta_min, self.beta_max)
+
+
+@sdes.register("subvp", aliases=("sub-vp", "subvpsde"), reference="Song et al. 2021, arXiv:2011.13456, eq. 29")
+@dataclass(frozen=True)
+class SubVP(VP):
+    """sub-VP: alpha as VP's, sigma = 1 - exp(-B)."""
+
+    t_min: float = 1e-2
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self.integral(t))
+
+    def t_of_lam(self, lam: float) -> float:
+        # sigma / alpha = 2 sinh(B / 2)
+        return _time_of_integral(2 * math.asinh(0.5 * math.exp(-lam)), self.beta_min, self.beta_max)
+
+
+@sdes.register("ve", aliases=("vesde", "smld"), reference="Song et al. 2021, arXiv:2011.13456, eq. 30-31")
+@dataclass(frozen=True)
+class VE(SDE):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = 0.0
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self, (0 < self.sigma_min < self.sigma_max, "needs 0 < sigma_min < sigma_max"))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+    def t_of_lam(self, lam: float) -> float:
+        return (-lam - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+@sdes.register("edm", reference="Karras et al. 2022, arXiv:2206.00364, table 1")
+@dataclass(frozen=True)
+class EDM(SDE):
+    """EDM's path: alpha = 1, sigma = t."""
+
+    t_min: float = 0.002
+    t_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        _require(self, (self.t_min > 0, "needs t_min > 0"))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def t_of_lam(self, lam: float) -> float:
+        return math.exp(-lam)
+
+
+@sdes.register("cosine", reference="Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17, in continuous time")
+@dataclass(frozen=True)
+class Cosine(SDE):
+    """Variance preserving, alpha = cos(u) / cos(u_0) with u = (t + offset) / (1 + offset) pi / 2."""
+
+    offset: float = 0.008
+    t_min: float = 1e-3
+    t_max: float = 0.995
+
+    def __post_init__(self) -> None:
+        _require(self, (self.offset > 0, "needs offset > 0"), (self.t_min > 0, "needs t_min > 0"))
+        _require(self, (self.t_max < 1, "needs t_max < 1, where alpha is 0"))
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return (t + self.offset) * (0.5 * math.pi / (1 + self.offset))
+
+    @property
+    def _start(self) -> float:
+        return 0.5 * math.pi * self.offset / (1 + self.offset)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(self._angle(t)) / math.cos(self._start)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        # 1 - alpha^2 = sin(u - u_0) sin(u + u_0) / cos(u_0)^2
+        swing = t * (0.5 * math.pi / (1 + self.offset))
+        return torch.sqrt(torch.sin(swing) * torch.sin(swing + 2 * self._start)) / math.cos(self._start)
+
+    def t_of_lam(self, lam: float) -> float:
+        ratio = math.exp(-lam)
+        alpha = 1 / math.hypot(1, ratio)
+        cos = alpha * math.cos(self._start)
+        sin = math.hypot(math.sin(self._start), ratio * cos)
+        return math.atan2(sin, cos) * (1 + self.offset) / (0.5 * math.pi) - self.offset
+
+
+@sdes.register("rectified_flow", aliases=("rf", "flow", "condot"), reference="Liu et al. 2022, arXiv:2209.03003, eq. 1")
+@dataclass(frozen=True)
+class RectifiedFlow(SDE):
+    """Straight paths: alpha = 1 - t, sigma = t (t = 0 is data, t = 1 noise)."""
+
+    t_min: float = 1e-3
+    t_max: float = 0.999
+
+    def __post_init__(self) -> None:
+        _require(self, (self.t_min > 0, "needs t_min > 0"), (self.t_max < 1, "needs t_max < 1, where alpha is 0"))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def t_of_lam(self, lam: float) -> float:
+        return 1 / (1 + math.exp(lam))

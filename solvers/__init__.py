@@ -1,0 +1,49 @@
+"""Solvers of diffusion models: nodes, grids, noise, one loop, a registry. Knows nothing of networks or training."""
+
+from . import ancestral, blackbox, compose, exponential, langevin, runge_kutta  # noqa: F401  (they register)
+from .control import Control, FixedGrid
+from .errors import InputError
+from .grids import Grid, Schedule, grid, grids
+from .loop import Hook, Solution, evaluations, solve, steps_of_nfe
+from .names import split_grid
+from .noise import SeededNoise, generator
+from .registry import Info, Registry
+from .types import Corrector, Node, Noise, Prediction, Problem, Solver, Step, correctors, solvers
+
+register = solvers.register
+names = solvers.names
+info = solvers.info
+make = solvers.make
+
+__all__ = [
+    "Control",
+    "Corrector",
+    "FixedGrid",
+    "Grid",
+    "Hook",
+    "Info",
+    "InputError",
+    "Node",
+    "Noise",
+    "Prediction",
+    "Problem",
+    "Registry",
+    "Schedule",
+    "SeededNoise",
+    "Solution",
+    "Solver",
+    "Step",
+    "correctors",
+    "evaluations",
+    "generator",
+    "grid",
+    "grids",
+    "info",
+    "make",
+    "names",
+    "register",
+    "solve",
+    "solvers",
+    "split_grid",
+    "steps_of_nfe",
+]

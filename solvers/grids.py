@@ -1,0 +1,228 @@
+"""Time grids: where a fixed-step solve evaluates its path.
+
+A grid covers the schedule's [t_min, t_max] unless told otherwise. ``end`` says where it stops: at ``t_min``, or at
+``zero``, when the last of its steps goes from t_min to sigma = 0. Either way N steps are N intervals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Protocol
+
+import numpy as np
+
+from .errors import InputError, positive_integer
+from .registry import Registry
+from .types import Node
+
+End = Literal["t_min", "zero"]
+
+
+class Schedule(Protocol):
+    """What a grid needs of a Gaussian path; every ``scoresde`` SDE is one."""
+
+    @property
+    def t_min(self) -> float:
+        """The least time."""
+
+    @property
+    def t_max(self) -> float:
+        """The greatest time."""
+
+    @property
+    def clean(self) -> Node:
+        """The data: the node with sigma = 0."""
+
+    def __call__(self, t: float) -> Node:
+        """The path at t."""
+
+    def t_of_lam(self, lam: float) -> float:
+        """The time where log(alpha / sigma) = lam."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A rule that places the times of a solve; a frozen dataclass whose fields are its options."""
+
+    end: End = "t_min"
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        """``steps + 1`` times from ``hi`` down to ``lo``."""
+        raise NotImplementedError
+
+    def intervals(self, steps: int | None) -> int:
+        """The number of steps; grids that fix it themselves override this."""
+        if steps is None:
+            raise InputError(f"the grid {self} needs a number of steps")
+        return positive_integer("steps", steps)
+
+    def nodes(
+        self, schedule: Schedule, steps: int | None, t_min: float | None = None, t_max: float | None = None
+    ) -> tuple[Node, ...]:
+        """The nodes of a solve from t_max to ``end``, ``steps + 1`` of them.
+
+        Raises:
+            InputError: steps is not a positive integer, the range leaves the schedule's, or nodes collapse.
+        """
+        lo, hi = time_range(schedule, t_min, t_max)
+        count = self.intervals(steps)
+        to_zero = self.end == "zero"
+        times = list(self.place(schedule, lo, hi, count - to_zero)) if count > to_zero else [hi]
+        times[0] = hi
+        if len(times) > 1:
+            times[-1] = lo
+        nodes = [schedule(float(t)) for t in times]
+        return checked((*nodes, schedule.clean) if to_zero else tuple(nodes), str(self))
+
+    def __str__(self) -> str:
+        return grids.format(self)
+
+
+grids: Registry[Grid] = Registry("grid", Grid)
+
+
+def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> tuple[float, float]:
+    """The range of a solve, within the schedule's own.
+
+    Raises:
+        InputError: the range is empty or leaves the schedule's.
+    """
+    lo = schedule.t_min if t_min is None else float(t_min)
+    hi = schedule.t_max if t_max is None else float(t_max)
+    if not schedule.t_min <= lo < hi <= schedule.t_max:
+        raise InputError(
+            f"the times [{lo:g}, {hi:g}] are not a range within [{schedule.t_min:g}, {schedule.t_max:g}], "
+            "where the SDE is defined"
+        )
+    return lo, hi
+
+
+def checked(nodes: tuple[Node, ...], name: str = "the grid") -> tuple[Node, ...]:
+    """``nodes``, if they are at least two, finite, and strictly ordered in noise.
+
+    Raises:
+        InputError: they are not; the message names the first offending node.
+    """
+    if len(nodes) < 2:
+        raise InputError(f"{name} has {len(nodes)} node; a solve needs at least two")
+    for i, node in enumerate(nodes):
+        if not (math.isfinite(node.t) and math.isfinite(node.ratio)) or node.alpha <= 0 or node.sigma < 0:
+            raise InputError(f"{name}: node {i} (t={node.t:g}) has alpha={node.alpha:g}, sigma={node.sigma:g}")
+    sign = -1 if nodes[0].ratio > nodes[-1].ratio else 1
+    for i, (t, s) in enumerate(pairwise(nodes)):
+        if not sign * (s.ratio - t.ratio) > 0:
+            problem = "coincide" if s.ratio == t.ratio else "are out of order"
+            raise InputError(f"{name}: nodes {i} and {i + 1} (t={t.t:g}, t={s.t:g}) {problem}; use fewer steps")
+    return nodes
+
+
+def grid(
+    spec: str | Grid,
+    schedule: Schedule,
+    steps: int | None = None,
+    *,
+    t_min: float | None = None,
+    t_max: float | None = None,
+) -> tuple[Node, ...]:
+    """The nodes that a grid's spec places on a schedule.
+
+    >>> import scoresde
+    >>> [round(node.t, 3) for node in grid("uniform", scoresde.VP(), steps=4)]
+    [1.0, 0.75, 0.501, 0.251, 0.001]
+
+    Raises:
+        InputError: see ``Grid.nodes``.
+    """
+    return grids.make(spec).nodes(schedule, steps, t_min, t_max)
+
+
+@grids.register("uniform", aliases=("time_uniform", "normal"))
+@dataclass(frozen=True)
+class Uniform(Grid):
+    """Equal steps of t: t_i = t_max + (i / N) (t_min - t_max)."""
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        return [float(t) for t in np.linspace(hi, lo, steps + 1)]
+
+
+@grids.register("quadratic", aliases=("time_quadratic",))
+@dataclass(frozen=True)
+class Quadratic(Grid):
+    """Equal steps of t^(1/power): t_i = (t_max^(1/power) + (i / N) (t_min^(1/power) - t_max^(1/power)))^power."""
+
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.power <= 0:
+            raise InputError(f"quadratic: power must be positive, got {self.power:g}")
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        root = 1 / self.power
+        return [float(u) ** self.power for u in np.linspace(hi**root, lo**root, steps + 1)]
+
+
+@grids.register("logsnr", aliases=("exponential",), reference="Lu et al. 2022, arXiv:2206.00927, section 3.4")
+@dataclass(frozen=True)
+class LogSNR(Grid):
+    """Equal steps of lam = log(alpha / sigma)."""
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        lams = np.linspace(schedule(hi).lam, schedule(lo).lam, steps + 1)
+        return [schedule.t_of_lam(float(lam)) for lam in lams]
+
+
+@grids.register("karras", aliases=("edm", "polynomial"), reference="Karras et al. 2022, arXiv:2206.00364, eq. 5")
+@dataclass(frozen=True)
+class Karras(Grid):
+    """Equal steps of ratio^(1/rho) with ratio = sigma / alpha, then one step to sigma = 0."""
+
+    end: End = "zero"
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if self.rho <= 0:
+            raise InputError(f"karras: rho must be positive, got {self.rho:g}")
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        root = 1 / self.rho
+        roots = np.linspace(schedule(hi).ratio ** root, schedule(lo).ratio ** root, steps + 1)
+        return [schedule.t_of_lam(-self.rho * math.log(u)) for u in roots]
+
+
+@grids.register("explicit")
+@dataclass(frozen=True)
+class Explicit(Grid):
+    """The listed times, or the listed noise levels sigma / alpha (a last 0 is sigma = 0), from noise to data."""
+
+    times: tuple[float, ...] = ()
+    ratios: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.times) == bool(self.ratios):
+            raise InputError("explicit takes either times=[...] or ratios=[...]")
+
+    def intervals(self, steps: int | None) -> int:
+        count = max(len(self.times), len(self.ratios)) - 1
+        if steps not in (None, count):
+            raise InputError(f"the explicit grid has {count} steps, not {steps}")
+        return count
+
+    def nodes(
+        self, schedule: Schedule, steps: int | None, t_min: float | None = None, t_max: float | None = None
+    ) -> tuple[Node, ...]:
+        lo, hi = time_range(schedule, t_min, t_max)
+        self.intervals(steps)
+        to_zero = self.end == "zero" or (bool(self.ratios) and self.ratios[-1] == 0)
+        ratios = self.ratios[:-1] if self.ratios and self.ratios[-1] == 0 else self.ratios
+        if any(not r > 0 for r in ratios):
+            raise InputError("explicit: ratios must be positive, but for a last 0")
+        times = list(self.times or (schedule.t_of_lam(-math.log(r)) for r in ratios))
+        slack = 1e-9 * (hi - lo)
+        for t in times:
+            if not lo - slack <= t <= hi + slack:
+                raise InputError(f"the explicit grid's t={t:g} is outside [{lo:g}, {hi:g}]")
+        nodes = [schedule(min(max(t, lo), hi)) for t in times]
+        return checked((*nodes, schedule.clean) if to_zero else tuple(nodes), "the explicit grid")

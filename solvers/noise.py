@@ -1,0 +1,58 @@
+"""Noise that belongs to a sample: row i depends on seed i alone, never on its neighbours or the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+from .types import Node
+
+
+def generator(seed: int, *stream: int) -> torch.Generator:
+    """A CPU generator for one purpose of one seed; streams with different labels are independent.
+
+    Raises:
+        InputError: the seed is not an integer of at least 0.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"a seed must be an integer of at least 0, got {seed!r}")
+    state = np.random.SeedSequence([int(seed), *stream]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+
+
+class SeededNoise:
+    """One stream of normal numbers per sample, drawn on the CPU in float64.
+
+    The numbers are the same on every device, and up to rounding in every dtype.
+
+    Args:
+        seeds: one integer per sample.
+        shape: the shape of one sample, without the batch dimension.
+        dtype, device: of what is returned.
+    """
+
+    def __init__(
+        self,
+        seeds: Iterable[int],
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.seeds, self.shape = list(seeds), tuple(shape)
+        self.dtype, self.device = dtype, torch.device(device)
+        self._steps = [generator(seed, 1) for seed in self.seeds]
+
+    def initial(self) -> Tensor:
+        """The standard normal start of every sample (B, *): always the same, and apart from the steps' noise."""
+        return self._draw([generator(seed, 0) for seed in self.seeds])
+
+    def __call__(self, t: Node, s: Node) -> Tensor:
+        return self._draw(self._steps)
+
+    def _draw(self, generators: list[torch.Generator]) -> Tensor:
+        rows = [torch.randn(self.shape, generator=g, dtype=torch.float64).to(self.dtype) for g in generators]
+        return torch.stack(rows).to(self.device)

@@ -1,0 +1,230 @@
+"""Registries: classes by name, made from specs.
+
+A registered class is a frozen dataclass; its fields are the options of the spec. Option values are checked against
+the fields' annotations, so that a typing mistake in a config is one clear line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import logging
+import math
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points as installed_entry_points
+from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
+
+from . import spec as grammar
+from .errors import InputError, unknown
+from .names import normalise
+from .spec import Spec
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+log = logging.getLogger("solvers")
+
+
+@dataclass(frozen=True)
+class Info:
+    """The card of a registered class. The last seven fields are facts about solvers."""
+
+    name: str
+    cls: type
+    aliases: tuple[str, ...] = ()
+    reference: str = ""
+    kind: str = ""
+    order: float | None = None
+    stochastic: bool = False
+    linear: bool = True
+    adaptive: bool = False
+    evaluations: str = ""
+    formula: str = ""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option names and their defaults."""
+        fields = dataclasses.fields(self.cls)
+        return {f.name: None if f.default is dataclasses.MISSING else f.default for f in fields}
+
+    @property
+    def summary(self) -> str:
+        """The first line of the class's docstring."""
+        return (inspect.getdoc(self.cls) or "").partition("\n")[0]
+
+
+class Registry(Generic[T]):
+    """Names for the subclasses of one base class.
+
+    >>> from solvers import solvers
+    >>> str(solvers.make("ddim(eta=1)"))
+    'ddim(eta=1.0)'
+    """
+
+    by_base: ClassVar[dict[type, Registry[Any]]] = {}
+
+    def __init__(self, kind: str, base: type[T], entry_points: str | None = None) -> None:
+        self.kind, self.base = kind, base
+        self._entry_points = entry_points
+        self._infos: dict[str, Info] = {}
+        self._aliases: dict[str, str] = {}
+        Registry.by_base[base] = self
+
+    def register(self, name: str, *, aliases: tuple[str, ...] = (), **facts: Any) -> Callable[[C], C]:
+        """Class decorator: files the frozen dataclass under ``name`` (and under other spellings of it).
+
+        Args:
+            facts: the fields of ``Info``: kind, order, reference, stochastic, ...
+
+        Raises:
+            InputError: the name is taken, or the class is not a frozen dataclass derived from the base.
+        """
+
+        def decorate(cls: C) -> C:
+            for key in (name, *map(normalise, aliases)):
+                holder = self._infos[key].cls if key in self._infos else None
+                if (holder and holder.__qualname__ != cls.__qualname__) or self._aliases.get(key, name) != name:
+                    raise InputError(f"the {self.kind} name {key!r} is taken")
+            self._infos[name] = self._card(name, cls, aliases=aliases, **facts)
+            self._aliases.update({normalise(alias): name for alias in aliases})
+            return cls
+
+        return decorate
+
+    def _card(self, name: str, cls: type, **facts: Any) -> Info:
+        if not issubclass(cls, self.base):
+            raise InputError(f"{cls.__name__} cannot be a {self.kind}: it does not derive from {self.base.__name__}")
+        if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+            raise InputError(f"{cls.__name__} must be a dataclass(frozen=True) to be a {self.kind}")
+        return Info(name=name, cls=cls, **facts)
+
+    def names(self) -> list[str]:
+        """Canonical names, sorted."""
+        self._load_plugins()
+        return sorted(self._infos)
+
+    def info(self, name: str) -> Info:
+        """The card of a name or alias.
+
+        Raises:
+            InputError: no such name; the message holds the nearest matches.
+        """
+        if ":" in name:
+            return self._outside(name)
+        key = normalise(name)
+        key = self._aliases.get(key, key)
+        if key not in self._infos:
+            self._load_plugins()
+        if key not in self._infos:
+            raise unknown(self.kind, name, {*self._infos, *self._aliases})
+        if name != key and name not in self._aliases:
+            log.info("%r -> %s", name, key)
+        return self._infos[key]
+
+    def info_of(self, obj: T) -> Info:
+        """The card of an object's class; of an unregistered class, one without facts."""
+        cls = type(obj)
+        for info in self._infos.values():
+            if info.cls is cls:
+                return info
+        return self._card(f"{cls.__module__}:{cls.__qualname__}", cls)
+
+    def make(self, spec: str | Spec | T) -> T:
+        """The object that a spec names; an object of the base class passes through.
+
+        Raises:
+            InputError: unknown name or option, or an option of the wrong type or range.
+        """
+        if isinstance(spec, self.base):
+            return spec
+        if isinstance(spec, str):
+            head, paren, tail = spec.partition("(")
+            spec = grammar.parse(f"{head.strip() if ':' in head else self.info(head).name}{paren}{tail}")
+        if not isinstance(spec, Spec):
+            raise InputError(f"expected the spec of a {self.kind}, got {spec!r}")
+        info = self.info(spec.name)
+        fields = [f.name for f in dataclasses.fields(info.cls)]
+        if len(spec.args) > len(fields):
+            raise InputError(f"{info.name} takes at most {len(fields)} options, got {len(spec.args)}")
+        given = dict(zip(fields, spec.args, strict=False))
+        hints = typing.get_type_hints(info.cls)
+        for key, value in spec.kwargs:
+            if key not in fields:
+                raise unknown(f"option of {info.name}", key, fields)
+            if key in given:
+                raise InputError(f"{info.name} got the option {key!r} twice")
+            given[key] = value
+        try:
+            made: T = info.cls(**{k: coerce(v, hints[k], f"option {k!r} of {info.name}") for k, v in given.items()})
+        except TypeError as error:
+            raise InputError(f"{info.name}: {error}") from None
+        return made
+
+    def format(self, obj: T) -> str:
+        """The canonical spec of an object: its name and the options that differ from their defaults."""
+        info = self.info_of(obj)
+        options = []
+        for field in dataclasses.fields(info.cls):
+            value = getattr(obj, field.name)
+            if value != field.default:
+                options.append(f"{field.name}={grammar.write(value)}")
+        return f"{info.name}({', '.join(options)})" if options else info.name
+
+    def _outside(self, name: str) -> Info:
+        module, _, qualname = name.partition(":")
+        try:
+            cls = getattr(importlib.import_module(module), qualname)
+        except (ImportError, AttributeError) as error:
+            raise InputError(f"cannot import the {self.kind} {name!r}: {error}") from None
+        if not isinstance(cls, type):
+            raise InputError(f"{name!r} is not a class")
+        return next((i for i in self._infos.values() if i.cls is cls), None) or self._card(name, cls)
+
+    def _load_plugins(self) -> None:
+        group, self._entry_points = self._entry_points, None
+        for point in installed_entry_points(group=group) if group else ():
+            point.load()
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the annotation ``hint`` wants it; specs become objects of the registry of the hinted base.
+
+    Raises:
+        InputError: the value does not fit; ``where`` names the place in the message.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and (registry := Registry.by_base.get(hint)):
+        if isinstance(value, (str, Spec, hint)):
+            return registry.make(value)
+        raise InputError(f"{where} takes a {registry.kind}, got {value!r}")
+    if isinstance(value, Spec) and not value.args and not value.kwargs and hint is not float:
+        value = value.name
+    if origin is Literal:
+        if value in options:
+            return value
+        raise unknown(where.replace("option", "value for option", 1), str(value), map(str, options))
+    if origin in (Union, types.UnionType):
+        for option in options:
+            try:
+                return coerce(value, option, where)
+            except InputError:
+                continue
+    elif origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(coerce(v, options[0], where) for v in value)
+    elif hint is float and isinstance(value, Spec) and value.name in ("inf", "nan"):
+        return float(value.name)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isnan(value):
+            raise InputError(f"{where} is not a number")
+        return float(value)
+    elif hint in (int, bool, str) and type(value) is hint:
+        return value
+    elif hint is type(None) and value in (None, "None"):
+        return None
+    name = {float: "a number", int: "an integer", bool: "True or False", str: "a string"}
+    wanted = name.get(hint) or str(hint).replace("typing.", "").replace("solvers.types.", "")
+    shown = value.name if isinstance(value, Spec) else value
+    raise InputError(f"{where} takes {wanted}, got {shown!r}")

@@ -1,0 +1,180 @@
+"""The nouns of a solve.
+
+A Gaussian path is x = alpha(t) x0 + sigma(t) eps with eps ~ N(0, I). ``t`` is the time now, ``s`` the next one;
+lam = log(alpha / sigma) and ratio = sigma / alpha. In the coordinates x / alpha against ratio every path has the
+same probability-flow ODE, d(x / alpha) / d ratio = eps, which is why no solver here asks which path it is on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, cast
+
+import torch
+from torch import Tensor
+from typing_extensions import TypeVar
+
+from .registry import Registry
+
+T = TypeVar("T", float, Tensor, default=float)
+
+
+@dataclass(frozen=True, slots=True)
+class Node(Generic[T]):
+    """What a time means on a Gaussian path.
+
+    In a solve every number is a Python float computed in float64; in training they are tensors of shape (B,).
+    ``dalpha`` and ``dsigma`` are the time derivatives; NaN where a schedule does not give them.
+    """
+
+    t: T
+    alpha: T
+    sigma: T
+    dalpha: T = math.nan
+    dsigma: T = math.nan
+
+    @property
+    def lam(self) -> T:
+        """log(alpha / sigma), half the log signal-to-noise ratio; +inf at sigma = 0."""
+        if isinstance(self.sigma, Tensor):
+            return torch.log(self.alpha / self.sigma)
+        return math.inf if self.sigma == 0 else math.log(self.alpha / self.sigma)
+
+    @property
+    def ratio(self) -> T:
+        """sigma / alpha, the noise level of x / alpha (Karras' sigma)."""
+        return self.sigma / self.alpha
+
+    @property
+    def f(self) -> T:
+        """Drift coefficient of dx = f x dt + g dw: d log alpha / dt."""
+        return self.dalpha / self.alpha
+
+    @property
+    def g2(self) -> T:
+        """Squared diffusion g^2 = d sigma^2 / dt - 2 f sigma^2."""
+        return 2 * self.sigma * (self.dsigma - self.f * self.sigma)
+
+    def like(self, x: Tensor) -> Node[T]:
+        """The same node, its numbers ready to multiply ``x`` (B, *): tensors (B,) become (B, 1, ..., 1)."""
+        if not isinstance(self.t, Tensor):
+            return self
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        moved = (v.to(x.device, x.dtype).view(shape) for v in (self.alpha, self.sigma, self.dalpha, self.dsigma))
+        return cast("Node[T]", Node(self.t, *moved))
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of x (B, *): the pair with x = alpha x0 + sigma eps, each (B, *)."""
+
+    x0: Tensor
+    eps: Tensor
+
+    def score(self, node: Node) -> Tensor:
+        """grad log p_t(x) = -eps / sigma."""
+        return (-1 / node.sigma) * self.eps
+
+    def velocity(self, node: Node) -> Tensor:
+        """dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
+        return node.dalpha * self.x0 + node.dsigma * self.eps
+
+
+class Problem(Protocol):
+    """What a solver integrates. A problem whose samples carry data of their own (conditions, probes) also has
+    ``select(rows: slice) -> Problem``, the problem of those samples alone."""
+
+    def node(self, t: float) -> Node:
+        """The path at time t."""
+
+    def node_of_lam(self, lam: float) -> Node:
+        """The path where log(alpha / sigma) = lam."""
+
+    def predict(self, x: Tensor, node: Node) -> Prediction:
+        """One model evaluation at x (B, *)."""
+
+
+class Noise(Protocol):
+    """Standard normal numbers (B, *) for an interval of time; row i depends on sample i alone."""
+
+    def __call__(self, t: Node, s: Node) -> Tensor:
+        """The normalised increment from t to s. An interval of zero length is a fresh draw."""
+
+
+class Step(NamedTuple):
+    """The outcome of a step: the state at s (B, *), what the solver wants to remember, an error estimate (B,)."""
+
+    x: Tensor
+    carry: Any = None
+    error: Tensor | None = None
+
+
+class Solver:
+    """A frozen dataclass whose fields are the method's options and whose ``step`` is a pure function.
+
+    The class-level facts (order, kind, reference, ...) come from ``register``; where an option changes one of
+    them, a subclass overrides the property. ``str(solver)`` is its spec: ``make(str(solver)) == solver``.
+    """
+
+    space: ClassVar[str] = "gaussian"
+
+    @property
+    def order(self) -> float:
+        """Global order of convergence: of the path for an ODE solver, of the covariance for a stochastic one."""
+        return float(solvers.info_of(self).order or 0)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step draws noise."""
+        return solvers.info_of(self).stochastic
+
+    @property
+    def linear(self) -> bool:
+        """Whether a step is linear in the state, the predictions and the noise."""
+        return solvers.info_of(self).linear
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the solver chooses its own steps inside each interval of the grid."""
+        return solvers.info_of(self).adaptive
+
+    @property
+    def excess_variance(self) -> float:
+        """Relative excess of the variance that remains however fine the grid (correctors of fixed strength)."""
+        return 0.0
+
+    def init(self, problem: Problem, x: Tensor, node: Node) -> Any:
+        """What the first step finds in ``carry``."""
+        return None
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
+        """From x (B, *) at t to the state at s."""
+        raise NotImplementedError
+
+    def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
+        """The last step, to sigma = 0, where lam is infinite: x_s = alpha_s x0, of order one for every method."""
+        return Step(s.alpha * problem.predict(x, t).x0, carry)
+
+    def __str__(self) -> str:
+        return solvers.format(self)
+
+
+class Corrector:
+    """Moves a sample within one noise level; a frozen dataclass like a solver."""
+
+    @property
+    def excess_variance(self) -> float:
+        """Relative excess of the stationary variance over the target's."""
+        return 0.0
+
+    def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
+        """x (B, *) at ``node`` to x at the same node."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return correctors.format(self)
+
+
+solvers: Registry[Solver] = Registry("solver", Solver, entry_points="scoresde.solvers")
+correctors: Registry[Corrector] = Registry("corrector", Corrector)
