@@ -4,6 +4,7 @@ from solvers import InputError
 
 from . import targets
 from .denoiser import Denoiser
+from .likelihood import LogProb, dequantise, log_prob
 from .sample import Sample, encode, sample
 from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
 
@@ -15,10 +16,13 @@ __all__ = [
     "Cosine",
     "Denoiser",
     "InputError",
+    "LogProb",
     "RectifiedFlow",
     "Sample",
     "SubVP",
+    "dequantise",
     "encode",
+    "log_prob",
     "make_sde",
     "sample",
     "sdes",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from solvers import Node, Prediction
 
 from .sde import Denoises
+
+# vector-Jacobian products taken at once: enough to fill a processor, few enough to bound memory
+CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,86 @@ class Diffusion:
     def select(self, rows: slice) -> Diffusion:
         """The problem of some of the samples."""
         return Diffusion(self.denoiser, {name: value[rows] for name, value in self.conditions.items()})
+
+
+@dataclass(frozen=True)
+class WithLogDensity:
+    """The same samples with channels that carry the log-density, each solved like one more coordinate.
+
+    Let r = sigma / alpha, y = x / alpha, D the denoiser, l the log-density of y along the probability-flow ODE and
+    u = r (l - l_0 + d log(r / r_0)). Then du/dr = (u - M) / r with M = -r tr(dD/dy) = -sigma tr(dD/dx): the equation
+    of y itself with M as its prediction. So alpha u is appended to the state, and every deterministic solver
+    integrates it at its own order. There is one channel per probe of the divergence, so that the spread over the
+    probes is seen in the result; u starts at 0.
+
+    The state (B, d + m) is float64; ``probes`` is (B, m, d), or None for the exact trace (m = 1).
+    """
+
+    denoiser: Denoises
+    shape: tuple[int, ...]
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    probes: Tensor | None = None
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def channels(self) -> int:
+        """m, the number of log-density channels."""
+        return 1 if self.probes is None else self.probes.shape[1]
+
+    def node(self, t: float) -> Node:
+        """The path at t."""
+        return self.denoiser.sde(t)
+
+    def node_of_lam(self, lam: float) -> Node:
+        """The path where log(alpha / sigma) = lam."""
+        return self.denoiser.sde(self.denoiser.sde.t_of_lam(lam))
+
+    def start(self, x: Tensor) -> Tensor:
+        """The state (B, d + m) of samples x (B, *)."""
+        zeros = x.new_zeros(len(x), self.channels, dtype=torch.float64)
+        return torch.cat([x.flatten(1).double(), zeros], 1)
+
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples (B, *) and the channels (B, m) of a state."""
+        flat, channels = state[:, : -self.channels], state[:, -self.channels :]
+        return flat.reshape(len(state), *self.shape), channels
+
+    def log_density_change(self, channels: Tensor, start: Node, end: Node) -> Tensor:
+        """l_end - l_start (B, m) in nats, from the channels at ``end``."""
+        d = math.prod(self.shape)
+        return channels / (end.alpha * end.ratio) - d * math.log(end.ratio / start.ratio)
+
+    def predict(self, x: Tensor, node: Node) -> Prediction:
+        """One forward pass and one batch of vector-Jacobian products."""
+        samples, channels = self.split(x)
+        with torch.enable_grad():
+            leaf = samples.detach().to(self.dtype).requires_grad_()
+            prediction = self.denoiser.predict(leaf, node, **self.conditions)
+            trace = self._trace(prediction.x0, leaf).double()
+        drive = -node.sigma * trace
+        pairs = (
+            (prediction.x0, drive),
+            (prediction.eps, (channels - node.alpha * drive) / node.sigma),
+        )
+        x0, eps = (torch.cat([a.detach().flatten(1).double(), b], 1) for a, b in pairs)
+        return Prediction(x0, eps)
+
+    def _trace(self, out: Tensor, leaf: Tensor) -> Tensor:
+        """tr(d out / d leaf) (B, 1), or its estimates v . J v (B, m)."""
+        d = math.prod(self.shape)
+        if self.probes is None:
+            vectors = torch.eye(d, dtype=leaf.dtype, device=leaf.device).unsqueeze(1).expand(d, len(leaf), d)
+        else:
+            vectors = self.probes.to(leaf).transpose(0, 1)
+        parts = []
+        for chunk in vectors.split(CHUNK):
+            shaped = chunk.reshape(len(chunk), *leaf.shape)
+            (products,) = torch.autograd.grad(out, leaf, shaped, retain_graph=True, is_grads_batched=True)
+            parts.append((products * shaped).flatten(2).sum(2))
+        values = torch.cat(parts).transpose(0, 1)
+        return values.sum(1, keepdim=True) if self.probes is None else values
+
+    def select(self, rows: slice) -> WithLogDensity:
+        """The problem of some of the samples."""
+        conditions = {name: value[rows] for name, value in self.conditions.items()}
+        return replace(self, conditions=conditions, probes=None if self.probes is None else self.probes[rows])

@@ -30,7 +30,6 @@ def forward_kernel(t: Node, s: Node) -> tuple[float, float]:
     kind="SDE",
     order=1,
     stochastic=True,
-    evaluations="1",
     reference="Ho et al. 2020, arXiv:2006.11239, eq. 6-7 and algorithm 2",
     formula="x_s = (alpha_ts sigma_s^2 x + alpha_s var_ts x0) / sigma_t^2 + sqrt(v) z",
 )
@@ -58,7 +57,6 @@ class DDPM(Solver):
     aliases=("DDIMScheduler",),
     kind="ODE/SDE",
     order=1,
-    evaluations="1",
     reference="Song et al. 2021, arXiv:2010.02502, eq. 12 and 16",
     formula="x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z",
 )
@@ -96,7 +94,6 @@ class DDIM(Solver):
     kind="SDE",
     order=1,
     stochastic=True,
-    evaluations="1",
     reference="Song et al. 2021, arXiv:2011.13456, appendix E; Kloeden and Platen 1992, section 10.2",
     formula="x_s = x + (f x - g^2 score) (s - t) + g sqrt(t - s) z",
 )
@@ -118,7 +115,6 @@ class EulerMaruyama(Solver):
     kind="SDE",
     order=1,
     stochastic=True,
-    evaluations="1",
     reference="Song et al. 2021, arXiv:2011.13456, eq. 45-46",
     formula="x_s = (2 - alpha_ts) x + var_ts score + sqrt(var_ts) z",
 )

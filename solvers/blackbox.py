@@ -21,15 +21,22 @@ from .types import Node, Noise, Problem, Solver, Step, solvers
 
 @dataclass(frozen=True)
 class BlackBox(Solver):
-    """An adaptive integrator with a relative and an absolute tolerance per component of the state."""
+    """An adaptive integrator with a relative and an absolute tolerance per component of the state.
+
+    ``first_step`` is the length in t of the first step of an interval (at most the interval); None leaves it to the
+    library.
+    """
 
     rtol: float = 1e-5
     atol: float = 1e-5
+    first_step: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name):g}")
+        if self.first_step is not None and not self.first_step > 0:
+            raise InputError(f"first_step must be positive, got {self.first_step:g}")
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         select = getattr(problem, "select", lambda rows: problem)
@@ -39,6 +46,10 @@ class BlackBox(Solver):
     def integrate(self, problem: Problem, x: Tensor, t: float, s: float) -> Tensor:
         """One sample x (1, *) from t to s."""
         raise NotImplementedError
+
+    def first(self, t: float, s: float) -> float | None:
+        """``first_step`` within an interval."""
+        return None if self.first_step is None else min(self.first_step, abs(s - t))
 
 
 def velocity(problem: Problem, x: Tensor, t: float, within: tuple[float, float]) -> Tensor:
@@ -54,7 +65,7 @@ def velocity(problem: Problem, x: Tensor, t: float, within: tuple[float, float])
     order=5,
     linear=False,
     adaptive=True,
-    evaluations="6 per inner step",
+    evaluations=6,
     reference="Dormand and Prince 1980, as scipy.integrate.RK45; Song et al. 2021, arXiv:2011.13456, appendix D.4",
     formula="an embedded 5(4) pair in t with error control",
 )
@@ -69,7 +80,9 @@ class RK45(BlackBox):
             return out
 
         start = x.detach().flatten().double().cpu().numpy()
-        result = solve_ivp(rhs, (t, s), start, method="RK45", rtol=self.rtol, atol=self.atol)
+        result = solve_ivp(
+            rhs, (t, s), start, method="RK45", rtol=self.rtol, atol=self.atol, first_step=self.first(t, s)
+        )
         if not result.success:
             raise InputError(f"{self} stopped at t={result.t[-1]:g}: {result.message}")
         return torch.as_tensor(result.y[:, -1]).to(x.device, x.dtype).view(x.shape)
@@ -81,7 +94,7 @@ class RK45(BlackBox):
     order=5,
     linear=False,
     adaptive=True,
-    evaluations="6 per inner step",
+    evaluations=6,
     reference="Dormand and Prince 1980, as torchdiffeq's dopri5",
     formula="an embedded 5(4) pair in t with error control",
 )
@@ -91,6 +104,10 @@ class Dopri5(BlackBox):
 
     def integrate(self, problem: Problem, x: Tensor, t: float, s: float) -> Tensor:
         times = torch.tensor([t, s], dtype=torch.float64)
+        # step_t: without it the last step overshoots s, where the path may not be defined, and is interpolated back
+        options: dict[str, Any] = {"step_t": times[1:]}
+        if (first := self.first(t, s)) is not None:
+            options["first_step"] = first
         path: Tensor = odeint(
             lambda time, state: velocity(problem, state, float(time), (t, s)),
             x,
@@ -98,5 +115,6 @@ class Dopri5(BlackBox):
             method="dopri5",
             rtol=self.rtol,
             atol=self.atol,
+            options=options,
         )
         return path[-1]

@@ -21,7 +21,7 @@ from .types import Corrector, Node, Noise, Problem, Solver, Step, solvers
     order=1,
     stochastic=True,
     linear=False,
-    evaluations="predictor's + corrector_steps (none of the corrector's at sigma = 0)",
+    evaluations=2,
     reference="Song et al. 2021, arXiv:2011.13456, algorithm 1",
     formula="x_s = corrector(... corrector(predictor(x)))",
 )
@@ -41,6 +41,10 @@ class PC(Solver):
     @property
     def order(self) -> float:
         return self.predictor.order
+
+    @property
+    def evaluations(self) -> int:
+        return self.predictor.evaluations + self.corrector_steps
 
     @property
     def excess_variance(self) -> float:

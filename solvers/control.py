@@ -40,5 +40,5 @@ class FixedGrid:
         return self.nodes[-1]
 
     def intervals(self) -> Generator[tuple[Node, Node], Step, None]:
-        for interval in pairwise(self.nodes):
+        for interval in pairwise(self.nodes):  # noqa: UP028  (an iterator delegated to could not receive steps)
             yield interval

@@ -16,7 +16,6 @@ from .types import Node, Noise, Problem, Solver, Step, solvers
     aliases=("dpm++2m", "dpmsolver++", "DPMSolverMultistepScheduler"),
     kind="ODE",
     order=2,
-    evaluations="1",
     reference="Lu et al. 2022, arXiv:2211.01095, algorithm 2",
     formula="x_s = (sigma_s / sigma_t) x + alpha_s phi1(h) (x0 + (x0 - x0_before) h / (2 h_before))",
 )

@@ -13,7 +13,8 @@ from .types import Corrector, Node, Noise, Problem, correctors
 
 def row_norm(x: Tensor) -> Tensor:
     """The norm of every sample of x (B, *), as (B, 1, ..., 1)."""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1).view(-1, *(1,) * (x.ndim - 1))
+    norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return norm.view(-1, *(1,) * (x.ndim - 1))
 
 
 @correctors.register("langevin", reference="Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5")

@@ -41,7 +41,7 @@ class Info:
     stochastic: bool = False
     linear: bool = True
     adaptive: bool = False
-    evaluations: str = ""
+    evaluations: int = 1
     formula: str = ""
 
     @property

@@ -53,7 +53,6 @@ def _move(x: Tensor, t: Node, s: Node, h: float, weights: tuple[float, ...], slo
     aliases=("EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"),
     kind="ODE",
     order=1,
-    evaluations="1",
     reference="Karras et al. 2022, arXiv:2206.00364, section 3",
     formula="x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) eps",
 )
@@ -69,7 +68,7 @@ class Euler(RungeKutta):
     aliases=("HeunDiscreteScheduler",),
     kind="ODE",
     order=2,
-    evaluations="2 (1 on a last step to sigma = 0)",
+    evaluations=2,
     reference="Karras et al. 2022, arXiv:2206.00364, algorithm 1",
     formula="x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) (eps + eps') / 2, eps' at Euler's x_s",
 )

@@ -31,8 +31,8 @@ class Node(Generic[T]):
     t: T
     alpha: T
     sigma: T
-    dalpha: T = math.nan
-    dsigma: T = math.nan
+    dalpha: T = math.nan  # type: ignore[assignment]
+    dsigma: T = math.nan  # type: ignore[assignment]
 
     @property
     def lam(self) -> T:
@@ -138,6 +138,11 @@ class Solver:
     def adaptive(self) -> bool:
         """Whether the solver chooses its own steps inside each interval of the grid."""
         return solvers.info_of(self).adaptive
+
+    @property
+    def evaluations(self) -> int:
+        """Model evaluations of one step, not to sigma = 0; of an adaptive solver's inner step."""
+        return solvers.info_of(self).evaluations
 
     @property
     def excess_variance(self) -> float:

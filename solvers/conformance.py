@@ -1,0 +1,246 @@
+"""What every solver must hold, measured on problems whose answers are known in closed form.
+
+Deterministic solvers are run on a one-dimensional Gaussian mixture, against a reference solution accurate to rounding.
+Stochastic ones are run on Gaussian data, where the terminal variance is known: the k-th noise draw is sqrt(d) times the
+k-th basis vector of the state space, so that |x|^2 / d is exactly the variance that independent draws would have, and
+a weak order is read off one deterministic run, without Monte Carlo.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .analytic import PATHS, GaussianData, Mixture, OrthogonalNoise, exact_solution
+from .grids import Schedule, grid
+from .loop import evaluations, solve
+from .noise import SeededNoise
+from .types import Node, Solver, solvers
+
+# fine enough to be near the asymptote, coarse enough for the error to stand above rounding
+STEPS = (40, 80, 160, 320)
+ADAPTIVE_STEPS = (20, 40, 80, 160)
+STOCHASTIC_STEPS = (320, 640, 1280, 2560)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verdict: what was checked, whether it holds, the numbers, and where to look when it does not."""
+
+    name: str
+    passed: bool
+    detail: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        verdict = "PASS" if self.passed else "FAIL"
+        return f"{verdict}  {self.name}: {self.detail}" + ("" if self.passed else f"  [{self.hint}]")
+
+
+def check(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> list[Check]:
+    """Every check that applies to the solver.
+
+    >>> import solvers
+    >>> [str(c) for c in check(solvers.make("ddim")) if not c.passed]
+    []
+    """
+    return [verdict for verify in CHECKS for verdict in verify(solver, schedules)]
+
+
+def terminal_variance(solver: Solver, problem: GaussianData, nodes: Sequence[Node]) -> float:
+    """The exact variance at the last node of a stochastic solver started from the exact law, on Gaussian data."""
+    draws = _Draws()
+    solve(solver, problem, torch.ones(1, 1, dtype=torch.float64), nodes, draws)
+    noise = OrthogonalNoise(draws.count + 1)
+    x = math.sqrt(problem.variance(nodes[0])) * noise(nodes[0], nodes[0])
+    return float((solve(solver, problem, x, nodes, noise).x ** 2).mean())
+
+
+class _Draws:
+    """Counts what a solver draws."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, t: Node, s: Node) -> Tensor:
+        self.count += 1
+        return torch.ones(1, 1, dtype=torch.float64)
+
+
+def measured_order(
+    solver: Solver, schedule: Schedule, spacing: str = "logsnr"
+) -> tuple[float, list[tuple[int, float]]]:
+    """The order of convergence, and the (NFE, error) pairs behind it.
+
+    The error is the largest over the samples for deterministic solvers, the relative error of the terminal variance
+    for stochastic ones; the order is minus the slope of log error against log steps, by least squares over the finer
+    three of four runs. Adaptive solvers are held to one inner step per interval.
+    """
+    counts = STOCHASTIC_STEPS if solver.stochastic else STEPS
+    if solver.adaptive:
+        counts = ADAPTIVE_STEPS
+        solver = dataclasses.replace(solver, **{"rtol": 1e9, "atol": 1e9, "first_step": math.inf})  # type: ignore[type-var]
+    measure = _variance_error if solver.stochastic else _path_error
+    points = [measure(solver, schedule, grid(spacing, schedule, n)) for n in counts]
+    x, y = np.log(counts[1:]), np.log([abs(error) for _, error in points[1:]])
+    return -float(np.polyfit(x, y, 1)[0]), points
+
+
+def _path_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tuple[int, float]:
+    problem = Mixture(schedule)
+    x = math.hypot(nodes[0].alpha, nodes[0].sigma) * torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1)
+    solution = solve(solver, problem, x, nodes)
+    error = (solution.x - exact_solution(problem, x, nodes[0], nodes[-1])).abs().max()
+    return int(solution.nfe.max()), float(error)
+
+
+def _variance_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tuple[int, float]:
+    problem = GaussianData(schedule)
+    limit = problem.variance(nodes[-1]) * (1 + solver.excess_variance)
+    return evaluations(solver, schedule, nodes), terminal_variance(solver, problem, nodes) / limit - 1
+
+
+def _start(problem: Mixture, node: Node, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return (math.hypot(node.alpha, node.sigma) * SeededNoise(range(shape[0]), shape[1:]).initial()).to(dtype)
+
+
+def check_spec(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """The spec names the solver, and the solver is a value."""
+    text = str(solver)
+    same = solvers.make(text) == solver and hash(solvers.make(text)) == hash(solver)
+    yield Check("spec round trip", same, text, "every field needs a type that a spec can hold, and no state")
+
+
+def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """The measured order is within 0.2 of the declared one."""
+    for schedule in schedules:
+        order, points = measured_order(solver, schedule)
+        errors = ", ".join(f"{nfe}: {abs(error):.1e}" for nfe, error in points)
+        yield Check(
+            f"order on {schedule}",
+            abs(order - solver.order) <= 0.2,
+            f"measured {order:.2f}, declared {solver.order:g} (NFE: error = {errors})",
+            "compare one step with the formula; test the weights on a constant prediction; look at the first steps",
+        )
+
+
+def check_constant(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """A model that always answers the same x0 is solved exactly: the weights of a step sum to one."""
+    if solver.stochastic or solver.adaptive:
+        return
+    for schedule in schedules:
+        nodes = grid("logsnr", schedule, 7)
+        problem = Mixture(schedule, (0.7,), (1.0,), 0.0)
+        x = 0.7 * nodes[0].alpha + nodes[0].sigma * torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
+        exact = 0.7 * nodes[-1].alpha + nodes[-1].sigma * torch.tensor([[-1.0], [2.0]], dtype=torch.float64)
+        error = float((solve(solver, problem, x, nodes).x - exact).abs().max())
+        yield Check(f"constant prediction on {schedule}", error < 1e-12, f"error {error:.1e}", "check the weights' sum")
+
+
+def check_evaluations(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """One more step costs the declared number of evaluations."""
+    if solver.adaptive:
+        return
+    counts = [evaluations(solver, schedules[0], grid("logsnr", schedules[0], n)) for n in (20, 21)]
+    cost = counts[1] - counts[0]
+    yield Check(
+        "evaluations", cost == solver.evaluations, f"{cost} a step, declared {solver.evaluations}", "count again"
+    )
+
+
+def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """A sample is the same, to the last bit, among 64 and in a later run alone."""
+    for schedule in schedules:
+        problem, nodes = Mixture(schedule), grid("logsnr", schedule, 1 if solver.adaptive else 10)
+
+        def run(seeds: Sequence[int], problem: Mixture = problem, nodes: tuple[Node, ...] = nodes) -> Tensor:
+            noise = SeededNoise(seeds, (3,))
+            x = math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()
+            return solve(solver, problem, x, nodes, noise).x
+
+        batch = run(range(64))
+        alone = torch.cat([run([seed]) for seed in (0, 17, 63)])
+        yield Check(
+            f"alone and in a batch on {schedule}",
+            torch.equal(alone, batch[[0, 17, 63]]),
+            f"largest difference {float((alone - batch[[0, 17, 63]]).abs().max()):.1e}",
+            "something couples the rows (a norm, a step size, a noise draw), or state is kept between runs",
+        )
+
+
+def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """Encoding and decoding return to the start, and sooner on finer grids."""
+    if solver.stochastic:
+        return
+    for schedule in schedules:
+        problem, gaps = Mixture(schedule), []
+        for steps in (80, 160):
+            nodes = grid("uniform" if solver.adaptive else "logsnr", schedule, 1 if solver.adaptive else steps)
+            if solver.adaptive:
+                tolerance = 1e-6 if steps == 80 else 1e-8
+                solver = dataclasses.replace(solver, **{"rtol": tolerance, "atol": tolerance})  # type: ignore[type-var]
+            x = nodes[-1].alpha * torch.linspace(-1.8, 1.8, 9, dtype=torch.float64).view(9, 1)
+            code = solve(solver, problem, x, nodes[::-1]).x
+            gaps.append(float((solve(solver, problem, code, nodes).x - x).abs().max()))
+        wanted = 2 ** (solver.order - 0.5) if not solver.adaptive else 10
+        yield Check(
+            f"encode and decode on {schedule}",
+            gaps[1] < 1e-10 or gaps[0] / gaps[1] > wanted,
+            f"differs by {gaps[0]:.1e}, on a finer grid by {gaps[1]:.1e}",
+            "the step must hold for s > t as for s < t",
+        )
+
+
+def check_dtype(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """A float32 state stays float32 and agrees with float64 up to rounding."""
+    for schedule in schedules:
+        problem, nodes = Mixture(schedule), grid("logsnr", schedule, 1 if solver.adaptive else 20)
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            noise = SeededNoise(range(8), (3,), dtype)
+            x = (math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()).to(torch.float32).to(dtype)
+            found.append(solve(solver, problem, x, nodes, noise).x)
+        gap = float((found[0].double() - found[1]).abs().max())
+        limit = 1e-3 if solver.adaptive else 1e-4
+        yield Check(
+            f"float32 on {schedule}",
+            found[0].dtype == torch.float32 and gap < limit,
+            f"{found[0].dtype}, differs from float64 by {gap:.1e}",
+            "keep coefficients in Python floats; avoid differences of large numbers",
+        )
+
+
+def check_last_step(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """Grids that end at sigma = 0 give finite samples with any number of steps, and with 20 near the data."""
+    for schedule in schedules:
+        for steps in (1, 2, 3, 20):
+            nodes = grid("karras", schedule, steps)
+            noise = SeededNoise(range(16), (3,))
+            x = math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()
+            y = solve(solver, Mixture(schedule), x, nodes, noise).x
+            far = float(y.abs().max())
+            near = 10 if steps == 20 else math.inf
+            yield Check(
+                f"{steps} steps to sigma = 0 on {schedule}",
+                far < near,
+                f"largest |x| {far:.2f}",
+                "at sigma = 0 lam is infinite: define to_data",
+            )
+
+
+CHECKS = (
+    check_spec,
+    check_order,
+    check_constant,
+    check_evaluations,
+    check_batch,
+    check_round_trip,
+    check_dtype,
+    check_last_step,
+)
