@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 import solvers
 from solvers import Grid, InputError, Node, Registry, Solver, generator
 
+from .data import spread
 from .problem import WithLogDensity
 from .sample import Plan
 from .sde import Denoises
@@ -128,7 +129,7 @@ class LogProb:
 def dequantise(x: Tensor, bin_width: float, seeds: Iterable[int]) -> Tensor:
     """x (B, *) spread uniformly over its bins: x + bin_width (u - 1/2), u from each sample's seed."""
     rows = [torch.rand(x.shape[1:], generator=generator(seed, 3), dtype=torch.float64) for seed in seeds]
-    return x + (bin_width * (torch.stack(rows) - 0.5)).to(x)
+    return spread(x, bin_width, torch.stack(rows).to(x))
 
 
 def log_prob(

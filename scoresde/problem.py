@@ -111,7 +111,7 @@ class WithLogDensity:
         else:
             vectors = self.probes.to(leaf).transpose(0, 1)
         parts = []
-        for chunk in vectors.split(CHUNK):
+        for chunk in torch.split(vectors, CHUNK):
             shaped = chunk.reshape(len(chunk), *leaf.shape)
             (products,) = torch.autograd.grad(out, leaf, shaped, retain_graph=True, is_grads_batched=True)
             parts.append((products * shaped).flatten(2).sum(2))

@@ -26,7 +26,7 @@ class Denoises(Protocol):
     def sde(self) -> SDE:
         """The path the model was trained on."""
 
-    def predict(self, x: Tensor, node: Node, **conditions: Tensor) -> Prediction:
+    def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         """x0 and eps (B, *) at x (B, *)."""
 
 

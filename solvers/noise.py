@@ -20,7 +20,7 @@ def generator(seed: int, *stream: int) -> torch.Generator:
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise InputError(f"a seed must be an integer of at least 0, got {seed!r}")
-    state = np.random.SeedSequence([int(seed), *stream]).generate_state(1, np.uint64)[0]
+    state = np.random.SeedSequence(int(seed), spawn_key=stream).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
 

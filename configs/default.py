@@ -1,0 +1,54 @@
+"""Every field of a config, with its default. An experiment is a small file of differences from this one."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The default config; locked, so that a mistyped field is an error."""
+    config = ConfigDict()
+    config.seed = 0  # of the weights, the data order, the noise and the data split
+    config.device = "cpu"  # "cpu", "cuda", "cuda:1", "mps"
+    config.sde = "vp"  # the path: vp(beta_min=0.1, beta_max=20), subvp, ve, edm, cosine, rectified_flow
+
+    config.model = ConfigDict()
+    config.model.network = "mlp"  # mlp(width=256, depth=3), or unet(channels=[32, 64]) with the extra "images"
+    config.model.predicts = "edm"  # what the network's output is: x0, eps, v, score, velocity, edm (preconditioned)
+    config.model.time_label = "c_noise"  # what it is told of the time: t, 999t, 1000t, sigma, log_sigma, c_noise
+    config.model.sigma_data = 0.75  # standard deviation of the data, for predicts = "edm"
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # digits (scikit-learn), idx (MNIST files in a folder), file (.npy, .npz)
+    config.data.path = ""  # the folder or the file
+    config.data.bin_width = placeholder(float)  # distance between levels of discrete data; known for digits and idx
+    config.data.dequantise = True  # train on data spread over their bins, where a bin width is known
+
+    config.training = ConfigDict()
+    config.training.steps = 6000  # optimiser updates
+    config.training.batch_size = 128  # samples per update
+    config.training.learning_rate = 2e-3  # of AdamW, after the warm-up
+    config.training.weight_decay = 0.0  # of AdamW
+    config.training.warmup = 100  # updates over which the learning rate rises linearly
+    config.training.clip = 1.0  # largest norm of the gradient
+    config.training.ema_decay = 0.999  # of the averaged weights, which all the other commands use
+    config.training.target = "edm"  # what the loss compares: eps, x0, v, velocity, edm
+    config.training.times = "lognormal(mean=-1.0, std=1.2)"  # how times are drawn: also uniform, logsnr
+    config.training.log_every = 50  # updates between lines of train.jsonl
+    config.training.checkpoint_every = 1000  # updates between checkpoints
+    config.training.keep = 2  # checkpoints kept
+
+    config.sampling = ConfigDict()
+    config.sampling.solver = "dpmpp_2m"  # see `scoresde solvers`
+    config.sampling.grid = placeholder(str)  # karras (default), uniform, quadratic, logsnr, explicit(times=[...])
+    config.sampling.steps = 20  # of the grid; adaptive solvers choose their own
+    config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
+    config.sampling.batch_size = 512  # samples carried at once; does not change them
+
+    config.likelihood = ConfigDict()
+    config.likelihood.solver = "heun"  # any deterministic solver
+    config.likelihood.grid = placeholder(str)  # logsnr (default) or another
+    config.likelihood.steps = 40  # of the grid; adaptive solvers choose their own
+    config.likelihood.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
+    config.likelihood.divergence = "hutchinson(probes=4)"  # or exact
+    config.likelihood.batch_size = 256  # samples carried at once; does not change the values
+    return config.lock()

@@ -1,0 +1,8 @@
+"""8x8 digits on the VP path."""
+
+from scoresde.configs.default import ConfigDict
+from scoresde.configs.default import get_config as default
+
+
+def get_config() -> ConfigDict:
+    return default()

@@ -1,0 +1,135 @@
+"""The command line: scoresde demo | train | sample | likelihood | benchmark | solvers | check-solver.
+
+Every command that takes a config also takes ``--config.section.field=value``. Bad input ends with one line and exit
+status 2, Ctrl-C with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from solvers import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds as people write them: single ones and ranges.
+
+    >>> seeds_of("0-3,7")
+    [0, 1, 2, 3, 7]
+
+    Raises:
+        InputError: anything else, or a range that runs backwards.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()) or (dash and int(high) < int(low)):
+            raise InputError(f"cannot read the seeds {text!r}; expected 0-63 or 0,5,9")
+        seeds += range(int(low), int(high or low) + 1)
+    return seeds
+
+
+def counts_of(text: str) -> list[int]:
+    """A list of positive integers.
+
+    Raises:
+        InputError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"cannot read the evaluations {text!r}; expected positive integers such as 5,10,20,50")
+    return [int(part) for part in parts]
+
+
+def specs_of(text: str) -> list[str]:
+    """Specs separated by commas outside of brackets.
+
+    >>> specs_of("ddim(eta=1), pc(predictor=ddpm, corrector_steps=2), heun")
+    ['ddim(eta=1)', 'pc(predictor=ddpm, corrector_steps=2)', 'heun']
+    """
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="scoresde", description="Score-based diffusion models with pluggable solvers.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    def workdir_and_out(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--workdir", type=Path, required=True, help="the run's folder")
+        sub.add_argument("--out", type=Path, required=True, help="folder for the results")
+
+    demo = command("demo", "train on real digits, sample, score, and write a report; about a minute, offline")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
+    demo.add_argument("--config", default="digits_vp", help="a config file, or the name of one of the library's")
+    demo.add_argument("--fast", action="store_true", help="fewer training steps: to see that everything works")
+
+    train = command("train", "train a model, or go on with one")
+    train.add_argument("--config", required=True, help="a config file, or the name of one of the library's")
+    train.add_argument("--workdir", type=Path, required=True, help="the run's folder; a run in it is resumed")
+
+    sample = command("sample", "draw samples from a trained model")
+    workdir_and_out(sample)
+    sample.add_argument("--seeds", type=seeds_of, default="0-63", help="one sample per seed: 0-63 or 0,5,9")
+
+    likelihood = command("likelihood", "log-likelihood of data under a trained model")
+    workdir_and_out(likelihood)
+    likelihood.add_argument("--split", choices=("train", "test"), default="test", help="which part of the data")
+    likelihood.add_argument("--limit", type=int, default=None, help="only the first samples of it")
+
+    bench = command("benchmark", "steps versus quality: every solver at every number of evaluations")
+    workdir_and_out(bench)
+    bench.add_argument("--solvers", type=specs_of, default="ddim, heun, dpmpp_2m, ddpm", help="names or specs")
+    bench.add_argument("--nfe", type=counts_of, default="5,10,20,50", help="budgets of model evaluations")
+    bench.add_argument("--seeds", type=seeds_of, default="0-511", help="one sample per seed")
+
+    listing = command("solvers", "the table of solvers, or one solver's card")
+    listing.add_argument("name", nargs="?", help="a solver's name")
+
+    check = command("check-solver", "measure a solver: order, batch invariance, evaluations, dtype, spec")
+    check.add_argument("name", help="a spec, or package.module:Class")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        parsed, rest = _parser().parse_known_args(argv)
+        strange = [argument for argument in rest if not argument.startswith("--config.")]
+        if strange or (rest and parsed.command in ("solvers", "check-solver")):
+            raise InputError(f"unknown argument {(strange or rest)[0]!r} (see scoresde {parsed.command} --help)")
+        from .commands import COMMANDS  # here, so that --help and bad arguments answer at once
+
+        return int(COMMANDS[parsed.command](parsed, rest, shlex.join(["scoresde", *argv])) or 0)
+    except (InputError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"stopped{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""What each command of the command line does."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import solvers
+from solvers import InputError, conformance
+from solvers.errors import positive_integer
+
+from . import checkpoint, config
+from .benchmark import benchmark as run_benchmark
+from .benchmark import environment, fingerprint, write, write_atomically
+from .likelihood import LogProb, dequantise, log_prob
+from .report import image_grid, write_report
+from .sample import sample as draw
+from .train import train as run_training
+
+
+def writable(folder: Path) -> Path:
+    """``folder``, made if it is not there.
+
+    Raises:
+        InputError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    return folder
+
+
+def record(out: Path, command: str, run: config.Run, **facts: Any) -> None:
+    """``run.json``: everything that another person needs to make the same files."""
+    document = {
+        "command": command,
+        **facts,
+        "step": run.step,
+        "config": run.config.to_dict(),
+        "environment": environment(device=config.device_of(run.config)),
+    }
+    write_atomically(out / "run.json", json.dumps(document, indent=1, default=str) + "\n")
+
+
+def save_arrays(path: Path, **arrays: Tensor | np.ndarray[Any, Any]) -> None:
+    """An .npz file, written aside and renamed."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether samples can be shown as pictures: (1 or 3, H, W)."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Trains, or goes on."""
+    cfg = config.read_config(arguments.config, overrides)
+    workdir = writable(arguments.workdir)
+    fit(cfg, workdir)
+    print(f"next: scoresde sample --workdir={workdir} --seeds=0-63 --out=samples/")
+
+
+def fit(cfg: Any, workdir: Path) -> None:
+    """Trains the config's model in a folder, from its last checkpoint if there is one."""
+    data = config.load_data(cfg)
+    card = config.card_of(cfg, data)
+    denoiser, network = config.build_denoiser(cfg, card.shape)
+    loss, options = config.build_loss(cfg), config.build_options(cfg, card, workdir)
+    config.claim(workdir, cfg, card)
+    last = checkpoint.latest(workdir)
+    weights = sum(p.numel() for p in network.parameters())
+    start = f", resuming {last.name}" if last else ""
+    print(
+        f"training {cfg.model.network} ({weights:,} weights) on {len(data.train)} samples {card.shape}, {cfg.sde}{start}"
+    )
+    try:
+        result = run_training(denoiser, network, data.train, loss, options)
+    except KeyboardInterrupt:
+        last = checkpoint.latest(workdir)
+        raise KeyboardInterrupt(f"{last.name} is written; the same command goes on" if last else "") from None
+    note = "already complete" if math.isnan(result.loss) else f"loss {result.loss:.4f}"
+    print(f"{workdir}: step {result.step}, {note}")
+
+
+def sample(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Draws samples into samples.npz, grid.png and run.json."""
+    run = config.load_run(arguments.workdir, overrides)
+    out = writable(arguments.out)
+    options = config.solve_options(run.config.sampling)
+    device = config.device_of(run.config)
+    result = draw(run.denoiser, run.card.shape, arguments.seeds, **options, device=device, progress=True)
+    x = result.x.cpu()
+    save_arrays(out / "samples.npz", x=x, seeds=np.array(arguments.seeds))
+    if is_image(run.card.shape):
+        buffer = io.BytesIO()
+        image_grid(x[:100], run.card.low, run.card.high).save(buffer, "PNG")
+        write_atomically(out / "grid.png", buffer.getvalue())
+    facts = {"solver": result.solver, "grid": result.grid, "steps": len(result.nodes) - 1, "nfe": result.nfe}
+    record(out, command, run, **facts, seeds=arguments.seeds, seconds=result.seconds, samples=fingerprint(x))
+    print(f"{len(x)} samples by {result.solver} on {result.grid}, {result.nfe} NFE, {result.seconds:.2f} s: {out}")
+
+
+def score(run: config.Run, x: Tensor, progress: bool = True) -> LogProb:
+    """Log-likelihood of data by a run's ``likelihood`` section, dequantised where a bin width is known."""
+    x = x.to(config.device_of(run.config))
+    if run.card.bin_width is not None:
+        x = dequantise(x, run.card.bin_width, range(len(x)))
+    options = config.solve_options(run.config.likelihood)
+    section = run.config.likelihood
+    return log_prob(
+        run.denoiser, x, **options, divergence=section.divergence, bin_width=run.card.bin_width, progress=progress
+    )
+
+
+def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Scores a split into likelihood.npz, likelihood.json and histogram.png."""
+    run = config.load_run(arguments.workdir, overrides)
+    if arguments.limit is not None:
+        positive_integer("--limit", arguments.limit)
+    out = writable(arguments.out)
+    x = getattr(config.load_data(run.config), arguments.split)[: arguments.limit]
+    result = score(run, x)
+    has_bits = result.bin_width is not None
+    arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
+    if has_bits:
+        arrays["bits_per_dim"] = result.bits_per_dim
+    save_arrays(out / "likelihood.npz", latent=result.latent.cpu(), **{k: v.cpu() for k, v in arrays.items()})
+    means = {name: float(value.mean()) for name, value in arrays.items()}
+    record(
+        out, command, run, split=arguments.split, samples=len(x), solver=result.solver, grid=result.grid,
+        divergence=result.divergence, nfe=result.nfe, kind=result.kind, seconds=result.seconds, means=means,
+    )  # fmt: skip
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist((result.bits_per_dim if has_bits else result.nats).cpu().numpy(), bins=40, color="#4477aa")
+    axes.set(xlabel="bits/dim" if has_bits else "log-likelihood (nats)", ylabel=f"{arguments.split} samples")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(out / "histogram.png", buffer.getvalue())
+    print(f"{result}\n{out}")
+
+
+def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Solvers against budgets into results.csv, results.json and report.html."""
+    run = config.load_run(arguments.workdir, overrides)
+    out = writable(arguments.out)
+    compare(run, out, arguments.solvers, arguments.nfe, arguments.seeds, command, f"{arguments.workdir}")
+
+
+def compare(
+    run: config.Run,
+    out: Path,
+    names: Sequence[str],
+    nfe: Sequence[int],
+    seeds: Sequence[int],
+    command: str,
+    title: str,
+    result: LogProb | None = None,
+) -> None:
+    """Runs the benchmark of a run against its held-out data and writes the page."""
+    reference = config.load_data(run.config).test
+    rows = run_benchmark(
+        run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
+        batch_size=run.config.sampling.batch_size, device=config.device_of(run.config),
+    )  # fmt: skip
+    header = {
+        "command": command,
+        "sde": run.config.sde,
+        "network": run.config.model.network,
+        "step": run.step,
+        "reference": f"held-out {run.config.data.name}, {len(reference)} samples, {fingerprint(reference)}",
+        "seeds": seeds if len(seeds) < 3 else f"{seeds[0]}..{seeds[-1]} ({len(seeds)})",
+        "config": run.config.to_dict(),
+    }
+    write(rows, out, header)
+    write_report(
+        out / "report.html",
+        title=title,
+        rows=rows,
+        low=run.card.low,
+        high=run.card.high,
+        reference=reference,
+        likelihood=result,
+        header={**environment(), **header},
+        notes=[],
+    )
+    print(table(rows))
+    print(f"{out / 'report.html'}")
+
+
+def table(rows: Sequence[Any]) -> str:
+    """The rows as text."""
+    lines = [
+        f"{'solver':28s} {'NFE':>4s} {'steps':>5s} {'sliced W2':>22s} {'Frechet':>9s} {'ODE error':>10s} {'s':>6s}"
+    ]
+    for row in rows:
+        if row.skipped:
+            lines.append(f"{row.solver:28s} {row.nfe_asked or '':>4} skipped: {row.skipped}")
+            continue
+        w, f = row.metrics["sliced_wasserstein"], row.metrics["frechet"]
+        error = f"{row.error.value:10.4f}" if row.error else f"{'-':>10s}"
+        lines.append(
+            f"{row.solver:28s} {row.nfe:4d} {row.steps:5d} {w.value:8.4f} [{w.low:.4f},{w.high:.4f}] {f.value:8.3f} "
+            f"{error} {row.seconds:6.2f}"
+        )
+    return "\n".join(lines)
+
+
+def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Trains on real digits, samples with four solvers, scores held-out digits and writes the page."""
+    steps = "--config.training.steps=300" if arguments.fast else "--config.training.steps=4000"
+    cfg = config.read_config(arguments.config, [steps, *overrides])
+    out = writable(arguments.out)
+    fit(cfg, out / "run")
+    run = config.load_run(out / "run")
+    test = config.load_data(run.config).test
+    result = score(run, test[:64] if arguments.fast else test)
+    print(result)
+    names = ["ddim", "heun", "dpmpp_2m", "ddpm"]
+    seeds = range(64 if arguments.fast else 256)
+    compare(run, out, names, [5, 10, 20, 50], seeds, command, "scoresde demo: 8x8 digits", result)
+
+
+def solvers_table() -> list[tuple[str, ...]]:
+    """The registry as rows of text: name, kind, order, evaluations per step, stochastic, reference."""
+    rows = [("name", "kind", "order", "NFE/step", "noise", "reference")]
+    for name in solvers.names():
+        info = solvers.info(name)
+        noise = "yes" if info.stochastic else "no"
+        each = f"{info.evaluations}*" if info.adaptive else str(info.evaluations)
+        rows.append((name, info.kind, f"{info.order:g}", each, noise, info.reference))
+    return rows
+
+
+def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Prints the table, or one card."""
+    if arguments.name is None:
+        rows = solvers_table()
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        for row in rows:
+            print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
+        print("* per inner step: adaptive solvers choose their own.  scoresde solvers NAME for one solver's card.")
+        return
+    solver = solvers.make(arguments.name)
+    info = solvers.solvers.info_of(solver)
+    print(f"{info.name}: {info.summary}")
+    facts = {
+        "formula": info.formula,
+        "kind": info.kind,
+        "order": f"{solver.order:g}",
+        "NFE/step": str(solver.evaluations),
+        "noise": "yes" if solver.stochastic else "no",
+        "options": ", ".join(f"{k}={solvers.spec.write(v)}" for k, v in info.options.items()) or "none",
+        "aliases": ", ".join(info.aliases) or "none",
+        "reference": info.reference,
+        "example": f'scoresde.sample(denoiser, shape, seeds=range(16), solver="{solver}", nfe=20)',
+    }
+    for name, text in facts.items():
+        print(f"  {name:10s} {text}")
+
+
+def check_solver(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
+    """Prints a verdict a line; status 1 if one fails."""
+    checks = conformance.check(solvers.make(arguments.name))
+    for verdict in checks:
+        print(verdict)
+    return int(not all(verdict.passed for verdict in checks))
+
+
+COMMANDS = {
+    "demo": demo,
+    "train": train,
+    "sample": sample,
+    "likelihood": likelihood,
+    "benchmark": benchmark,
+    "solvers": list_solvers,
+    "check-solver": check_solver,
+}

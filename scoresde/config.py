@@ -1,0 +1,235 @@
+"""From names to objects: the only file that knows both.
+
+A run is a folder: ``config.json`` (the config and the card of its data), ``train.jsonl``, ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from torch import nn
+
+from solvers import InputError, make, split_grid
+from solvers.errors import unknown
+
+from . import checkpoint
+from .benchmark import write_atomically
+from .configs import default
+from .data import Dataset, load
+from .denoiser import Denoiser
+from .losses import DSM, times
+from .networks import networks
+from .sde import make_sde
+from .train import TrainingOptions
+
+# what may change between the sessions of one training run
+_FREE = ("device", "data.path", "training.steps", "training.log_every", "training.checkpoint_every", "training.keep")
+_FREE_SECTIONS = ("sampling", "likelihood")
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What the other commands need to know of the training data: shape, range, bin width, standard deviation."""
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    bin_width: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, ready to be sampled and scored with its averaged weights."""
+
+    config: ConfigDict
+    denoiser: Denoiser
+    card: DataCard
+    step: int
+
+
+def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a file (or, by its bare name, of one that comes with the library) with ``--config.x=y`` applied.
+
+    Raises:
+        InputError: no such file, no ``get_config`` in it, or an override of an unknown field or the wrong type.
+    """
+    path = Path(name)
+    packaged = Path(str(importlib.resources.files("scoresde.configs")))
+    if not path.is_file():
+        beside = packaged / f"{path.stem}.py"
+        if path.parent.name not in ("", "configs") or not beside.is_file():
+            known = [p.stem for p in packaged.glob("*.py") if not p.stem.startswith("_")]
+            raise unknown("config file", name, known, "(or give the path of a file)")
+        path = beside
+    spec = importlib.util.spec_from_file_location(f"scoresde_config_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except Exception as error:
+        raise InputError(f"{name}: {type(error).__name__}: {_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{name}: get_config() must return a ConfigDict")
+    return override(config, overrides)
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """A config with ``--config.section.field=value`` arguments applied.
+
+    Raises:
+        InputError: an unknown field, or a value of another type.
+    """
+    fields = dict(_flat(config))
+    for argument in overrides:
+        name, separator, _ = argument.partition("=")
+        field = name.removeprefix("--config.")
+        if not separator or field == name:
+            raise InputError(f"cannot read {argument!r}; expected --config.section.field=value")
+        if field not in fields:
+            raise unknown("config field", field, fields)
+    holder, argv = flags.FlagValues(), ["scoresde", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=argv)
+        holder(argv)
+    except (flags.Error, AttributeError, TypeError, ValueError) as error:
+        raise InputError(_line(error)) from None
+    return cast(ConfigDict, holder.config)
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().replace("\n", " ")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, (ConfigDict, dict)):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def load_data(config: ConfigDict) -> Dataset:
+    """The data set that a config names."""
+    return load(config.data.name, config.data.path, config.seed)
+
+
+def card_of(config: ConfigDict, data: Dataset) -> DataCard:
+    """The card of a data set; the config's bin width goes before the data's own."""
+    width = config.data.bin_width
+    return DataCard(data.shape, data.low, data.high, data.bin_width if width is None else width)
+
+
+def device_of(config: ConfigDict) -> torch.device:
+    """The device that a config names.
+
+    Raises:
+        InputError: it is not a device, or not one of this machine.
+    """
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {config.device!r} is not to be had: {_line(error).partition('. ')[0]}") from None
+    return device
+
+
+def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser, nn.Module]:
+    """The denoiser of a config and the network inside it, its weights drawn from the seed."""
+    torch.manual_seed(config.seed)
+    network = networks.make(config.model.network).build(shape).to(device_of(config))
+    model = config.model
+    denoiser = Denoiser(network, make_sde(config.sde), model.predicts, model.time_label, model.sigma_data)
+    return denoiser, network
+
+
+def build_loss(config: ConfigDict) -> DSM:
+    """The training loss of a config."""
+    return DSM(config.training.target, times.make(config.training.times))
+
+
+def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:
+    """The training options of a config."""
+    training = {k: v for k, v in config.training.items() if k not in ("target", "times")}
+    width = card.bin_width if config.data.dequantise else None
+    return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
+
+
+def solve_options(section: ConfigDict) -> dict[str, Any]:
+    """``sampling`` or ``likelihood`` as arguments of ``sample`` or ``log_prob``; ``nfe`` goes before ``steps``."""
+    adaptive = make(split_grid(section.solver)[0]).adaptive
+    steps = None if adaptive or section.nfe is not None else section.steps
+    return {
+        "solver": section.solver,
+        "grid": section.grid,
+        "steps": steps,
+        "nfe": section.nfe,
+        "batch_size": section.batch_size,
+    }
+
+
+def claim(workdir: Path, config: ConfigDict, card: DataCard) -> None:
+    """Writes ``config.json`` into a run's folder, new or of the same config.
+
+    Raises:
+        InputError: the folder holds a run of another config; the message names the first field that differs.
+    """
+    if (workdir / "config.json").exists():
+        before, _ = _read(workdir)
+        old, new = dict(_flat(before)), dict(_flat(config))
+        for field in new:
+            if field in _FREE or field.partition(".")[0] in _FREE_SECTIONS or old[field] == new[field]:
+                continue
+            raise InputError(
+                f"{workdir} holds a run of another config: {field} is {old[field]!r} there and {new[field]!r} here; "
+                "take another --workdir"
+            )
+    elif checkpoint.latest(workdir) is not None:
+        raise InputError(f"{workdir} holds checkpoints but no config.json; take another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    document = {"config": config.to_dict(), "data": asdict(card)}
+    write_atomically(workdir / "config.json", json.dumps(document, indent=1) + "\n")
+
+
+def _read(workdir: Path) -> tuple[ConfigDict, DataCard]:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise InputError(f"{workdir} is not a run: it holds no config.json")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        config = default.get_config()
+        config.update(document["config"])
+        data = document["data"]
+        return config, DataCard(tuple(data["shape"]), data["low"], data["high"], data["bin_width"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged or of another version: {_line(error)}") from None
+
+
+def load_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
+    """A run from its folder: config, averaged weights of the last checkpoint, data card.
+
+    Raises:
+        InputError: the folder is not a run, holds no checkpoint, or one that is damaged or does not fit its config.
+    """
+    config, card = _read(workdir)
+    config = override(config, overrides)
+    folder = checkpoint.latest(workdir)
+    if folder is None:
+        raise InputError(f"{workdir} holds no checkpoint; run scoresde train first")
+    saved = checkpoint.load(folder)
+    denoiser, network = build_denoiser(config, card.shape)
+    try:
+        network.load_state_dict(dict(saved.ema))
+    except RuntimeError as error:
+        raise InputError(f"{folder} does not fit the network {config.model.network!r}: {_line(error)}") from None
+    network.eval().requires_grad_(False)
+    return Run(config, denoiser, card, saved.step)

@@ -1,0 +1,241 @@
+"""Distances between two sets of samples, each with an interval.
+
+A set is a tensor (N, *); its samples are flattened to vectors of d numbers and compared in float64. ``features`` maps
+samples to other vectors first (a classifier's activations, say). All three distances are *estimators*: ``frechet`` and
+``sliced_wasserstein`` have an upward bias that falls with the number of samples, so compare only values taken at the
+same numbers of samples; ``mmd`` has none, and may be negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import stdev
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+
+import solvers
+from solvers import InputError
+from solvers.errors import positive_integer, unknown
+
+Features = Callable[[Tensor], Tensor]
+Metric = Callable[[Tensor, Tensor], float]
+
+_BLOCK = 4096  # rows of a kernel matrix that are in memory at once
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def frechet(x: Tensor, y: Tensor, features: Features | None = None) -> float:
+    """Frechet distance of the two normal laws with the sets' means and covariances.
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^{1/2} C2 C1^{1/2})^{1/2}), Heusel et al. 2017, arXiv:1706.08500, eq. 6: the FID, if
+    the features are Inception's. In squared units of the data. The covariances (with N - 1) may be singular.
+
+    Args:
+        x, y: (N, *) and (M, *).
+        features: maps (N, *) to (N, k) first.
+
+    Raises:
+        InputError: fewer than two samples, samples that are not finite or not of one size.
+    """
+    x, y = _prepare(x, y, features)
+    a, b = _centred(x), _centred(y)
+    # With C1 = A'A and C2 = B'B the last trace is the sum of the singular values of A B'. The triangular factors stand
+    # for A and B: no covariance is formed, so that none of its square roots loses half the digits.
+    r, s = torch.linalg.qr(a, mode="r").R, torch.linalg.qr(b, mode="r").R
+    shift = (x.mean(0) - y.mean(0)).square().sum()
+    overlap = torch.linalg.svdvals(r @ s.T).sum()
+    return max(float(shift + r.square().sum() + s.square().sum() - 2 * overlap), 0.0)
+
+
+def sliced_wasserstein(
+    x: Tensor, y: Tensor, features: Features | None = None, projections: int = 256, seed: int = 0
+) -> float:
+    """Sliced 2-Wasserstein distance: the root mean square, over directions, of the 1-D distances of the projections.
+
+    Bonneel et al. 2015, section 3. In units of the data. Each 1-D distance is exact for any N and M: the quantile
+    functions are steps, and the integral of their squared difference is a sum over the merged steps.
+
+    Args:
+        x, y: (N, *) and (M, *).
+        features: maps (N, *) to (N, k) first.
+        projections: how many directions, uniform on the sphere.
+        seed: of the directions, which depend on it and on d alone.
+
+    Raises:
+        InputError: as ``frechet``; also a number of projections that is not a positive integer.
+    """
+    positive_integer("projections", projections)
+    x, y = _prepare(x, y, features)
+    normal = torch.randn(projections, x.shape[1], dtype=torch.float64, generator=solvers.generator(seed, 0))
+    directions = normal / normal.norm(dim=1, keepdim=True)
+    p, q = (directions @ x.T).sort(1).values, (directions @ y.T).sort(1).values
+    n, m = len(x), len(y)
+    if n == m:
+        return float((p - q).square().mean().sqrt())
+    # steps end at i / n and at j / m: in units of 1 / (n m) these are integers, and nothing is lost to rounding
+    ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).sort().values
+    widths = ends.diff(prepend=ends.new_zeros(1)).to(x) / (n * m)
+    last = ends - 1
+    return float(((p[:, last // m] - q[:, last // n]).square() @ widths).mean().sqrt())
+
+
+def mmd(x: Tensor, y: Tensor, features: Features | None = None) -> float:
+    """Squared maximum mean discrepancy with the kernel (<a, b> / d + 1)^3, unbiased.
+
+    The estimator is Gretton et al. 2012, eq. 3; the kernel that of the KID (Binkowski et al. 2018, arXiv:1801.01401),
+    which is this number on Inception features.
+
+    Args:
+        x, y: (N, *) and (M, *).
+        features: maps (N, *) to (N, k) first.
+
+    Raises:
+        InputError: as ``frechet``.
+    """
+    x, y = _prepare(x, y, features)
+    return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
+
+
+METRICS: dict[str, Callable[..., float]] = {
+    "sliced_wasserstein": sliced_wasserstein,
+    "frechet": frechet,
+    "mmd": mmd,
+}
+SIGNED = frozenset({"mmd"})  # metrics whose estimates may be negative
+
+
+def bootstrap(
+    metric: Metric,
+    x: Tensor,
+    y: Tensor,
+    repeats: int = 50,
+    seed: int = 0,
+    level: float = 0.95,
+    floor: float = -math.inf,
+) -> Estimate:
+    """The metric of two sets, with an interval for its expectation at these numbers of samples.
+
+    The interval is the value plus or minus a Student quantile times the standard deviation of the metric over random
+    halves of x and of y, drawn without replacement. Halves vary about their whole as the whole does about the
+    population (the delete-half jackknife: Shao and Wu 1989, section 2), so nothing is rescaled; and they
+    hold no sample twice, while the usual bootstrap's repeated samples act as extra distance between x and y. Only the
+    spread is taken from the halves, whose values are biased more than the whole's. Where x and y have one law and the
+    distance is quadratic in their difference, the standard deviation is up to sqrt(3) too large; the interval errs on
+    the wide side. It says nothing of the bias that all rows of a table share, see the top of this module.
+
+    Args:
+        metric: ``metric(x, y)``, for instance one of ``METRICS``.
+        x, y: (N, *) and (M, *).
+        repeats: how many pairs of halves.
+        seed: of the halves.
+        level: the probability with which the interval covers.
+        floor: what no value of the metric can be below; the interval ends there.
+
+    Raises:
+        InputError: fewer than four samples in a set, fewer than two repeats, a level outside (0, 1).
+    """
+    if min(len(x), len(y)) < 4:
+        raise InputError(f"an interval needs at least four samples in each set, got {len(x)} and {len(y)}")
+    if positive_integer("repeats", repeats) < 2:
+        raise InputError("repeats must be at least 2")
+    if not 0 < level < 1:
+        raise InputError(f"level must lie between 0 and 1, got {level!r}")
+    generator = solvers.generator(seed, 1)
+    values = [metric(_half(x, generator), _half(y, generator)) for _ in range(repeats)]
+    reach = float(student.ppf(0.5 + level / 2, repeats - 1)) * stdev(values)
+    value = metric(x, y)
+    return Estimate(value, max(value - reach, floor), value + reach)
+
+
+def compare(
+    x: Tensor,
+    y: Tensor,
+    metrics: Sequence[str] = ("sliced_wasserstein", "frechet", "mmd"),
+    features: Features | None = None,
+    repeats: int = 50,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Estimate]:
+    """Several distances of samples x (N, *) from a reference y (M, *), by name, with ``bootstrap``'s intervals.
+
+    >>> x = torch.arange(20.0).view(10, 2)
+    >>> compare(x, x + 1, metrics=["frechet"])["frechet"].value
+    2.0
+
+    Raises:
+        InputError: an unknown metric, and whatever the metrics and ``bootstrap`` refuse.
+    """
+    check_names(metrics)
+    x, y = _prepare(x, y, features)
+    return {
+        name: bootstrap(METRICS[name], x, y, repeats, seed, level, -math.inf if name in SIGNED else 0.0)
+        for name in metrics
+    }
+
+
+def check_names(metrics: Sequence[str]) -> None:
+    """Nothing, if every name is a metric's.
+
+    Raises:
+        InputError: one is not; the message holds the nearest matches.
+    """
+    for name in metrics:
+        if name not in METRICS:
+            raise unknown("metric", name, METRICS)
+
+
+def _half(x: Tensor, generator: torch.Generator) -> Tensor:
+    rows = torch.randperm(len(x), generator=generator)[: len(x) // 2]
+    return x[rows.to(x.device)]
+
+
+def _prepare(x: Tensor, y: Tensor, features: Features | None) -> tuple[Tensor, Tensor]:
+    """Both sets as float64 (N, d) and (M, d), checked."""
+    x, y = _vectors("x", x, features), _vectors("y", y, features)
+    if x.shape[1] != y.shape[1]:
+        raise InputError(f"the samples have different sizes: {x.shape[1]} numbers in x, {y.shape[1]} in y")
+    return x, y
+
+
+def _vectors(name: str, samples: Tensor, features: Features | None) -> Tensor:
+    count = len(samples) if samples.ndim else 0
+    if count < 2 or samples.ndim < 2:
+        raise InputError(f"a distance needs at least two samples (N, *), got {name} of shape {tuple(samples.shape)}")
+    with torch.no_grad():
+        mapped = features(samples) if features else samples
+    if len(mapped) != count:
+        raise InputError(f"features gave {len(mapped)} rows for the {count} samples of {name}")
+    flat: Tensor = mapped.detach().flatten(1).cpu().double()
+    bad = int((~torch.isfinite(flat)).any(1).sum())
+    if bad:
+        raise InputError(f"{bad} of the {count} samples of {name} are not finite")
+    return flat
+
+
+def _centred(x: Tensor) -> Tensor:
+    """A (N, d) with A'A the covariance of x."""
+    return (x - x.mean(0)) / math.sqrt(len(x) - 1)
+
+
+def _kernel_sum(a: Tensor, b: Tensor) -> float:
+    """The sum over all pairs of (<a, b> / d + 1)^3."""
+    blocks = (a[i : i + _BLOCK] for i in range(0, len(a), _BLOCK))
+    return sum(float((block @ b.T / a.shape[1] + 1).pow(3).sum()) for block in blocks)
+
+
+def _mean_of_pairs(a: Tensor) -> float:
+    """The mean of the kernel over pairs of different rows."""
+    own = float((a.square().mean(1) + 1).pow(3).sum())
+    return (_kernel_sum(a, a) - own) / (len(a) * (len(a) - 1))

@@ -1,0 +1,251 @@
+"""Data sets: values, splits, and every way in which a file can be bad."""
+
+import gzip
+import pickle
+import struct
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from scoresde.data import load, spread
+from solvers import InputError
+
+
+def idx_bytes(images):
+    return b"\0\0\x08\x03" + struct.pack(">3I", *images.shape) + images.tobytes()
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, 3, 5), dtype=np.uint8)
+
+
+def grey(x):
+    """The float32 nearest to k / 127.5 - 1."""
+    return torch.from_numpy((2 * x[:, None].astype(np.float64) - 255) / 255).float()
+
+
+def sorted_rows(x):
+    return sorted(map(tuple, x.flatten(1).tolist()))
+
+
+def test_digits_are_scikit_learns_images_on_seventeen_levels():
+    from sklearn.datasets import load_digits
+
+    data = load("digits")
+    assert (len(data.train), len(data.test), data.shape) == (1497, 300, (1, 8, 8))
+    assert data.train.dtype == torch.float32
+    assert (data.bin_width, data.low, data.high) == (1 / 8, -1.0, 1.0)
+    both = torch.cat([data.train, data.test])
+    assert sorted_rows(both) == sorted_rows(torch.from_numpy(load_digits().images / 8 - 1).float())
+    levels = (both + 1) / data.bin_width
+    assert torch.equal(levels, levels.round())
+    assert (levels.min(), levels.max()) == (0, 16)
+
+
+def test_the_split_is_a_function_of_the_seed():
+    first, again, other = load("digits", seed=3), load("digits", seed=3), load("digits", seed=4)
+    assert torch.equal(first.train, again.train)
+    assert torch.equal(first.test, again.test)
+    assert not torch.equal(first.test, other.test)
+
+
+@pytest.mark.parametrize(("count", "fraction", "held"), [(2, 1e-9, 1), (2, 0.999, 1), (12, 0.25, 3), (100, 1 / 6, 17)])
+def test_both_sides_of_the_split_hold_a_row(tmp_path, count, fraction, held):
+    np.save(tmp_path / "x.npy", np.arange(count, dtype=np.float32)[:, None])
+    data = load("file", str(tmp_path / "x.npy"), test_fraction=fraction)
+    assert len(data.test) == held
+    assert sorted(torch.cat([data.train, data.test])[:, 0].tolist()) == list(range(count))
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_train_and_t10k_are_the_splits_in_file_order(tmp_path, zipped):
+    train, test = images(6), images(3, seed=1)
+    for name, part in (("train-images-idx3-ubyte", train), ("t10k-images.idx3-ubyte", test)):
+        content = idx_bytes(part)
+        file = tmp_path / (name + ".gz" * zipped)
+        file.write_bytes(gzip.compress(content) if zipped else content)
+    data = load("idx", str(tmp_path))
+    assert data.bin_width == 1 / 127.5
+    assert torch.equal(data.train, grey(train))
+    assert data.test.shape == (3, 1, 3, 5)
+    assert torch.equal((127.5 * (data.test + 1)).round().byte(), torch.from_numpy(test[:, None]))
+
+
+def test_a_single_idx_file_is_split_by_the_seed(tmp_path):
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(idx_bytes(images(12)))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"the plain file is read, not this one")
+    for path in (tmp_path, file):
+        data = load("idx", str(path), seed=1)
+        assert (len(data.train), len(data.test)) == (10, 2)
+        assert sorted_rows(torch.cat([data.train, data.test])) == sorted_rows(grey(images(12)))
+
+
+def test_arrays_of_any_shape_and_real_dtype(tmp_path):
+    x = np.random.default_rng(0).normal(size=(10, 2, 3))
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "one.npz", anything=x)
+    np.savez(tmp_path / "x.npz", x=x, labels=np.arange(10))
+    parts = [load("file", str(tmp_path / name)) for name in ("x.npy", "one.npz", "x.npz")]
+    for part in parts:
+        assert torch.equal(part.train, parts[0].train)
+        assert sorted_rows(torch.cat([part.train, part.test])) == sorted_rows(torch.from_numpy(x).float())
+        assert part.bin_width is None
+        assert (part.low, part.high) == (float(part.train.min()), float(part.train.max()))
+    np.savez(tmp_path / "split.npz", train=np.arange(6).reshape(3, 2), test=[[7, 8]])
+    split = load("file", str(tmp_path / "split.npz"))
+    assert split.train.tolist() == [[0, 1], [2, 3], [4, 5]]
+    assert split.test.tolist() == [[7, 8]]
+
+
+def saved(tmp_path, name, *args, **arrays):
+    file = tmp_path / name
+    if arrays:
+        np.savez(file, **arrays)
+    else:
+        np.save(file, args[0], allow_pickle=True)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((0, 3)), r"empty, its shape is \(0, 3\)"),
+        (np.zeros((4, 0)), "empty"),
+        (np.zeros((1, 3)), "1 row cannot be split"),
+        (np.array([[1.0], [np.nan]]), "not finite"),
+        (np.array([[1.0], [1e300]]), "not finite in float32"),
+        (np.zeros(5), r"an array \(N, \*\) of N samples, got shape \(5,\)"),
+        (np.zeros((3, 2), complex), "real numbers, got an array of complex128"),
+        (np.array([["a"], ["b"]]), "real numbers"),
+        (np.array([[{}], [{}]], dtype=object), "pickled objects, which are refused"),
+    ],
+)
+def test_bad_arrays(tmp_path, array, message):
+    with pytest.raises(InputError, match=message):
+        load("file", saved(tmp_path, "x.npy", array))
+
+
+def test_bad_archives(tmp_path):
+    objects = np.array([[{}], [{}]], dtype=object)
+    with pytest.raises(InputError, match="refused"):
+        load("file", saved(tmp_path, "objects.npz", x=objects))
+    with pytest.raises(InputError, match="it has a, b"):
+        load("file", saved(tmp_path, "two.npz", a=np.zeros((2, 2)), b=np.zeros((2, 2))))
+    with pytest.raises(InputError, match=r"samples are \(2,\) in train but \(3,\) in test"):
+        load("file", saved(tmp_path, "split.npz", train=np.zeros((2, 2)), test=np.zeros((2, 3))))
+    with pytest.raises(InputError, match="empty"):
+        load("file", saved(tmp_path, "empty.npz", train=np.zeros((2, 2)), test=np.zeros((0, 2))))
+
+
+class Bomb:
+    def __reduce__(self):
+        return (sys.exit, ("unpickled",))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an array", pickle.dumps(Bomb()), b"PK\x03\x04 not a zip"])
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_files_that_are_not_arrays(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"cannot read '.*{name}'"):
+        load("file", str(tmp_path / name))
+
+
+def test_damaged_arrays(tmp_path):
+    for name in ("x.npy", "x.npz"):
+        file = tmp_path / name
+        x = np.random.default_rng(0).normal(size=(50, 4))
+        np.save(file, x) if name == "x.npy" else np.savez_compressed(file, x=x)
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        with pytest.raises(InputError, match="cannot read"):
+            load("file", str(file))
+        file.write_bytes(content[:300] + bytes(100) + content[400:])
+        if name == "x.npz":  # a .npy file has no checksum
+            with pytest.raises(InputError, match="cannot read"):
+                load("file", str(file))
+
+
+def test_bad_idx_files(tmp_path):
+    good = idx_bytes(images(4))
+    file = tmp_path / "images-idx3-ubyte"
+    for content, message in [
+        (b"", "not an IDX file"),
+        (b"\x89PNG" + good, "not an IDX file"),
+        (b"\0\0\x08\x01" + good[4:], "not an IDX file of images"),
+        (b"\0\0\x0d\x03" + good[4:], "unsigned bytes in three dimensions"),
+        (good[:-1], r"damaged: 59 bytes for 60 pixels \(4, 3, 5\)"),
+        (good + b"\0", "damaged: 61 bytes"),
+        (idx_bytes(images(0)), "empty"),
+        (idx_bytes(images(1)), "1 row cannot be split"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            load("idx", str(tmp_path))
+    file.unlink()
+    zipped = tmp_path / "images-idx3-ubyte.gz"
+    packed = gzip.compress(good)
+    for content in (good, packed[:20], packed[:30] + b"\0\0\0" + packed[33:]):
+        zipped.write_bytes(content)
+        with pytest.raises(InputError, match=r"cannot read '.*images-idx3-ubyte\.gz'"):
+            load("idx", str(tmp_path))
+
+
+def test_folders_without_one_clear_set_of_images(tmp_path):
+    with pytest.raises(InputError, match="no IDX images"):
+        load("idx", str(tmp_path))
+    for name in ("a-images-idx3-ubyte", "b-images-idx3-ubyte"):
+        (tmp_path / name).write_bytes(idx_bytes(images(4)))
+    with pytest.raises(InputError, match="name one file: a-images-idx3-ubyte, b-images-idx3-ubyte"):
+        load("idx", str(tmp_path))
+    for name, part in (("train", images(4)), ("t10k", images(4)[:, :2])):
+        (tmp_path / "c").mkdir(exist_ok=True)
+        (tmp_path / "c" / f"{name}-images-idx3-ubyte").write_bytes(idx_bytes(np.ascontiguousarray(part)))
+    with pytest.raises(InputError, match=r"samples are \(1, 3, 5\) in train but \(1, 2, 5\) in test"):
+        load("idx", str(tmp_path / "c"))
+
+
+def test_bad_names_and_paths(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"no data set 'digit'; did you mean digits\?"):
+        load("digit")
+    with pytest.raises(InputError, match="takes no path"):
+        load("digits", "somewhere")
+    with pytest.raises(InputError, match="test_fraction must lie between 0 and 1, got 1"):
+        load("digits", test_fraction=1)
+    with pytest.raises(InputError, match="a seed must be an integer"):
+        load("digits", seed=-1)
+    for name in ("idx", "file"):
+        with pytest.raises(InputError, match=f"'{name}' needs a path"):
+            load(name)
+        with pytest.raises(InputError, match="there is no"):
+            load(name, str(tmp_path / "missing.npy"))
+    with pytest.raises(InputError, match="is a folder"):
+        load("file", str(tmp_path))
+    (tmp_path / "x.csv").write_text("1,2")
+    with pytest.raises(InputError, match=r"expected a \.npy or \.npz file"):
+        load("file", str(tmp_path / "x.csv"))
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InputError, match=r'pip install "scoresde\[metrics\]"'):
+        load("digits")
+
+
+def test_dequantisation_fills_each_bin_uniformly():
+    x = torch.tensor([-1.0, 0.0, 1.0]).double().repeat(40_000, 1)
+    u = torch.rand(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    moved = (spread(x, 0.125, u) - x) / 0.125
+    assert torch.allclose(moved, u - 0.5, rtol=0, atol=1e-14)
+    assert moved.min() >= -0.5
+    assert moved.max() < 0.5
+    assert spread(x, 0.125, torch.zeros_like(x))[0].tolist() == [-1.0625, -0.0625, 0.9375]
+    assert abs(moved.mean()) < 5 * (1 / 12 / moved.numel()) ** 0.5
+    assert abs(moved.var() - 1 / 12) < 5 * (1 / 180 / moved.numel()) ** 0.5
+
+
+def test_dequantisation_refuses_noise_that_does_not_fit():
+    with pytest.raises(InputError, match=r"noise has shape \(1, 2\), x \(3, 2\)"):
+        spread(torch.zeros(3, 2), 0.1, torch.zeros(1, 2))
+    for width in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="bin_width must be positive"):
+            spread(torch.zeros(3, 2), width, torch.zeros(3, 2))

@@ -1,0 +1,258 @@
+"""The page: every number is there, nothing comes from outside, nobody's text is markup; pictures to the pixel."""
+
+import base64
+import io
+import math
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoresde.benchmark import Row
+from scoresde.likelihood import LogProb
+from scoresde.metrics import Estimate
+from scoresde.report import curves, image_grid, number, write_report
+from solvers import InputError
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """A page's cells, pictures and text; fails on tags that do not nest."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.addresses, self.text, self.tables, self.alt = [], [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "action", "data", "poster"):
+                self.addresses.append(value)
+            assert not name.startswith("on")
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append(["best" in dict(attributes).get("class", ""), ""])
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1][1] += f" {data.strip()}"
+
+    def pictures(self):
+        for address in self.addresses:
+            yield Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,"))))
+
+
+def row(solver, asked, value, **facts):
+    score = Estimate(value, value - 0.0123, value + 0.0456)
+    return Row(
+        solver, "karras", asked, asked - 1 if asked else 77, 5, solver == "ddpm", 31,
+        **{"metrics": {"sliced_wasserstein": score, "mmd": Estimate(value - 0.3, -0.51, 0.52)},
+           "seconds": 1.5, "seconds_per_sample": 0.0484, **facts},
+    )  # fmt: skip
+
+
+def pictures(seed):
+    return torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+ROWS = [
+    row("ddim", 5, 0.777, error=Estimate(0.0987, 0.0876, 0.1098), samples=pictures(0)),
+    row("ddim", 10, 0.333, error=Estimate(0.0087, 0.0076, 0.0098), samples=pictures(1)),
+    row("ddpm", 5, 0.666, samples=pictures(2)),
+    row("ddpm", 10, 0.444, samples=pictures(3)),
+    row("rk45", None, 0.111, error=Estimate(0.0001234, 0.000111, 0.000135), samples=pictures(4)),
+    Row("heun", "karras", 5, None, None, False, 31, skipped="nfe=5 is too small for <heun>"),
+]
+
+
+def page(tmp_path, **options):
+    write_report(tmp_path / "report.html", **{"title": "T", "rows": ROWS, **options})
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def test_every_number_is_in_its_row(tmp_path):
+    found, _ = page(tmp_path)
+    head, *lines = found.tables[1]
+    names = [cell[1].strip() for cell in head]
+    assert names[:3] == ["solver", "steps", "NFE"]
+    assert len(lines) == len(ROWS)
+    for cells, source in zip(lines, ROWS, strict=True):
+        texts = dict(zip(names, [cell[1].split() for cell in cells], strict=False))
+        assert texts["solver"] == [source.solver]
+        assert texts["samples"] == ["31"]
+        assert texts["kind"] == ["SDE" if source.solver == "ddpm" else "ODE"]
+        if source.skipped:
+            assert (texts["steps"], texts["NFE"]) == (["-"], ["-"])
+            assert source.skipped in " ".join(cells[-1][1].split())
+            continue
+        assert texts["steps"] == ["5"]
+        assert texts["NFE"] == [str(source.nfe)]
+        assert texts["asked"] == [str(source.nfe_asked or "-")]
+        assert texts["ms / sample"] == ["48.4"]
+        for column, score in [
+            ("sliced Wasserstein", source.metrics["sliced_wasserstein"]),
+            ("MMD²", source.metrics["mmd"]),
+            ("error", source.error),
+        ]:
+            if score is None:
+                assert texts[column] == ["-"]
+            else:
+                assert texts[column] == [number(score.value), number(score.low), "to", number(score.high)]
+
+
+def test_the_best_of_each_budget_is_marked(tmp_path):
+    found, text = page(tmp_path)
+    column = [cell[1].strip() for cell in found.tables[1][0]].index("sliced Wasserstein")
+    marked = [line[0][1].strip() for line in found.tables[1][1:] if len(line) > column and line[column][0]]
+    assert marked == ["ddim", "ddpm"]  # at 10 and at 5; rk45 has no budget to be the best of
+    assert "ddpm with 5 evaluations (0.666); ddim with 10 evaluations (0.333)" in text
+
+
+def test_nothing_is_fetched_and_nothing_runs(tmp_path):
+    found, text = page(tmp_path, reference=pictures(9), header={"command": "scoresde benchmark --out=b"})
+    assert all(address.startswith("data:image/png;base64,") for address in found.addresses)
+    assert "script" not in found.tags
+    assert "link" not in found.tags
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
+    evil = "<script>alert('1')</script>\"><img src=x onerror=alert(2)>"
+    rows = [Row(evil, evil, 5, 5, 5, False, 4, skipped=evil)]
+    header = {"command": evil, evil: evil, "config": {evil: evil}}
+    found, text = page(tmp_path, title=evil, rows=rows, notes=[evil], header=header)
+    assert "script" not in found.tags
+    assert "img" not in found.tags
+    assert "<script>" not in text
+    assert "".join(found.text).count("alert(2)") >= 8
+
+
+def test_pictures_are_the_samples_in_their_cells(tmp_path):
+    found, _ = page(tmp_path, reference=pictures(9), low=-1, high=1)
+    grid = [[cell[1].strip() for cell in line] for line in found.tables[0]]
+    assert grid[0] == ["", "NFE 5", "NFE 10", "its own steps"]
+    assert [line[0] for line in grid[1:]] == ["real data", "ddim", "ddpm", "rk45", "heun"]
+    assert grid[5][1] == "nfe=5 is too small for <heun>"
+    shown = [np.array(picture) for picture in found.pictures()]
+    for array, seed in zip(shown, [9, 0, 1, 2, 3, 4], strict=False):
+        assert np.array_equal(array, np.array(image_grid(pictures(seed), -1, 1, columns=4, tile=48)))
+    assert len(shown) == 7  # and the curves
+
+
+@pytest.mark.parametrize("shape", [(2,), (1,), (16,)])
+def test_vectors_are_drawn(tmp_path, shape):
+    """Samples as blue ink inside the axes: more of it where there are more samples."""
+    generator = torch.Generator().manual_seed(0)
+    few, many = (torch.randn(n, *shape, generator=generator) for n in (1, 60))
+    rows = [row("ddim", 5, 0.5, samples=few), row("ddim", 10, 0.4, samples=many)]
+    found, _ = page(tmp_path, rows=rows, low=-4, high=4)
+
+    def ink(picture):
+        red, _, blue = np.moveaxis(np.asarray(picture.convert("RGB"), dtype=int), 2, 0)
+        return int((blue - red > 60).sum())
+
+    first, second, *_ = (ink(picture) for picture in found.pictures())
+    assert 20 < first < second
+
+
+def test_likelihood_box_and_header(tmp_path):
+    nats = torch.tensor([-10.0, -12.0, -11.0, -15.0], dtype=torch.float64)
+    result = LogProb(
+        nats=nats, stderr=torch.full((4,), 0.25), nfe=122, latent=torch.zeros(4, 1, 2, 2), budget={}, solver="heun",
+        grid="logsnr", divergence="hutchinson", seconds=1.0, bin_width=0.5,
+    )  # fmt: skip
+    header = {"command": "scoresde demo", "seeds": list(range(3, 40)), "config": {"lr": 0.125}, "torch": "9.9"}
+    found, text = page(tmp_path, rows=[], likelihood=result, header=header)
+    words = " ".join(" ".join(found.text).split())
+    assert "log-likelihood -12 ± 1.08 nats" in words  # standard deviation sqrt(14 / 3) over sqrt(4)
+    assert f"bits per dimension {12 / (4 * math.log(2)):.5g} ± {2.1602469 / 2 / (4 * math.log(2)):.3g}" in words
+    assert "0.25 nats a sample solver heun NFE 122" in words
+    assert len(found.addresses) == 1
+    assert "scoresde demo" in words
+    assert "seeds 3-39" in words
+    assert "torch 9.9" in words
+    assert '"lr": 0.125' in words
+    continuous = SimpleNamespace(nats=nats, bits_per_dim=None, stderr=torch.full((4,), math.nan), nfe=1, solver="heun")
+    _, text = page(tmp_path, rows=[], likelihood=continuous)
+    assert "bits per dimension" not in text
+    assert "not known" in text
+
+
+def test_a_failed_report_leaves_the_old_page(tmp_path, monkeypatch):
+    page(tmp_path, title="first")
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        page(tmp_path, title="second")
+    assert "<title>first</title>" in (tmp_path / "report.html").read_text()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_curves_draw_each_rows_numbers_against_counted_evaluations():
+    panels = {axes.get_title(loc="left"): axes for axes in curves(ROWS).axes}
+    assert list(panels) == ["sliced Wasserstein", "MMD²", "error"]
+    lines = {line.get_label(): line for line in panels["sliced Wasserstein"].lines}
+    assert lines["ddim"].get_xydata().tolist() == [[4, 0.777], [9, 0.333]]
+    assert lines["ddpm"].get_xydata().tolist() == [[4, 0.666], [9, 0.444]]
+    assert (lines["ddim"].get_linestyle(), lines["ddpm"].get_linestyle()) == ("-", "--")
+    assert lines["rk45"].get_xydata().tolist() == [[77, 0.111]]
+    assert {line.get_label() for line in panels["error"].lines} == {"ddim", "rk45"}
+    assert [panels[name].get_yscale() for name in panels] == ["log", "symlog", "log"]  # some MMD are negative
+    band = panels["error"].collections[0].get_paths()[0].vertices
+    assert {0.0876, 0.1098, 0.0076, 0.0098} <= {round(float(y), 6) for y in band[:, 1]}
+
+
+def test_image_grid_is_exact():
+    grey = torch.tensor([[-1.0, 1.0], [0.0, 5.0]]).view(1, 1, 2, 2)
+    array = np.array(image_grid(torch.cat([grey, -grey, 0 * grey]), -1, 1, columns=2, tile=4))
+    first = np.kron([[0, 255], [128, 255]], np.ones((2, 2)))
+    second = np.kron([[255, 0], [128, 0]], np.ones((2, 2)))
+    assert array.shape == (10, 10)
+    assert np.array_equal(array[:4, :4], first)
+    assert np.array_equal(array[:4, 6:], second)
+    assert np.array_equal(array[6:, :4], np.full((4, 4), 128))
+    assert (array[4:6] == 255).all()
+    assert (array[:, 4:6] == 255).all()
+    assert (array[6:, 6:] == 255).all()
+
+
+def test_image_grid_of_colours_keeps_channels_and_size():
+    x = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    array = np.array(image_grid(x, 0, 1, tile=4))  # larger than the tile: kept
+    assert np.array_equal(array[:, :7], (255 * x[0].double()).round().byte().permute(1, 2, 0).numpy())
+    assert np.array_equal(array[:, 9:], (255 * x[1].double()).round().byte().permute(1, 2, 0).numpy())
+    x[0, :, 0, 0] = torch.tensor([math.nan, math.inf, -math.inf])
+    assert np.array(image_grid(x, 0, 1, tile=4))[0, 0].tolist() == [0, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("samples", "limits", "message"),
+    [
+        (torch.zeros(2, 2), (-1, 1), r"takes \(N, 1, H, W\) or \(N, 3, H, W\), got \(2, 2\)"),
+        (torch.zeros(2, 4, 8, 8), (-1, 1), r"got \(2, 4, 8, 8\)"),
+        (torch.zeros(0, 1, 8, 8), (-1, 1), r"got \(0, 1, 8, 8\)"),
+        (torch.zeros(2, 1, 8, 8), (1, 1), "low=1 must be less than high=1"),
+    ],
+)
+def test_bad_pictures_are_one_clear_line(samples, limits, message):
+    with pytest.raises(InputError, match=message):
+        image_grid(samples, *limits)

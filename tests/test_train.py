@@ -1,0 +1,364 @@
+"""Training: exact resumption however a run ends, the data's order, the average, the log, and refusals."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import scoresde
+from scoresde import checkpoint, ema
+from scoresde.losses import DSM, LogSNR
+from scoresde.networks import MLP
+from scoresde.train import TrainingOptions, train
+from solvers import InputError
+
+SDE = scoresde.VP()
+OPTIONS = TrainingOptions(
+    steps=24, batch_size=10, learning_rate=3e-3, weight_decay=0.01, warmup=15, ema_decay=0.9, seed=5,
+    log_every=3, checkpoint_every=8, keep=2, bin_width=0.1,
+)  # fmt: skip
+
+
+class Stateful(nn.Module):
+    """Everything that a checkpoint could forget: dropout, running statistics, a counter; and a hook for mishaps."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 16), nn.Linear(16, 3)
+        self.norm, self.drop = nn.BatchNorm1d(16), nn.Dropout(0.2)
+        self.calls, self.mishap = 0, {}
+
+    def forward(self, x, label):
+        self.calls += 1
+        out = self.last(self.drop(self.norm(self.first(torch.cat([x, label[:, None]], 1)).relu())))
+        return self.mishap.get(self.calls, lambda out: out)(out)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    # the order of a sum depends on the number of threads
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def rows(count=37):
+    return torch.linspace(-1, 1, count)[:, None] * torch.tensor([1.0, -0.5, 0.25])
+
+
+def make(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Stateful()
+
+
+def run(options, network=None, data=None):
+    network = network or make()
+    return train(scoresde.Denoiser(network, SDE), network, rows() if data is None else data, DSM(), options, False)
+
+
+def final(workdir):
+    """The bits of the last checkpoint: weights, average and optimiser."""
+    found = checkpoint.load(checkpoint.latest(workdir))
+    tensors = {f"model.{k}": v for k, v in found.model.items()} | {f"ema.{k}": v for k, v in found.ema.items()}
+    for index, moments in found.optimizer["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
+    return found.step, found.ema_updates, tensors
+
+
+def assert_same_end(one, other):
+    (step_a, updates_a, a), (step_b, updates_b, b) = final(one), final(other)
+    assert (step_a, updates_a) == (step_b, updates_b)
+    assert sorted(a) == sorted(b)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def log(workdir):
+    return [json.loads(line) for line in (workdir / "train.jsonl").read_text().splitlines()]
+
+
+def without_time(lines):
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def test_a_run_is_a_function_of_its_seed_and_leaves_the_global_generator_alone(tmp_path):
+    before = torch.random.get_rng_state()
+    for name in ("a", "b"):
+        torch.randn(len(name) + 3)  # whatever was drawn before does not matter
+        run(replace(OPTIONS, workdir=tmp_path / name))
+    run(replace(OPTIONS, workdir=tmp_path / "c", seed=6))
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert not torch.equal(final(tmp_path / "a")[2]["model.last.bias"], final(tmp_path / "c")[2]["model.last.bias"])
+    torch.random.set_rng_state(before)
+    run(replace(OPTIONS, steps=2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("half", [8, 11])  # on and between the epochs' ends and the checkpoints
+def test_two_halves_are_one_whole_bit_for_bit(tmp_path, half):
+    whole = run(replace(OPTIONS, workdir=tmp_path / "whole"))
+    run(replace(OPTIONS, steps=half, workdir=tmp_path / "halves"))
+    # other initial weights: everything comes from the checkpoint
+    resumed = run(replace(OPTIONS, workdir=tmp_path / "halves"), make(seed=9))
+    assert_same_end(tmp_path / "whole", tmp_path / "halves")
+    assert whole.step == resumed.step == 24
+    assert whole.loss == resumed.loss
+    for a, b in ((whole.network, resumed.network), (whole.ema, resumed.ema)):
+        assert all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+        assert not a.training
+    assert without_time(log(tmp_path / "whole")) == without_time(log(tmp_path / "halves"))
+    assert [line["step"] for line in log(tmp_path / "whole")] == [1, 3, 6, 9, 12, 15, 18, 21, 24]
+    seconds = [line["seconds"] for line in log(tmp_path / "halves")]
+    assert seconds == sorted(seconds)
+
+
+def test_a_complete_run_is_left_as_it_is(tmp_path):
+    options = replace(OPTIONS, workdir=tmp_path)
+    first = run(options)
+    content = (tmp_path / "train.jsonl").read_bytes()
+    again = run(options, make(seed=9))
+    assert again.step == 24
+    assert math.isnan(again.loss)
+    assert torch.equal(first.ema.last.weight, again.ema.last.weight)
+    assert (tmp_path / "train.jsonl").read_bytes() == content
+    with pytest.raises(InputError, match="step_00000024' is already past steps=5"):
+        run(replace(options, steps=5))
+
+
+SCRIPT = """
+import sys, time, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+import test_train as t
+from pathlib import Path
+net = t.make()
+for step in range(1, 1000):
+    net.mishap[step] = lambda out: (time.sleep(0.01), out)[1]
+t.run(t.replace(t.OPTIONS, steps=300, checkpoint_every=7, workdir=Path(sys.argv[1])), net)
+"""
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    options = replace(OPTIONS, steps=300, checkpoint_every=7)
+    run(replace(options, workdir=tmp_path / "whole"))
+    script = SCRIPT.format(tests=str(Path(__file__).parent))
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", script, str(killed)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while checkpoint.latest(killed) is None and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.25 * random.random())  # a moment that no one chose
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < checkpoint.load(checkpoint.latest(killed)).step < 300
+    with (killed / "train.jsonl").open("a") as file:
+        file.write('{"step": 2, "los')  # as if it had been cut short while writing
+    run(replace(options, workdir=killed), make(seed=9))
+    assert_same_end(tmp_path / "whole", killed)
+    assert without_time(log(tmp_path / "whole")) == without_time(log(killed))
+
+
+def test_ctrl_c_ends_the_update_and_leaves_a_checkpoint(tmp_path, monkeypatch):
+    run(replace(OPTIONS, workdir=tmp_path / "whole"))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        network = make()
+        network.mishap[13] = lambda out: (signal.raise_signal(signal.SIGINT), out)[1]
+        options = replace(OPTIONS, workdir=tmp_path / "stopped")
+        with pytest.raises(KeyboardInterrupt):
+            run(options, network)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert checkpoint.latest(options.workdir).name == "step_00000013"
+        run(options, make(seed=9))
+        assert_same_end(tmp_path / "whole", tmp_path / "stopped")
+        assert without_time(log(tmp_path / "whole")) == without_time(log(tmp_path / "stopped"))
+
+        # twice: at once, with what the last checkpoint holds
+        network = make()
+        network.mishap[13] = lambda out: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
+        options = replace(OPTIONS, workdir=tmp_path / "twice")
+        with pytest.raises(KeyboardInterrupt):
+            run(options, network)
+        assert checkpoint.latest(options.workdir).name == "step_00000008"
+        run(options)
+        assert_same_end(tmp_path / "whole", tmp_path / "twice")
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("mishap", "what"),
+    [
+        (lambda out: out * math.nan, "loss"),
+        (lambda out: out + math.inf, "loss"),
+        (lambda out: out + 0 * (out - out).clamp_min(0).sqrt(), "gradient"),  # d sqrt(0) is infinite, times zero
+    ],
+)
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, mishap, what):
+    network = make()
+    network.mishap[16] = mishap  # the update that would have been written
+    options = replace(OPTIONS, workdir=tmp_path)
+    with pytest.raises(InputError, match=f"the {what} is not finite at step 16"):
+        run(options, network)
+    assert checkpoint.latest(tmp_path).name == "step_00000008"
+    assert all(torch.isfinite(p).all() for p in network.parameters())
+    run(options)
+    run(replace(OPTIONS, workdir=tmp_path / "whole"))
+    assert_same_end(tmp_path / "whole", tmp_path)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
+    options = replace(OPTIONS, workdir=tmp_path)
+    run(options)
+    network = MLP(width=8, depth=1).build((3,))
+    with pytest.raises(InputError, match=r"is a checkpoint of another network: .*Missing key"):
+        run(options, network)
+    file = checkpoint.latest(tmp_path) / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    more = replace(options, steps=30)
+    with pytest.raises(InputError, match=r"ema\.safetensors' is damaged.*; remove step_00000024 to go on"):
+        run(more)
+    for part in file.parent.iterdir():
+        part.unlink()
+    file.parent.rmdir()
+    run(more)  # from step 16
+    run(replace(more, workdir=tmp_path / "whole"))
+    assert_same_end(tmp_path / "whole", tmp_path)
+
+
+class Recorder(DSM):
+    """Remembers what it was asked."""
+
+    def __call__(self, denoiser, x0, generator, **conditions):
+        self.__dict__.setdefault("seen", []).append(x0.clone())
+        return super().__call__(denoiser, x0, generator, **conditions)
+
+
+@pytest.mark.parametrize("batch_size", [5, 10, 60])
+def test_every_epoch_shows_every_row_once_in_a_new_order(batch_size):
+    network, loss = MLP(width=4, depth=1).build((3,)), Recorder()
+    options = replace(OPTIONS, steps=60 // batch_size + 1, batch_size=batch_size, bin_width=None)
+    train(scoresde.Denoiser(network, SDE), network, rows(20), loss, options, progress=False)
+    seen = torch.cat(loss.seen)[:60]
+    epochs = [part[:, 0].tolist() for part in seen.split(20)]
+    assert all(sorted(epoch) == rows(20)[:, 0].tolist() for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+
+
+def test_batches_are_spread_over_their_bins():
+    seen = []
+    for width in (None, 0.1):
+        network, loss = MLP(width=4, depth=1).build((3,)), Recorder()
+        options = replace(OPTIONS, steps=40, bin_width=width)
+        train(scoresde.Denoiser(network, SDE), network, rows(), loss, options, progress=False)
+        seen.append(torch.cat(loss.seen))
+    shift = (seen[1] - seen[0]) / 0.1
+    assert shift.abs().max() <= 0.5 + 1e-5
+    assert abs(shift.mean()) < 4.5 / math.sqrt(12 * shift.numel())
+    assert abs(shift.var() - 1 / 12) < 4.5 / math.sqrt(180 * shift.numel())
+
+
+def test_the_average_follows_its_warm_up():
+    assert [ema.decay_at(n, 0.999) for n in (1, 8, 80)] == [2 / 11, 9 / 18, 81 / 90]
+    assert ema.decay_at(10**6, 0.999) == 0.999
+    network = nn.BatchNorm1d(1).double()
+    average = ema.averaged(network, 0.7)
+    mean = buffer = None
+    for n in range(30):
+        with torch.no_grad():
+            network.weight.fill_(math.sin(n))
+            network.running_mean.fill_(math.cos(n))
+            network.num_batches_tracked.fill_(n)
+        average.update_parameters(network)
+        d = min(0.7, (1 + n) / (10 + n))
+        mean = math.sin(n) if n == 0 else d * mean + (1 - d) * math.sin(n)
+        buffer = math.cos(n) if n == 0 else d * buffer + (1 - d) * math.cos(n)
+    assert average.module.weight.item() == pytest.approx(mean, rel=1e-12)
+    assert average.module.running_mean.item() == pytest.approx(buffer, rel=1e-12)
+    assert int(average.module.num_batches_tracked) == 29
+    assert int(average.n_averaged) == 30
+    for decay in (-0.1, 1.0, math.nan):
+        with pytest.raises(InputError, match="ema_decay must be"):
+            ema.averaged(network, decay)
+
+
+def test_learning_rate_and_clipping_are_as_stated(tmp_path):
+    options = replace(OPTIONS, steps=20, log_every=1, weight_decay=0.0, workdir=tmp_path)
+    run(options)
+    assert [line["lr"] for line in log(tmp_path)] == [3e-3 * min(1, k / 15) for k in range(1, 21)]
+    assert replace(options, warmup=0).learning_rate_at(0) == 3e-3
+    # AdamW's first moment after one update is (1 - 0.9) times the clipped gradient
+    run(replace(options, steps=1, clip=1e-3, workdir=tmp_path / "clipped"))
+    moments = [v for k, v in final(tmp_path / "clipped")[2].items() if k.endswith(".exp_avg")]
+    assert log(tmp_path / "clipped")[0]["grad_norm"] > 1e-2
+    assert math.sqrt(sum(float((m**2).sum()) for m in moments)) == pytest.approx(1e-4, rel=1e-3)
+
+
+def test_training_comes_close_to_the_best_possible_loss():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = MLP(width=32, depth=1).build((2,))
+    sde, std = scoresde.VP(t_min=0.01), 0.5
+    data = std * torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    denoiser = scoresde.Denoiser(network, sde, time_label="c_noise")
+    loss = DSM(times=LogSNR())
+    options = TrainingOptions(steps=500, learning_rate=1e-2, warmup=50, ema_decay=0.99)
+    result = train(denoiser, network, data, loss, options, progress=False)
+    test = std * torch.randn(4000, 2, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator()
+    with torch.no_grad():
+        found = loss(replace(denoiser, network=result.ema), test, generator.manual_seed(2)).mean()
+        exact = scoresde.targets.Gaussian(torch.zeros(2), std**2).denoiser(sde)
+        best = loss(exact, test, generator.manual_seed(2)).mean()
+    # a network that has learnt nothing scores 1
+    assert best < 0.6
+    assert found - best < 0.03 * (1 - best)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps must be a positive integer, got 0"),
+        ({"batch_size": 2.5}, "batch_size must be a positive integer"),
+        ({"keep": 0}, "keep must be"),
+        ({"warmup": -1}, "warmup must be"),
+        ({"learning_rate": 0.0}, "learning_rate must be positive"),
+        ({"clip": math.nan}, "clip must be positive"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
+        ({"bin_width": 0.0}, "bin_width must be positive or None"),
+        ({"ema_decay": 1.0}, "ema_decay must be"),
+        ({"seed": -1}, "a seed must be an integer"),
+    ],
+)
+def test_bad_options(change, message):
+    with pytest.raises(InputError, match=message):
+        run(replace(OPTIONS, **change))
+
+
+def test_bad_data_and_networks(tmp_path):
+    for data in (torch.zeros(0, 3), torch.zeros(5), torch.zeros(5, 3, dtype=torch.int64)):
+        with pytest.raises(InputError, match=r"training data must be floats \(N, \*\)"):
+            run(OPTIONS, data=data)
+    with pytest.raises(InputError, match="not finite"):
+        run(OPTIONS, data=torch.full((5, 3), math.nan))
+    with pytest.raises(InputError, match=r"refuses samples of shape \(2,\)"):
+        run(OPTIONS, data=torch.zeros(5, 2))
+    one, other = make(), make()
+    with pytest.raises(InputError, match="the loss does not depend on the network"):
+        train(scoresde.Denoiser(one, SDE), other, rows(), DSM(), OPTIONS, progress=False)
+    with pytest.raises(InputError, match="no parameters to train"):
+        run(OPTIONS, make().requires_grad_(False))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        run(replace(OPTIONS, workdir=tmp_path / "file"))
