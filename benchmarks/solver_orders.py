@@ -6,14 +6,13 @@ on an analytic mixture, stochastic ones by the exact terminal variance on Gaussi
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import solvers
-from scoresde.benchmark import environment, write_atomically
+from scoresde.results import environment, write_json
 from solvers.analytic import PATHS
 from solvers.conformance import measured_order
 
@@ -34,7 +33,7 @@ def main() -> None:
         print(f"{name:24s} declared {solver.order:g}  " + "  ".join(f"{p}: {row[str(p)]['order']:.2f}" for p in PATHS))
     header = {**environment(dtype=torch.float64), "command": "python benchmarks/solver_orders.py"}
     RESULTS.mkdir(exist_ok=True)
-    write_atomically(RESULTS / "solver_orders.json", json.dumps({"header": header, "rows": rows}, indent=1) + "\n")
+    write_json(RESULTS / "solver_orders.json", {"header": header, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -13,9 +13,6 @@ Writes steps_vs_quality.{csv,json,png} to benchmarks/results. --samples 16384 ru
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -25,8 +22,9 @@ from matplotlib.figure import Figure
 
 import scoresde
 import solvers
-from scoresde.benchmark import benchmark, environment, record, write_atomically
+from scoresde.benchmark import benchmark, record
 from scoresde.metrics import compare
+from scoresde.results import environment, write_csv, write_figure, write_json
 from solvers.analytic import GaussianData
 from solvers.conformance import terminal_variance
 
@@ -85,13 +83,8 @@ def main() -> None:
         "floor": {name: [e.value, e.low, e.high] for name, e in floor.items()},
     }
     RESULTS.mkdir(exist_ok=True)
-    document = {"header": header, "rows": records}
-    write_atomically(RESULTS / "steps_vs_quality.json", json.dumps(document, indent=1) + "\n")
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    write_atomically(RESULTS / "steps_vs_quality.csv", table.getvalue())
+    write_json(RESULTS / "steps_vs_quality.json", {"header": header, "rows": records})
+    write_csv(RESULTS / "steps_vs_quality.csv", records)
     draw(records, floor["sliced_wasserstein"].value)
 
 
@@ -122,9 +115,7 @@ def draw(records: list[dict[str, Any]], floor: float) -> None:
     for one in axes.values():
         one.title.set_fontsize(10)
         one.legend(fontsize=7)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    write_atomically(RESULTS / "steps_vs_quality.png", buffer.getvalue())
+    write_figure(RESULTS / "steps_vs_quality.png", figure)
 
 
 if __name__ == "__main__":

@@ -8,19 +8,12 @@ distance between sample sets can tell two solvers apart.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,6 +23,7 @@ from solvers.errors import positive_integer
 
 from .metrics import METRICS, Estimate, Features, check_names, compare
 from .problem import Diffusion
+from .results import environment, write_csv, write_json
 from .sample import Plan, Sample, sample
 from .sde import Denoises
 
@@ -301,14 +295,8 @@ def write(rows: Sequence[Row], folder: str | Path, header: Mapping[str, Any]) ->
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     records = [record(row) for row in rows]
-    document = {"header": {**environment(), **header}, "rows": records}
-    write_atomically(folder / "results.json", json.dumps(document, indent=1, default=str) + "\n")
-    table = io.StringIO()
-    columns = dict.fromkeys(key for columns in records for key in columns)
-    writer = csv.DictWriter(table, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    write_atomically(folder / "results.csv", table.getvalue())
+    write_json(folder / "results.json", {"header": {**environment(), **header}, "rows": records})
+    write_csv(folder / "results.csv", records)
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
@@ -333,40 +321,3 @@ def _row(columns: dict[str, Any]) -> Row:
     facts = {f.name: columns[f.name] for f in fields(Row) if f.name not in _NESTED}
     scores = {name: estimate(name) for name in METRICS if name in columns}
     return Row(**facts, metrics={k: v for k, v in scores.items() if v is not None}, error=estimate("error"))
-
-
-def environment(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
-    """What the numbers were computed with: versions, platform, device, dtype."""
-    device = torch.device(device)
-    try:
-        own = version("scoresde")
-    except PackageNotFoundError:
-        own = "not installed"
-    return {
-        "scoresde": own,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": str(torch.get_num_threads()),
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-
-
-def fingerprint(x: Tensor) -> str:
-    """The first 16 digits of the SHA-256 of a tensor's shape, dtype and numbers: tells two references apart."""
-    numbers = x.detach().cpu().contiguous()
-    label = f"{tuple(numbers.shape)} {numbers.dtype} ".encode()
-    return hashlib.sha256(label + numbers.numpy().tobytes()).hexdigest()[:16]
-
-
-def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames: a reader never sees half of it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +18,11 @@ from solvers import InputError, conformance
 from solvers.errors import positive_integer
 
 from . import checkpoint, config
+from .benchmark import Row, write
 from .benchmark import benchmark as run_benchmark
-from .benchmark import environment, fingerprint, write, write_atomically
 from .likelihood import LogProb, dequantise, log_prob
-from .report import image_grid, write_report
+from .report import image_grid, is_image, write_report
+from .results import environment, fingerprint, write_arrays, write_atomically, write_figure, write_json
 from .sample import sample as draw
 from .train import train as run_training
 
@@ -52,19 +52,7 @@ def record(out: Path, command: str, run: config.Run, **facts: Any) -> None:
         "config": run.config.to_dict(),
         "environment": environment(device=config.device_of(run.config)),
     }
-    write_atomically(out / "run.json", json.dumps(document, indent=1, default=str) + "\n")
-
-
-def save_arrays(path: Path, **arrays: Tensor | np.ndarray[Any, Any]) -> None:
-    """An .npz file, written aside and renamed."""
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
-
-
-def is_image(shape: Sequence[int]) -> bool:
-    """Whether samples can be shown as pictures: (1 or 3, H, W)."""
-    return len(shape) == 3 and shape[0] in (1, 3)
+    write_json(out / "run.json", document)
 
 
 def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -85,9 +73,7 @@ def fit(cfg: Any, workdir: Path) -> None:
     last = checkpoint.latest(workdir)
     weights = sum(p.numel() for p in network.parameters())
     start = f", resuming {last.name}" if last else ""
-    print(
-        f"training {cfg.model.network} ({weights:,} weights) on {len(data.train)} samples {card.shape}, {cfg.sde}{start}"
-    )
+    print(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
     try:
         result = run_training(denoiser, network, data.train, loss, options)
     except KeyboardInterrupt:
@@ -105,8 +91,8 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     device = config.device_of(run.config)
     result = draw(run.denoiser, run.card.shape, arguments.seeds, **options, device=device, progress=True)
     x = result.x.cpu()
-    save_arrays(out / "samples.npz", x=x, seeds=np.array(arguments.seeds))
-    if is_image(run.card.shape):
+    write_arrays(out / "samples.npz", x=x, seeds=np.array(arguments.seeds))
+    if is_image(x):
         buffer = io.BytesIO()
         image_grid(x[:100], run.card.low, run.card.high).save(buffer, "PNG")
         write_atomically(out / "grid.png", buffer.getvalue())
@@ -139,7 +125,7 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
     if has_bits:
         arrays["bits_per_dim"] = result.bits_per_dim
-    save_arrays(out / "likelihood.npz", latent=result.latent.cpu(), **{k: v.cpu() for k, v in arrays.items()})
+    write_arrays(out / "likelihood.npz", latent=result.latent.cpu(), **{k: v.cpu() for k, v in arrays.items()})
     means = {name: float(value.mean()) for name, value in arrays.items()}
     record(
         out, command, run, split=arguments.split, samples=len(x), solver=result.solver, grid=result.grid,
@@ -149,9 +135,7 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     axes = figure.add_subplot()
     axes.hist((result.bits_per_dim if has_bits else result.nats).cpu().numpy(), bins=40, color="#4477aa")
     axes.set(xlabel="bits/dim" if has_bits else "log-likelihood (nats)", ylabel=f"{arguments.split} samples")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    write_atomically(out / "histogram.png", buffer.getvalue())
+    write_figure(out / "histogram.png", figure)
     print(f"{result}\n{out}")
 
 
@@ -176,15 +160,16 @@ def compare(
     reference = config.load_data(run.config).test
     rows = run_benchmark(
         run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
-        batch_size=run.config.sampling.batch_size, device=config.device_of(run.config),
+        batch_size=run.config.sampling.batch_size, device=config.device_of(run.config), truth_steps=64,
     )  # fmt: skip
     header = {
+        **environment(config.device_of(run.config)),
         "command": command,
         "sde": run.config.sde,
         "network": run.config.model.network,
         "step": run.step,
         "reference": f"held-out {run.config.data.name}, {len(reference)} samples, {fingerprint(reference)}",
-        "seeds": seeds if len(seeds) < 3 else f"{seeds[0]}..{seeds[-1]} ({len(seeds)})",
+        "seeds": list(seeds),
         "config": run.config.to_dict(),
     }
     write(rows, out, header)
@@ -196,14 +181,13 @@ def compare(
         high=run.card.high,
         reference=reference,
         likelihood=result,
-        header={**environment(), **header},
-        notes=[],
+        header=header,
     )
     print(table(rows))
     print(f"{out / 'report.html'}")
 
 
-def table(rows: Sequence[Any]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """The rows as text."""
     lines = [
         f"{'solver':28s} {'NFE':>4s} {'steps':>5s} {'sliced W2':>22s} {'Frechet':>9s} {'ODE error':>10s} {'s':>6s}"
@@ -238,7 +222,7 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
 
 def solvers_table() -> list[tuple[str, ...]]:
     """The registry as rows of text: name, kind, order, evaluations per step, stochastic, reference."""
-    rows = [("name", "kind", "order", "NFE/step", "noise", "reference")]
+    rows: list[tuple[str, ...]] = [("name", "kind", "order", "NFE/step", "noise", "reference")]
     for name in solvers.names():
         info = solvers.info(name)
         noise = "yes" if info.stochastic else "no"

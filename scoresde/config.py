@@ -22,12 +22,12 @@ from solvers import InputError, make, split_grid
 from solvers.errors import unknown
 
 from . import checkpoint
-from .benchmark import write_atomically
 from .configs import default
 from .data import Dataset, load
 from .denoiser import Denoiser
 from .losses import DSM, times
 from .networks import networks
+from .results import write_json
 from .sde import make_sde
 from .train import TrainingOptions
 
@@ -71,7 +71,8 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise unknown("config file", name, known, "(or give the path of a file)")
         path = beside
     spec = importlib.util.spec_from_file_location(f"scoresde_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -97,7 +98,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
             raise InputError(f"cannot read {argument!r}; expected --config.section.field=value")
         if field not in fields:
             raise unknown("config field", field, fields)
-    holder, argv = flags.FlagValues(), ["scoresde", *overrides]
+    holder = flags.FlagValues()  # type: ignore[no-untyped-call]
+    argv = ["scoresde", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=argv)
         holder(argv)
@@ -196,8 +198,7 @@ def claim(workdir: Path, config: ConfigDict, card: DataCard) -> None:
     elif checkpoint.latest(workdir) is not None:
         raise InputError(f"{workdir} holds checkpoints but no config.json; take another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    document = {"config": config.to_dict(), "data": asdict(card)}
-    write_atomically(workdir / "config.json", json.dumps(document, indent=1) + "\n")
+    write_json(workdir / "config.json", {"config": config.to_dict(), "data": asdict(card)})
 
 
 def _read(workdir: Path) -> tuple[ConfigDict, DataCard]:

@@ -45,11 +45,13 @@ class Diffusion:
 class WithLogDensity:
     """The same samples with channels that carry the log-density, each solved like one more coordinate.
 
-    Let r = sigma / alpha, y = x / alpha, D the denoiser, l the log-density of y along the probability-flow ODE and
-    u = r (l - l_0 + d log(r / r_0)). Then du/dr = (u - M) / r with M = -r tr(dD/dy) = -sigma tr(dD/dx): the equation
-    of y itself with M as its prediction. So alpha u is appended to the state, and every deterministic solver
-    integrates it at its own order. There is one channel per probe of the divergence, so that the spread over the
-    probes is seen in the result; u starts at 0.
+    Let r = sigma / alpha, y = x / alpha, D the denoiser and l the log-density of y along the probability-flow ODE,
+    dl/dr = -(d - tr dD/dy) / r. For data N(0, I) that is known: l = -d/2 log(1 + r^2) + const, with the trace
+    d / (1 + r^2). The channel carries the difference, u = r (l - l_0 + d/2 log((1 + r^2) / (1 + r_0^2))), for which
+    du/dr = (u - M) / r with M = -r (tr dD/dy - d / (1 + r^2)): the equation of y itself with M as its prediction. So
+    alpha u is appended to the state, and every deterministic solver integrates it at its own order; M vanishes at both
+    ends of the path, so that little is left to integrate. There is one channel per probe of the divergence, so that
+    the spread over the probes is seen in the result; u starts at 0.
 
     The state (B, d + m) is float64; ``probes`` is (B, m, d), or None for the exact trace (m = 1).
     """
@@ -85,8 +87,8 @@ class WithLogDensity:
 
     def log_density_change(self, channels: Tensor, start: Node, end: Node) -> Tensor:
         """l_end - l_start (B, m) in nats, from the channels at ``end``."""
-        d = math.prod(self.shape)
-        return channels / (end.alpha * end.ratio) - d * math.log(end.ratio / start.ratio)
+        normal = 0.5 * (math.log1p(end.ratio**2) - math.log1p(start.ratio**2))
+        return channels / end.sigma - math.prod(self.shape) * normal
 
     def predict(self, x: Tensor, node: Node) -> Prediction:
         """One forward pass and one batch of vector-Jacobian products."""
@@ -95,7 +97,8 @@ class WithLogDensity:
             leaf = samples.detach().to(self.dtype).requires_grad_()
             prediction = self.denoiser.predict(leaf, node, **self.conditions)
             trace = self._trace(prediction.x0, leaf).double()
-        drive = -node.sigma * trace
+        # alpha r = sigma turns the trace in x into the trace in y
+        drive = node.ratio * math.prod(self.shape) / (1 + node.ratio**2) - node.sigma * trace
         pairs = (
             (prediction.x0, drive),
             (prediction.eps, (channels - node.alpha * drive) / node.sigma),

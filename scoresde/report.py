@@ -24,9 +24,10 @@ from torch import Tensor
 
 from solvers import InputError
 
-from .benchmark import Row, environment, write_atomically
+from .benchmark import Row
 from .likelihood import LogProb
 from .metrics import Estimate
+from .results import environment, write_atomically
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#4d4d4d")
 _MARKERS = "osD^v"  # the second eight solvers get the second marker
@@ -104,8 +105,7 @@ def image_grid(samples: Tensor, low: float, high: float, columns: int | None = N
     count, height, width, channels = pixels.shape
     factor = max(1, tile // max(height, width))
     pixels = pixels.repeat(factor, 1).repeat(factor, 2)
-    columns = columns or math.ceil(math.sqrt(count))
-    columns = min(columns, count)
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
     step = (height * factor + 2, width * factor + 2)
     canvas = np.full((math.ceil(count / columns) * step[0] - 2, columns * step[1] - 2, channels), 255, np.uint8)
     for i, picture in enumerate(pixels):
@@ -169,11 +169,17 @@ def _dress(axes: Any, name: str, rows: Sequence[Row]) -> float:
         if top < 100 * floor:
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter("{x:g}")
     else:
         # estimates of either sign: logarithmic beyond the noise, linear within it
-        axes.set_yscale("symlog", linthresh=max(float(np.median([s.high - s.value for s in scores])), 1e-12))
+        noise = max(float(np.median([s.high - s.value for s in scores])), 1e-12)
+        floor = least - 3 * noise
+        if top > 10 * noise:
+            axes.set_yscale("symlog", linthresh=noise)
+            powers = range(math.ceil(math.log10(2 * noise)), math.floor(math.log10(top)) + 1)
+            axes.set_yticks([0.0, *(10.0**k for k in powers[:: len(powers) // 8 + 1])])
+        axes.set_ylim(floor, 1.15 * top if top > 0 else noise)
         axes.axhline(0, color=_SOFT, lw=0.6)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     ticks = sorted({row.nfe_asked for row in rows if row.nfe_asked})
     if 1 < len(ticks) <= 10:
@@ -201,7 +207,7 @@ def drawing(samples: Tensor, reference: Tensor | None, limits: tuple[float, floa
     x = samples.detach().cpu().double().flatten(1).numpy()
     real = None if reference is None else reference.detach().cpu().double().flatten(1)[:500].numpy()
     d = x.shape[1]
-    figure = Figure(figsize=(1.5, 1.5) if d <= 2 else (2.2, 1.2), dpi=200)
+    figure = Figure(figsize=(1.5, 1.5) if d <= 2 else (2.2, 1.2), dpi=150)
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     if d == 1:
         bins = np.linspace(*limits, 25).tolist()
@@ -243,10 +249,11 @@ def _template() -> jinja2.Template:
 def _inline(picture: Figure | Image.Image) -> str:
     """A picture as the address of itself."""
     buffer = io.BytesIO()
-    if isinstance(picture, Image.Image):
-        picture.save(buffer, "PNG", optimize=True)
-    else:
+    if isinstance(picture, Figure):
         picture.savefig(buffer, format="png")
+        picture = Image.open(buffer).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -319,7 +326,9 @@ def _pictures(rows: Sequence[Row], low: float, high: float, reference: Tensor | 
     if not shown:
         return {"picture_rows": []}
     pixels = is_image(shown[0])
-    limits = _limits(low, high, reference)
+    ends = (low, high) if reference is None else (float(reference.min()), float(reference.max()))
+    margin = 0.08 * (ends[1] - ends[0]) or 1.0
+    limits = ends[0] - margin, ends[1] + margin
 
     def draw(samples: Tensor, behind: Tensor | None) -> dict[str, Any]:
         if pixels:
@@ -344,21 +353,12 @@ def _pictures(rows: Sequence[Row], low: float, high: float, reference: Tensor | 
     for label, members in _groups(rows).items():
         at = {row.nfe_asked: row for row in members}
         lines.append({"label": label, "cells": [cell(at.get(budget)) for budget in [*budgets, *own]]})
-    caption = "One line for each solver, one column for each budget of model evaluations (NFE)."
-    caption += " Within a column all solvers start from the same noise."
+    caption = "A line for each solver, a column for each budget of evaluations (NFE); all start from the same noise."
     if not pixels and reference is not None and shown[0][0].numel() <= 2:
         caption += " Grey: real data."
     columns = [f"NFE {budget}" for budget in budgets] + ["its own steps" for _ in own]
-    kind = "pixels" if pixels else "figure"
-    return {"picture_rows": lines, "picture_columns": columns, "picture_class": kind, "picture_caption": caption}
-
-
-def _limits(low: float, high: float, reference: Tensor | None) -> tuple[float, float]:
-    """The axes of every drawing: the real data's range with a margin, or else the range that was given."""
-    if reference is not None:
-        low, high = float(reference.min()), float(reference.max())
-    margin = 0.08 * (high - low) or 1.0
-    return low - margin, high + margin
+    facts = {"picture_columns": columns, "picture_class": "pixels" if pixels else "figure", "picture_caption": caption}
+    return {"picture_rows": lines, **facts}
 
 
 def _likelihood(result: LogProb) -> dict[str, Any]:
@@ -389,8 +389,9 @@ def _mean(values: Tensor) -> str:
 
 def _text(value: Any) -> str:
     """A header's value in one line; a run of integers as its ends."""
-    if isinstance(value, range):
+    if isinstance(value, (list, tuple, range)):
         value = list(value)
-    if isinstance(value, list) and len(value) > 2 and value == [*range(value[0], value[0] + len(value))]:
-        return f"{value[0]}-{value[-1]}"
+        integers = len(value) > 2 and all(type(item) is int for item in value)
+        if integers and value == [*range(value[0], value[-1] + 1)]:
+            return f"{value[0]}-{value[-1]}"
     return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -9,7 +9,7 @@ form exists. ``t_min`` and ``t_max`` bound training, sampling and likelihood ali
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, overload
 
 import torch
@@ -46,8 +46,8 @@ class Prior:
 class SDE:
     """A Gaussian path on [t_min, t_max]; a frozen dataclass whose fields are its options."""
 
-    t_min: float = 0.0
-    t_max: float = 1.0
+    t_min: float = field(default=0.0, kw_only=True)
+    t_max: float = field(default=1.0, kw_only=True)
 
     def alpha(self, t: Tensor) -> Tensor:
         """The signal's scale."""
@@ -162,8 +162,8 @@ class VP(SDE):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    t_min: float = 1e-3
-    t_max: float = 1.0
+    t_min: float = field(default=1e-3, kw_only=True)
+    t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         _require(self, (0 < self.beta_min < self.beta_max, "needs 0 < beta_min < beta_max"))
@@ -190,7 +190,7 @@ class VP(SDE):
 class SubVP(VP):
     """sub-VP: alpha as VP's, sigma = 1 - exp(-B)."""
 
-    t_min: float = 1e-2
+    t_min: float = field(default=1e-2, kw_only=True)
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self.integral(t))
@@ -207,8 +207,8 @@ class VE(SDE):
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
-    t_min: float = 0.0
-    t_max: float = 1.0
+    t_min: float = field(default=0.0, kw_only=True)
+    t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         _require(self, (0 < self.sigma_min < self.sigma_max, "needs 0 < sigma_min < sigma_max"))
@@ -228,8 +228,8 @@ class VE(SDE):
 class EDM(SDE):
     """EDM's path: alpha = 1, sigma = t."""
 
-    t_min: float = 0.002
-    t_max: float = 80.0
+    t_min: float = field(default=0.002, kw_only=True)
+    t_max: float = field(default=80.0, kw_only=True)
 
     def __post_init__(self) -> None:
         _require(self, (self.t_min > 0, "needs t_min > 0"))
@@ -250,8 +250,8 @@ class Cosine(SDE):
     """Variance preserving, alpha = cos(u) / cos(u_0) with u = (t + offset) / (1 + offset) pi / 2."""
 
     offset: float = 0.008
-    t_min: float = 1e-3
-    t_max: float = 0.995
+    t_min: float = field(default=1e-3, kw_only=True)
+    t_max: float = field(default=0.995, kw_only=True)
 
     def __post_init__(self) -> None:
         _require(self, (self.offset > 0, "needs offset > 0"), (self.t_min > 0, "needs t_min > 0"))
@@ -285,8 +285,8 @@ class Cosine(SDE):
 class RectifiedFlow(SDE):
     """Straight paths: alpha = 1 - t, sigma = t (t = 0 is data, t = 1 noise)."""
 
-    t_min: float = 1e-3
-    t_max: float = 0.999
+    t_min: float = field(default=1e-3, kw_only=True)
+    t_max: float = field(default=0.999, kw_only=True)
 
     def __post_init__(self) -> None:
         _require(self, (self.t_min > 0, "needs t_min > 0"), (self.t_max < 1, "needs t_max < 1, where alpha is 0"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -47,7 +47,7 @@ class Schedule(Protocol):
 class Grid:
     """A rule that places the times of a solve; a frozen dataclass whose fields are its options."""
 
-    end: End = "t_min"
+    end: End = field(default="t_min", kw_only=True)
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         """``steps + 1`` times from ``hi`` down to ``lo``."""
@@ -179,7 +179,7 @@ class LogSNR(Grid):
 class Karras(Grid):
     """Equal steps of ratio^(1/rho) with ratio = sigma / alpha, then one step to sigma = 0."""
 
-    end: End = "zero"
+    end: End = field(default="zero", kw_only=True)
     rho: float = 7.0
 
     def __post_init__(self) -> None:

@@ -147,9 +147,10 @@ class Registry(Generic[T]):
             raise InputError(f"expected the spec of a {self.kind}, got {spec!r}")
         info = self.info(spec.name)
         fields = [f.name for f in dataclasses.fields(info.cls)]
-        if len(spec.args) > len(fields):
-            raise InputError(f"{info.name} takes at most {len(fields)} options, got {len(spec.args)}")
-        given = dict(zip(fields, spec.args, strict=False))
+        positional = [f.name for f in dataclasses.fields(info.cls) if not f.kw_only]
+        if len(spec.args) > len(positional):
+            raise InputError(f"{info.name} takes at most {len(positional)} options by position, got {len(spec.args)}")
+        given = dict(zip(positional, spec.args, strict=False))
         hints = typing.get_type_hints(info.cls)
         for key, value in spec.kwargs:
             if key not in fields:

@@ -181,7 +181,13 @@ def test_likelihood_box_and_header(tmp_path):
         nats=nats, stderr=torch.full((4,), 0.25), nfe=122, latent=torch.zeros(4, 1, 2, 2), budget={}, solver="heun",
         grid="logsnr", divergence="hutchinson", seconds=1.0, bin_width=0.5,
     )  # fmt: skip
-    header = {"command": "scoresde demo", "seeds": list(range(3, 40)), "config": {"lr": 0.125}, "torch": "9.9"}
+    header = {
+        "command": "scoresde demo",
+        "seeds": list(range(3, 40)),
+        "config": {"lr": 0.125},
+        "torch": "9.9",
+        "solvers": ["a", "b", "c"],
+    }
     found, text = page(tmp_path, rows=[], likelihood=result, header=header)
     words = " ".join(" ".join(found.text).split())
     assert "log-likelihood -12 ± 1.08 nats" in words  # standard deviation sqrt(14 / 3) over sqrt(4)
@@ -191,6 +197,7 @@ def test_likelihood_box_and_header(tmp_path):
     assert "scoresde demo" in words
     assert "seeds 3-39" in words
     assert "torch 9.9" in words
+    assert 'solvers ["a", "b", "c"]' in words
     assert '"lr": 0.125' in words
     continuous = SimpleNamespace(nats=nats, bits_per_dim=None, stderr=torch.full((4,), math.nan), nfe=1, solver="heun")
     _, text = page(tmp_path, rows=[], likelihood=continuous)
@@ -216,7 +223,11 @@ def test_curves_draw_each_rows_numbers_against_counted_evaluations():
     assert (lines["ddim"].get_linestyle(), lines["ddpm"].get_linestyle()) == ("-", "--")
     assert lines["rk45"].get_xydata().tolist() == [[77, 0.111]]
     assert {line.get_label() for line in panels["error"].lines} == {"ddim", "rk45"}
-    assert [panels[name].get_yscale() for name in panels] == ["log", "symlog", "log"]  # some MMD are negative
+    assert [panels[name].get_yscale() for name in panels] == ["log", "linear", "log"]  # MMD: within its noise
+    far = [*ROWS, Row("bad", "karras", 5, 5, 5, False, 31, metrics={"mmd": Estimate(90.0, 80.0, 100.0)})]
+    assert curves(far).axes[1].get_yscale() == "symlog"  # a negative one among large ones
+    ticks = curves(far).axes[1].get_yticks().tolist()
+    assert ticks == [0, 1, 10, 100]
     band = panels["error"].collections[0].get_paths()[0].vertices
     assert {0.0876, 0.1098, 0.0076, 0.0098} <= {round(float(y), 6) for y in band[:, 1]}
 

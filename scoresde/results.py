@@ -1,0 +1,85 @@
+"""Result files: what the numbers were computed with, and writing that never leaves half a file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+
+def environment(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
+    """What the numbers were computed with: versions, platform, device, dtype."""
+    device = torch.device(device)
+    try:
+        own = version("scoresde")
+    except PackageNotFoundError:
+        own = "not installed"
+    return {
+        "scoresde": own,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": str(torch.get_num_threads()),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def fingerprint(x: Tensor) -> str:
+    """The first 16 digits of the SHA-256 of a tensor's shape, dtype and numbers: tells two references apart."""
+    numbers = x.detach().cpu().contiguous()
+    label = f"{tuple(numbers.shape)} {numbers.dtype} ".encode()
+    return hashlib.sha256(label + numbers.numpy().tobytes()).hexdigest()[:16]
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Writes a file under a temporary name beside it, then renames: a reader never sees half of it."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
+    """A JSON file; what JSON does not know is written as its text."""
+    write_atomically(path, json.dumps(document, indent=1, default=str) + "\n")
+
+
+def write_csv(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """A table whose columns are the keys of all records, in the order in which they first appear."""
+    table = io.StringIO()
+    columns = dict.fromkeys(key for record in records for key in record)
+    writer = csv.DictWriter(table, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    write_atomically(path, table.getvalue())
+
+
+def write_arrays(path: str | Path, **arrays: Tensor | np.ndarray[Any, Any]) -> None:
+    """An .npz file."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
+def write_figure(path: str | Path, figure: Figure, dpi: int = 130) -> None:
+    """A PNG file of a figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,271 @@
+"""Likelihood against exact densities, always those at t_min, so that truncation is not counted as solver error."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import scoresde
+from scoresde import log_prob
+from scoresde.networks import networks
+from scoresde.targets import Gaussian, GaussianMixture
+from solvers import InputError
+
+PATHS = {"vp": scoresde.VP(), "ve": scoresde.VE()}
+
+
+def mixture(d):
+    g = torch.Generator().manual_seed(d)
+    means = 0.6 * torch.randn(4, d, generator=g, dtype=torch.float64)
+    a = 0.3 / d**0.5 * torch.randn(4, d, d, generator=g, dtype=torch.float64)
+    return GaussianMixture(means, a @ a.mT + 0.01 * torch.eye(d), [0.1, 0.2, 0.3, 0.4])
+
+
+def exact(target, sde, x):
+    """The log-density of x0 + ratio(t_min) eps at x."""
+    node = sde(sde.t_min)
+    return target.log_prob(node.alpha * x, node) + x[0].numel() * math.log(node.alpha)
+
+
+def exact_prior(target, sde):
+    return lambda x: target.log_prob(x, sde(sde.t_max))
+
+
+@pytest.mark.parametrize("d", [2, 16])
+@pytest.mark.parametrize("path", PATHS)
+def test_rk45_is_exact_once_the_prior_is(d, path):
+    target, sde = mixture(d), PATHS[path]
+    x = target.sample(6, torch.Generator().manual_seed(0))
+    found = log_prob(
+        target.denoiser(sde), x, "rk45(rtol=1e-8, atol=1e-8)", divergence="exact", prior=exact_prior(target, sde)
+    )
+    assert (found.nats - exact(target, sde, x)).abs().max() < 1e-4
+    assert found.nfe > 100
+
+
+def test_dopri5_agrees_with_rk45():
+    target, sde = mixture(2), PATHS["vp"]
+    x = target.sample(2, torch.Generator().manual_seed(0))
+    found = log_prob(
+        target.denoiser(sde), x, "dopri5(rtol=1e-8, atol=1e-8)", divergence="exact", prior=exact_prior(target, sde)
+    )
+    assert (found.nats - exact(target, sde, x)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("d", [2, 16])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("solver", "order"), [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2), ("dpmpp_2m(variant=heun)", 2)]
+)
+def test_fixed_grids_converge_at_their_order(d, path, solver, order):
+    target, sde = mixture(d), PATHS[path]
+    x = target.sample(16, torch.Generator().manual_seed(1))
+    errors = []
+    for steps in (100, 200, 400):
+        found = log_prob(
+            target.denoiser(sde), x, solver, steps=steps, divergence="exact", prior=exact_prior(target, sde)
+        )
+        errors.append(float((found.nats - exact(target, sde, x)).abs().mean()))
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert all(abs(slope - order) < 0.2 for slope in slopes), (errors, slopes)
+
+
+def test_hutchinson_is_within_four_standard_errors_of_the_exact_trace():
+    target, sde = mixture(16), PATHS["vp"]
+    x, denoiser = target.sample(200, torch.Generator().manual_seed(2)), target.denoiser(PATHS["vp"])
+    # the same solver on both sides, so that its error cancels
+    whole = log_prob(denoiser, x, "dpmpp_2m", steps=30, divergence="exact", prior=exact_prior(target, sde))
+    some = log_prob(
+        denoiser, x, "dpmpp_2m", steps=30, divergence="hutchinson(probes=64)", prior=exact_prior(target, sde)
+    )
+    z = (some.nats - whole.nats) / some.stderr
+    assert z.abs().max() < 4
+    assert torch.all(whole.stderr == 0)
+    assert whole.kind != some.kind
+
+
+def test_the_standard_error_covers_as_often_as_it_should():
+    target, sde = mixture(16), PATHS["vp"]
+    one = target.sample(1, torch.Generator().manual_seed(3))
+    repeats, probes = 600, 24
+    x, denoiser = one.expand(repeats, -1), target.denoiser(sde)
+    truth = log_prob(denoiser, one, "dpmpp_2m", steps=20, divergence="exact").nats
+    found = log_prob(denoiser, x, "dpmpp_2m", steps=20, divergence=f"hutchinson(probes={probes})")
+    covered = ((found.nats - truth).abs() < 1.96 * found.stderr).double().mean()
+    # Student's t with 23 degrees of freedom is within 1.96 with probability 0.938; four binomial deviations are 0.04
+    assert abs(covered - 0.938) < 0.04
+    # and the spread over repetitions is what each run's standard error says
+    assert abs(found.nats.std() / found.stderr.square().mean().sqrt() - 1) < 4 / math.sqrt(2 * repeats)
+    # the estimate is unbiased
+    assert abs(found.nats.mean() - truth) < 4 * found.nats.std() / math.sqrt(repeats)
+
+
+def test_one_probe_has_no_standard_error():
+    target = mixture(2)
+    found = log_prob(target.denoiser(scoresde.VP()), target.sample(2), steps=5, divergence="hutchinson(probes=1)")
+    assert torch.isnan(found.stderr).all()
+
+
+def test_random_signs_are_exact_for_a_diagonal_jacobian():
+    target = Gaussian(torch.zeros(5), torch.tensor([0.1, 0.5, 1.0, 2.0, 3.0]))
+    x, denoiser = target.sample(4, torch.Generator().manual_seed(0)), target.denoiser(scoresde.VE())
+    a, b = (log_prob(denoiser, x, steps=20, divergence=how) for how in ("exact", "hutchinson(probes=2)"))
+    assert torch.allclose(a.nats, b.nats, rtol=0, atol=1e-10)
+    assert b.stderr.max() < 1e-10
+
+
+@pytest.mark.parametrize("name", ["vp", "subvp", "ve", "edm", "cosine", "rectified_flow"])
+def test_every_path_gives_a_gaussian_its_density(name):
+    sde = scoresde.make_sde(name)
+    target = Gaussian(torch.tensor([0.3, -0.2, 0.1]), 0.5)
+    x = target.sample(8, torch.Generator().manual_seed(0))
+    found = log_prob(target.denoiser(sde), x, steps=400, divergence="exact", prior=exact_prior(target, sde))
+    assert torch.allclose(found.nats, exact(target, sde, x), rtol=0, atol=2e-3)
+
+
+def test_the_density_integrates_to_one():
+    target, sde = mixture(2), scoresde.VP()
+    axis = torch.linspace(-2.5, 2.5, 60, dtype=torch.float64)
+    x = torch.cartesian_prod(axis, axis)
+    found = log_prob(target.denoiser(sde), x, "heun", steps=150, divergence="exact", prior=exact_prior(target, sde))
+    assert abs(found.nats.exp().sum() * (axis[1] - axis[0]) ** 2 - 1) < 5e-3
+
+
+def test_the_budget_sums_to_the_value_and_each_part_is_what_it_says():
+    target, sde = mixture(2), scoresde.VP()
+    x, denoiser = target.sample(5, torch.Generator().manual_seed(0)), target.denoiser(sde)
+    found = log_prob(denoiser, x, "heun", steps=25, divergence="exact", bin_width=0.25)
+    assert list(found.budget) == ["prior", "divergence", "truncation", "dequantisation"]
+    assert torch.allclose(sum(found.budget.values()), found.nats, rtol=0, atol=1e-12)
+    start = sde(sde.t_min)
+    code = scoresde.encode(denoiser, start.alpha * x, "heun", "logsnr", steps=25)
+    assert torch.allclose(found.latent, code.x, rtol=0, atol=1e-9)
+    normal = torch.distributions.Normal(0.0, math.hypot(sde(1.0).alpha, sde(1.0).sigma))
+    assert torch.allclose(found.budget["prior"], normal.log_prob(code.x).sum(1), rtol=0, atol=1e-9)
+    assert torch.allclose(found.budget["truncation"], torch.tensor(2 * math.log(start.alpha)).double())
+    assert torch.allclose(found.budget["dequantisation"], torch.tensor(2 * math.log(0.25)).double())
+    assert torch.allclose(found.bits_per_dim, -found.nats / (2 * math.log(2)))
+    assert found.nfe == 50
+
+
+def test_bits_per_dim_do_not_depend_on_the_units():
+    """The same data in [0, 1] and in [-1, 1], each with its own bin width."""
+    wide, narrow = Gaussian(torch.zeros(2), 1.0), Gaussian(torch.zeros(2), 0.25)
+    x = wide.sample(6, torch.Generator().manual_seed(0))
+    # the VE path scaled like the data, so that both blur by the same fraction
+    a = log_prob(wide.denoiser(scoresde.VE(0.01, 50)), x, steps=200, divergence="exact", bin_width=2 / 256)
+    b = log_prob(narrow.denoiser(scoresde.VE(0.005, 25)), x / 2, steps=200, divergence="exact", bin_width=1 / 256)
+    assert torch.allclose(a.bits_per_dim, b.bits_per_dim, rtol=0, atol=3e-3)
+
+
+def test_uniform_dequantisation_bounds_the_mass_of_a_level():
+    """E log p(x + u) <= log of the mass of the bin, and close to it where the density is nearly flat over the bin."""
+    sde, width = scoresde.VE(), 0.5
+    target = Gaussian(torch.zeros(1), 1.0)
+    seeds = range(400)
+    x = torch.full((400, 1), 0.5, dtype=torch.float64)
+    spread = scoresde.dequantise(x, width, seeds)
+    assert spread.min() >= 0.25
+    assert spread.max() < 0.75
+    bound = log_prob(target.denoiser(sde), spread, steps=100, divergence="exact", bin_width=width).nats
+    normal = torch.distributions.Normal(0.0, 1.0)
+    mass = torch.log(normal.cdf(torch.tensor(0.75)) - normal.cdf(torch.tensor(0.25)))
+    gap = mass - bound.mean()
+    # Jensen's gap is Var(log p) / 2, about (x width)^2 / 24 = 0.0026; the Monte Carlo error of the mean is 0.004
+    assert -0.01 < gap < 0.02
+    assert torch.equal(spread[17:18], scoresde.dequantise(x[:1], width, [17]))
+
+
+def test_alone_in_a_batch_and_in_any_batch_size():
+    class RowWise:
+        """A denoiser whose rows are computed by the same elementwise operations, wherever they stand."""
+
+        sde = scoresde.VP()
+
+        def predict(self, x, node, **conditions):
+            node = node.like(x)
+            x0 = torch.tanh(x / (node.alpha**2 + node.sigma**2))
+            return scoresde.denoiser.Prediction(x0, (x - node.alpha * x0) / node.sigma)
+
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).view(6, 2)
+    whole = log_prob(RowWise(), x, steps=10)
+    parts = log_prob(RowWise(), x, steps=10, batch_size=4)
+    alone = log_prob(RowWise(), x[3:4], steps=10, seeds=[3])
+    assert torch.equal(whole.nats, parts.nats)
+    assert torch.equal(whole.nats[3:4], alone.nats)
+    assert torch.equal(whole.stderr[3:4], alone.stderr)
+
+
+class Shifted(nn.Module):
+    """A network with a condition: it answers x0 = tanh(w x + y)."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, x, label, y):
+        return torch.tanh(self.w * x + y.view(-1, *(1,) * (x.ndim - 1)))
+
+
+@pytest.mark.parametrize("solver", ["heun", "rk45(rtol=1e-6, atol=1e-6)"])
+def test_conditions_reach_their_rows(solver):
+    denoiser = scoresde.Denoiser(Shifted(), scoresde.VP(), predicts="x0")
+    x, y = torch.zeros(3, 1, 2, 2, dtype=torch.float64), torch.tensor([0.0, 0.5, -0.5])
+    steps = 20 if solver == "heun" else None
+    found = log_prob(denoiser, x, solver, steps=steps, divergence="exact", condition={"y": y}, batch_size=2)
+    each = [
+        log_prob(denoiser, x[i : i + 1], solver, steps=steps, divergence="exact", condition={"y": y[i : i + 1]}).nats
+        for i in range(3)
+    ]
+    assert torch.allclose(found.nats, torch.cat(each), rtol=0, atol=1e-10)
+    assert torch.allclose(found.nats[1], found.nats[2], rtol=0, atol=1e-9)  # by symmetry
+    assert abs(found.nats[0] - found.nats[1]) > 1e-3
+
+
+def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
+    torch.manual_seed(0)
+    network = networks.make("mlp(width=32, depth=1)").build((9, 9))
+    for p in network.parameters():
+        nn.init.normal_(p, std=0.1)
+    denoiser = scoresde.Denoiser(network, scoresde.VP(), "edm")
+    x = torch.rand(2, 9, 9)
+    whole = log_prob(denoiser, x, steps=8, divergence="exact")
+    some = log_prob(denoiser, x, steps=8, divergence="hutchinson(probes=200)")
+    assert ((whole.nats - some.nats) / some.stderr).abs().max() < 4
+    network.double()
+    double = log_prob(denoiser, x.double(), steps=8, divergence="exact")
+    assert torch.allclose(whole.nats, double.nats, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"solver": "ddpm", "steps": 5}, "cannot encode|draws noise"),
+        ({"solver": "heun"}, "needs a number of steps"),
+        ({"solver": "heun", "steps": 0}, "positive integer"),
+        ({"steps": 5, "divergence": "hutchinson(probes=0)"}, "probes must be a positive integer"),
+        ({"steps": 5, "divergence": "exakt"}, "did you mean exact"),
+        ({"steps": 5, "seeds": [1]}, "2 samples with 1 seeds"),
+        ({"steps": 5, "bin_width": -1.0}, "bin_width must be positive"),
+        ({"steps": 5, "batch_size": 0}, "batch_size must be a positive integer"),
+        ({"steps": 5, "x": torch.tensor([[math.nan, 0.0]])}, "not finite"),
+        ({"steps": 5, "x": torch.zeros(0, 2)}, "0 samples"),
+        ({"steps": 5, "t_min": 2.0}, "not a range within"),
+    ],
+)
+def test_bad_input(change, message):
+    target = mixture(2)
+    options = {"x": torch.zeros(2, 2, dtype=torch.float64), "solver": "heun", **change}
+    with pytest.raises(InputError, match=message):
+        log_prob(target.denoiser(scoresde.VP()), **options)
+
+
+def test_bits_need_a_bin_width():
+    target = mixture(2)
+    found = log_prob(target.denoiser(scoresde.VP()), target.sample(2), steps=5)
+    with pytest.raises(InputError, match="bin width"):
+        found.bits_per_dim  # noqa: B018
+    assert "nats" in str(found)
+    assert "bits" not in str(found)
