@@ -10,16 +10,30 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from solvers import InputError
+
+T = TypeVar("T")
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _shown(read: Callable[[str], list[T]]) -> Callable[[str], list[T]]:
+    """A reader whose errors argparse shows as they are; other ValueErrors it would replace."""
+
+    def reader(text: str) -> list[T]:
+        try:
+            return read(text)
+        except InputError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return reader
 
 
 def seeds_of(text: str) -> list[int]:
@@ -90,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = command("sample", "draw samples from a trained model")
     workdir_and_out(sample)
-    sample.add_argument("--seeds", type=seeds_of, default="0-63", help="one sample per seed: 0-63 or 0,5,9")
+    sample.add_argument("--seeds", type=_shown(seeds_of), default="0-63", help="one sample per seed: 0-63 or 0,5,9")
 
     likelihood = command("likelihood", "log-likelihood of data under a trained model")
     workdir_and_out(likelihood)
@@ -99,9 +113,9 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = command("benchmark", "steps versus quality: every solver at every number of evaluations")
     workdir_and_out(bench)
-    bench.add_argument("--solvers", type=specs_of, default="ddim, heun, dpmpp_2m, ddpm", help="names or specs")
-    bench.add_argument("--nfe", type=counts_of, default="5,10,20,50", help="budgets of model evaluations")
-    bench.add_argument("--seeds", type=seeds_of, default="0-511", help="one sample per seed")
+    bench.add_argument("--solvers", type=_shown(specs_of), default="ddim, heun, dpmpp_2m, ddpm", help="names or specs")
+    bench.add_argument("--nfe", type=_shown(counts_of), default="5,10,20,50", help="budgets of model evaluations")
+    bench.add_argument("--seeds", type=_shown(seeds_of), default="0-511", help="one sample per seed")
 
     listing = command("solvers", "the table of solvers, or one solver's card")
     listing.add_argument("name", nargs="?", help="a solver's name")

@@ -119,7 +119,7 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     if arguments.limit is not None:
         positive_integer("--limit", arguments.limit)
     out = writable(arguments.out)
-    x = getattr(config.load_data(run.config), arguments.split)[: arguments.limit]
+    x = getattr(config.load_data(run.config, run.card), arguments.split)[: arguments.limit]
     result = score(run, x)
     has_bits = result.bin_width is not None
     arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
@@ -157,7 +157,7 @@ def compare(
     result: LogProb | None = None,
 ) -> None:
     """Runs the benchmark of a run against its held-out data and writes the page."""
-    reference = config.load_data(run.config).test
+    reference = config.load_data(run.config, run.card).test
     rows = run_benchmark(
         run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
         batch_size=run.config.sampling.batch_size, device=config.device_of(run.config), truth_steps=64,
@@ -207,12 +207,12 @@ def table(rows: Sequence[Row]) -> str:
 
 def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Trains on real digits, samples with four solvers, scores held-out digits and writes the page."""
-    steps = "--config.training.steps=300" if arguments.fast else "--config.training.steps=4000"
+    steps = "--config.training.steps=300" if arguments.fast else "--config.training.steps=3000"
     cfg = config.read_config(arguments.config, [steps, *overrides])
     out = writable(arguments.out)
     fit(cfg, out / "run")
     run = config.load_run(out / "run")
-    test = config.load_data(run.config).test
+    test = config.load_data(run.config, run.card).test
     result = score(run, test[:64] if arguments.fast else test)
     print(result)
     names = ["ddim", "heun", "dpmpp_2m", "ddpm"]

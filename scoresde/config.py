@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from torch import nn
 
-from solvers import InputError, make, split_grid
+from solvers import InputError, grids, make, split_grid
 from solvers.errors import unknown
 
 from . import checkpoint
@@ -120,9 +120,16 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def load_data(config: ConfigDict) -> Dataset:
-    """The data set that a config names."""
-    return load(config.data.name, config.data.path, config.seed)
+def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
+    """The data set that a config names.
+
+    Raises:
+        InputError: it cannot be read, or its samples are not of the card's shape.
+    """
+    data = load(config.data.name, config.data.path, config.seed)
+    if card is not None and data.shape != card.shape:
+        raise InputError(f"the data are of shape {data.shape}, the model was trained on {card.shape}")
+    return data
 
 
 def card_of(config: ConfigDict, data: Dataset) -> DataCard:
@@ -168,8 +175,8 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
 
 def solve_options(section: ConfigDict) -> dict[str, Any]:
     """``sampling`` or ``likelihood`` as arguments of ``sample`` or ``log_prob``; ``nfe`` goes before ``steps``."""
-    adaptive = make(split_grid(section.solver)[0]).adaptive
-    steps = None if adaptive or section.nfe is not None else section.steps
+    own_steps = make(split_grid(section.solver)[0]).adaptive or (section.grid and grids.make(section.grid).fixed)
+    steps = None if own_steps or section.nfe is not None else section.steps
     return {
         "solver": section.solver,
         "grid": section.grid,

@@ -53,8 +53,13 @@ class Grid:
         """``steps + 1`` times from ``hi`` down to ``lo``."""
         raise NotImplementedError
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the grid sets the number of steps itself."""
+        return False
+
     def intervals(self, steps: int | None) -> int:
-        """The number of steps; grids that fix it themselves override this."""
+        """The number of steps, checked."""
         if steps is None:
             raise InputError(f"the grid {self} needs a number of steps")
         return positive_integer("steps", steps)
@@ -203,6 +208,10 @@ class Explicit(Grid):
     def __post_init__(self) -> None:
         if bool(self.times) == bool(self.ratios):
             raise InputError("explicit takes either times=[...] or ratios=[...]")
+
+    @property
+    def fixed(self) -> bool:
+        return True
 
     def intervals(self, steps: int | None) -> int:
         count = max(len(self.times), len(self.ratios)) - 1

@@ -1,0 +1,248 @@
+"""The command line end to end on real digits, and its manners with bad input: one line, status 2, nothing lost."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import scoresde
+import solvers
+from scoresde import checkpoint
+from scoresde.cli import main
+from scoresde.config import load_run
+
+SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of forty steps on the VP path; tests must not change it."""
+    torch.set_num_threads(1)
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    arguments = ["train", "--config=configs/digits_vp.py", f"--workdir={workdir}", "--config.training.steps=40"]
+    assert main([*arguments, *SMALL]) == 0
+    return workdir
+
+
+def fails(capsys, arguments, *words):
+    """The command ends with status 2 and one line that holds the words."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, lines
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
+def test_training_leaves_a_whole_run(run):
+    assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step_00000020", "step_00000040"]
+    steps = [json.loads(line)["step"] for line in (run / "train.jsonl").read_text().splitlines()]
+    assert steps[0] == 1
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["data"] == {"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125}
+
+
+def test_samples_are_those_of_the_library_and_of_their_seeds(run, tmp_path):
+    out = tmp_path / "s"
+    assert main(["sample", f"--workdir={run}", "--seeds=3,5-6", f"--out={out}", "--config.sampling.nfe=8"]) == 0
+    saved = np.load(out / "samples.npz")
+    trained = load_run(run)
+    again = scoresde.sample(trained.denoiser, (1, 8, 8), [3, 5, 6], "dpmpp_2m", nfe=8)
+    assert saved["seeds"].tolist() == [3, 5, 6]
+    assert np.array_equal(saved["x"], again.x.numpy())
+    record = json.loads((out / "run.json").read_text())
+    assert (record["nfe"], record["solver"], record["grid"], record["seeds"]) == (8, "dpmpp_2m", "karras", [3, 5, 6])
+    assert record["command"].startswith("scoresde sample --workdir=")
+    assert record["environment"]["torch"] == torch.__version__
+    assert (out / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("solver", "nfe"),
+    [
+        ("pc(predictor=reverse_diffusion, corrector=langevin)", 7),
+        ("DPM++ 2M Karras", 4),
+        ("rk45(rtol=0.1, atol=0.1)", 0),
+    ],
+)
+def test_any_solver_by_name(run, tmp_path, solver, nfe):
+    arguments = [f"--config.sampling.solver={solver}", "--config.sampling.steps=4", "--seeds=0-1"]
+    assert main(["sample", f"--workdir={run}", f"--out={tmp_path}", *arguments]) == 0
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["nfe"] == nfe if nfe else record["nfe"] > 10
+    assert np.isfinite(np.load(tmp_path / "samples.npz")["x"]).all()
+
+
+def test_likelihood_matches_the_library(run, tmp_path):
+    options = ["--config.likelihood.steps=6", "--config.likelihood.divergence=exact"]
+    assert main(["likelihood", f"--workdir={run}", "--split=test", "--limit=5", f"--out={tmp_path}", *options]) == 0
+    saved = np.load(tmp_path / "likelihood.npz")
+    trained = load_run(run)
+    x = scoresde.dequantise(scoresde.data.load("digits").test[:5], 0.125, range(5))
+    again = scoresde.log_prob(trained.denoiser, x, steps=6, divergence="exact", bin_width=0.125)
+    assert np.allclose(saved["nats"], again.nats.numpy(), rtol=0, atol=1e-9)
+    assert np.allclose(saved["bits_per_dim"], -again.nats.numpy() / (64 * np.log(2)), rtol=0, atol=1e-9)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert (record["samples"], record["nfe"], record["kind"]) == (5, 12, "exact ODE value")
+
+
+def test_benchmark_writes_rows_that_were_measured(run, tmp_path, capsys):
+    arguments = ["--solvers=ddim, heun, pc(corrector_steps=2)", "--nfe=2,6", "--seeds=0-15"]
+    assert main(["benchmark", f"--workdir={run}", f"--out={tmp_path}", *arguments]) == 0
+    header, rows = scoresde.benchmark.read(tmp_path)
+    assert [(row.solver, row.nfe) for row in rows] == [
+        ("ddim", 2), ("ddim", 6), ("heun", 1), ("heun", 5), ("pc(corrector_steps=2)", 1), ("pc(corrector_steps=2)", 4),
+    ]  # fmt: skip
+    assert rows[1].error.value < rows[0].error.value
+    assert header["seeds"] == list(range(16))
+    assert "report.html" in capsys.readouterr().out
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_the_ve_path(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "s"
+    arguments = ["--config=configs/digits_ve.py", f"--workdir={run}", "--config.training.steps=20", *SMALL]
+    assert main(["train", *arguments]) == 0
+    assert main(["sample", f"--workdir={run}", f"--out={out}", "--seeds=0-7"]) == 0
+    assert str(load_run(run).denoiser.sde) == "ve"
+    assert np.abs(np.load(out / "samples.npz")["x"]).max() < 10
+
+
+def test_resuming_goes_on_where_it_stopped(run, tmp_path):
+    arguments = ["train", "--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL]
+    assert main([*arguments, "--config.training.steps=20"]) == 0
+    assert main([*arguments, "--config.training.steps=40"]) == 0
+    ours, theirs = (checkpoint.load(checkpoint.latest(folder)) for folder in (tmp_path, run))
+    assert all(torch.equal(ours.ema[name], theirs.ema[name]) for name in theirs.ema)
+
+
+def test_the_table_and_the_cards(capsys):
+    assert main(["solvers"]) == 0
+    table = capsys.readouterr().out
+    assert all(re.search(rf"^{name} ", table, re.MULTILINE) for name in solvers.names())
+    assert main(["solvers", "heun"]) == 0
+    assert "2206.00364" in capsys.readouterr().out
+
+
+def test_check_solver(capsys):
+    assert main(["check-solver", "ddim"]) == 0
+    assert "measured 0.92, declared 1" in capsys.readouterr().out
+
+
+def test_bad_options(run, tmp_path, capsys):
+    sample = ["sample", f"--workdir={run}", f"--out={tmp_path / 'out'}"]
+    fails(capsys, [*sample, "--config.sampling.solver=dppm_2m"], "no solver 'dppm_2m'", "did you mean dpmpp_2m")
+    fails(capsys, [*sample, "--config.sampling.solver=ddim(etta=1)"], "etta", "eta")
+    fails(capsys, [*sample, "--config.sampling.grid=karas"], "no grid 'karas'", "karras")
+    fails(capsys, [*sample, "--config.sampling.steps=0"], "steps must be a positive integer, got 0")
+    fails(capsys, [*sample, "--config.sampling.steps=-3"], "positive integer", "-3")
+    fails(capsys, [*sample, "--config.sampling.steps=2.5"], "steps=2.5")
+    fails(capsys, [*sample, "--config.sampling.nfe=0"], "nfe must be a positive integer")
+    fails(capsys, [*sample, "--config.sampling.solver=rk45", "--config.sampling.nfe=9"], "chooses its own steps")
+    fails(capsys, [*sample, "--config.sampling.grid=explicit(times=[1.5, 0.5])"], "t=1.5 is outside [0.001, 1]")
+    fails(capsys, [*sample, "--config.sampling.stepz=3"], "config field 'sampling.stepz'", "sampling.steps")
+    fails(capsys, [*sample, "--config.sde=vpp"], "no SDE 'vpp'")
+    fails(capsys, [*sample, "--config.device=warp"], "device 'warp'")
+    fails(capsys, [*sample, "--seeds=9-3"], "seeds '9-3'")
+    fails(capsys, [*sample, "--seed=3"], "--seed=3")
+    fails(capsys, ["sample", f"--workdir={run}"], "--out")
+    fails(capsys, ["sing"], "sing")
+    fails(capsys, ["solvers", "huen"], "did you mean heun")
+    fails(capsys, ["check-solver", "nowhere:Solver"], "nowhere")
+    fails(capsys, ["train", "--config=digits_vq", f"--workdir={tmp_path / 'w'}"], "digits_vq", "digits_vp")
+    fails(capsys, ["likelihood", f"--workdir={run}", f"--out={tmp_path}", "--limit=0"], "--limit")
+    assert not (tmp_path / "out" / "samples.npz").exists()
+
+
+def test_likelihood_refuses_a_stochastic_solver(run, tmp_path, capsys):
+    arguments = ["likelihood", f"--workdir={run}", f"--out={tmp_path}", "--config.likelihood.solver=ddpm"]
+    fails(capsys, arguments, "ddpm", "draws noise")
+
+
+def test_folders_that_are_not_runs(tmp_path, capsys):
+    fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path}"], "is not a run")
+    (tmp_path / "config.json").write_text("{")
+    fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path}"], "damaged")
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    fails(capsys, ["train", "--config=digits_vp", f"--workdir={tmp_path / 'file' / 'run'}"], "cannot write to")
+
+
+def test_a_config_file_that_does_not_run(tmp_path, capsys):
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nothing_of_this_name\n")
+    fails(
+        capsys, ["train", f"--config={broken}", f"--workdir={tmp_path}"], "ModuleNotFoundError", "nothing_of_this_name"
+    )
+    broken.write_text("def get_config():\n    return {}\n")
+    fails(capsys, ["train", f"--config={broken}", f"--workdir={tmp_path}"], "must return a ConfigDict")
+
+
+def test_another_config_in_the_same_folder(run, capsys):
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    train = ["train", f"--workdir={run}", *SMALL]
+    fails(capsys, [*train, "--config=configs/digits_ve.py"], "another config", "sde is 'vp' there")
+    changed = [*train, "--config=configs/digits_vp.py", "--config.training.learning_rate=0.5"]
+    fails(capsys, changed, "training.learning_rate is 0.002 there and 0.5 here")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_truncated_checkpoint(tmp_path, capsys):
+    arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", "--config.training.steps=20", *SMALL]
+    assert main(["train", *arguments]) == 0
+    weights = tmp_path / "checkpoints" / "step_00000020" / "ema.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path / 's'}"], "ema.safetensors", "damaged")
+    fails(capsys, ["train", *arguments], "ema.safetensors", "damaged")
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path / 's'}"], "SHA-256")
+
+
+def test_own_data_of_any_shape_and_data_that_cannot_be_used(tmp_path, capsys):
+    run, path = tmp_path / "run", tmp_path / "x.npy"
+    options = ["--config.data.name=file", f"--config.data.path={path}", "--config.training.steps=20", *SMALL]
+    train = ["train", "--config=configs/digits_vp.py", f"--workdir={run}", *options]
+    fails(capsys, train, "x.npy")
+    for bad, word in ((np.zeros((0, 3)), "empty"), (np.full((9, 3), np.nan), "not finite")):
+        np.save(path, bad)
+        fails(capsys, train, word)
+    np.save(path, np.random.default_rng(0).normal(size=(64, 5)))
+    assert main(train) == 0
+    assert main(["likelihood", f"--workdir={run}", f"--out={tmp_path / 'l'}", "--config.likelihood.steps=5"]) == 0
+    assert "bits_per_dim" not in np.load(tmp_path / "l" / "likelihood.npz")
+    assert main(["sample", f"--workdir={run}", f"--out={tmp_path / 's'}", "--seeds=0-3"]) == 0
+    assert np.load(tmp_path / "s" / "samples.npz")["x"].shape == (4, 5)
+    np.save(path, np.zeros((64, 7)))
+    fails(capsys, ["likelihood", f"--workdir={run}", f"--out={tmp_path / 'l'}"], "(7,)", "(5,)")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of a terminal")
+def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(tmp_path):
+    arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL[:1], "--config.training.steps=4000"]
+    command = [sys.executable, "-m", "scoresde.cli", "train", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    log = tmp_path / "train.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    folder = checkpoint.latest(tmp_path)
+    assert f"stopped: {folder.name} is written" in error
+    assert "Traceback" not in error
+    steps = checkpoint.load(folder).step
+    assert 0 < steps < 4000
+    assert main(["train", *arguments[:-1], f"--config.training.steps={steps + 1}"]) == 0
+    assert checkpoint.load(checkpoint.latest(tmp_path)).step == steps + 1
