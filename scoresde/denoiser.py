@@ -81,7 +81,8 @@ class Denoiser:
     """A network trained on an SDE, as a source of predictions.
 
     Args:
-        network: called as ``network(x, label, **conditions)`` with x (B, *) and label (B,), returns (B, *).
+        network: called as ``network(x, label, **conditions)`` with x (B, *) in the dtype of its parameters and label
+            (B,) in that dtype or, for 16-bit ones, float32; returns (B, *).
         sde: the path it was trained on.
         predicts: its output: "x0", "eps", "v" (alpha eps - sigma x0), "score", "velocity" (dx/dt of the ODE), or
             "edm" (the raw network F inside EDM's preconditioning).
@@ -121,8 +122,10 @@ class Denoiser:
         wide = node.like(x)
         label = TIME_LABELS[self.time_label or ("c_noise" if self.predicts == "edm" else "t")](node)
         dtype = self._dtype(x)
+        # a 16-bit label would confuse neighbouring times: 988.49 is 988 in bfloat16
+        precise = torch.float32 if dtype.itemsize < 4 else dtype
         labels = torch.as_tensor(label, dtype=torch.float64 if isinstance(label, float) else None)
-        labels = labels.to(dtype).to(x.device).expand(x.shape[0])
+        labels = labels.to(precise).to(x.device).expand(x.shape[0])
         scaled = x / (wide.alpha * (wide.ratio**2 + self.sigma_data**2) ** 0.5) if self.predicts == "edm" else x
         out = self._call(scaled.to(dtype), labels, conditions).to(x.dtype)
         return Prediction(*PREDICTS[self.predicts](out, x, wide, self.sigma_data))

@@ -195,8 +195,8 @@ def log_prob(
         for i in batches:
             rows = slice(i, i + size)
             conditions = {name: value[rows] for name, value in (condition or {}).items()}
-            problem = WithLogDensity(denoiser, shape, conditions, rule.draw(seeds[rows], d), x.dtype)
-            state = problem.start(start.alpha * x[rows].double())
+            problem = WithLogDensity(denoiser, shape, conditions, rule.draw(seeds[rows], d), x.dtype, x.device)
+            state = problem.start(x[rows], start)
             solution = solvers.solve(plan.solver, problem, state, plan.nodes[::-1], hooks=[advance])
             latent, channels = problem.split(solution.x)
             # l is the log-density of x / alpha: back to that of x at both ends

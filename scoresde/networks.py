@@ -101,7 +101,8 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, size: int, width: int, depth: int, time_features: int) -> None:
         super().__init__()
-        self.embed = nn.Sequential(FourierFeatures(time_features), nn.Linear(time_features, width), nn.SiLU())
+        self.features = FourierFeatures(time_features)
+        self.embed = nn.Sequential(nn.Linear(time_features, width), nn.SiLU())
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -110,7 +111,7 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        emb = self.embed(label)
+        emb = self.embed(self.features(label).to(x.dtype))
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, emb)

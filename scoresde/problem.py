@@ -53,7 +53,8 @@ class WithLogDensity:
     ends of the path, so that little is left to integrate. There is one channel per probe of the divergence, so that
     the spread over the probes is seen in the result; u starts at 0.
 
-    The state (B, d + m) is float64; ``probes`` is (B, m, d), or None for the exact trace (m = 1).
+    The state (B, d + m) is float64, on the CPU where the model's device has no float64; the model sees samples in
+    ``dtype`` on ``device``. ``probes`` is (B, m, d), or None for the exact trace (m = 1).
     """
 
     denoiser: Denoises
@@ -61,6 +62,7 @@ class WithLogDensity:
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     probes: Tensor | None = None
     dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cpu")
 
     @property
     def channels(self) -> int:
@@ -75,10 +77,10 @@ class WithLogDensity:
         """The path where log(alpha / sigma) = lam."""
         return self.denoiser.sde(self.denoiser.sde.t_of_lam(lam))
 
-    def start(self, x: Tensor) -> Tensor:
-        """The state (B, d + m) of samples x (B, *)."""
-        zeros = x.new_zeros(len(x), self.channels, dtype=torch.float64)
-        return torch.cat([x.flatten(1).double(), zeros], 1)
+    def start(self, x: Tensor, node: Node) -> Tensor:
+        """The state (B, d + m) at ``node`` of data x (B, *): alpha x, and channels of 0."""
+        flat = node.alpha * x.flatten(1).to("cpu" if self.device.type == "mps" else self.device).double()
+        return torch.cat([flat, flat.new_zeros(len(x), self.channels)], 1)
 
     def split(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """The samples (B, *) and the channels (B, m) of a state."""
@@ -94,16 +96,16 @@ class WithLogDensity:
         """One forward pass and one batch of vector-Jacobian products."""
         samples, channels = self.split(x)
         with torch.enable_grad():
-            leaf = samples.detach().to(self.dtype).requires_grad_()
+            leaf = samples.detach().to(self.dtype).to(self.device).requires_grad_()
             prediction = self.denoiser.predict(leaf, node, **self.conditions)
-            trace = self._trace(prediction.x0, leaf).double()
+            trace = self._trace(prediction.x0, leaf).to(x.device).double()
         # alpha r = sigma turns the trace in x into the trace in y
         drive = node.ratio * math.prod(self.shape) / (1 + node.ratio**2) - node.sigma * trace
         pairs = (
             (prediction.x0, drive),
             (prediction.eps, (channels - node.alpha * drive) / node.sigma),
         )
-        x0, eps = (torch.cat([a.detach().flatten(1).double(), b], 1) for a, b in pairs)
+        x0, eps = (torch.cat([a.detach().flatten(1).to(x.device).double(), b], 1) for a, b in pairs)
         return Prediction(x0, eps)
 
     def _trace(self, out: Tensor, leaf: Tensor) -> Tensor:

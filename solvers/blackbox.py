@@ -103,7 +103,8 @@ class Dopri5(BlackBox):
     """torchdiffeq's Dormand-Prince pair, on the device and in the dtype of the state."""
 
     def integrate(self, problem: Problem, x: Tensor, t: float, s: float) -> Tensor:
-        times = torch.tensor([t, s], dtype=torch.float64)
+        dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+        times = torch.tensor([t, s], dtype=dtype, device=x.device)
         # step_t: without it the last step overshoots s, where the path may not be defined, and is interpolated back
         options: dict[str, Any] = {"step_t": times[1:]}
         if (first := self.first(t, s)) is not None:

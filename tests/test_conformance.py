@@ -1,0 +1,259 @@
+"""Every registered solver passes the conformance suite, and the suite can fail.
+
+The broken solvers below are each one mistake away from a right one; the check that names the mistake must be the one
+that fails.
+"""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import scoresde
+import solvers
+from solvers import Solver, Step
+from solvers.ancestral import DDIM
+from solvers.analytic import VE, VP, GaussianData, Mixture, exact_solution
+from solvers.conformance import check, check_order, measured_order, terminal_variance
+from solvers.exponential import DPMpp2M
+from solvers.runge_kutta import Euler, Heun, Tableau
+
+VARIANTS = ["ddim(eta=1)", "ddim(eta=0.5)", "ddpm(variance=beta)", "dpmpp_2m(variant=heun)"]
+
+
+@pytest.mark.parametrize("spec", solvers.names() + VARIANTS)
+def test_every_registered_solver_passes_every_check(spec):
+    verdicts = check(solvers.make(spec))
+    assert len(verdicts) >= 15  # spec, evaluations, and order, batch, dtype, four last steps on each of two paths
+    failed = [str(verdict) for verdict in verdicts if not verdict.passed]
+    assert not failed, "\n".join(failed)
+
+
+class Declared(Solver):
+    """What a registration would declare; class attributes, so not fields of the dataclass."""
+
+    order, stochastic, linear, adaptive, evaluations = 1.0, False, True, False, 1
+
+
+@dataclass(frozen=True)
+class WrongWeight(Declared):
+    def step(self, problem, x, t, s, carry, noise):
+        eps = problem.predict(x, t).eps
+        return Step(s.alpha * (x / t.alpha + 0.9 * (s.ratio - t.ratio) * eps))
+
+
+@dataclass(frozen=True)
+class LopsidedHeun(Heun):
+    """The weights sum to one, so a constant prediction is solved; but they are not the trapezoid's."""
+
+    order, stochastic, linear, adaptive, evaluations = 2.0, False, True, False, 2
+    tableau = Tableau((0.0, 1.0), ((), (1.0,)), (0.7, 0.3))
+
+
+@dataclass(frozen=True)
+class Coupled(Declared):
+    def step(self, problem, x, t, s, carry, noise):
+        eps = problem.predict(x, t).eps
+        eps = eps * (1 + 1e-4 * (t.ratio - s.ratio) * torch.tanh(x.mean()))
+        return Step(s.alpha * (x / t.alpha + (s.ratio - t.ratio) * eps))
+
+
+@dataclass(frozen=True)
+class Miscounted(Declared):
+    def step(self, problem, x, t, s, carry, noise):
+        problem.predict(x, t)
+        return Euler().step(problem, x, t, s, carry, noise)
+
+
+@dataclass(frozen=True)
+class OwnNoise(Declared):
+    stochastic = True
+
+    def step(self, problem, x, t, s, carry, noise):
+        return DDIM(eta=1.0).step(problem, x, t, s, carry, lambda t, s: torch.randn_like(x))
+
+
+@dataclass(frozen=True)
+class NeighboursNoise(Declared):
+    """Every row gets the draw of the row mirrored in the batch: right in law, wrong in ownership."""
+
+    stochastic = True
+
+    def step(self, problem, x, t, s, carry, noise):
+        return DDIM(eta=1.0).step(problem, x, t, s, carry, lambda t, s: noise(t, s).flip(0))
+
+
+@dataclass(frozen=True)
+class Remembering(Declared):
+    """Takes every seventh step of its life a little shorter."""
+
+    def step(self, problem, x, t, s, carry, noise):
+        taken = getattr(self, "taken", 0)
+        object.__setattr__(self, "taken", taken + 1)
+        weight = 1 - 1e-3 * (taken % 7 == 0)
+        eps = problem.predict(x, t).eps
+        return Step(s.alpha * (x / t.alpha + weight * (s.ratio - t.ratio) * eps))
+
+
+@dataclass(frozen=True)
+class Keeping(Declared):
+    """Multistep with its history on itself instead of in the carry: what peers' schedulers do."""
+
+    order = 2.0
+
+    def step(self, problem, x, t, s, carry, noise):
+        moved, kept, _ = DPMpp2M().step(problem, x, t, s, getattr(self, "kept", None), noise)
+        object.__setattr__(self, "kept", kept)
+        return Step(moved)
+
+
+@dataclass(frozen=True)
+class SinglePrecision(Declared):
+    def step(self, problem, x, t, s, carry, noise):
+        h = torch.tensor(s.ratio, dtype=torch.float32) - torch.tensor(t.ratio, dtype=torch.float32)
+        return Step(s.alpha * (x / t.alpha + float(h) * problem.predict(x, t).eps))
+
+
+@dataclass(frozen=True)
+class Upcasting(Declared):
+    def step(self, problem, x, t, s, carry, noise):
+        return Euler().step(problem, x.double(), t, s, carry, noise)
+
+
+@dataclass(frozen=True)
+class OneWay(Declared):
+    def step(self, problem, x, t, s, carry, noise):
+        eps = problem.predict(x, t).eps
+        return Step(s.alpha * (x / t.alpha - abs(s.ratio - t.ratio) * eps))
+
+
+@dataclass(frozen=True)
+class NoLastStep(DPMpp2M):
+    order, stochastic, linear, adaptive, evaluations = 2.0, False, True, False, 1
+
+    def to_data(self, problem, x, t, s, carry, noise):
+        return self.step(problem, x, t, s, carry, noise)
+
+
+@dataclass(frozen=True)
+class Doubling(Declared):
+    """An option that changes on its way through the constructor has no spec that makes it again."""
+
+    strength: float = 0.0
+
+    def __post_init__(self):
+        object.__setattr__(self, "strength", 2 * self.strength)
+
+    def step(self, problem, x, t, s, carry, noise):
+        return Euler().step(problem, x, t, s, carry, noise)
+
+
+@dataclass(frozen=True)
+class Raising(Declared):
+    def step(self, problem, x, t, s, carry, noise):
+        raise ZeroDivisionError("a step of no length")
+
+
+def failed(solver):
+    return {verdict.name for verdict in check(solver, (VP,)) if not verdict.passed}
+
+
+# exactly these checks, no others: a check that fires on everything tells nothing
+@pytest.mark.parametrize(
+    ("solver", "names"),
+    [
+        (LopsidedHeun(), {"order on vp", "encode and decode on vp"}),
+        (Miscounted(), {"evaluations"}),
+        (NeighboursNoise(), {"alone and in a batch on vp"}),
+        (SinglePrecision(), {"constant prediction on vp"}),
+        (Upcasting(), {"float32 on vp"}),
+        (OneWay(), {"encode and decode on vp"}),
+        (NoLastStep(), {f"{n} steps to sigma = 0 on vp" for n in (2, 3, 20)}),
+        (Doubling(strength=1.0), {"spec round trip"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_mistake_fails_its_own_check_and_no_other(solver, names):
+    assert failed(solver) == names
+
+
+@pytest.mark.parametrize(
+    ("solver", "names"),
+    [
+        (WrongWeight(), {"order on vp", "constant prediction on vp"}),
+        (Coupled(), {"alone and in a batch on vp"}),
+        (OwnNoise(), {"alone and in a batch on vp", "order on vp"}),
+        (Remembering(), {"alone and in a batch on vp"}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_mistake_with_several_symptoms_fails_at_least_these(solver, names):
+    assert failed(solver) >= names
+
+
+def test_a_declared_order_that_is_too_high_fails():
+    class Proud(Euler):
+        order, stochastic, linear, adaptive, evaluations = 2.0, False, True, False, 1
+
+    (verdict,) = check_order(Proud(), (VP,))
+    assert not verdict.passed
+    assert "declared 2" in str(verdict)
+    assert str(verdict).startswith("FAIL  order on vp: measured 0.9")
+
+
+@pytest.mark.parametrize("solver", [Keeping(), Raising()], ids=lambda value: type(value).__name__)
+def test_a_solver_that_raises_is_a_failed_check_and_not_a_traceback(solver):
+    verdicts = check(solver, (VP,))
+    assert not all(verdict.passed for verdict in verdicts)
+
+
+def test_a_raised_error_is_told_in_the_verdict():
+    details = [verdict.detail for verdict in check(Raising(), (VP,)) if not verdict.passed]
+    assert any("a step of no length" in detail for detail in details)
+
+
+# what the checks compare with, against closed forms of their own
+
+
+@pytest.mark.parametrize("path", [VP, VE], ids=str)
+def test_the_reference_solution_is_exact_on_gaussian_data(path):
+    problem = Mixture(path, (0.0,), (1.0,), 0.09)
+    start, end = path(path.t_max), path(path.t_min)
+    x = torch.tensor([[-1.3], [0.2], [2.0]], dtype=torch.float64)
+    variance = [node.alpha**2 * 0.09 + node.sigma**2 for node in (start, end)]
+    exact = x * math.sqrt(variance[1] / variance[0])  # the ODE keeps the quantile of a Gaussian
+    assert torch.allclose(exact_solution(problem, x, start, end), exact, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("path", [VP, VE], ids=str)
+def test_the_checks_mixture_agrees_with_the_librarys(path):
+    problem = Mixture(path)
+    means = torch.tensor(problem.means).unsqueeze(1)
+    target = scoresde.targets.GaussianMixture(means, problem.v, problem.weights)
+    x = torch.linspace(-4, 4, 33, dtype=torch.float64).unsqueeze(1)
+    for t in (path.t_min, 0.5 * (path.t_min + path.t_max), path.t_max):
+        mine, theirs = problem.predict(x, path(t)), target.predict(x, path(t))
+        # the means came through float32 (rounding 1e-7); posteriors are Lipschitz in them with a constant below 100
+        assert torch.allclose(mine.x0, theirs.x0, rtol=0, atol=1e-5)
+        assert torch.allclose(mine.eps, theirs.eps, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_the_terminal_variance_is_the_recursion_of_variances(eta):
+    problem = GaussianData(VP)
+    nodes = solvers.grid("logsnr", VP, 25)
+    variance = problem.variance(nodes[0])
+    for t, s in zip(nodes, nodes[1:], strict=False):
+        fresh = eta**2 * s.sigma**2 * (1 - (s.ratio / t.ratio) ** 2)
+        total = t.alpha**2 * problem.v + t.sigma**2
+        gain = s.alpha * t.alpha * problem.v / total + math.sqrt(s.sigma**2 - fresh) * t.sigma / total
+        variance = gain**2 * variance + fresh
+    assert terminal_variance(DDIM(eta=eta), problem, nodes) == pytest.approx(variance, rel=1e-12)
+
+
+def test_the_measured_order_is_a_slope_of_the_reported_points():
+    order, points = measured_order(Heun(), VP)
+    assert [nfe for nfe, _ in points] == [80, 160, 320, 640]
+    # over the finer three, equally spaced in log, the least-squares slope is that of the two ends
+    assert order == pytest.approx(math.log2(points[1][1] / points[3][1]) / 2, rel=1e-10)

@@ -1,0 +1,37 @@
+"""The pages of the documentation run as they are printed, and the README's table is the registry's."""
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import solvers
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """What a page registers does not outlive it."""
+    monkeypatch.setattr(solvers.solvers, "_infos", dict(solvers.solvers._infos))
+    monkeypatch.setattr(solvers.solvers, "_aliases", dict(solvers.solvers._aliases))
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+def test_page(page, registry):
+    failed, _ = doctest.testfile(str(ROOT / "docs" / page), module_relative=False)
+    assert failed == 0
+
+
+def test_the_readme_is_up_to_date():
+    script = ROOT / "benchmarks" / "readme.py"
+    assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
+
+
+def test_links_of_the_pages_lead_somewhere():
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
