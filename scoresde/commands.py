@@ -43,8 +43,8 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def record(out: Path, command: str, run: config.Run, **facts: Any) -> None:
-    """``run.json``: everything that another person needs to make the same files."""
+def record(path: Path, command: str, run: config.Run, **facts: Any) -> None:
+    """A JSON file with everything that another person needs to make the same files."""
     document = {
         "command": command,
         **facts,
@@ -52,7 +52,7 @@ def record(out: Path, command: str, run: config.Run, **facts: Any) -> None:
         "config": run.config.to_dict(),
         "environment": environment(device=config.device_of(run.config)),
     }
-    write_json(out / "run.json", document)
+    write_json(path, document)
 
 
 def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -84,7 +84,7 @@ def fit(cfg: Any, workdir: Path) -> None:
 
 
 def sample(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Draws samples into samples.npz, grid.png and run.json."""
+    """Draws samples into samples.npz, samples.json and grid.png."""
     run = config.load_run(arguments.workdir, overrides)
     out = writable(arguments.out)
     options = config.solve_options(run.config.sampling)
@@ -97,46 +97,61 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         image_grid(x[:100], run.card.low, run.card.high).save(buffer, "PNG")
         write_atomically(out / "grid.png", buffer.getvalue())
     facts = {"solver": result.solver, "grid": result.grid, "steps": len(result.nodes) - 1, "nfe": result.nfe}
-    record(out, command, run, **facts, seeds=arguments.seeds, seconds=result.seconds, samples=fingerprint(x))
+    record(
+        out / "samples.json",
+        command,
+        run,
+        **facts,
+        seeds=arguments.seeds,
+        seconds=result.seconds,
+        samples=fingerprint(x),
+    )
     print(f"{len(x)} samples by {result.solver} on {result.grid}, {result.nfe} NFE, {result.seconds:.2f} s: {out}")
 
 
-def score(run: config.Run, x: Tensor, progress: bool = True) -> LogProb:
-    """Log-likelihood of data by a run's ``likelihood`` section, dequantised where a bin width is known."""
+def score(run: config.Run, x: Tensor, split: str, out: Path, command: str) -> LogProb:
+    """Log-likelihood of data by a run's ``likelihood`` section into likelihood.npz, likelihood.json and histogram.png.
+
+    The data are dequantised where a bin width is known.
+    """
+    width = run.card.bin_width
     x = x.to(config.device_of(run.config))
-    if run.card.bin_width is not None:
-        x = dequantise(x, run.card.bin_width, range(len(x)))
-    options = config.solve_options(run.config.likelihood)
-    section = run.config.likelihood
-    return log_prob(
-        run.denoiser, x, **options, divergence=section.divergence, bin_width=run.card.bin_width, progress=progress
+    result = log_prob(
+        run.denoiser,
+        x if width is None else dequantise(x, width, range(len(x))),
+        **config.solve_options(run.config.likelihood),
+        divergence=run.config.likelihood.divergence,
+        bin_width=width,
+        progress=True,
     )
+    arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
+    if width is not None:
+        arrays["bits_per_dim"] = result.bits_per_dim
+    arrays = {name: value.cpu() for name, value in arrays.items()}
+    write_arrays(out / "likelihood.npz", latent=result.latent.cpu(), **arrays)
+    means = {name: float(value.mean()) for name, value in arrays.items()}
+    record(
+        out / "likelihood.json", command, run, split=split, samples=len(x), solver=result.solver, grid=result.grid,
+        divergence=result.divergence, nfe=result.nfe, kind=result.kind, seconds=result.seconds, means=means,
+    )  # fmt: skip
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.hist(arrays["nats" if width is None else "bits_per_dim"].numpy(), bins=40, color="#4477aa")
+    axes.set(xlabel="log-likelihood (nats)" if width is None else "bits/dim", ylabel=f"{split} samples")
+    write_figure(out / "histogram.png", figure)
+    print(result)
+    return result
 
 
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Scores a split into likelihood.npz, likelihood.json and histogram.png."""
+    """Scores a split."""
     run = config.load_run(arguments.workdir, overrides)
     if arguments.limit is not None:
         positive_integer("--limit", arguments.limit)
     out = writable(arguments.out)
     x = getattr(config.load_data(run.config, run.card), arguments.split)[: arguments.limit]
-    result = score(run, x)
-    has_bits = result.bin_width is not None
-    arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
-    if has_bits:
-        arrays["bits_per_dim"] = result.bits_per_dim
-    write_arrays(out / "likelihood.npz", latent=result.latent.cpu(), **{k: v.cpu() for k, v in arrays.items()})
-    means = {name: float(value.mean()) for name, value in arrays.items()}
-    record(
-        out, command, run, split=arguments.split, samples=len(x), solver=result.solver, grid=result.grid,
-        divergence=result.divergence, nfe=result.nfe, kind=result.kind, seconds=result.seconds, means=means,
-    )  # fmt: skip
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.hist((result.bits_per_dim if has_bits else result.nats).cpu().numpy(), bins=40, color="#4477aa")
-    axes.set(xlabel="bits/dim" if has_bits else "log-likelihood (nats)", ylabel=f"{arguments.split} samples")
-    write_figure(out / "histogram.png", figure)
-    print(f"{result}\n{out}")
+    score(run, x, arguments.split, out, command)
+    print(out)
 
 
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -213,8 +228,7 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     fit(cfg, out / "run")
     run = config.load_run(out / "run")
     test = config.load_data(run.config, run.card).test
-    result = score(run, test[:64] if arguments.fast else test)
-    print(result)
+    result = score(run, test[:64] if arguments.fast else test, "test", out, command)
     names = ["ddim", "heun", "dpmpp_2m", "ddpm"]
     seeds = range(64 if arguments.fast else 256)
     compare(run, out, names, [5, 10, 20, 50], seeds, command, "scoresde demo: 8x8 digits", result)

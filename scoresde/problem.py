@@ -62,7 +62,7 @@ class WithLogDensity:
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     probes: Tensor | None = None
     dtype: torch.dtype = torch.float32
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
     @property
     def channels(self) -> int:
@@ -79,7 +79,7 @@ class WithLogDensity:
 
     def start(self, x: Tensor, node: Node) -> Tensor:
         """The state (B, d + m) at ``node`` of data x (B, *): alpha x, and channels of 0."""
-        flat = node.alpha * x.flatten(1).to("cpu" if self.device.type == "mps" else self.device).double()
+        flat = node.alpha * x.flatten(1).to("cpu" if torch.device(self.device).type == "mps" else self.device).double()
         return torch.cat([flat, flat.new_zeros(len(x), self.channels)], 1)
 
     def split(self, state: Tensor) -> tuple[Tensor, Tensor]:

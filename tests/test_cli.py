@@ -24,7 +24,6 @@ SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.che
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of forty steps on the VP path; tests must not change it."""
-    torch.set_num_threads(1)
     workdir = tmp_path_factory.mktemp("runs") / "digits"
     arguments = ["train", "--config=configs/digits_vp.py", f"--workdir={workdir}", "--config.training.steps=40"]
     assert main([*arguments, *SMALL]) == 0
@@ -58,7 +57,7 @@ def test_samples_are_those_of_the_library_and_of_their_seeds(run, tmp_path):
     again = scoresde.sample(trained.denoiser, (1, 8, 8), [3, 5, 6], "dpmpp_2m", nfe=8)
     assert saved["seeds"].tolist() == [3, 5, 6]
     assert np.array_equal(saved["x"], again.x.numpy())
-    record = json.loads((out / "run.json").read_text())
+    record = json.loads((out / "samples.json").read_text())
     assert (record["nfe"], record["solver"], record["grid"], record["seeds"]) == (8, "dpmpp_2m", "karras", [3, 5, 6])
     assert record["command"].startswith("scoresde sample --workdir=")
     assert record["environment"]["torch"] == torch.__version__
@@ -76,7 +75,7 @@ def test_samples_are_those_of_the_library_and_of_their_seeds(run, tmp_path):
 def test_any_solver_by_name(run, tmp_path, solver, nfe):
     arguments = [f"--config.sampling.solver={solver}", "--config.sampling.steps=4", "--seeds=0-1"]
     assert main(["sample", f"--workdir={run}", f"--out={tmp_path}", *arguments]) == 0
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = json.loads((tmp_path / "samples.json").read_text())
     assert record["nfe"] == nfe if nfe else record["nfe"] > 10
     assert np.isfinite(np.load(tmp_path / "samples.npz")["x"]).all()
 
@@ -90,7 +89,7 @@ def test_likelihood_matches_the_library(run, tmp_path):
     again = scoresde.log_prob(trained.denoiser, x, steps=6, divergence="exact", bin_width=0.125)
     assert np.allclose(saved["nats"], again.nats.numpy(), rtol=0, atol=1e-9)
     assert np.allclose(saved["bits_per_dim"], -again.nats.numpy() / (64 * np.log(2)), rtol=0, atol=1e-9)
-    record = json.loads((tmp_path / "run.json").read_text())
+    record = json.loads((tmp_path / "likelihood.json").read_text())
     assert (record["samples"], record["nfe"], record["kind"]) == (5, 12, "exact ODE value")
 
 
@@ -130,6 +129,19 @@ def test_the_table_and_the_cards(capsys):
     assert all(re.search(rf"^{name} ", table, re.MULTILINE) for name in solvers.names())
     assert main(["solvers", "heun"]) == 0
     assert "2206.00364" in capsys.readouterr().out
+
+
+def test_the_demo_walks_the_whole_path(tmp_path, capsys):
+    assert main(["demo", f"--out={tmp_path}", "--fast", *SMALL, "--config.training.steps=20"]) == 0
+    assert {"report.html", "results.csv", "results.json", "likelihood.npz", "run"} <= {
+        p.name for p in tmp_path.iterdir()
+    }
+    _, rows = scoresde.benchmark.read(tmp_path)
+    assert [row.nfe for row in rows if row.solver == "heun"] == [5, 9, 19, 49]
+    assert {row.solver for row in rows} == {"ddim", "heun", "dpmpp_2m", "ddpm"}
+    bits = np.load(tmp_path / "likelihood.npz")["bits_per_dim"].mean()
+    assert f"bits/dim = {bits:.4f}" in capsys.readouterr().out
+    assert f"{bits:.4f}" in (tmp_path / "report.html").read_text()
 
 
 def test_check_solver(capsys):

@@ -6,6 +6,7 @@ that fails.
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ import torch
 import scoresde
 import solvers
 from solvers import Solver, Step
-from solvers.ancestral import DDIM
 from solvers.analytic import VE, VP, GaussianData, Mixture, exact_solution
+from solvers.ancestral import DDIM
 from solvers.conformance import check, check_order, measured_order, terminal_variance
 from solvers.exponential import DPMpp2M
 from solvers.runge_kutta import Euler, Heun, Tableau
@@ -183,7 +184,7 @@ def test_a_mistake_fails_its_own_check_and_no_other(solver, names):
     [
         (WrongWeight(), {"order on vp", "constant prediction on vp"}),
         (Coupled(), {"alone and in a batch on vp"}),
-        (OwnNoise(), {"alone and in a batch on vp", "order on vp"}),
+        (OwnNoise(), {"alone and in a batch on vp"}),
         (Remembering(), {"alone and in a batch on vp"}),
     ],
     ids=lambda value: type(value).__name__,
@@ -229,14 +230,14 @@ def test_the_reference_solution_is_exact_on_gaussian_data(path):
 @pytest.mark.parametrize("path", [VP, VE], ids=str)
 def test_the_checks_mixture_agrees_with_the_librarys(path):
     problem = Mixture(path)
-    means = torch.tensor(problem.means).unsqueeze(1)
-    target = scoresde.targets.GaussianMixture(means, problem.v, problem.weights)
+    means = torch.tensor(problem.means, dtype=torch.float64).unsqueeze(1)
+    target = scoresde.targets.GaussianMixture(means, problem.v, torch.tensor(problem.weights, dtype=torch.float64))
     x = torch.linspace(-4, 4, 33, dtype=torch.float64).unsqueeze(1)
     for t in (path.t_min, 0.5 * (path.t_min + path.t_max), path.t_max):
         mine, theirs = problem.predict(x, path(t)), target.predict(x, path(t))
-        # the means came through float32 (rounding 1e-7); posteriors are Lipschitz in them with a constant below 100
-        assert torch.allclose(mine.x0, theirs.x0, rtol=0, atol=1e-5)
-        assert torch.allclose(mine.eps, theirs.eps, rtol=0, atol=1e-4)
+        # rounding of exponents up to 1e3, which softmax passes on: 1e3 times 1e-16, and then over sigma = 0.05
+        assert torch.allclose(mine.x0, theirs.x0, rtol=0, atol=1e-11)
+        assert torch.allclose(mine.eps, theirs.eps, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
@@ -244,7 +245,7 @@ def test_the_terminal_variance_is_the_recursion_of_variances(eta):
     problem = GaussianData(VP)
     nodes = solvers.grid("logsnr", VP, 25)
     variance = problem.variance(nodes[0])
-    for t, s in zip(nodes, nodes[1:], strict=False):
+    for t, s in pairwise(nodes):
         fresh = eta**2 * s.sigma**2 * (1 - (s.ratio / t.ratio) ** 2)
         total = t.alpha**2 * problem.v + t.sigma**2
         gain = s.alpha * t.alpha * problem.v / total + math.sqrt(s.sigma**2 - fresh) * t.sigma / total

@@ -151,15 +151,16 @@ def test_the_default_label(predicts):
 
 
 class Linear(nn.Module):
-    """0.5 x + label, in the dtype of its one parameter, and nothing but that dtype."""
+    """0.5 x + label, in the dtype of its one parameter; the label has at least float32."""
 
     def __init__(self, dtype):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(0.5, dtype=dtype))
 
     def forward(self, x, label):
-        assert x.dtype == label.dtype == self.weight.dtype
-        return self.weight * x + label.view(-1, *(1,) * (x.ndim - 1))
+        assert x.dtype == self.weight.dtype
+        assert label.dtype == torch.promote_types(x.dtype, torch.float32)
+        return self.weight * x + label.to(x.dtype).view(-1, *(1,) * (x.ndim - 1))
 
 
 @pytest.mark.parametrize(("dtype", "eps"), [(torch.float32, 2**-24), (torch.bfloat16, 2**-9), (torch.float64, 2**-53)])
@@ -176,6 +177,19 @@ def test_the_network_computes_in_its_own_dtype_and_the_rest_in_the_states(dtype,
         assert error > 0.1 * eps  # it was computed in that dtype
     # x = alpha x0 + sigma eps still holds in float64
     assert float((node.alpha * found.x0 + node.sigma * found.eps - x).abs().max()) < 1e-14
+
+
+def test_a_16_bit_network_tells_neighbouring_times_apart():
+    class Labels(Linear):
+        def forward(self, x, label):
+            seen.append(label.double())
+            return x
+
+    seen, sde, x = [], scoresde.VP(), pair((3,))[0]
+    denoiser = Denoiser(Labels(torch.bfloat16), sde, time_label="999t")
+    times = torch.tensor([0.98947, 0.98949, 0.9895, 0.9896, 0.99], dtype=torch.float64)
+    denoiser.predict(x, sde(times))
+    assert torch.allclose(seen[0], 999 * times, rtol=2**-23, atol=0)  # bfloat16 would make them all 988 or 992
 
 
 def test_a_network_that_is_no_module_sees_the_states_dtype():

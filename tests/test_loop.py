@@ -2,6 +2,7 @@
 
 import ast
 import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -150,7 +151,7 @@ def test_a_stochastic_solver_needs_noise_and_cannot_encode(spec):
 
 def test_unordered_nodes_are_not_solved_on():
     nodes = grid("uniform", VP, 3)
-    with pytest.raises(InputError, match="nodes 1 and 2 .* are out of order"):
+    with pytest.raises(InputError, match=r"nodes 1 and 2 .* are out of order"):
         solve(solvers.make("euler"), Mixture(VP), start(nodes[0]), [nodes[0], nodes[2], nodes[1], nodes[3]])
     with pytest.raises(InputError, match="has 1 node"):
         solve(solvers.make("euler"), Mixture(VP), start(nodes[0]), nodes[:1])
@@ -310,8 +311,6 @@ def test_the_last_step_is_the_prediction(spec):
 @pytest.mark.parametrize("h", [1e-8, 1e-4, 0.049, 0.051, 1.0, 30.0, -0.02, -3.0])
 def test_phi_functions_do_not_cancel(h):
     # their series, summed exactly: phi1 = h - h^2/2 + ..., phi2 = h/2 - h^2/6 + ...
-    from fractions import Fraction
-
     exact = Fraction(h)
     series = [sum((-1) ** (k + 1) * exact**k / math.factorial(k + j) for k in range(1, 140)) for j in (0, 1)]
     assert phi1(h) == pytest.approx(float(series[0]), rel=4e-16)
@@ -350,7 +349,7 @@ def test_solvers_import_nothing_of_scoresde():
     assert {package for path in files for package in imported(path)} <= {
         *("__future__", "solvers", "torch", "numpy", "scipy", "torchdiffeq", "typing_extensions"),
         *("ast", "collections", "dataclasses", "difflib", "functools", "importlib", "inspect", "itertools", "json"),
-        *("logging", "math", "re", "types", "typing"),
+        *("keyword", "logging", "math", "re", "types", "typing"),
     }
     assert "solvers" in set(imported(ROOT / "scoresde" / "sample.py"))  # the walk finds what there is
 

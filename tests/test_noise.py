@@ -65,7 +65,7 @@ def test_the_numbers_are_standard_normal():
 
 def test_seeds_are_uncorrelated():
     x = SeededNoise(range(60), (4096,), dtype=torch.float64).initial()
-    correlations = torch.corrcoef(x)[*torch.triu_indices(60, 60, 1)]
+    correlations = torch.corrcoef(x)[tuple(torch.triu_indices(60, 60, 1))]
     assert len(correlations) == 1770
     # 1 / sqrt(n) each; 5.5 of them is exceeded by one of 1770 with a chance below 1e-4
     assert float(correlations.abs().max()) < 5.5 / math.sqrt(4096)

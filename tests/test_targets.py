@@ -18,6 +18,7 @@ MEANS = torch.tensor([[-1.0, 0.5], [1.2, -0.3], [0.0, 1.5]], dtype=torch.float64
 COVARIANCES = torch.tensor(
     [[[0.3, 0.1], [0.1, 0.2]], [[0.1, -0.05], [-0.05, 0.4]], [[0.05, 0.0], [0.0, 0.05]]], dtype=torch.float64
 )
+EYE = torch.eye(2, dtype=torch.float64)
 WEIGHTS = [0.5, 0.3, 0.2]
 MIXTURE = GaussianMixture(MEANS, COVARIANCES, WEIGHTS)
 
@@ -37,7 +38,7 @@ def test_the_density_is_the_mixtures(sde):
         alpha, sigma = (1.0, 0.0) if node is None else (node.alpha, node.sigma)
         x = points(node or Node(0.0, 1.0, 0.0))
         terms = [
-            math.log(w) + MultivariateNormal(alpha * m, alpha**2 * c + sigma**2 * torch.eye(2)).log_prob(x)
+            math.log(w) + MultivariateNormal(alpha * m, alpha**2 * c + sigma**2 * EYE).log_prob(x)
             for w, m, c in zip(WEIGHTS, MEANS, COVARIANCES, strict=True)
         ]
         exact = torch.logsumexp(torch.stack(terms), 0)
@@ -88,9 +89,7 @@ def test_the_prediction_is_the_posterior_mean_by_quadrature(sde):
     means, deviations, weights = np.array([-1.0, 0.4]), np.array([0.3, 0.6]), np.array([0.3, 0.7])
     target = GaussianMixture(torch.tensor(means).unsqueeze(1), torch.tensor(deviations**2), torch.tensor(weights))
     x0 = np.linspace(-7, 7, 140001)  # spacing 1e-4, below a fiftieth of the narrowest likelihood here
-    prior = sum(
-        w * np.exp(-0.5 * ((x0 - m) / d) ** 2) / d for m, d, w in zip(means, deviations, weights, strict=True)
-    )
+    prior = sum(w * np.exp(-0.5 * ((x0 - m) / d) ** 2) / d for m, d, w in zip(means, deviations, weights, strict=True))
     for node in nodes(sde)[1:]:
         scale = math.hypot(node.alpha, node.sigma)
         for x in (-1.5 * scale, 0.1 * scale, 2.0 * scale):
@@ -118,7 +117,7 @@ def test_covariances_may_be_given_in_every_form():
 def test_weights_are_normalised_and_may_be_zero():
     x, node = points(Node(0.0, 1.0, 0.5)), Node(0.5, 0.9, 0.5)
     scaled = GaussianMixture(MEANS, COVARIANCES, [5.0, 3.0, 2.0])
-    assert torch.allclose(scaled.log_prob(x), MIXTURE.log_prob(x), rtol=1e-6)  # float32 weights
+    assert torch.allclose(scaled.log_prob(x), MIXTURE.log_prob(x), rtol=1e-12)
     two = GaussianMixture(MEANS, COVARIANCES, [1.0, 1.0, 0.0])
     alone = GaussianMixture(MEANS[:2], COVARIANCES[:2])
     assert torch.allclose(two.log_prob(x), alone.log_prob(x), rtol=1e-12)
@@ -145,9 +144,7 @@ def test_a_gaussian_is_linear_regression():
     mean, covariance = MEANS[0], COVARIANCES[0]
     for node in nodes(scoresde.VP()):
         x = points(node)
-        gain = node.alpha * covariance @ torch.linalg.inv(
-            node.alpha**2 * covariance + node.sigma**2 * torch.eye(2, dtype=torch.float64)
-        )
+        gain = node.alpha * covariance @ torch.linalg.inv(node.alpha**2 * covariance + node.sigma**2 * EYE)
         exact = mean + (x - node.alpha * mean) @ gain.T
         assert torch.allclose(Gaussian(mean, covariance).predict(x, node).x0, exact, rtol=1e-11, atol=1e-11)
     x = points(Node(0.0, 1.0, 0.0))
@@ -210,7 +207,10 @@ def test_draws_of_a_data_set_are_its_rows():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianMixture(MEANS, torch.ones(3, 5)), r"covariances of shape \(3, 5\) do not fit 3 means of size 2"),
+        (
+            lambda: GaussianMixture(MEANS, torch.ones(3, 5)),
+            r"covariances of shape \(3, 5\) do not fit 3 means of size 2",
+        ),
         (lambda: GaussianMixture(MEANS, torch.ones(2)), r"covariances of shape \(2,\) do not fit"),
         (lambda: GaussianMixture(MEANS, -0.1), "a covariance is not positive semi-definite"),
         (lambda: GaussianMixture(MEANS, torch.tensor([[[0.0, 1.0], [1.0, 0.0]]] * 3)), "not positive semi-definite"),
