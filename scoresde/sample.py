@@ -65,7 +65,7 @@ class Plan:
         Args:
             grid: by default the one that the solver's label names ("DPM++ 2M Karras"), else ``karras``.
             steps, nfe: one of the two; ``nfe`` takes the most steps that it affords. Neither for an adaptive solver,
-                which then crosses the whole range in one interval.
+                which then crosses the whole range in one interval, unless the grid is a list of nodes.
             stop: end at t_min even if the grid would go on to sigma = 0.
 
         Raises:
@@ -81,7 +81,7 @@ class Plan:
             raise InputError("give steps or nfe, not both")
         if nfe is not None:
             steps = solvers.steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
-        elif steps is None and method.adaptive:
+        elif steps is None and method.adaptive and not rule.fixed:
             rule = solvers.grids.make("uniform")
             steps = 1
         nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
@@ -134,9 +134,8 @@ def sample(
     plan = Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max)
     seeds = list(seeds)
     start = torch.device(device)
-    for name, value in {"x_init": x_init, **(condition or {})}.items():
-        if value is not None and len(value) != len(seeds):
-            raise InputError(f"{name} has {len(value)} rows for {len(seeds)} seeds")
+    if x_init is not None and tuple(x_init.shape) != (len(seeds), *shape):
+        raise InputError(f"x_init is {tuple(x_init.shape)}, for {len(seeds)} seeds of shape {tuple(shape)}")
     scale = plan.nodes[0]
 
     def initial(rows: slice, noise: SeededNoise) -> Tensor:
@@ -197,6 +196,9 @@ def _run(
 ) -> Sample:
     if count == 0:
         raise InputError("nothing to do: no seeds or no data")
+    for name, value in (condition or {}).items():
+        if len(value) != count:
+            raise InputError(f"{name} has {len(value)} rows for {count} samples")
     problem = Diffusion(denoiser, dict(condition or {}))
     batch_size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
     batches = [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
@@ -211,6 +213,8 @@ def _run(
         for rows in batches:
             source = noise(rows)
             x = initial(rows, source)
+            if not torch.isfinite(x).all():
+                raise InputError("a solve cannot start from numbers that are not finite")
             part = problem.select(rows)
             parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, (*hooks, advance)))
     nfe = torch.cat([part.nfe for part in parts])

@@ -54,6 +54,8 @@ class GaussianMixture:
         self, means: Tensor, covariances: Tensor | float, weights: Tensor | Sequence[float] | None = None
     ) -> None:
         means = torch.as_tensor(means, dtype=torch.float64)
+        if not torch.isfinite(means).all():
+            raise InputError("a mean is not finite")
         self.shape = means.shape[1:]
         self.means = means.flatten(1)
         count, d = self.means.shape
@@ -72,7 +74,7 @@ class GaussianMixture:
         if not (self.values > -1e-9 * self.values.abs().max()).all():
             raise InputError("a covariance is not positive semi-definite")
         self.values = self.values.clamp_min(0)
-        weight = torch.ones(count) if weights is None else torch.as_tensor(weights)
+        weight = torch.ones(count) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
         if weight.shape != (count,) or not (weight >= 0).all() or not weight.sum() > 0:
             raise InputError(f"weights must be {count} numbers of at least 0")
         self.log_weights = (weight.double() / weight.double().sum()).log()
@@ -184,4 +186,6 @@ class Empirical:
     def _exponents(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """-|x - alpha x_i|^2 / (2 sigma^2), (B, N)."""
         data = self.data.flatten(1).to(x)
+        if x.shape[1] != data.shape[1]:
+            raise InputError(f"the data set has {data.shape[1]} dimensions, x has {x.shape[1]}")
         return -0.5 * (torch.cdist(x / alpha, data, compute_mode="donot_use_mm_for_euclid_dist") * alpha / sigma) ** 2

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,8 @@ from .types import Node, Solver, solvers
 STEPS = (40, 80, 160, 320)
 ADAPTIVE_STEPS = (20, 40, 80, 160)
 STOCHASTIC_STEPS = (320, 640, 1280, 2560)
+
+Verify = Callable[[Solver, Sequence[Schedule]], "Iterator[Check]"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,17 @@ def check(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> list[Check]:
     >>> [str(c) for c in check(solvers.make("ddim")) if not c.passed]
     []
     """
-    return [verdict for verify in CHECKS for verdict in verify(solver, schedules)]
+    return [verdict for verify in CHECKS for verdict in _verdicts(verify, solver, schedules)]
+
+
+def _verdicts(verify: Verify, solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """A check's verdicts; an error that the solver raises is one of them."""
+    try:
+        yield from verify(solver, schedules)
+    except Exception as error:
+        name = verify.__name__.removeprefix("check_").replace("_", " ")
+        line = str(error).partition("\n")[0]
+        yield Check(name, False, f"raised {type(error).__name__}: {line}", "the solver could not be run")
 
 
 def terminal_variance(solver: Solver, problem: GaussianData, nodes: Sequence[Node]) -> float:

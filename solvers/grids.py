@@ -75,6 +75,7 @@ class Grid:
         lo, hi = time_range(schedule, t_min, t_max)
         count = self.intervals(steps)
         to_zero = self.end == "zero"
+        checked((schedule(hi), schedule(lo)), str(self))
         times = list(self.place(schedule, lo, hi, count - to_zero)) if count > to_zero else [hi]
         times[0] = hi
         if len(times) > 1:
@@ -114,7 +115,8 @@ def checked(nodes: tuple[Node, ...], name: str = "the grid") -> tuple[Node, ...]
     if len(nodes) < 2:
         raise InputError(f"{name} has {len(nodes)} node; a solve needs at least two")
     for i, node in enumerate(nodes):
-        if not (math.isfinite(node.t) and math.isfinite(node.ratio)) or node.alpha <= 0 or node.sigma < 0:
+        on_path = all(map(math.isfinite, (node.t, node.alpha, node.sigma))) and node.alpha > 0 and node.sigma >= 0
+        if not on_path or not math.isfinite(node.ratio):
             raise InputError(f"{name}: node {i} (t={node.t:g}) has alpha={node.alpha:g}, sigma={node.sigma:g}")
     sign = -1 if nodes[0].ratio > nodes[-1].ratio else 1
     for i, (t, s) in enumerate(pairwise(nodes)):
@@ -135,8 +137,8 @@ def grid(
     """The nodes that a grid's spec places on a schedule.
 
     >>> import scoresde
-    >>> [round(node.t, 3) for node in grid("uniform", scoresde.VP(), steps=4)]
-    [1.0, 0.75, 0.501, 0.251, 0.001]
+    >>> [round(node.t, 3) for node in grid("uniform", scoresde.VP(), steps=3)]
+    [1.0, 0.667, 0.334, 0.001]
 
     Raises:
         InputError: see ``Grid.nodes``.
@@ -161,7 +163,7 @@ class Quadratic(Grid):
     power: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.power <= 0:
+        if not self.power > 0:
             raise InputError(f"quadratic: power must be positive, got {self.power:g}")
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
@@ -188,7 +190,7 @@ class Karras(Grid):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if self.rho <= 0:
+        if not self.rho > 0:
             raise InputError(f"karras: rho must be positive, got {self.rho:g}")
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
@@ -214,7 +216,8 @@ class Explicit(Grid):
         return True
 
     def intervals(self, steps: int | None) -> int:
-        count = max(len(self.times), len(self.ratios)) - 1
+        to_zero = self.end == "zero" and not (self.ratios and self.ratios[-1] == 0)
+        count = max(len(self.times), len(self.ratios)) - 1 + to_zero
         if steps not in (None, count):
             raise InputError(f"the explicit grid has {count} steps, not {steps}")
         return count
@@ -234,4 +237,7 @@ class Explicit(Grid):
             if not lo - slack <= t <= hi + slack:
                 raise InputError(f"the explicit grid's t={t:g} is outside [{lo:g}, {hi:g}]")
         nodes = [schedule(min(max(t, lo), hi)) for t in times]
-        return checked((*nodes, schedule.clean) if to_zero else tuple(nodes), "the explicit grid")
+        made = checked((*nodes, schedule.clean) if to_zero else tuple(nodes), "the explicit grid")
+        if made[0].ratio < made[-1].ratio:
+            raise InputError("the explicit grid is out of order: list it from noise to data")
+        return made

@@ -11,6 +11,10 @@ from torch import Tensor
 from .errors import InputError
 from .types import Node
 
+# a CPU generator's state: its seed, its place and whether it is seeded (24 bytes), then the Mersenne Twister's words,
+# 8 bytes each
+_OFFSET, _WORDS = 24, 624
+
 
 def generator(seed: int, *stream: int) -> torch.Generator:
     """A CPU generator for one purpose of one seed; streams with different labels are independent.
@@ -20,8 +24,12 @@ def generator(seed: int, *stream: int) -> torch.Generator:
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise InputError(f"a seed must be an integer of at least 0, got {seed!r}")
-    state = np.random.SeedSequence(int(seed), spawn_key=stream).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
+    words = np.random.SeedSequence(int(seed), spawn_key=stream).generate_state(_WORDS, np.uint32)
+    made = torch.Generator().manual_seed(int(words[0]))
+    # manual_seed keeps 32 bits of its argument, so that some of 100000 seeds would share their numbers: set every word
+    state = made.get_state()
+    state.numpy()[_OFFSET : _OFFSET + 8 * _WORDS].view(np.uint64)[:] = words
+    return made.set_state(state)
 
 
 class SeededNoise:

@@ -84,6 +84,8 @@ class Registry(Generic[T]):
         """
 
         def decorate(cls: C) -> C:
+            if normalise(name) != name:
+                raise InputError(f"the {self.kind} name {name!r} is not canonical; take {normalise(name)!r}")
             for key in (name, *map(normalise, aliases)):
                 holder = self._infos[key].cls if key in self._infos else None
                 if (holder and holder.__qualname__ != cls.__qualname__) or self._aliases.get(key, name) != name:
@@ -201,22 +203,22 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, (str, Spec, hint)):
             return registry.make(value)
         raise InputError(f"{where} takes a {registry.kind}, got {value!r}")
-    if isinstance(value, Spec) and not value.args and not value.kwargs and hint is not float:
-        value = value.name
-    if origin is Literal:
-        if value in options:
-            return value
-        raise unknown(where.replace("option", "value for option", 1), str(value), map(str, options))
     if origin in (Union, types.UnionType):
         for option in options:
             try:
                 return coerce(value, option, where)
             except InputError:
                 continue
-    elif origin is tuple and isinstance(value, (list, tuple)):
+    if isinstance(value, Spec) and not value.args and not value.kwargs and hint is not float:
+        value = value.name
+    if origin is Literal:
+        if value in options:
+            return value
+        raise unknown(where.replace("option", "value for option", 1), str(value), map(str, options))
+    if origin is tuple and isinstance(value, (list, tuple)):
         return tuple(coerce(v, options[0], where) for v in value)
-    elif hint is float and isinstance(value, Spec) and value.name in ("inf", "nan"):
-        return float(value.name)
+    elif hint is float and isinstance(value, Spec) and value.name == "inf":
+        return math.inf
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if math.isnan(value):
             raise InputError(f"{where} is not a number")

@@ -10,13 +10,16 @@ library.
 from __future__ import annotations
 
 import ast
+import keyword
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from .errors import InputError
 
-_OUTSIDE = re.compile(r"([A-Za-z_][\w.]*):([A-Za-z_]\w*)")
+# a quoted string, which stays as it is, or an outside name
+_OUTSIDE = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|([A-Za-z_][\w.]*):([A-Za-z_]\w*)""")
 _COLON = "__colon__"  # stands for the colon of an outside name while Python's parser reads the text
 
 
@@ -39,13 +42,17 @@ def parse(text: str) -> Spec:
         InputError: the text is not a spec.
     """
     try:
-        tree = ast.parse(_OUTSIDE.sub(rf"\1.{_COLON}.\2", text.strip()), mode="eval").body
-    except (SyntaxError, ValueError):
+        tree = ast.parse(_OUTSIDE.sub(_without_colon, text.strip()), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
         raise InputError(f"cannot read the spec {text!r}; expected name or name(option=value, ...)") from None
     value = _value(tree, text)
     if not isinstance(value, Spec):
         raise InputError(f"the spec {text!r} is a value, not a name; expected name or name(option=value, ...)")
     return value
+
+
+def _without_colon(match: re.Match[str]) -> str:
+    return match[1] or f"{match[2]}.{_COLON}.{match[3]}"
 
 
 def _value(node: ast.expr, text: str) -> Any:
@@ -54,6 +61,8 @@ def _value(node: ast.expr, text: str) -> Any:
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf")):
+            return -math.inf
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
             return tuple(_value(element, text) for element in elements)
         case ast.Name() | ast.Attribute():
@@ -69,7 +78,7 @@ def _name(node: ast.expr, text: str) -> str:
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
-        return ast.unparse(node).replace(f".{_COLON}.", ":")
+        return f"{_name(node.value, text)}.{node.attr}".replace(f".{_COLON}.", ":")
     raise InputError(f"cannot read {ast.unparse(node)!r} in the spec {text!r}")
 
 
@@ -82,7 +91,8 @@ def write(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(write(v) for v in value)}]"
     if isinstance(value, str):
-        return value if value.isidentifier() and value not in ("None", "True", "False") else repr(value)
+        bare = value.isascii() and value.isidentifier() and not keyword.iskeyword(value)
+        return value if bare else repr(value)
     if isinstance(value, (bool, int, float)) or value is None:
         return repr(value)
     return str(value)
