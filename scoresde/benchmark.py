@@ -38,7 +38,7 @@ class Row:
     Attributes:
         solver, grid: canonical specs.
         nfe_asked: the budget; None for an adaptive solver, which has none.
-        nfe: model evaluations per sample, as counted; None if the row was skipped before it ran.
+        nfe: model evaluations per sample, as counted; None if the row was skipped.
         steps: of the grid, a step to sigma = 0 included.
         stochastic: whether the solver draws noise.
         n_samples: how many samples were drawn.
@@ -197,6 +197,8 @@ def benchmark(
     if min(len(seeds), len(reference)) < 4:
         raise InputError(f"a benchmark needs at least four samples, got {len(seeds)} seeds and {len(reference)} real")
     check_names(metrics)
+    if not solvers or not nfe:
+        raise InputError("a benchmark needs at least one solver and one number of evaluations")
     contenders = _contenders(solvers, grid)
     for budget in nfe:
         positive_integer("nfe", budget)
@@ -218,15 +220,16 @@ def benchmark(
         except InputError as reason:
             rows.append(replace(row, skipped=str(reason)))
             continue
-        result = sample(
-            denoiser, shape, seeds, method, rule, nfe=budget,
-            condition=condition, batch_size=batch_size, dtype=dtype, device=device,
-        )  # fmt: skip
+        try:
+            result = sample(
+                denoiser, shape, seeds, method, rule, nfe=budget,
+                condition=condition, batch_size=batch_size, dtype=dtype, device=device,
+            )  # fmt: skip
+        except InputError as reason:
+            rows.append(replace(row, skipped=str(reason)))
+            continue
         row = _timed(row, result, keep)
         x = result.x.cpu()
-        if lost := int((~torch.isfinite(x.flatten(1))).any(1).sum()):
-            rows.append(replace(row, skipped=f"{lost} of {len(seeds)} samples are not finite"))
-            continue
         scores = compare(rounding(x) if rounding else x, reference, metrics, features)
         exact = None if truth is None or method.stochastic else _exact(truth, plan, denoiser)
         rows.append(replace(row, metrics=scores, error=None if exact is None else _error(x, exact)))

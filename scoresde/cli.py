@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -50,6 +51,8 @@ def seeds_of(text: str) -> list[int]:
         low, dash, high = part.strip().partition("-")
         if not low.isdecimal() or (dash and not high.isdecimal()) or (dash and int(high) < int(low)):
             raise InputError(f"cannot read the seeds {text!r}; expected 0-63 or 0,5,9")
+        if int(high or low) - int(low) >= 10_000_000 or int(high or low) >= 2**63:
+            raise InputError(f"the seeds {text!r} are too many or too large")
         seeds += range(int(low), int(high or low) + 1)
     return seeds
 
@@ -79,7 +82,10 @@ def specs_of(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += letter
-    return [part.strip() for part in parts if part.strip()]
+    found = [part.strip() for part in parts if part.strip()]
+    if not found:
+        raise InputError("no solvers given; see scoresde solvers")
+    return found
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that mymodule:Mine is found beside the user, as with python -m
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         parsed, rest = _parser().parse_known_args(argv)

@@ -254,7 +254,7 @@ def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: s
             print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
         print("* per inner step: adaptive solvers choose their own.  scoresde solvers NAME for one solver's card.")
         return
-    solver = solvers.make(arguments.name)
+    solver = solvers.make(solvers.split_grid(arguments.name)[0])
     info = solvers.solvers.info_of(solver)
     print(f"{info.name}: {info.summary}")
     facts = {
@@ -274,7 +274,7 @@ def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: s
 
 def check_solver(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
     """Prints a verdict a line; status 1 if one fails."""
-    checks = conformance.check(solvers.make(arguments.name))
+    checks = conformance.check(solvers.make(solvers.split_grid(arguments.name)[0]))
     for verdict in checks:
         print(verdict)
     return int(not all(verdict.passed for verdict in checks))

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from torch import nn
 
 from solvers import InputError, grids, make, split_grid
-from solvers.errors import unknown
+from solvers.errors import positive_integer, unknown
 
 from . import checkpoint
 from .configs import default
@@ -32,7 +32,16 @@ from .sde import make_sde
 from .train import TrainingOptions
 
 # what may change between the sessions of one training run
-_FREE = ("device", "data.path", "training.steps", "training.log_every", "training.checkpoint_every", "training.keep")
+_FREE = (
+    "device",
+    "data.path",
+    "training.steps",
+    "training.learning_rate",
+    "training.clip",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep",
+)
 _FREE_SECTIONS = ("sampling", "likelihood")
 
 
@@ -71,13 +80,13 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
             raise unknown("config file", name, known, "(or give the path of a file)")
         path = beside
     spec = importlib.util.spec_from_file_location(f"scoresde_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise InputError(f"{name} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
         config = module.get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{name}: {type(error).__name__}: {_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"{name}: get_config() must return a ConfigDict")
@@ -108,8 +117,8 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     return cast(ConfigDict, holder.config)
 
 
-def _line(error: Exception) -> str:
-    return str(error).strip().replace("\n", " ")
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -147,13 +156,17 @@ def device_of(config: ConfigDict) -> torch.device:
     try:
         device = torch.device(config.device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {config.device!r} is not to be had: {_line(error).partition('. ')[0]}") from None
     return device
 
 
 def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser, nn.Module]:
     """The denoiser of a config and the network inside it, its weights drawn from the seed."""
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
     torch.manual_seed(config.seed)
     network = networks.make(config.model.network).build(shape).to(device_of(config))
     model = config.model
@@ -192,20 +205,23 @@ def claim(workdir: Path, config: ConfigDict, card: DataCard) -> None:
     Raises:
         InputError: the folder holds a run of another config; the message names the first field that differs.
     """
-    if (workdir / "config.json").exists():
-        before, _ = _read(workdir)
-        old, new = dict(_flat(before)), dict(_flat(config))
-        for field in new:
-            if field in _FREE or field.partition(".")[0] in _FREE_SECTIONS or old[field] == new[field]:
-                continue
-            raise InputError(
-                f"{workdir} holds a run of another config: {field} is {old[field]!r} there and {new[field]!r} here; "
-                "take another --workdir"
-            )
-    elif checkpoint.latest(workdir) is not None:
-        raise InputError(f"{workdir} holds checkpoints but no config.json; take another --workdir")
+    if checkpoint.latest(workdir) is not None:
+        if not (workdir / "config.json").exists():
+            raise InputError(f"{workdir} holds checkpoints but no config.json; take another --workdir")
+        _refuse_another(workdir, _read(workdir)[0], config, "take another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": config.to_dict(), "data": asdict(card)})
+
+
+def _refuse_another(workdir: Path, saved: ConfigDict, config: ConfigDict, advice: str) -> None:
+    old, new = dict(_flat(saved)), dict(_flat(config))
+    for field in new:
+        if field in _FREE or field.partition(".")[0] in _FREE_SECTIONS or old[field] == new[field]:
+            continue
+        raise InputError(
+            f"{workdir} holds a run of another config: {field} is {old[field]!r} there and {new[field]!r} here; "
+            f"{advice}"
+        )
 
 
 def _read(workdir: Path) -> tuple[ConfigDict, DataCard]:
@@ -217,7 +233,8 @@ def _read(workdir: Path) -> tuple[ConfigDict, DataCard]:
         config = default.get_config()
         config.update(document["config"])
         data = document["data"]
-        return config, DataCard(tuple(data["shape"]), data["low"], data["high"], data["bin_width"])
+        shape = tuple(positive_integer("shape", length) for length in data["shape"])
+        return config, DataCard(shape, data["low"], data["high"], data["bin_width"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged or of another version: {_line(error)}") from None
 
@@ -228,8 +245,9 @@ def load_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
     Raises:
         InputError: the folder is not a run, holds no checkpoint, or one that is damaged or does not fit its config.
     """
-    config, card = _read(workdir)
-    config = override(config, overrides)
+    saved_config, card = _read(workdir)
+    config = override(_read(workdir)[0], overrides)
+    _refuse_another(workdir, saved_config, config, "only sampling, likelihood, device and data.path can be overridden")
     folder = checkpoint.latest(workdir)
     if folder is None:
         raise InputError(f"{workdir} holds no checkpoint; run scoresde train first")

@@ -133,14 +133,17 @@ class Denoiser:
     def _call(self, x: Tensor, labels: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         try:
             out = self.network(x, labels, **conditions)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            if "shape" in str(error) or "size" in str(error) or "channels" in str(error):
+            if any(word in str(error) for word in ("shape", "size", "channels")):
                 line = str(error).partition("\n")[0]
                 raise InputError(f"the network refuses samples of shape {tuple(x.shape[1:])}: {line}") from error
             raise
         out = getattr(out, "sample", out)  # diffusers' backbones answer with an object
-        if out.shape != x.shape:
-            raise InputError(f"the network answers {tuple(out.shape)} for samples {tuple(x.shape)}")
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise InputError(f"the network answers {shown} for samples {tuple(x.shape)}")
         return out
 
     def _dtype(self, x: Tensor) -> torch.dtype:

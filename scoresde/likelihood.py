@@ -21,7 +21,7 @@ from solvers import Grid, InputError, Node, Registry, Solver, generator
 
 from .data import spread
 from .problem import WithLogDensity
-from .sample import Plan
+from .sample import Plan, check_batch, check_finite
 from .sde import Denoises
 
 
@@ -79,7 +79,8 @@ class LogProb:
             products.
         latent: the states (B, *) at t_max.
         budget: (B,) nats each: ``prior`` log p_T(x_T), ``divergence`` integral, ``truncation`` (the change of scale
-            at t_min), ``dequantisation`` (log of the bin's volume, where a bin width is known).
+            at t_min), ``dequantisation`` (minus the log-density of the noise in units of the bin: 0 for uniform
+            noise), ``offset`` (the log of the bin's volume, where a bin width is known).
         bin_width: distance between neighbouring levels of the data, None for continuous data.
         kind: what the number is.
     """
@@ -113,11 +114,15 @@ class LogProb:
         return -self.nats / (self.dimensions * math.log(2))
 
     def __str__(self) -> str:
-        mean, error = float(self.nats.mean()), float(self.nats.std() / math.sqrt(len(self.nats)))
-        lines = [f"log p = {mean:.3f} +- {error:.3f} nats (mean of {len(self.nats)}), {self.kind}"]
+
+        def mean(values: Tensor, digits: int) -> str:
+            count = len(values)
+            error = f" +- {float(values.std()) / math.sqrt(count):.{digits}f}" if count > 1 else ""
+            return f"{float(values.mean()):.{digits}f}{error}"
+
+        lines = [f"log p = {mean(self.nats, 3)} nats (mean of {len(self.nats)}), {self.kind}"]
         if self.bin_width is not None:
-            bits = self.bits_per_dim
-            lines.append(f"bits/dim = {bits.mean():.4f} +- {bits.std() / math.sqrt(len(bits)):.4f}")
+            lines.append(f"bits/dim = {mean(self.bits_per_dim, 4)}")
         lines += [f"  {name:15s} {float(part.mean()):12.3f} nats" for name, part in self.budget.items()]
         lines.append(
             f"  trace estimate's standard error {float(self.stderr.mean()):.3g} nats a sample ({self.divergence})"
@@ -157,7 +162,8 @@ def log_prob(
             function is ``logsnr``. The state is float64, the network's input has the dtype of x.
         divergence: ``exact`` or ``hutchinson(probes=4)``.
         seeds: of the probes, one per sample; 0, 1, ... by default.
-        prior: log-density (B,) at t_max of states (B, *); by default the SDE's prior.
+        prior: log-density (B,) at t_max of states (B, *); by default the SDE's prior. A solve that ends before the
+            SDE's t_max has no default.
         bin_width: of discrete data (x already dequantised, see ``dequantise``): nats are then of the level's
             probability, and ``bits_per_dim`` is defined.
         batch_size: how many samples to carry at once; it does not change the values.
@@ -165,22 +171,27 @@ def log_prob(
     >>> import scoresde, torch
     >>> target = scoresde.targets.Gaussian(torch.zeros(2), 1.0)
     >>> result = log_prob(target.denoiser(scoresde.VP()), torch.zeros(1, 2), steps=20, divergence="exact")
-    >>> round(result.nats.item(), 6)  # N(0, 1) in two dimensions: -log(2 pi)
-    -1.837877
+    >>> ratio = scoresde.VP()(1e-3).ratio
+    >>> abs(result.nats.item() + math.log(2 * math.pi * (1 + ratio**2))) < 1e-6  # N(0, 1 + ratio^2) at its mean
+    True
 
     Raises:
-        InputError: see ``Plan.make``; also a stochastic solver, empty or non-finite data.
+        InputError: see ``Plan.make``; also a stochastic solver, data that are empty, not floats or not finite, a
+            shortened range without a prior, a result that is not finite.
     """
     plan = Plan.make(denoiser, solver, grid or "logsnr", steps, nfe, t_min, t_max, stop=True)
     rule = divergences.make(divergence)
     seeds = list(range(len(x)) if seeds is None else seeds)
-    if not len(x) or len(seeds) != len(x):
-        raise InputError(f"{len(x)} samples with {len(seeds)} seeds; give at least one sample, and one seed for each")
-    if not torch.isfinite(x).all():
-        raise InputError("the data hold numbers that are not finite")
+    check_batch("x", x, condition)
+    if len(seeds) != len(x):
+        raise InputError(f"{len(x)} samples with {len(seeds)} seeds; give one seed for each sample")
+    if plan.solver.stochastic:
+        raise InputError(f"{plan.solver} draws noise; a likelihood needs a deterministic solver")
     if bin_width is not None and not bin_width > 0:
         raise InputError(f"bin_width must be positive, got {bin_width:g}")
     start, end = plan.nodes[-1], plan.nodes[0]
+    if prior is None and not math.isclose(end.t, denoiser.sde.t_max, rel_tol=1e-9):
+        raise InputError(f"the solve ends at t={end.t:g}, before t_max={denoiser.sde.t_max:g}: give the prior there")
     shape, d = tuple(x.shape[1:]), x[0].numel()
     size = solvers.errors.positive_integer("batch_size", len(x) if batch_size is None else batch_size)
     began = time.perf_counter()
@@ -205,17 +216,23 @@ def log_prob(
             integrals.append(-change)
             counts.append(solution.nfe)
     latent, integral = torch.cat(latents), torch.cat(integrals)
-    spread = integral.std(1) if integral.shape[1] > 1 else torch.full((len(x),), math.nan, dtype=torch.float64)
+    check_finite(torch.cat([latent.flatten(1), integral], 1), plan)
+    probes = integral.shape[1]
     ones = torch.ones(len(x), dtype=torch.float64, device=latent.device)
     budget = {
         "prior": (prior or denoiser.sde.prior().log_prob)(latent).double(),
         "divergence": integral.mean(1),
         "truncation": d * math.log(start.alpha) * ones,
-        "dequantisation": d * math.log(1.0 if bin_width is None else bin_width) * ones,
+        "dequantisation": 0 * ones,
+        "offset": d * math.log(1.0 if bin_width is None else bin_width) * ones,
     }
+    if problem.probes is None:
+        stderr = 0 * ones
+    else:
+        stderr = integral.std(1) / math.sqrt(probes) if probes > 1 else math.nan * ones
     return LogProb(
         nats=torch.stack(list(budget.values())).sum(0),
-        stderr=0 * ones if problem.probes is None else spread / math.sqrt(integral.shape[1]),
+        stderr=stderr,
         nfe=int(torch.cat(counts).max()),
         latent=latent,
         budget=budget,

@@ -111,6 +111,8 @@ class WithLogDensity:
     def _trace(self, out: Tensor, leaf: Tensor) -> Tensor:
         """tr(d out / d leaf) (B, 1), or its estimates v . J v (B, m)."""
         d = math.prod(self.shape)
+        if not out.requires_grad:  # a model that does not look at x
+            return out.new_zeros(len(leaf), self.channels)
         if self.probes is None:
             vectors = torch.eye(d, dtype=leaf.dtype, device=leaf.device).unsqueeze(1).expand(d, len(leaf), d)
         else:

@@ -65,7 +65,8 @@ class Plan:
         Args:
             grid: by default the one that the solver's label names ("DPM++ 2M Karras"), else ``karras``.
             steps, nfe: one of the two; ``nfe`` takes the most steps that it affords. Neither for an adaptive solver,
-                which then crosses the whole range in one interval, unless the grid is a list of nodes.
+                which then crosses the whole range in one interval, unless the grid is a list of nodes; it stops at
+                t_min unless the grid says otherwise.
             stop: end at t_min even if the grid would go on to sigma = 0.
 
         Raises:
@@ -82,10 +83,47 @@ class Plan:
         if nfe is not None:
             steps = solvers.steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
         elif steps is None and method.adaptive and not rule.fixed:
-            rule = solvers.grids.make("uniform")
-            steps = 1
+            if grid is None and named is None:
+                rule = solvers.grids.make("uniform")
+            steps = 2 if rule.end == "zero" else 1
         nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
         return cls(method, str(rule), nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes)
+
+
+def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:
+    """Refuses what a solve cannot start from.
+
+    Raises:
+        InputError: x is not a batch (B, *) of finite floats, or a condition is not a tensor of B rows.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not x.numel():
+        shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"{name} must be floats (B, *), at least one sample, got {shown}")
+    if not torch.isfinite(x).all():
+        raise InputError(f"{name} holds numbers that are not finite")
+    check_conditions(condition, len(x))
+
+
+def check_conditions(condition: Mapping[str, Tensor] | None, count: int) -> None:
+    """Refuses conditions that do not have a row per sample.
+
+    Raises:
+        InputError: one is not a tensor of ``count`` rows.
+    """
+    for name, value in (condition or {}).items():
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
+            shown = f"{len(value)} rows" if isinstance(value, Tensor) and value.ndim else "no rows"
+            raise InputError(f"{name} has {shown} for {count} samples")
+
+
+def check_finite(x: Tensor, plan: Plan) -> None:
+    """Refuses the outcome of a solve (B, *) that went astray.
+
+    Raises:
+        InputError: rows are not finite.
+    """
+    if lost := int((~torch.isfinite(x.flatten(1))).any(1).sum()):
+        raise InputError(f"{lost} of {len(x)} samples of {plan.solver} on {plan.grid} are not finite")
 
 
 def sample(
@@ -129,13 +167,22 @@ def sample(
     (torch.Size([4, 2]), 19, 'karras')
 
     Raises:
-        InputError: see ``Plan.make``; also conditions or ``x_init`` of another length than seeds, or no seeds.
+        InputError: see ``Plan.make``; also no seeds, conditions or ``x_init`` of another length, and samples that are
+            not finite.
     """
     plan = Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max)
-    seeds = list(seeds)
+    if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
+        raise InputError(f"seeds and shape are lists of integers, got {seeds!r} and {shape!r}")
+    seeds, shape = list(seeds), tuple(shape)
+    for length in shape:
+        solvers.errors.positive_integer("every length in shape", length)
+    if not dtype.is_floating_point:
+        raise InputError(f"dtype must be a float type, got {dtype}")
     start = torch.device(device)
-    if x_init is not None and tuple(x_init.shape) != (len(seeds), *shape):
-        raise InputError(f"x_init is {tuple(x_init.shape)}, for {len(seeds)} seeds of shape {tuple(shape)}")
+    if x_init is not None:
+        if tuple(x_init.shape) != (len(seeds), *shape):
+            raise InputError(f"x_init is {tuple(x_init.shape)}, for {len(seeds)} seeds of shape {shape}")
+        check_batch("x_init", x_init)
     scale = plan.nodes[0]
 
     def initial(rows: slice, noise: SeededNoise) -> Tensor:
@@ -169,8 +216,9 @@ def encode(
     The grid is the sampler's, run backwards, without a step to sigma = 0.
 
     Raises:
-        InputError: see ``Plan.make``; also a stochastic solver.
+        InputError: see ``Plan.make``; also a stochastic solver, and data or codes that are not finite.
     """
+    check_batch("x", x)
     plan = Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max, stop=True)
     plan = dataclasses.replace(plan, nodes=plan.nodes[::-1])
 
@@ -196,9 +244,7 @@ def _run(
 ) -> Sample:
     if count == 0:
         raise InputError("nothing to do: no seeds or no data")
-    for name, value in (condition or {}).items():
-        if len(value) != count:
-            raise InputError(f"{name} has {len(value)} rows for {count} samples")
+    check_conditions(condition, count)
     problem = Diffusion(denoiser, dict(condition or {}))
     batch_size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
     batches = [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
@@ -213,13 +259,12 @@ def _run(
         for rows in batches:
             source = noise(rows)
             x = initial(rows, source)
-            if not torch.isfinite(x).all():
-                raise InputError("a solve cannot start from numbers that are not finite")
             part = problem.select(rows)
             parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, (*hooks, advance)))
-    nfe = torch.cat([part.nfe for part in parts])
+    x, nfe = (torch.cat(tensors) for tensors in zip(*((part.x, part.nfe) for part in parts), strict=True))
+    check_finite(x, plan)
     return Sample(
-        x=torch.cat([part.x for part in parts]),
+        x=x,
         nfe=int(nfe.max()),
         nfe_per_sample=nfe,
         solver=str(plan.solver),

@@ -72,8 +72,10 @@ class SDE:
         if not self.t_min <= t <= self.t_max:
             raise InputError(f"t={t:g} is outside [{self.t_min:g}, {self.t_max:g}], where {self} is defined")
         node = self._node(torch.tensor(t, dtype=torch.float64))
-        numbers = (node.alpha, node.sigma, node.dalpha, node.dsigma)
-        return Node(float(t), *(v.item() for v in numbers))
+        alpha, sigma, dalpha, dsigma = (v.item() for v in (node.alpha, node.sigma, node.dalpha, node.dsigma))
+        if not (0 < alpha < math.inf and 0 <= sigma < math.inf):
+            raise InputError(f"{self} has alpha={alpha:g} and sigma={sigma:g} at t={t:g}; narrow its range of t")
+        return Node(float(t), alpha, sigma, dalpha, dsigma)
 
     def _node(self, t: Tensor) -> Node[Tensor]:
         with torch.enable_grad():

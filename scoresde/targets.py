@@ -68,10 +68,12 @@ class GaussianMixture:
                 torch.eye(d, dtype=torch.float64).expand(count, d, d),
             )
         elif covariance.shape == (count, d, d):
+            if not torch.allclose(covariance, covariance.mT):
+                raise InputError("a covariance is not symmetric")
             self.values, self.vectors = torch.linalg.eigh(covariance)
         else:
             raise InputError(f"covariances of shape {tuple(covariance.shape)} do not fit {count} means of size {d}")
-        if not (self.values > -1e-9 * self.values.abs().max()).all():
+        if not (self.values >= -1e-9 * self.values.abs().max()).all():
             raise InputError("a covariance is not positive semi-definite")
         self.values = self.values.clamp_min(0)
         weight = torch.ones(count) if weights is None else torch.as_tensor(weights, dtype=torch.float64)

@@ -26,7 +26,13 @@ def forward_kernel(t: Node, s: Node) -> tuple[float, float]:
 
 @solvers.register(
     "ddpm",
-    aliases=("ancestral", "ancestral_sampling", "DDPMScheduler"),
+    aliases=(
+        "ancestral",
+        "ancestral_sampling",
+        "DDPMScheduler",
+        "euler_ancestral",
+        "EulerAncestralDiscreteScheduler",
+    ),
     kind="SDE",
     order=1,
     stochastic=True,

@@ -6,6 +6,7 @@ error norm would make it depend on its neighbours.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,8 @@ class BlackBox(Solver):
 
 def velocity(problem: Problem, x: Tensor, t: float, within: tuple[float, float]) -> Tensor:
     """The probability-flow ODE's right-hand side at x (B, *); t is kept from rounding out of its interval."""
+    if not math.isfinite(t):
+        raise InputError("the model's predictions are not finite")
     node = problem.node(min(max(t, min(within)), max(within)))
     return problem.predict(x, node).velocity(node)
 

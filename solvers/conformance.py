@@ -155,6 +155,26 @@ def check_constant(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Ch
         yield Check(f"constant prediction on {schedule}", error < 1e-12, f"error {error:.1e}", "check the weights' sum")
 
 
+def check_mean(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """Without its noise, a stochastic solver carries the mean of Gaussian data, at its order or better."""
+    if not solver.stochastic:
+        return
+    for schedule in schedules:
+        errors = []
+        for steps in (160, 320):
+            nodes = grid("logsnr", schedule, steps)
+            x = torch.full((1, 1), 0.7 * nodes[0].alpha, dtype=torch.float64)
+            problem = Mixture(schedule, (0.7,), (1.0,), 0.04)
+            found = solve(solver, problem, x, nodes, lambda t, s: torch.zeros(1, 1, dtype=torch.float64)).x
+            errors.append(abs(float(found) - 0.7 * nodes[-1].alpha))
+        yield Check(
+            f"mean on {schedule}",
+            errors[1] < 1e-12 or errors[0] / errors[1] > 2 ** (solver.order - 0.2),
+            f"off by {errors[0]:.1e}, on a finer grid by {errors[1]:.1e}",
+            "the drift, not the noise, is wrong",
+        )
+
+
 def check_evaluations(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
     """One more step costs the declared number of evaluations."""
     if solver.adaptive:
@@ -250,6 +270,7 @@ CHECKS = (
     check_spec,
     check_order,
     check_constant,
+    check_mean,
     check_evaluations,
     check_batch,
     check_round_trip,

@@ -30,4 +30,6 @@ def positive_integer(name: str, value: object) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{name} must be a positive integer, got {value!r}")
+    if value > 1_000_000:
+        raise InputError(f"{name} must be at most 1000000, got {value}")
     return value

@@ -163,7 +163,7 @@ class Quadratic(Grid):
     power: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.power > 0:
+        if not 0 < self.power < math.inf:
             raise InputError(f"quadratic: power must be positive, got {self.power:g}")
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
@@ -192,6 +192,8 @@ class Karras(Grid):
     def __post_init__(self) -> None:
         if not self.rho > 0:
             raise InputError(f"karras: rho must be positive, got {self.rho:g}")
+        if not 1e-2 <= self.rho <= 1e6:  # beyond, the powers leave float64
+            raise InputError(f"karras: rho must lie in [0.01, 1e6], got {self.rho:g}")
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         root = 1 / self.rho

@@ -78,10 +78,10 @@ def solve(
         control = FixedGrid(checked(tuple(control)))
     control = cast(Control, control)
     if solver.stochastic:
-        if noise is None:
-            raise InputError(f"{solver} draws noise: give it a noise source")
         if control.end.ratio > control.start.ratio:
             raise InputError(f"{solver} draws noise and cannot encode; take a deterministic solver")
+        if noise is None:
+            raise InputError(f"{solver} draws noise: give it a noise source")
     counts = torch.zeros(x.shape[0], dtype=torch.long)
     counted = Counted(problem, counts)
     node = control.start
@@ -146,6 +146,8 @@ def steps_of_nfe(
         InputError: nfe is not a positive integer, too small for the solver, or the solver sets its own steps.
     """
     positive_integer("nfe", nfe)
+    if grid.fixed:
+        raise InputError(f"{grid} sets its own steps, so nfe={nfe} cannot be set")
     if solver.adaptive:
         raise InputError(f"{solver} chooses its own steps, so nfe={nfe} cannot be set; use its tolerances")
 

@@ -7,6 +7,7 @@ the fields' annotations, so that a typing mistake in a config is one clear line.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib
 import inspect
 import logging
@@ -121,7 +122,8 @@ class Registry(Generic[T]):
         if key not in self._infos:
             self._load_plugins()
         if key not in self._infos:
-            raise unknown(self.kind, name, {*self._infos, *self._aliases})
+            near = difflib.get_close_matches(key, {*self._infos, *self._aliases}, n=3, cutoff=0.6)
+            raise unknown(self.kind, name, near or self._infos)
         if name != key and name not in self._aliases:
             log.info("%r -> %s", name, key)
         return self._infos[key]
@@ -180,8 +182,8 @@ class Registry(Generic[T]):
         module, _, qualname = name.partition(":")
         try:
             cls = getattr(importlib.import_module(module), qualname)
-        except (ImportError, AttributeError) as error:
-            raise InputError(f"cannot import the {self.kind} {name!r}: {error}") from None
+        except Exception as error:  # the module is the user's: whatever it raises
+            raise InputError(f"cannot import the {self.kind} {name!r}: {error}") from error
         if not isinstance(cls, type):
             raise InputError(f"{name!r} is not a class")
         return next((i for i in self._infos.values() if i.cls is cls), None) or self._card(name, cls)

@@ -161,7 +161,6 @@ def test_bad_options(run, tmp_path, capsys):
     fails(capsys, [*sample, "--config.sampling.solver=rk45", "--config.sampling.nfe=9"], "chooses its own steps")
     fails(capsys, [*sample, "--config.sampling.grid=explicit(times=[1.5, 0.5])"], "t=1.5 is outside [0.001, 1]")
     fails(capsys, [*sample, "--config.sampling.stepz=3"], "config field 'sampling.stepz'", "sampling.steps")
-    fails(capsys, [*sample, "--config.sde=vpp"], "no SDE 'vpp'")
     fails(capsys, [*sample, "--config.device=warp"], "device 'warp'")
     fails(capsys, [*sample, "--seeds=9-3"], "seeds '9-3'")
     fails(capsys, [*sample, "--seed=3"], "--seed=3")
@@ -169,6 +168,7 @@ def test_bad_options(run, tmp_path, capsys):
     fails(capsys, ["sing"], "sing")
     fails(capsys, ["solvers", "huen"], "did you mean heun")
     fails(capsys, ["check-solver", "nowhere:Solver"], "nowhere")
+    fails(capsys, ["train", "--config=digits_vp", f"--workdir={tmp_path / 'w'}", "--config.sde=vpp"], "no SDE 'vpp'")
     fails(capsys, ["train", "--config=digits_vq", f"--workdir={tmp_path / 'w'}"], "digits_vq", "digits_vp")
     fails(capsys, ["likelihood", f"--workdir={run}", f"--out={tmp_path}", "--limit=0"], "--limit")
     assert not (tmp_path / "out" / "samples.npz").exists()
@@ -204,8 +204,11 @@ def test_another_config_in_the_same_folder(run, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     train = ["train", f"--workdir={run}", *SMALL]
     fails(capsys, [*train, "--config=configs/digits_ve.py"], "another config", "sde is 'vp' there")
-    changed = [*train, "--config=configs/digits_vp.py", "--config.training.learning_rate=0.5"]
-    fails(capsys, changed, "training.learning_rate is 0.002 there and 0.5 here")
+    changed = [*train, "--config=configs/digits_vp.py", "--config.training.batch_size=5"]
+    fails(capsys, changed, "training.batch_size is 128 there and 5 here")
+    for other in ("--config.sde=ve", "--config.model.predicts=eps", "--config.seed=7"):
+        for command in ("sample", "likelihood", "benchmark"):
+            fails(capsys, [command, f"--workdir={run}", f"--out={run}", other], "another config", "can be overridden")
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 

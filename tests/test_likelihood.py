@@ -137,7 +137,7 @@ def test_the_budget_sums_to_the_value_and_each_part_is_what_it_says():
     target, sde = mixture(2), scoresde.VP()
     x, denoiser = target.sample(5, torch.Generator().manual_seed(0)), target.denoiser(sde)
     found = log_prob(denoiser, x, "heun", steps=25, divergence="exact", bin_width=0.25)
-    assert list(found.budget) == ["prior", "divergence", "truncation", "dequantisation"]
+    assert list(found.budget) == ["prior", "divergence", "truncation", "dequantisation", "offset"]
     assert torch.allclose(sum(found.budget.values()), found.nats, rtol=0, atol=1e-12)
     start = sde(sde.t_min)
     code = scoresde.encode(denoiser, start.alpha * x, "heun", "logsnr", steps=25)
@@ -145,7 +145,8 @@ def test_the_budget_sums_to_the_value_and_each_part_is_what_it_says():
     normal = torch.distributions.Normal(0.0, math.hypot(sde(1.0).alpha, sde(1.0).sigma))
     assert torch.allclose(found.budget["prior"], normal.log_prob(code.x).sum(1), rtol=0, atol=1e-9)
     assert torch.allclose(found.budget["truncation"], torch.tensor(2 * math.log(start.alpha)).double())
-    assert torch.allclose(found.budget["dequantisation"], torch.tensor(2 * math.log(0.25)).double())
+    assert torch.all(found.budget["dequantisation"] == 0)
+    assert torch.allclose(found.budget["offset"], torch.tensor(2 * math.log(0.25)).double())
     assert torch.allclose(found.bits_per_dim, -found.nats / (2 * math.log(2)))
     assert found.nfe == 50
 
@@ -242,7 +243,7 @@ def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"solver": "ddpm", "steps": 5}, "cannot encode|draws noise"),
+        ({"solver": "ddpm", "steps": 5}, "ddpm draws noise; a likelihood needs a deterministic solver"),
         ({"solver": "heun"}, "needs a number of steps"),
         ({"solver": "heun", "steps": 0}, "positive integer"),
         ({"steps": 5, "divergence": "hutchinson(probes=0)"}, "probes must be a positive integer"),
@@ -251,7 +252,12 @@ def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
         ({"steps": 5, "bin_width": -1.0}, "bin_width must be positive"),
         ({"steps": 5, "batch_size": 0}, "batch_size must be a positive integer"),
         ({"steps": 5, "x": torch.tensor([[math.nan, 0.0]])}, "not finite"),
-        ({"steps": 5, "x": torch.zeros(0, 2)}, "0 samples"),
+        ({"steps": 5, "x": torch.zeros(0, 2)}, "at least one sample"),
+        ({"steps": 5, "x": torch.zeros(2, 2, dtype=torch.long)}, "must be floats"),
+        ({"steps": 5, "x": torch.zeros(2)}, "must be floats .* shape"),
+        ({"steps": 5, "condition": {"y": torch.zeros(1)}}, "y has 1 rows for 2 samples"),
+        ({"steps": 5, "t_max": 0.5}, "before t_max=1: give the prior"),
+        ({"grid": "explicit(times=[0.5, 0.1])"}, "before t_max=1: give the prior"),
         ({"steps": 5, "t_min": 2.0}, "not a range within"),
     ],
 )
@@ -260,6 +266,48 @@ def test_bad_input(change, message):
     options = {"x": torch.zeros(2, 2, dtype=torch.float64), "solver": "heun", **change}
     with pytest.raises(InputError, match=message):
         log_prob(target.denoiser(scoresde.VP()), **options)
+
+
+def test_a_shortened_range_with_the_prior_of_its_end():
+    target, sde = mixture(2), PATHS["ve"]
+    x = target.sample(4, torch.Generator().manual_seed(0))
+    found = log_prob(
+        target.denoiser(sde), x, steps=300, t_max=0.6, divergence="exact", prior=lambda y: target.log_prob(y, sde(0.6))
+    )
+    assert torch.allclose(found.nats, exact(target, sde, x), rtol=0, atol=2e-3)
+
+
+class Constant(nn.Module):
+    """A network that does not look at x."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x, label):
+        return torch.full_like(x, self.value)
+
+
+def test_a_model_that_does_not_look_at_x():
+    """D = 0.3 everywhere: the data are a point, blurred by the path to N(0.3, ratio(t_min)^2)."""
+    sde = scoresde.VP()
+    denoiser = scoresde.Denoiser(Constant(0.3), sde, predicts="x0")
+    r = sde(sde.t_min).ratio
+    x = 0.3 + r * torch.tensor([[0.0, 0.5], [1.0, -1.0]], dtype=torch.float64)
+    end = sde(1.0)
+    at_end = torch.distributions.Normal(0.3 * end.alpha, end.sigma)
+    found = log_prob(denoiser, x, steps=300, divergence="exact", prior=lambda y: at_end.log_prob(y).sum(1))
+    truth = torch.distributions.Normal(0.3, r).log_prob(x).sum(1)
+    assert torch.allclose(found.nats, truth, rtol=0, atol=2e-2)
+
+
+def test_a_model_that_fails_is_told():
+    denoiser = scoresde.Denoiser(Constant(math.nan), scoresde.VP(), predicts="x0")
+    with pytest.raises(InputError, match="not finite"):
+        log_prob(denoiser, torch.zeros(2, 2), steps=5)
+    for solver in ("dpmpp_2m", "rk45", "dopri5"):
+        with pytest.raises(InputError, match="not finite"):
+            scoresde.sample(denoiser, (2,), range(2), solver, steps=None if solver != "dpmpp_2m" else 5)
 
 
 def test_bits_need_a_bin_width():
