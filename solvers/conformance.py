@@ -134,11 +134,12 @@ def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
     for schedule in schedules:
         order, points = measured_order(solver, schedule)
         errors = ", ".join(f"{nfe}: {abs(error):.1e}" for nfe, error in points)
+        hint = "compare one step with the formula; test the weights on a constant prediction; look at the first steps"
         yield Check(
             f"order on {schedule}",
             abs(order - solver.order) <= 0.2,
             f"measured {order:.2f}, declared {solver.order:g} (NFE: error = {errors})",
-            "compare one step with the formula; test the weights on a constant prediction; look at the first steps",
+            hint if solver.order else "declare the order: @solvers.register(name, order=...)",
         )
 
 
