@@ -72,6 +72,7 @@ class Registry(Generic[T]):
         self._entry_points = entry_points
         self._infos: dict[str, Info] = {}
         self._aliases: dict[str, str] = {}
+        self._told: set[str] = set()  # each spelling is logged once
         Registry.by_base[base] = self
 
     def register(self, name: str, *, aliases: tuple[str, ...] = (), **facts: Any) -> Callable[[C], C]:
@@ -124,7 +125,8 @@ class Registry(Generic[T]):
         if key not in self._infos:
             near = difflib.get_close_matches(key, {*self._infos, *self._aliases}, n=3, cutoff=0.6)
             raise unknown(self.kind, name, near or self._infos)
-        if name != key and name not in self._aliases:
+        if name != key and name not in self._told:
+            self._told.add(name)
             log.info("%r -> %s", name, key)
         return self._infos[key]
 

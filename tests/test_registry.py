@@ -216,8 +216,10 @@ def test_what_people_type_resolves(typed, canonical):
     assert str(solvers.make(typed)) == canonical
 
 
-def test_another_spelling_is_logged_once_and_an_alias_is_not(caplog):
+def test_another_spelling_is_logged_once_and_an_alias_is_not(caplog, monkeypatch):
+    monkeypatch.setattr(solvers.solvers, "_told", set())
     caplog.set_level(logging.INFO, logger="solvers")
+    solvers.info("DPM++ 2M")
     solvers.info("DPM++ 2M")
     solvers.info("em")
     solvers.info("heun")
