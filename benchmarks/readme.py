@@ -44,8 +44,8 @@ def table() -> str:
             row = distances.get((name, budget))
             cells.append(f"{row['sliced_wasserstein']:.3f}" if row and not row["skipped"] else "")
         lines.append(f"| {' | '.join([*cells, info.reference])} |")
-    floor = header["floor"]["sliced_wasserstein"][0]
-    lines += ["", f"Two sets of true draws are {floor:.3f} apart: *W* does not fall far below that."]
+    value, low, high = header["floor"]["sliced_wasserstein"]
+    lines += ["", f"Two sets of true draws are {value:.3f} apart (95 % interval {low:.3f} to {high:.3f})."]
     return "\n".join(lines)
 
 

@@ -125,7 +125,7 @@ class Registry(Generic[T]):
         if key not in self._infos:
             near = difflib.get_close_matches(key, {*self._infos, *self._aliases}, n=3, cutoff=0.6)
             raise unknown(self.kind, name, near or self._infos)
-        if name != key and name not in self._told:
+        if name != key and name not in self._aliases and name not in self._told:
             self._told.add(name)
             log.info("%r -> %s", name, key)
         return self._infos[key]

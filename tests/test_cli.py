@@ -149,6 +149,35 @@ def test_check_solver(capsys):
     assert "measured 0.92, declared 1" in capsys.readouterr().out
 
 
+OUTSIDE = """
+from dataclasses import dataclass
+import solvers
+
+@solvers.register("outside", order=1, kind="ODE", reference="a test")
+@dataclass(frozen=True)
+class Mine(solvers.Solver):
+    def step(self, problem, x, t, s, carry, noise):
+        prediction = problem.predict(x, t)
+        return solvers.Step(s.alpha * prediction.x0 + s.sigma * prediction.eps)
+"""
+
+
+def test_a_solver_beside_the_user(run, tmp_path):
+    """Through the installed command: a test's own process has the folder of the tests on its path."""
+    (tmp_path / "mymodule.py").write_text(OUTSIDE)
+    command = os.path.join(os.path.dirname(sys.executable), "scoresde")
+    done = subprocess.run(
+        [command, "check-solver", "mymodule:Mine"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "measured 0.92, declared 1" in done.stdout
+    arguments = ["sample", f"--workdir={run}", "--out=s", "--config.sampling.solver=mymodule:Mine", "--seeds=0-1"]
+    done = subprocess.run([command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    again = scoresde.sample(load_run(run).denoiser, (1, 8, 8), [0, 1], "ddim", steps=20)
+    assert np.allclose(np.load(tmp_path / "s" / "samples.npz")["x"], again.x.numpy(), rtol=0, atol=1e-5)
+
+
 def test_bad_options(run, tmp_path, capsys):
     sample = ["sample", f"--workdir={run}", f"--out={tmp_path / 'out'}"]
     fails(capsys, [*sample, "--config.sampling.solver=dppm_2m"], "no solver 'dppm_2m'", "did you mean dpmpp_2m")
@@ -162,7 +191,14 @@ def test_bad_options(run, tmp_path, capsys):
     fails(capsys, [*sample, "--config.sampling.grid=explicit(times=[1.5, 0.5])"], "t=1.5 is outside [0.001, 1]")
     fails(capsys, [*sample, "--config.sampling.stepz=3"], "config field 'sampling.stepz'", "sampling.steps")
     fails(capsys, [*sample, "--config.device=warp"], "device 'warp'")
+    fails(capsys, [*sample, "--config.sampling.steps=100000000"], "steps must be at most 1000000")
+    fails(capsys, [*sample, "--config.sampling.grid=karras(rho=1e-300)"], "rho must lie in")
+    fails(capsys, [*sample, "--config.device=meta"], "device 'meta'")
+    fails(capsys, [*sample, "--config.sampling.solver=nowhere:Mine"], "nowhere")
     fails(capsys, [*sample, "--seeds=9-3"], "seeds '9-3'")
+    fails(capsys, [*sample, "--seeds=99999999999999999999"], "too many or too large")
+    fails(capsys, ["benchmark", f"--workdir={run}", f"--out={tmp_path}", "--solvers="], "no solvers given")
+    fails(capsys, ["benchmark", f"--workdir={run}", f"--out={tmp_path}", "--nfe=abc"], "evaluations 'abc'")
     fails(capsys, [*sample, "--seed=3"], "--seed=3")
     fails(capsys, ["sample", f"--workdir={run}"], "--out")
     fails(capsys, ["sing"], "sing")
@@ -196,6 +232,10 @@ def test_a_config_file_that_does_not_run(tmp_path, capsys):
     fails(
         capsys, ["train", f"--config={broken}", f"--workdir={tmp_path}"], "ModuleNotFoundError", "nothing_of_this_name"
     )
+    broken.write_text("import sys\nsys.exit(3)\n")
+    fails(capsys, ["train", f"--config={broken}", f"--workdir={tmp_path}"], "SystemExit: 3")
+    (tmp_path / "config.txt").write_text("")
+    fails(capsys, ["train", f"--config={tmp_path / 'config.txt'}", f"--workdir={tmp_path}"], "not a Python file")
     broken.write_text("def get_config():\n    return {}\n")
     fails(capsys, ["train", f"--config={broken}", f"--workdir={tmp_path}"], "must return a ConfigDict")
 
@@ -222,6 +262,12 @@ def test_a_truncated_checkpoint(tmp_path, capsys):
     fails(capsys, ["train", *arguments], "ema.safetensors", "damaged")
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path / 's'}"], "SHA-256")
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_can_be_started_again(tmp_path, capsys):
+    train = ["train", "--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL, "--config.training.steps=20"]
+    fails(capsys, [*train, "--config.training.learning_rate=1e30"], "not finite at step", "lower learning_rate")
+    assert main([*train, "--config.training.batch_size=16"]) == 0
 
 
 def test_own_data_of_any_shape_and_data_that_cannot_be_used(tmp_path, capsys):

@@ -219,10 +219,8 @@ def test_what_people_type_resolves(typed, canonical):
 def test_another_spelling_is_logged_once_and_an_alias_is_not(caplog, monkeypatch):
     monkeypatch.setattr(solvers.solvers, "_told", set())
     caplog.set_level(logging.INFO, logger="solvers")
-    solvers.info("DPM++ 2M")
-    solvers.info("DPM++ 2M")
-    solvers.info("em")
-    solvers.info("heun")
+    for name in ("DPM++ 2M", "DPM++ 2M", "em", "heun"):
+        solvers.info(name)
     assert [record.getMessage() for record in caplog.records] == ["'DPM++ 2M' -> dpmpp_2m"]
 
 
