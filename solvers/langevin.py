@@ -23,7 +23,8 @@ class Langevin(Corrector):
     """Unadjusted Langevin: x + step score + sqrt(2 step) z, step = 2 (snr |z| / |score|)^2.
 
     The norms are each sample's own, so that a sample does not depend on its neighbours. In high dimension the
-    stationary variance exceeds the target's by the fraction snr^2, whatever the number of steps.
+    stationary variance exceeds the target's by the fraction snr^2, whatever the number of steps. In few dimensions
+    |z| / |score| has heavy tails, and single samples are thrown far; this rule is for images rather than for points.
     """
 
     snr: float = 0.16
