@@ -175,7 +175,7 @@ def compare(
     reference = config.load_data(run.config, run.card).test
     rows = run_benchmark(
         run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
-        batch_size=run.config.sampling.batch_size, device=config.device_of(run.config), truth_steps=64,
+        batch_size=run.config.sampling.batch_size, device=config.device_of(run.config), truth_steps=64, keep=12,
     )  # fmt: skip
     header = {
         **environment(config.device_of(run.config)),
@@ -222,7 +222,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Trains on real digits, samples with four solvers, scores held-out digits and writes the page."""
-    steps = "--config.training.steps=300" if arguments.fast else "--config.training.steps=3000"
+    steps = "--config.training.steps=300" if arguments.fast else "--config.training.steps=4500"
     cfg = config.read_config(arguments.config, [steps, *overrides])
     out = writable(arguments.out)
     fit(cfg, out / "run")
