@@ -133,7 +133,7 @@ class Denoiser:
     def _call(self, x: Tensor, labels: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         try:
             out = self.network(x, labels, **conditions)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:  # its message speaks of sizes too
             raise
         except RuntimeError as error:
             if any(word in str(error) for word in ("shape", "size", "channels")):

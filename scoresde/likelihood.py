@@ -21,7 +21,7 @@ from solvers import Grid, InputError, Node, Registry, Solver, generator
 
 from .data import spread
 from .problem import WithLogDensity
-from .sample import Plan, check_batch, check_finite
+from .sample import Plan, batches_of, check_batch, check_finite
 from .sde import Denoises
 
 
@@ -181,8 +181,8 @@ def log_prob(
     """
     plan = Plan.make(denoiser, solver, grid or "logsnr", steps, nfe, t_min, t_max, stop=True)
     rule = divergences.make(divergence)
-    seeds = list(range(len(x)) if seeds is None else seeds)
     check_batch("x", x, condition)
+    seeds = list(range(len(x)) if seeds is None else seeds)
     if len(seeds) != len(x):
         raise InputError(f"{len(x)} samples with {len(seeds)} seeds; give one seed for each sample")
     if plan.solver.stochastic:
@@ -193,18 +193,16 @@ def log_prob(
     if prior is None and not math.isclose(end.t, denoiser.sde.t_max, rel_tol=1e-9):
         raise InputError(f"the solve ends at t={end.t:g}, before t_max={denoiser.sde.t_max:g}: give the prior there")
     shape, d = tuple(x.shape[1:]), x[0].numel()
-    size = solvers.errors.positive_integer("batch_size", len(x) if batch_size is None else batch_size)
+    batches = batches_of(len(x), batch_size)
     began = time.perf_counter()
     latents, integrals, counts = [], [], []
-    batches = range(0, len(x), size)
     bar = tqdm(total=(len(plan.nodes) - 1) * len(batches), desc="log p", disable=not progress, leave=False)
 
     def advance(state: Tensor, node: Node) -> None:
         bar.update()
 
     with bar:
-        for i in batches:
-            rows = slice(i, i + size)
+        for rows in batches:
             conditions = {name: value[rows] for name, value in (condition or {}).items()}
             problem = WithLogDensity(denoiser, shape, conditions, rule.draw(seeds[rows], d), x.dtype, x.device)
             state = problem.start(x[rows], start)

@@ -116,6 +116,16 @@ def check_conditions(condition: Mapping[str, Tensor] | None, count: int) -> None
             raise InputError(f"{name} has {shown} for {count} samples")
 
 
+def batches_of(count: int, batch_size: int | None) -> list[slice]:
+    """The rows of each batch; all in one where no size is given.
+
+    Raises:
+        InputError: the size is not a positive integer.
+    """
+    size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
 def check_finite(x: Tensor, plan: Plan) -> None:
     """Refuses the outcome of a solve (B, *) that went astray.
 
@@ -246,8 +256,7 @@ def _run(
         raise InputError("nothing to do: no seeds or no data")
     check_conditions(condition, count)
     problem = Diffusion(denoiser, dict(condition or {}))
-    batch_size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
-    batches = [slice(i, min(i + batch_size, count)) for i in range(0, count, batch_size)]
+    batches = batches_of(count, batch_size)
     began = time.perf_counter()
     parts = []
     bar = tqdm(total=(len(plan.nodes) - 1) * len(batches), desc=str(plan.solver), disable=not progress, leave=False)

@@ -182,9 +182,8 @@ def check_evaluations(solver: Solver, schedules: Sequence[Schedule]) -> Iterator
         return
     counts = [evaluations(solver, schedules[0], grid("logsnr", schedules[0], n)) for n in (20, 21)]
     cost = counts[1] - counts[0]
-    yield Check(
-        "evaluations", cost == solver.evaluations, f"{cost} a step, declared {solver.evaluations}", "count again"
-    )
+    detail = f"{cost} a step, declared {solver.evaluations}"
+    yield Check("evaluations", cost == solver.evaluations, detail, "declare what a step takes")
 
 
 def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
