@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from solvers import Node, Prediction
+from solvers import Node, Prediction, Rows
 
 from .sde import Denoises
 
@@ -36,7 +36,7 @@ class Diffusion:
         """The denoiser's prediction at x (B, *)."""
         return self.denoiser.predict(x, node, **self.conditions)
 
-    def select(self, rows: slice) -> Diffusion:
+    def select(self, rows: Rows) -> Diffusion:
         """The problem of some of the samples."""
         return Diffusion(self.denoiser, {name: value[rows] for name, value in self.conditions.items()})
 
@@ -125,7 +125,7 @@ class WithLogDensity:
         values = torch.cat(parts).transpose(0, 1)
         return values.sum(1, keepdim=True) if self.probes is None else values
 
-    def select(self, rows: slice) -> WithLogDensity:
+    def select(self, rows: Rows) -> WithLogDensity:
         """The problem of some of the samples."""
         conditions = {name: value[rows] for name, value in self.conditions.items()}
         return replace(self, conditions=conditions, probes=None if self.probes is None else self.probes[rows])

@@ -4,11 +4,11 @@ from . import ancestral, blackbox, compose, exponential, langevin, runge_kutta  
 from .control import Control, FixedGrid
 from .errors import InputError
 from .grids import Grid, Schedule, grid, grids
-from .loop import Hook, Solution, evaluations, solve, steps_of_nfe
+from .loop import Hook, Solution, evaluations, solve, startup, steps_of_nfe
 from .names import split_grid
 from .noise import SeededNoise, generator
 from .registry import Info, Registry
-from .types import Corrector, Node, Noise, Prediction, Problem, Solver, Step, correctors, solvers
+from .types import Corrector, Node, Noise, Prediction, Problem, Rows, Solver, Step, correctors, solvers
 
 register = solvers.register
 names = solvers.names
@@ -28,6 +28,7 @@ __all__ = [
     "Prediction",
     "Problem",
     "Registry",
+    "Rows",
     "Schedule",
     "SeededNoise",
     "Solution",
@@ -45,5 +46,6 @@ __all__ = [
     "solve",
     "solvers",
     "split_grid",
+    "startup",
     "steps_of_nfe",
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,12 +50,32 @@ def _ve(t: float) -> tuple[float, float, float, float]:
     return 1.0, math.exp(t), 0.0, math.exp(t)
 
 
-# both from ratio 10 to 0.05, wide enough to cross every scale of the mixture below
-VP = Path(
-    "vp", 0.5 * math.log1p(0.05**2), 0.5 * math.log1p(10**2), _vp, lambda lam: 0.5 * math.log1p(math.exp(-2 * lam))
-)
-VE = Path("ve", math.log(0.05), math.log(10), _ve, lambda lam: -lam)
-PATHS: tuple[Schedule, ...] = (VP, VE)
+def _sub_vp(t: float) -> tuple[float, float, float, float]:
+    alpha, sigma = math.exp(-t), -math.expm1(-2 * t)
+    return alpha, sigma, -alpha, 2 * alpha**2
+
+
+def _edm(t: float) -> tuple[float, float, float, float]:
+    return 1.0, t, 0.0, 1.0
+
+
+def _rectified_flow(t: float) -> tuple[float, float, float, float]:
+    return 1 - t, t, -1.0, 1.0
+
+
+def _path(
+    name: str, numbers: Callable[[float], tuple[float, float, float, float]], t_of_ratio: Callable[[float], float]
+) -> Path:
+    # from ratio 10 to 0.05, wide enough to cross every scale of the mixture below
+    return Path(name, t_of_ratio(0.05), t_of_ratio(10), numbers, lambda lam: t_of_ratio(math.exp(-lam)))
+
+
+VP = _path("vp", _vp, lambda ratio: 0.5 * math.log1p(ratio**2))
+SUB_VP = _path("sub_vp", _sub_vp, lambda ratio: math.asinh(ratio / 2))
+VE = _path("ve", _ve, math.log)
+EDM = _path("edm", _edm, lambda ratio: ratio)
+RECTIFIED_FLOW = _path("rectified_flow", _rectified_flow, lambda ratio: ratio / (1 + ratio))
+PATHS: tuple[Schedule, ...] = (VP, SUB_VP, VE, EDM, RECTIFIED_FLOW)
 
 
 @dataclass(frozen=True)
@@ -73,8 +95,9 @@ class Mixture:
         """The path where log(alpha / sigma) = lam."""
         return self.schedule(self.schedule.t_of_lam(lam))
 
-    def predict(self, x: Tensor, node: Node) -> Prediction:
+    def predict(self, x: Tensor, node: Any) -> Prediction:
         """The posterior mean of x0, and eps."""
+        node = node.like(x)
         y, spread = x / node.alpha, self.v + node.ratio**2
         logits = [math.log(w) - 0.5 * (y - m) ** 2 / spread for w, m in zip(self.weights, self.means, strict=True)]
         top = torch.stack(logits).amax(0)
@@ -106,8 +129,9 @@ class GaussianData:
         """Var x_t."""
         return node.alpha**2 * self.v + node.sigma**2
 
-    def predict(self, x: Tensor, node: Node) -> Prediction:
+    def predict(self, x: Tensor, node: Any) -> Prediction:
         """The posterior mean of x0, and eps."""
+        node = node.like(x)
         var = self.variance(node)
         return Prediction((node.alpha * self.v / var) * x, (node.sigma / var) * x)
 
@@ -126,15 +150,24 @@ class OrthogonalNoise:
 
 
 def exact_solution(problem: Mixture, x: Tensor, start: Node, end: Node) -> Tensor:
-    """The probability-flow ODE's solution, by an eighth-order method in lam at a tolerance of 1e-13."""
+    """The probability-flow ODE's solution, by an eighth-order method in lam at a tolerance of 1e-13.
 
-    def rhs(
-        lam: float, y: np.ndarray[tuple[int], np.dtype[np.float64]]
-    ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        node = problem.node_of_lam(float(np.clip(lam, start.lam, end.lam)))
-        prediction = problem.predict(torch.as_tensor(y) * node.alpha, node)
-        return (-node.ratio * prediction.eps).numpy()  # d(x / alpha) / d lam = -ratio eps
+    In x / alpha against sigma / alpha every path has the same solution, so it is found once.
+    """
+    mixture = (problem.means, problem.weights, problem.v)
+    y = tuple(round(float(v), 13) for v in (x / start.alpha).flatten())
+    ends = (round(start.lam, 13), round(end.lam, 13))
+    return torch.tensor(_solution(mixture, y, *ends), dtype=torch.float64).view(x.shape) * end.alpha
 
-    y = (x / start.alpha).flatten().numpy()
-    path = solve_ivp(rhs, (start.lam, end.lam), y, method="DOP853", rtol=1e-13, atol=1e-13)
-    return torch.as_tensor(path.y[:, -1]).view(x.shape) * end.alpha
+
+@lru_cache(maxsize=64)
+def _solution(mixture: tuple[Any, ...], y: tuple[float, ...], start: float, end: float) -> list[float]:
+    problem = Mixture(VE, *mixture)
+
+    def rhs(lam: float, y: Array) -> Array:
+        ratio = math.exp(-lam)
+        slope: Array = (-ratio * problem.predict(torch.as_tensor(y), Node(0.0, 1.0, ratio)).eps).numpy()
+        return slope  # d(x / alpha) / d lam = -ratio eps
+
+    path = solve_ivp(rhs, (start, end), np.array(y), method="DOP853", rtol=1e-13, atol=1e-13)
+    return [float(v) for v in path.y[:, -1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,15 +51,16 @@ class PC(Solver):
     def excess_variance(self) -> float:
         return self.corrector.excess_variance
 
-    def init(self, problem: Problem, x: Tensor, node: Node) -> Any:
-        return self.predictor.init(problem, x, node)
+    def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
+        return self.predictor.init(problem, x, nodes)
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         assert noise is not None
-        x, carry, error = self.predictor.step(problem, x, t, s, carry, noise)
+        step = self.predictor.step(problem, x, t, s, carry, noise)
+        x = step.x
         for _ in range(self.corrector_steps):
             x = self.corrector.correct(problem, x, s, noise)
-        return Step(x, carry, error)
+        return step._replace(x=x)
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         return self.predictor.to_data(problem, x, t, s, carry, noise)

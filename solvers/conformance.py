@@ -25,6 +25,7 @@ from .types import Node, Solver, solvers
 
 # fine enough to be near the asymptote, coarse enough for the error to stand above rounding
 STEPS = (40, 80, 160, 320)
+ROUNDING = 1e-11
 ADAPTIVE_STEPS = (20, 40, 80, 160)
 STOCHASTIC_STEPS = (320, 640, 1280, 2560)
 
@@ -92,7 +93,7 @@ def measured_order(
 
     The error is the largest over the samples for deterministic solvers, the relative error of the terminal variance
     for stochastic ones; the order is minus the slope of log error against log steps, by least squares over the finer
-    three of four runs. Adaptive solvers are held to one inner step per interval.
+    three of the four runs, less those whose error is rounding. Adaptive solvers are held to one inner step per interval.
     """
     counts = STOCHASTIC_STEPS if solver.stochastic else STEPS
     if solver.adaptive:
@@ -100,7 +101,9 @@ def measured_order(
         solver = dataclasses.replace(solver, **{"rtol": 1e9, "atol": 1e9, "first_step": math.inf})  # type: ignore[type-var]
     measure = _variance_error if solver.stochastic else _path_error
     points = [measure(solver, schedule, grid(spacing, schedule, n)) for n in counts]
-    x, y = np.log(counts[1:]), np.log([abs(error) for _, error in points[1:]])
+    pairs = [(n, abs(error)) for n, (_, error) in zip(counts, points, strict=True)]
+    clear = [pair for pair in pairs if pair[1] > ROUNDING][-3:]
+    x, y = np.log(clear if len(clear) > 1 else pairs[:2]).T
     return -float(np.polyfit(x, y, 1)[0]), points
 
 
@@ -130,14 +133,14 @@ def check_spec(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
 
 
 def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """The measured order is within 0.2 of the declared one."""
+    """The measured order is the declared one, within 0.2 from below; it may be up to one more."""
     for schedule in schedules:
         order, points = measured_order(solver, schedule)
         errors = ", ".join(f"{nfe}: {abs(error):.1e}" for nfe, error in points)
         hint = "compare one step with the formula; test the weights on a constant prediction; look at the first steps"
         yield Check(
             f"order on {schedule}",
-            abs(order - solver.order) <= 0.2,
+            solver.order - 0.2 <= order <= solver.order + 1.2 and solver.order > 0,
             f"measured {order:.2f}, declared {solver.order:g} (NFE: error = {errors})",
             hint if solver.order else "declare the order: @solvers.register(name, order=...)",
         )
@@ -194,7 +197,9 @@ def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         def run(seeds: Sequence[int], problem: Mixture = problem, nodes: tuple[Node, ...] = nodes) -> Tensor:
             noise = SeededNoise(seeds, (3,))
             x = math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()
-            return solve(solver, problem, x, nodes, noise).x
+            before = x.clone()
+            moved = solve(solver, problem, x, nodes, noise).x
+            return moved if torch.equal(x, before) else moved + math.nan  # a step must not change the state it is given
 
         batch = run(range(64))
         alone = torch.cat([run([seed]) for seed in (0, 17, 63)])
@@ -202,7 +207,8 @@ def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
             f"alone and in a batch on {schedule}",
             torch.equal(alone, batch[[0, 17, 63]]),
             f"largest difference {float((alone - batch[[0, 17, 63]]).abs().max()):.1e}",
-            "something couples the rows (a norm, a step size, a noise draw), or state is kept between runs",
+            "something couples the rows (a norm, a step size, a noise draw), state is kept between runs, or a step "
+            "changes the tensor it is given",
         )
 
 
@@ -239,7 +245,7 @@ def check_dtype(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
             x = (math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()).to(torch.float32).to(dtype)
             found.append(solve(solver, problem, x, nodes, noise).x)
         gap = float((found[0].double() - found[1]).abs().max())
-        limit = 1e-3 if solver.adaptive else 1e-4
+        limit = 1e-4 if solver.linear else 5e-3  # rules with norms or tolerances pass rounding on
         yield Check(
             f"float32 on {schedule}",
             found[0].dtype == torch.float32 and gap < limit,
@@ -248,22 +254,25 @@ def check_dtype(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         )
 
 
-def check_last_step(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """Grids that end at sigma = 0 give finite samples with any number of steps, and with 20 near the data."""
+def check_few_steps(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """Grids that end at sigma > 0 and at sigma = 0 give finite samples with any number of steps, and with 20 near the
+    data."""
     for schedule in schedules:
-        for steps in (1, 2, 3, 20):
-            nodes = grid("karras", schedule, steps)
-            noise = SeededNoise(range(16), (3,))
-            x = math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()
-            y = solve(solver, Mixture(schedule), x, nodes, noise).x
-            far = float(y.abs().max())
-            near = 10 if steps == 20 else math.inf
+        for spec, end in (("logsnr", "sigma > 0"), ("karras", "sigma = 0")):
+            farthest = {steps: _farthest(solver, schedule, spec, steps) for steps in (1, 2, 3, 20)}
             yield Check(
-                f"{steps} steps to sigma = 0 on {schedule}",
-                far < near,
-                f"largest |x| {far:.2f}",
-                "at sigma = 0 lam is infinite: define to_data",
+                f"few steps to {end} on {schedule}",
+                all(map(math.isfinite, farthest.values())) and farthest[20] < 10,
+                "largest |x| " + ", ".join(f"{far:.2f} in {steps}" for steps, far in farthest.items()),
+                "at sigma = 0 lam is infinite: define to_data; a first step has no history",
             )
+
+
+def _farthest(solver: Solver, schedule: Schedule, spec: str, steps: int) -> float:
+    nodes = grid(spec, schedule, steps)
+    noise = SeededNoise(range(16), (3,))
+    x = math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()
+    return float((solve(solver, Mixture(schedule), x, nodes, noise).x / nodes[-1].alpha).abs().max())
 
 
 CHECKS = (
@@ -275,5 +284,5 @@ CHECKS = (
     check_batch,
     check_round_trip,
     check_dtype,
-    check_last_step,
+    check_few_steps,
 )

@@ -21,6 +21,10 @@ class Control(Protocol):
     def end(self) -> Node:
         """Where it is meant to arrive."""
 
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Every node that is known beforehand."""
+
     def intervals(self) -> Generator[tuple[Node, Node], Step, None]:
         """Yields (t, s); receives the ``Step`` taken over it."""
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .control import Control, FixedGrid
 from .errors import InputError, positive_integer
-from .grids import Grid, Schedule, checked
-from .types import Node, Noise, Prediction, Problem, Solver, Step
+from .grids import Grid, Schedule, checked, grid
+from .types import Node, Noise, Prediction, Problem, Rows, Solver, Step
 
 Hook = Callable[[Tensor, Node], "Tensor | None"]
 
@@ -25,18 +25,33 @@ class Solution:
         x: the state (B, *) at ``node``.
         node: the last node.
         nfe: model evaluations per sample (B,), counted as they were made.
+        calls: how often the model was called; fewer than ``nfe`` where one call holds several times of a sample.
+        error: the steps' error estimates, summed (B,); None from solvers that make none.
+        accepted, rejected: inner steps of solvers that choose their own (B,).
     """
 
     x: Tensor
     node: Node
     nfe: Tensor
+    calls: int
+    error: Tensor | None
+    accepted: Tensor
+    rejected: Tensor
+
+
+class Tally:
+    """Model evaluations per sample (B,), and calls."""
+
+    def __init__(self, count: int) -> None:
+        self.nfe, self.calls = torch.zeros(count, dtype=torch.long), 0
 
 
 class Counted:
-    """A problem that counts the evaluations of each sample."""
+    """A problem that counts the evaluations of each sample; ``rows`` are the samples' places in the tally."""
 
-    def __init__(self, problem: Problem, counts: Tensor) -> None:
-        self.problem, self.counts = problem, counts
+    def __init__(self, problem: Problem, tally: Tally, rows: Tensor | None = None) -> None:
+        self.problem, self.tally = problem, tally
+        self.rows = torch.arange(len(tally.nfe)) if rows is None else rows
 
     def node(self, t: float) -> Node:
         return self.problem.node(t)
@@ -44,13 +59,19 @@ class Counted:
     def node_of_lam(self, lam: float) -> Node:
         return self.problem.node_of_lam(lam)
 
-    def predict(self, x: Tensor, node: Node) -> Prediction:
-        self.counts += 1
+    def predict(self, x: Tensor, node: Any) -> Prediction:
+        self.tally.nfe.index_add_(0, self.rows, torch.ones_like(self.rows))
+        self.tally.calls += 1
         return self.problem.predict(x, node)
 
-    def select(self, rows: slice) -> Counted:
-        select: Callable[[slice], Problem] | None = getattr(self.problem, "select", None)
-        return Counted(select(rows) if select else self.problem, self.counts[rows])
+    def select(self, rows: Rows) -> Counted:
+        return Counted(select(self.problem, rows), self.tally, self.rows[rows])
+
+
+def select(problem: Problem, rows: Rows) -> Problem:
+    """The problem of some of the samples; the problem itself where samples carry nothing of their own."""
+    chosen: Callable[[Rows], Problem] | None = getattr(problem, "select", None)
+    return chosen(rows) if chosen else problem
 
 
 def solve(
@@ -82,10 +103,11 @@ def solve(
             raise InputError(f"{solver} draws noise and cannot encode; take a deterministic solver")
         if noise is None:
             raise InputError(f"{solver} draws noise: give it a noise source")
-    counts = torch.zeros(x.shape[0], dtype=torch.long)
-    counted = Counted(problem, counts)
+    tally = Tally(x.shape[0])
+    counted = Counted(problem, tally)
     node = control.start
-    carry: Any = solver.init(counted, x, node)
+    sums: dict[str, Tensor] = {}
+    carry: Any = solver.init(counted, x, control.nodes)
     intervals = control.intervals()
     proposal = next(intervals, None)
     while proposal is not None:
@@ -93,11 +115,16 @@ def solve(
         advance = solver.step if node.sigma > 0 else solver.to_data
         step = advance(counted, x, t, node, carry, noise)
         x, carry = step.x, step.carry
+        for name in ("error", "accepted", "rejected"):
+            if (value := getattr(step, name)) is not None:
+                sums[name] = sums[name] + value if name in sums else value
         for hook in hooks:
             replaced = hook(x, node)
             x = x if replaced is None else replaced
         proposal = _send(intervals, step)
-    return Solution(x, node, counts)
+    none = torch.zeros_like(tally.nfe)
+    accepted, rejected = (sums.get(name, none) for name in ("accepted", "rejected"))
+    return Solution(x, node, tally.nfe, tally.calls, sums.get("error"), accepted, rejected)
 
 
 def _send(intervals: Any, step: Step) -> tuple[Node, Node] | None:
@@ -119,7 +146,8 @@ class _Silent:
     def node_of_lam(self, lam: float) -> Node:
         return self.schedule(self.schedule.t_of_lam(lam))
 
-    def predict(self, x: Tensor, node: Node) -> Prediction:
+    def predict(self, x: Tensor, node: Any) -> Prediction:
+        node = node.like(x)
         return Prediction(0 * x, (1 / node.sigma) * x)
 
     def __call__(self, t: Node, s: Node) -> Tensor:
@@ -132,9 +160,19 @@ def evaluations(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> in
     return int(solve(solver, silent, torch.ones(1, 1, dtype=torch.float64), nodes, silent).nfe.item())
 
 
+def startup(solver: Solver, schedule: Schedule) -> int:
+    """Model evaluations that a solve takes over those of its steps: what a multistep method pays for its start.
+
+    Counted on 20 steps that end at t_min; 0 for adaptive solvers, which have no fixed cost.
+    """
+    if solver.adaptive:
+        return 0
+    return evaluations(solver, schedule, grid("logsnr", schedule, 20)) - 20 * solver.evaluations
+
+
 def steps_of_nfe(
     solver: Solver,
-    grid: Grid,
+    rule: Grid,
     schedule: Schedule,
     nfe: int,
     t_min: float | None = None,
@@ -146,13 +184,13 @@ def steps_of_nfe(
         InputError: nfe is not a positive integer, too small for the solver, or the solver sets its own steps.
     """
     positive_integer("nfe", nfe)
-    if grid.fixed:
-        raise InputError(f"{grid} sets its own steps, so nfe={nfe} cannot be set")
+    if rule.fixed:
+        raise InputError(f"{rule} sets its own steps, so nfe={nfe} cannot be set")
     if solver.adaptive:
         raise InputError(f"{solver} chooses its own steps, so nfe={nfe} cannot be set; use its tolerances")
 
     def cost(steps: int) -> int:
-        return evaluations(solver, schedule, grid.nodes(schedule, steps, t_min, t_max))
+        return evaluations(solver, schedule, rule.nodes(schedule, steps, t_min, t_max))
 
     least = cost(1)
     if least > nfe:

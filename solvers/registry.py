@@ -31,7 +31,13 @@ log = logging.getLogger("solvers")
 
 @dataclass(frozen=True)
 class Info:
-    """The card of a registered class. The last seven fields are facts about solvers."""
+    """The card of a registered class. All but the first four fields are facts about solvers.
+
+    Attributes:
+        native: what the method interpolates or differences: x0, eps, score, ...
+        equals: specs of methods with the same coefficients, proved equal by a test.
+        note: what a user should know that the numbers do not say.
+    """
 
     name: str
     cls: type
@@ -44,6 +50,9 @@ class Info:
     adaptive: bool = False
     evaluations: int = 1
     formula: str = ""
+    native: str = "eps"
+    equals: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ same probability-flow ODE, d(x / alpha) / d ratio = eps, which is why no solver 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, cast
 
@@ -56,6 +57,12 @@ class Node(Generic[T]):
         """Squared diffusion g^2 = d sigma^2 / dt - 2 f sigma^2."""
         return 2 * self.sigma * (self.dsigma - self.f * self.sigma)
 
+    @staticmethod
+    def stack(nodes: Sequence[Node]) -> Node[Tensor]:
+        """One node a sample, as tensors (B,) in float64."""
+        names = ("t", "alpha", "sigma", "dalpha", "dsigma")
+        return Node(*(torch.tensor([getattr(n, name) for n in nodes], dtype=torch.float64) for name in names))
+
     def like(self, x: Tensor) -> Node[T]:
         """The same node, its numbers ready to multiply ``x`` (B, *): tensors (B,) become (B, 1, ..., 1)."""
         if not isinstance(self.t, Tensor):
@@ -81,9 +88,13 @@ class Prediction:
         return node.dalpha * self.x0 + node.dsigma * self.eps
 
 
+Rows = slice | Tensor
+"""Some samples of a batch: a slice, or their indices (n,)."""
+
+
 class Problem(Protocol):
     """What a solver integrates. A problem whose samples carry data of their own (conditions, probes) also has
-    ``select(rows: slice) -> Problem``, the problem of those samples alone."""
+    ``select(rows: Rows) -> Problem``, the problem of those samples alone."""
 
     def node(self, t: float) -> Node:
         """The path at time t."""
@@ -91,8 +102,9 @@ class Problem(Protocol):
     def node_of_lam(self, lam: float) -> Node:
         """The path where log(alpha / sigma) = lam."""
 
-    def predict(self, x: Tensor, node: Node) -> Prediction:
-        """One model evaluation at x (B, *)."""
+    def predict(self, x: Tensor, node: Any) -> Prediction:
+        """One model evaluation at x (B, *): at one ``Node``, or, from solvers that step each sample on its own, at a
+        node a sample, ``Node[Tensor]`` with tensors (B,). ``node.like(x)`` serves both."""
 
 
 class Noise(Protocol):
@@ -103,11 +115,14 @@ class Noise(Protocol):
 
 
 class Step(NamedTuple):
-    """The outcome of a step: the state at s (B, *), what the solver wants to remember, an error estimate (B,)."""
+    """The outcome of a step: the state at s (B, *), what the solver wants to remember, an estimate of the error made
+    (B,), and the inner steps of solvers that choose their own, accepted and rejected (B,)."""
 
     x: Tensor
     carry: Any = None
     error: Tensor | None = None
+    accepted: Tensor | None = None
+    rejected: Tensor | None = None
 
 
 class Solver:
@@ -149,8 +164,8 @@ class Solver:
         """Relative excess of the variance that remains however fine the grid (correctors of fixed strength)."""
         return 0.0
 
-    def init(self, problem: Problem, x: Tensor, node: Node) -> Any:
-        """What the first step finds in ``carry``."""
+    def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
+        """What the first step finds in ``carry``; ``nodes`` is the whole grid, for methods that count their steps."""
         return None
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:

@@ -26,7 +26,7 @@ VARIANTS = ["ddim(eta=1)", "ddim(eta=0.5)", "ddpm(variance=beta)", "dpmpp_2m(var
 @pytest.mark.parametrize("spec", solvers.names() + VARIANTS)
 def test_every_registered_solver_passes_every_check(spec):
     verdicts = check(solvers.make(spec))
-    assert len(verdicts) >= 15  # spec, evaluations, and order, batch, dtype, four last steps on each of two paths
+    assert len(verdicts) >= 26  # spec, and order, batch, dtype, few steps to both ends on each of five paths
     failed = [str(verdict) for verdict in verdicts if not verdict.passed]
     assert not failed, "\n".join(failed)
 
@@ -170,7 +170,7 @@ def failed(solver):
         (SinglePrecision(), {"constant prediction on vp"}),
         (Upcasting(), {"float32 on vp"}),
         (OneWay(), {"encode and decode on vp"}),
-        (NoLastStep(), {f"{n} steps to sigma = 0 on vp" for n in (2, 3, 20)}),
+        (NoLastStep(), {"few steps to sigma = 0 on vp"}),
         (Doubling(strength=1.0), {"spec round trip"}),
     ],
     ids=lambda value: type(value).__name__,
