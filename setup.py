@@ -23,7 +23,7 @@ setup(
     packages=["solvers", "scoresde", "scoresde.configs"],
     # the configs lie at the top of the tree, where people look for them, and travel inside the package
     package_dir={"scoresde.configs": "configs"},
-    package_data={"scoresde": ["py.typed", "*.html"], "solvers": ["py.typed"]},
+    package_data={"scoresde": ["py.typed", "*.html"], "solvers": ["py.typed", "*.json"]},
     install_requires=[
         "torch>=2.2",
         "numpy>=1.26",

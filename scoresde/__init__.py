@@ -3,7 +3,7 @@
 from solvers import InputError
 
 from . import targets
-from .denoiser import Denoiser
+from .denoiser import Denoiser, time_labels
 from .likelihood import LogProb, dequantise, log_prob
 from .sample import Sample, encode, sample
 from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
@@ -27,4 +27,5 @@ __all__ = [
     "sample",
     "sdes",
     "targets",
+    "time_labels",
 ]

@@ -17,7 +17,7 @@ import solvers
 from solvers import InputError, conformance
 from solvers.errors import positive_integer
 
-from . import checkpoint, config
+from . import cards, checkpoint, config
 from .benchmark import Row, write
 from .benchmark import benchmark as run_benchmark
 from .likelihood import LogProb, dequantise, log_prob
@@ -234,50 +234,21 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     compare(run, out, names, [5, 10, 20, 50], seeds, command, "scoresde demo: 8x8 digits", result)
 
 
-def solvers_table() -> list[tuple[str, ...]]:
-    """The registry as rows of text: name, kind, order, evaluations per step, stochastic, reference."""
-    rows: list[tuple[str, ...]] = [("name", "kind", "order", "NFE/step", "noise", "reference")]
-    for name in solvers.names():
-        info = solvers.info(name)
-        noise = "yes" if info.stochastic else "no"
-        each = f"{info.evaluations}*" if info.adaptive else str(info.evaluations)
-        rows.append((name, info.kind, f"{info.order:g}", each, noise, info.reference))
-    return rows
-
-
 def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Prints the table, or one card."""
-    if arguments.name is None:
-        rows = solvers_table()
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        for row in rows:
-            print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]))
-        print("* per inner step: adaptive solvers choose their own.  scoresde solvers NAME for one solver's card.")
-        return
-    solver = solvers.make(solvers.split_grid(arguments.name)[0])
-    info = solvers.solvers.info_of(solver)
-    print(f"{info.name}: {info.summary}")
-    facts = {
-        "formula": info.formula,
-        "kind": info.kind,
-        "order": f"{solver.order:g}",
-        "NFE/step": str(solver.evaluations),
-        "noise": "yes" if solver.stochastic else "no",
-        "options": ", ".join(f"{k}={solvers.spec.write(v)}" for k, v in info.options.items()) or "none",
-        "aliases": ", ".join(info.aliases) or "none",
-        "reference": info.reference,
-        "example": f'scoresde.sample(denoiser, shape, seeds=range(16), solver="{solver}", nfe=20)',
-    }
-    for name, text in facts.items():
-        print(f"  {name:10s} {text}")
+    print(cards.card(arguments.name) if arguments.name else cards.table(cards.rows()))
 
 
 def check_solver(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    """Prints a verdict a line; status 1 if one fails."""
-    checks = conformance.check(solvers.make(solvers.split_grid(arguments.name)[0]))
-    for verdict in checks:
-        print(verdict)
-    return int(not all(verdict.passed for verdict in checks))
+    """Prints a verdict a line as they come, then how many passed; status 1 if one fails."""
+    solver = solvers.make(arguments.name if ":" in arguments.name else solvers.resolve(arguments.name)[0])
+    print(f"{solver}: {cards.declared(solver)}", flush=True)
+    passed = []
+    for verdict in conformance.verdicts(solver):
+        print(verdict, flush=True)
+        passed.append(verdict.passed)
+    print(f"{sum(passed)} of {len(passed)} checks passed")
+    return int(not all(passed))
 
 
 COMMANDS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +61,27 @@ PREDICTS: dict[str, Convert] = {
     "edm": _from_edm,
 }
 
-# what the network is told of the time
-TIME_LABELS: dict[str, Callable[[Any], Any]] = {
-    "t": lambda node: node.t,
-    "999t": lambda node: 999 * node.t,
-    "1000t": lambda node: 1000 * node.t,
-    "sigma": lambda node: node.sigma,
-    "log_sigma": lambda node: _log(node.sigma),
-    "c_noise": lambda node: -node.lam / 4,
+# what the network is told of the time: (node, sde, num_train_timesteps) -> label
+TIME_LABELS: dict[str, Callable[[Any, SDE, int], Any]] = {
+    "t": lambda node, sde, count: node.t,
+    "999t": lambda node, sde, count: 999 * node.t,
+    "1000t": lambda node, sde, count: 1000 * node.t,
+    "index": lambda node, sde, count: _whole((count - 1) / (sde.t_max - sde.t_min) * (node.t - sde.t_min)),
+    "sigma": lambda node, sde, count: node.sigma,
+    "log_sigma": lambda node, sde, count: _log(node.sigma),
+    "c_noise": lambda node, sde, count: -node.lam / 4,
 }
 
 
 def _log(value: Any) -> Any:
     return torch.log(value) if isinstance(value, Tensor) else math.log(value)
+
+
+def _whole(value: Any) -> Any:
+    """The nearest integer where that is all that rounding took; between integers, the value itself."""
+    if isinstance(value, Tensor):
+        return torch.where((value - value.round()).abs() < 1e-6, value.round(), value)
+    return float(round(value)) if abs(value - round(value)) < 1e-6 else value
 
 
 @dataclass(frozen=True)
@@ -86,12 +94,16 @@ class Denoiser:
         sde: the path it was trained on.
         predicts: its output: "x0", "eps", "v" (alpha eps - sigma x0), "score", "velocity" (dx/dt of the ODE), or
             "edm" (the raw network F inside EDM's preconditioning).
-        time_label: the label it sees: "t", "999t", "1000t", "sigma", "log_sigma" or "c_noise"
+        time_label: the label it sees: "t", "999t", "1000t", "index", "sigma", "log_sigma" or "c_noise"
             (log(sigma / alpha) / 4); by default "c_noise" for "edm" and "t" otherwise.
         sigma_data: standard deviation of the data, for "edm".
+        num_train_timesteps: for "index", the steps T of a network trained in discrete time. Step i of 0..T-1 is
+            t = t_min + i / (T - 1) (t_max - t_min): on VP's own [0.001, 1] with T = 1000, t = (i + 1) / 1000. The
+            discrete grids of ``solvers`` (leading, trailing, linspace, ...) place their nodes there, and the network
+            sees exactly their integers.
 
     Raises:
-        InputError: an unknown ``predicts`` or ``time_label``.
+        InputError: an unknown ``predicts`` or ``time_label``, or fewer than two steps.
     """
 
     network: Callable[..., Tensor]
@@ -99,6 +111,7 @@ class Denoiser:
     predicts: str = "eps"
     time_label: str | None = None
     sigma_data: float = 0.5
+    num_train_timesteps: int = 1000
 
     def __post_init__(self) -> None:
         if self.predicts not in PREDICTS:
@@ -107,6 +120,8 @@ class Denoiser:
             raise unknown("time label", self.time_label, TIME_LABELS)
         if not self.sigma_data > 0:
             raise InputError(f"sigma_data must be positive, got {self.sigma_data!r}")
+        if self.num_train_timesteps < 2:
+            raise InputError(f"num_train_timesteps must be at least 2, got {self.num_train_timesteps!r}")
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         """One evaluation of the network.
@@ -120,15 +135,18 @@ class Denoiser:
             InputError: the network refuses x, or answers with another shape.
         """
         wide = node.like(x)
-        label = TIME_LABELS[self.time_label or ("c_noise" if self.predicts == "edm" else "t")](node)
         dtype = self._dtype(x)
-        # a 16-bit label would confuse neighbouring times: 988.49 is 988 in bfloat16
-        precise = torch.float32 if dtype.itemsize < 4 else dtype
-        labels = torch.as_tensor(label, dtype=torch.float64 if isinstance(label, float) else None)
-        labels = labels.to(precise).to(x.device).expand(x.shape[0])
+        labels = self._labels(node, dtype).to(x.device).expand(x.shape[0])
         scaled = x / (wide.alpha * (wide.ratio**2 + self.sigma_data**2) ** 0.5) if self.predicts == "edm" else x
         out = self._call(scaled.to(dtype), labels, conditions).to(x.dtype)
         return Prediction(*PREDICTS[self.predicts](out, x, wide, self.sigma_data))
+
+    def _labels(self, node: Node | Node[Tensor], dtype: torch.dtype) -> Tensor:
+        name = self.time_label or ("c_noise" if self.predicts == "edm" else "t")
+        label = TIME_LABELS[name](node, self.sde, self.num_train_timesteps)
+        # a 16-bit label would confuse neighbouring times: 988.49 is 988 in bfloat16
+        precise = torch.float32 if dtype.itemsize < 4 else dtype
+        return torch.as_tensor(label, dtype=torch.float64 if isinstance(label, float) else None).to(precise)
 
     def _call(self, x: Tensor, labels: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         try:
@@ -151,3 +169,16 @@ class Denoiser:
             for parameter in self.network.parameters():
                 return parameter.dtype
         return x.dtype
+
+
+def time_labels(denoiser: Denoiser, nodes: Sequence[Node]) -> list[float]:
+    """The time labels that the network sees at the nodes of a solve, as it sees them: in the dtype of its parameters,
+    or in float32 where it has none. The node of sigma = 0, where no solver asks it, is left out.
+
+    >>> import solvers, scoresde
+    >>> denoiser = Denoiser(lambda x, label: x, scoresde.VP(), time_label="index")
+    >>> time_labels(denoiser, solvers.grid("trailing", denoiser.sde, steps=4))
+    [999.0, 749.0, 499.0, 249.0]
+    """
+    dtype = denoiser._dtype(torch.empty(0, dtype=torch.float32))
+    return [float(denoiser._labels(node, dtype)) for node in nodes if node.sigma > 0]

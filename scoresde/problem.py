@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +33,8 @@ class Diffusion:
         """The path where log(alpha / sigma) = lam."""
         return self.denoiser.sde(self.denoiser.sde.t_of_lam(lam))
 
-    def predict(self, x: Tensor, node: Node) -> Prediction:
-        """The denoiser's prediction at x (B, *)."""
+    def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
+        """The denoiser's prediction at x (B, *), at one node or at one a sample."""
         return self.denoiser.predict(x, node, **self.conditions)
 
     def select(self, rows: Rows) -> Diffusion:
@@ -92,18 +93,19 @@ class WithLogDensity:
         normal = 0.5 * (math.log1p(end.ratio**2) - math.log1p(start.ratio**2))
         return channels / end.sigma - math.prod(self.shape) * normal
 
-    def predict(self, x: Tensor, node: Node) -> Prediction:
-        """One forward pass and one batch of vector-Jacobian products."""
+    def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
+        """One forward pass and one batch of vector-Jacobian products, at one node or at one a sample."""
         samples, channels = self.split(x)
         with torch.enable_grad():
             leaf = samples.detach().to(self.dtype).to(self.device).requires_grad_()
             prediction = self.denoiser.predict(leaf, node, **self.conditions)
             trace = self._trace(prediction.x0, leaf).to(x.device).double()
         # alpha r = sigma turns the trace in x into the trace in y
-        drive = node.ratio * math.prod(self.shape) / (1 + node.ratio**2) - node.sigma * trace
+        wide: Any = node.like(channels)
+        drive = wide.ratio * math.prod(self.shape) / (1 + wide.ratio**2) - wide.sigma * trace
         pairs = (
             (prediction.x0, drive),
-            (prediction.eps, (channels - node.alpha * drive) / node.sigma),
+            (prediction.eps, (channels - wide.alpha * drive) / wide.sigma),
         )
         x0, eps = (torch.cat([a.detach().flatten(1).to(x.device).double(), b], 1) for a, b in pairs)
         return Prediction(x0, eps)

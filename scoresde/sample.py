@@ -26,6 +26,10 @@ class Sample:
         x: the samples (B, *).
         nfe: model evaluations per sample, the largest of the batch; counted, the last step included.
         nfe_per_sample: (B,).
+        accepted, rejected: inner steps per sample (B,) of solvers that choose their own, otherwise 0. (The black boxes
+            of other libraries do not tell theirs.)
+        calls: how often the model was called, over all batches.
+        error: the solver's own estimate of its error (B,), summed over the steps; None from solvers that make none.
         solver, grid: canonical specs.
         nodes: where the solve went.
         seconds: wall-clock time.
@@ -34,6 +38,10 @@ class Sample:
     x: Tensor
     nfe: int
     nfe_per_sample: Tensor
+    accepted: Tensor
+    rejected: Tensor
+    calls: int
+    error: Tensor | None
     solver: str
     grid: str
     nodes: tuple[Node, ...]
@@ -270,12 +278,19 @@ def _run(
             x = initial(rows, source)
             part = problem.select(rows)
             parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, (*hooks, advance)))
-    x, nfe = (torch.cat(tensors) for tensors in zip(*((part.x, part.nfe) for part in parts), strict=True))
+    x, nfe, accepted, rejected = (
+        torch.cat([getattr(part, name) for part in parts]) for name in ("x", "nfe", "accepted", "rejected")
+    )
+    errors = [part.error for part in parts if part.error is not None]
     check_finite(x, plan)
     return Sample(
         x=x,
         nfe=int(nfe.max()),
         nfe_per_sample=nfe,
+        accepted=accepted,
+        rejected=rejected,
+        calls=sum(part.calls for part in parts),
+        error=torch.cat(errors) if errors else None,
         solver=str(plan.solver),
         grid=plan.grid,
         nodes=plan.nodes,

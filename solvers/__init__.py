@@ -1,11 +1,33 @@
 """Solvers of diffusion models: nodes, grids, noise, one loop, a registry. Knows nothing of networks or training."""
 
-from . import ancestral, blackbox, compose, exponential, langevin, runge_kutta  # noqa: F401  (they register)
+from . import (  # noqa: F401  (they register)
+    adams,
+    adaptive_sde,
+    ancestral,
+    ancestral_steps,
+    blackbox,
+    compose,
+    discrete_grids,
+    embedded,
+    er_sde,
+    exponential,
+    grid_tables,
+    langevin,
+    picard,
+    refined,
+    restart,
+    runge_kutta,
+    seeds,
+    sigma_grids,
+    singlestep,
+    unified,
+)
+from .brownian import BrownianNoise
 from .control import Control, FixedGrid
 from .errors import InputError
 from .grids import Grid, Schedule, grid, grids
 from .loop import Hook, Solution, evaluations, solve, startup, steps_of_nfe
-from .names import split_grid
+from .names import resolve, split_grid
 from .noise import SeededNoise, generator
 from .registry import Info, Registry
 from .types import Corrector, Node, Noise, Prediction, Problem, Rows, Solver, Step, correctors, solvers
@@ -16,6 +38,7 @@ info = solvers.info
 make = solvers.make
 
 __all__ = [
+    "BrownianNoise",
     "Control",
     "Corrector",
     "FixedGrid",
@@ -43,6 +66,7 @@ __all__ = [
     "make",
     "names",
     "register",
+    "resolve",
     "solve",
     "solvers",
     "split_grid",

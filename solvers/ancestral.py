@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 from torch import Tensor
 
 from .errors import InputError
@@ -26,36 +28,89 @@ def forward_kernel(t: Node, s: Node) -> tuple[float, float]:
 
 @solvers.register(
     "ddpm",
-    aliases=(
-        "ancestral",
-        "ancestral_sampling",
-        "DDPMScheduler",
-        "euler_ancestral",
-        "EulerAncestralDiscreteScheduler",
-    ),
+    aliases=("ancestral", "ancestral_sampling", "DDPMScheduler"),
     kind="SDE",
     order=1,
     stochastic=True,
-    reference="Ho et al. 2020, arXiv:2006.11239, eq. 6-7 and algorithm 2",
+    native="x0",
+    reference="Ho et al. 2020, arXiv:2006.11239, eq. 6-7, algorithm 2; optimal: Bao et al. 2022, arXiv:2201.06503",
     formula="x_s = (alpha_ts sigma_s^2 x + alpha_s var_ts x0) / sigma_t^2 + sqrt(v) z",
+    equals=("ddim(eta=1)", "smld", "euler_ancestral", "seeds_1(prediction=x0)"),
 )
 @dataclass(frozen=True)
 class DDPM(Solver):
     """Ancestral sampling: a draw from q(x_s | x_t, x0) with x0 predicted.
 
     x_s = (alpha_ts sigma_s^2 / sigma_t^2) x + (alpha_s var_ts / sigma_t^2) x0 + sqrt(v) z, with
-    v = sigma_s^2 var_ts / sigma_t^2 (``beta_tilde``, the posterior's variance) or v = var_ts (``beta``).
+    v = sigma_s^2 var_ts / sigma_t^2 (``beta_tilde``, the posterior's variance), v = var_ts (``beta``), or
+    beta^w beta_tilde^(1 - w) (``interpolated``, w = ``interpolation``, as learned ranges do).
+    ``optimal`` adds to beta_tilde what the spread of x0 given x adds,
+    (alpha_s var_ts / sigma_t^2)^2 (sigma_t / alpha_t)^2 (1 - m), with m = E|eps|^2 / d the mean power of the model's
+    eps in a dimension: ``eps_power`` lists pairs [lam, m] in order of lam, interpolated linearly, held beyond the ends.
+
+    Raises InputError for interpolation outside [0, 1], for interpolated without interpolation or optimal without
+    eps_power or either the other way round, and for pairs that are unordered, not finite, or with m below 0.
     """
 
-    variance: Literal["beta_tilde", "beta"] = "beta_tilde"
+    variance: Literal["beta_tilde", "beta", "interpolated", "optimal"] = "beta_tilde"
+    interpolation: float | None = None
+    eps_power: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.variance == "interpolated") != (self.interpolation is not None):
+            raise InputError(
+                "ddpm: variance=interpolated goes with interpolation, a number in [0, 1], and only with it"
+            )
+        if self.interpolation is not None and not 0 <= self.interpolation <= 1:
+            raise InputError(f"ddpm: interpolation must lie in [0, 1], got {self.interpolation:g}")
+        if (self.variance == "optimal") != bool(self.eps_power):
+            raise InputError("ddpm: variance=optimal goes with eps_power=[[lam, m], ...], and only with it")
+        for pair in self.eps_power:
+            if len(pair) != 2 or not all(map(math.isfinite, pair)) or pair[1] < 0:
+                raise InputError(f"ddpm: eps_power takes pairs [lam, m] of finite numbers, m >= 0; got {list(pair)}")
+        lams = [pair[0] for pair in self.eps_power]
+        if any(before >= after for before, after in pairwise(lams)):
+            raise InputError("ddpm: eps_power must be in order of increasing lam")
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         assert noise is not None
         x0 = problem.predict(x, t).x0
         alpha_ts, var_ts = forward_kernel(t, s)
         keep = (s.sigma / t.sigma) ** 2
-        v = keep * var_ts if self.variance == "beta_tilde" else var_ts
-        return Step((alpha_ts * keep) * x + (s.alpha * var_ts / t.sigma**2) * x0 + math.sqrt(v) * noise(t, s))
+        weight = s.alpha * var_ts / t.sigma**2
+        v = var_ts if self.variance == "beta" else keep * var_ts
+        if self.interpolation is not None:
+            v = keep ** (1 - self.interpolation) * var_ts  # beta_tilde = keep beta
+        if self.variance == "optimal":
+            lams, powers = zip(*self.eps_power, strict=True)
+            power = float(np.interp(t.lam, lams, powers))
+            v += (weight * t.ratio) ** 2 * max(0.0, 1 - power)
+        return Step((alpha_ts * keep) * x + weight * x0 + math.sqrt(v) * noise(t, s))
+
+
+@solvers.register(
+    "smld",
+    kind="SDE",
+    order=1,
+    stochastic=True,
+    native="score",
+    reference="Song et al. 2021, arXiv:2011.13456, appendix F, eq. 47",
+    formula="x_s / alpha_s = x / alpha_t - g eps / ratio_t + ratio_s sqrt(g) z / ratio_t, g = ratio_t^2 - ratio_s^2",
+    equals=("ddpm", "ddim(eta=1)", "euler_ancestral"),
+)
+@dataclass(frozen=True)
+class SMLD(Solver):
+    """Ancestral sampling of a chain of noise scales, score_sde's predictor for VE; on any path, in x / alpha.
+
+    x_s / alpha_s = x / alpha_t - (ratio_t^2 - ratio_s^2) eps / ratio_t + ratio_s sqrt(1 - ratio_s^2 / ratio_t^2) z.
+    """
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
+        assert noise is not None
+        eps = problem.predict(x, t).eps
+        gap = (t.ratio - s.ratio) * (t.ratio + s.ratio)
+        moved = (s.alpha / t.alpha) * x - (s.alpha * gap / t.ratio) * eps
+        return Step(moved + (s.sigma * math.sqrt(gap) / t.ratio) * noise(t, s))
 
 
 @solvers.register(
@@ -65,6 +120,8 @@ class DDPM(Solver):
     order=1,
     reference="Song et al. 2021, arXiv:2010.02502, eq. 12 and 16",
     formula="x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z",
+    equals=("euler", "dpm_solver_1"),
+    note="eta=1 is ddpm; gDDIM (arXiv:2206.05564), for matrix-valued diffusion, is DDIM on these isotropic paths",
 )
 @dataclass(frozen=True)
 class DDIM(Solver):

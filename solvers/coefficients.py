@@ -1,8 +1,16 @@
-"""phi functions of exponential integrators, in float64 and without cancellation near h = 0."""
+"""phi functions of exponential integrators and polynomial weights, in float64 and without cancellation near h = 0."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+# nodes and weights on [0, 1]: 32 points integrate exp(-30 u) times a cubic to rounding
+GAUSS: tuple[Array, Array] = tuple(0.5 * v + 0.5 * (i == 0) for i, v in enumerate(np.polynomial.legendre.leggauss(32)))  # type: ignore[assignment]
 
 
 def phi1(h: float) -> float:
@@ -23,3 +31,23 @@ def phi2(h: float) -> float:
             term *= -h / k
         return total
     return 1 - phi1(h) / h
+
+
+def phi3(h: float) -> float:
+    """1/2 - phi2(h) / h, the integral of exp(-(h - u)) u^2 / (2 h^2) over [0, h]; h / 6 - h^2 / 24 + ... near 0."""
+    if abs(h) < 0.5:
+        term, total = h / 6, 0.0
+        for k in range(4, 20):  # sum over k >= 3 of (-h)^(k-2) (-1) / k!
+            total += term
+            term *= -h / k
+        return total
+    return 0.5 - phi2(h) / h
+
+
+def lagrange(at: Sequence[float], j: int, points: Array) -> Array:
+    """The polynomial that is 1 at at[j] and 0 at the others, at ``points``."""
+    values = np.ones_like(points)
+    for k, u in enumerate(at):
+        if k != j:
+            values = values * ((points - u) / (at[j] - u))
+    return values

@@ -74,14 +74,26 @@ class Grid:
         """
         lo, hi = time_range(schedule, t_min, t_max)
         count = self.intervals(steps)
-        to_zero = self.end == "zero"
         checked((schedule(hi), schedule(lo)), str(self))
-        times = list(self.place(schedule, lo, hi, count - to_zero)) if count > to_zero else [hi]
+        nodes = [schedule(float(t)) for t in self.all_times(schedule, lo, hi, count)]
+        return checked((*nodes, schedule.clean) if self.end == "zero" else tuple(nodes), str(self))
+
+    def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        """The times of a solve of ``steps`` intervals, less the step to sigma = 0; both ends are put right."""
+        to_zero = self.end == "zero"
+        inner = steps - (to_zero and not self.leaves_out_last)
+        times = [float(t) for t in self.place(schedule, lo, hi, inner)] if inner else [hi]
         times[0] = hi
+        if to_zero and self.leaves_out_last:
+            return times[:-1]
         if len(times) > 1:
             times[-1] = lo
-        nodes = [schedule(float(t)) for t in times]
-        return checked((*nodes, schedule.clean) if to_zero else tuple(nodes), str(self))
+        return times
+
+    @property
+    def leaves_out_last(self) -> bool:
+        """Whether sigma = 0 stands in the place of t_min instead of after it."""
+        return False
 
     def __str__(self) -> str:
         return grids.format(self)
@@ -146,19 +158,29 @@ def grid(
     return grids.make(spec).nodes(schedule, steps, t_min, t_max)
 
 
-@grids.register("uniform", aliases=("time_uniform", "normal"))
+@grids.register(
+    "uniform",
+    aliases=("time_uniform",),
+    reference="Song et al. 2021, arXiv:2011.13456",
+    formula="t_i = t_max + (i / N) (t_min - t_max)",
+)
 @dataclass(frozen=True)
 class Uniform(Grid):
-    """Equal steps of t: t_i = t_max + (i / N) (t_min - t_max)."""
+    """Equal steps of t; ends at t_min."""
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         return [float(t) for t in np.linspace(hi, lo, steps + 1)]
 
 
-@grids.register("quadratic", aliases=("time_quadratic",))
+@grids.register(
+    "quadratic",
+    aliases=("time_quadratic",),
+    reference="Song et al. 2020, arXiv:2010.02502, appendix D.2",
+    formula="t_i^(1/power) = t_max^(1/power) + (i / N) (t_min^(1/power) - t_max^(1/power))",
+)
 @dataclass(frozen=True)
 class Quadratic(Grid):
-    """Equal steps of t^(1/power): t_i = (t_max^(1/power) + (i / N) (t_min^(1/power) - t_max^(1/power)))^power."""
+    """Equal steps of t^(1/power), for t >= 0; ends at t_min."""
 
     power: float = 2.0
 
@@ -167,21 +189,33 @@ class Quadratic(Grid):
             raise InputError(f"quadratic: power must be positive, got {self.power:g}")
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        if lo < 0:
+            raise InputError(f"quadratic takes powers of t, which is {lo:g} at the end of this range")
         root = 1 / self.power
         return [float(u) ** self.power for u in np.linspace(hi**root, lo**root, steps + 1)]
 
 
-@grids.register("logsnr", aliases=("exponential",), reference="Lu et al. 2022, arXiv:2206.00927, section 3.4")
+@grids.register(
+    "logsnr",
+    aliases=("exponential",),
+    reference="Lu et al. 2022, arXiv:2206.00927, section 3.4",
+    formula="lam_i = lam_0 + (i / N) (lam_N - lam_0)",
+)
 @dataclass(frozen=True)
 class LogSNR(Grid):
-    """Equal steps of lam = log(alpha / sigma)."""
+    """Equal steps of lam = log(alpha / sigma); ends at t_min."""
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         lams = np.linspace(schedule(hi).lam, schedule(lo).lam, steps + 1)
         return [schedule.t_of_lam(float(lam)) for lam in lams]
 
 
-@grids.register("karras", aliases=("edm", "polynomial"), reference="Karras et al. 2022, arXiv:2206.00364, eq. 5")
+@grids.register(
+    "karras",
+    aliases=("edm", "polynomial"),
+    reference="Karras et al. 2022, arXiv:2206.00364, eq. 5",
+    formula="ratio_i^(1/rho) = ratio_max^(1/rho) + i / (N - 1) (ratio_min^(1/rho) - ratio_max^(1/rho)), then 0",
+)
 @dataclass(frozen=True)
 class Karras(Grid):
     """Equal steps of ratio^(1/rho) with ratio = sigma / alpha, then one step to sigma = 0."""
@@ -201,7 +235,7 @@ class Karras(Grid):
         return [schedule.t_of_lam(-self.rho * math.log(u)) for u in roots]
 
 
-@grids.register("explicit")
+@grids.register("explicit", formula="t_i = times[i], or sigma_i / alpha_i = ratios[i]")
 @dataclass(frozen=True)
 class Explicit(Grid):
     """The listed times, or the listed noise levels sigma / alpha (a last 0 is sigma = 0), from noise to data."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ def row_norm(x: Tensor) -> Tensor:
     return norm.view(-1, *(1,) * (x.ndim - 1))
 
 
-@correctors.register("langevin", reference="Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5")
+@correctors.register("langevin", linear=False, reference="Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5")
 @dataclass(frozen=True)
 class Langevin(Corrector):
     """Unadjusted Langevin: x + step score + sqrt(2 step) z, step = 2 (snr |z| / |score|)^2.
@@ -43,3 +45,86 @@ class Langevin(Corrector):
         tiny = torch.finfo(x.dtype).tiny
         size = 2 * (self.snr * row_norm(z) / row_norm(score).clamp_min(tiny)) ** 2
         return x + size * score + torch.sqrt(2 * size) * z
+
+
+@correctors.register(
+    "annealed_langevin", aliases=("ald",), reference="Song and Ermon 2019, arXiv:1907.05600, algorithm 1"
+)
+@dataclass(frozen=True)
+class AnnealedLangevin(Corrector):
+    """Unadjusted Langevin with a step set by the noise level: x + step score + sqrt(2 step) z, step = 2 (snr sigma)^2.
+
+    Linear in x and z. Where the target is Gaussian with variance V at the level, the stationary variance is
+    V / (1 - step / (2 V)): in excess by at most the fraction snr^2 / (1 - snr^2), and by little where the data's own
+    variance outweighs the noise. (The released code of arXiv:2011.13456 has one more factor, that of its discrete
+    chain's last step, which is 1 up to the step's size.)
+    """
+
+    snr: float = 0.16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.snr < 1:
+            raise InputError(f"annealed_langevin: snr must lie in (0, 1), got {self.snr:g}")
+
+    def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
+        # step score = -2 snr^2 sigma eps
+        eps = problem.predict(x, node).eps
+        return x - (2 * self.snr**2 * node.sigma) * eps + (2 * self.snr * node.sigma) * noise(node, node)
+
+
+@correctors.register(
+    "mala",
+    aliases=("metropolis_langevin",),
+    linear=False,
+    evaluations=2,
+    reference="Roberts and Tweedie 1996, Bernoulli 2(4), section 1.4.2; Roberts and Rosenthal 1998 for the scaling",
+)
+@dataclass(frozen=True)
+class MALA(Corrector):
+    """Metropolis-adjusted Langevin: the proposal x' = x + h score + sqrt(2 h) z, h = step sigma^2 / d^(1/3), is taken
+    with probability min(1, p(x') q(x | x') / (p(x) q(x' | x))), and otherwise the sample stays.
+
+    Its stationary law is the target's own, whatever the step. It needs the density: the problem's
+    ``log_prob(x, node)``, (B,), of x_t at a node. The uniform number of the decision is a sample's own, from its noise;
+    d is the size of a sample.
+    """
+
+    step: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step < math.inf:
+            raise InputError(f"mala: step must be positive, got {self.step:g}")
+
+    def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
+        log_prob = _log_prob(problem)
+        size = self.step * node.sigma**2 / x[0].numel() ** (1 / 3) if len(x) else 1.0
+
+        def mean(x: Tensor) -> Tensor:
+            return x + size * problem.predict(x, node).score(node)
+
+        def log_kernel(x: Tensor, mean: Tensor) -> Tensor:
+            gaps: Tensor = ((x - mean).double() ** 2).flatten(1).sum(1)
+            return gaps / (-4 * size)
+
+        there = mean(x)
+        proposal = there + math.sqrt(2 * size) * noise(node, node)
+        gain = log_prob(proposal, node).double() - log_prob(x, node).double()
+        gain = gain + log_kernel(x, mean(proposal)) - log_kernel(proposal, there)
+        # log of a uniform number, from the first component of a normal draw of the sample's own
+        accepted = torch.special.log_ndtr(noise(node, node).flatten(1)[:, 0].double()) < gain
+        return torch.where(accepted.view(-1, *(1,) * (x.ndim - 1)), proposal, x)
+
+
+def _log_prob(problem: Any) -> Any:
+    """The density of a problem, or of the one it wraps as ``problem``.
+
+    Raises:
+        InputError: there is none.
+    """
+    inner = problem
+    while inner is not None:
+        if (log_prob := getattr(inner, "log_prob", None)) is not None:
+            return log_prob
+        named, inner = inner, getattr(inner, "problem", None)
+    name = type(named).__name__
+    raise InputError(f"mala needs the target's density: {name} has no log_prob(x, node); langevin needs only the score")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .types import Node
+from .types import Node, Rows
 
 # a CPU generator's state: its seed, its place and whether it is seeded (24 bytes), then the Mersenne Twister's words,
 # 8 bytes each
@@ -61,6 +61,15 @@ class SeededNoise:
     def __call__(self, t: Node, s: Node) -> Tensor:
         return self._draw(self._steps)
 
+    def select(self, rows: Rows) -> SeededNoise:
+        """The noise of those samples, sharing their generators: a sample's k-th draw is the same through either."""
+        chosen = SeededNoise((), self.shape, self.dtype, self.device)
+        places = range(len(self.seeds))[rows] if isinstance(rows, slice) else rows.tolist()
+        chosen.seeds, chosen._steps = [self.seeds[i] for i in places], [self._steps[i] for i in places]
+        return chosen
+
     def _draw(self, generators: list[torch.Generator]) -> Tensor:
+        if not generators:
+            return torch.empty((0, *self.shape), dtype=self.dtype, device=self.device)
         rows = [torch.randn(self.shape, generator=g, dtype=torch.float64).to(self.dtype) for g in generators]
         return torch.stack(rows).to(self.device)

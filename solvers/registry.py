@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points as installed_entry_points
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
 
+from . import names
 from . import spec as grammar
 from .errors import InputError, unknown
 from .names import normalise
@@ -127,17 +128,65 @@ class Registry(Generic[T]):
         """
         if ":" in name:
             return self._outside(name)
-        key = normalise(name)
-        key = self._aliases.get(key, key)
-        if key not in self._infos:
-            self._load_plugins()
-        if key not in self._infos:
-            near = difflib.get_close_matches(key, {*self._infos, *self._aliases}, n=3, cutoff=0.6)
-            raise unknown(self.kind, name, near or self._infos)
-        if name != key and name not in self._aliases and name not in self._told:
+        key = self._find(name).name
+        if normalise(name) != name and name not in self._told:
             self._told.add(name)
             log.info("%r -> %s", name, key)
         return self._infos[key]
+
+    def knows(self, name: str) -> bool:
+        """Whether a name, an alias or another program's label is there; plug-ins are asked if it is not."""
+        return self._look_up(name) is not None or (self._load_plugins() and self._look_up(name) is not None)
+
+    def read(self, text: str) -> Spec:
+        """A spec's tree, its outer name made canonical, with the options that come with a label and are not given.
+
+        Raises:
+            InputError: no such name, or the text is not a spec.
+        """
+        head, paren, tail = text.partition("(")
+        if ":" in head:
+            return grammar.parse(text)
+        return self._complete(self._find(head), grammar.parse(f"_{paren}{tail}"))
+
+    def _complete(self, label: Spec, given: Spec) -> Spec:
+        """``given`` under the name of ``label``, with those of its options that are not given."""
+        fields = [f.name for f in dataclasses.fields(self._infos[label.name].cls) if not f.kw_only]
+        taken = {key for key, _ in given.kwargs} | set(fields[: len(given.args)])
+        added = tuple((key, value) for key, value in label.kwargs if key not in taken)
+        return Spec(label.name, given.args, (*given.kwargs, *added))
+
+    def _find(self, name: str) -> Spec:
+        """The canonical name that a spelling stands for, with the options that come with a label."""
+        spec = self._look_up(name)
+        if spec is None and self._load_plugins():
+            spec = self._look_up(name)
+        if spec is None:
+            near = difflib.get_close_matches(normalise(name), sorted(self._spellings()), n=3, cutoff=0.5)
+            if found := list(dict.fromkeys(str(self._look_up(k)) for k in near)):
+                raise InputError(f"no {self.kind} {name!r}; did you mean {', '.join(found)}?")
+            raise unknown(self.kind, name, self._infos)
+        return spec
+
+    def _spellings(self) -> set[str]:
+        return {*self._infos, *self._aliases, *(k for k in names.known(self.kind) if self._look_up(k, exactly=True))}
+
+    def _look_up(self, name: str, exactly: bool = False) -> Spec | None:
+        key = normalise(name)
+        alias, label = self._aliases.get(key), names.meaning(self.kind, key)
+        if key in self._infos:
+            return Spec(key)
+        if alias and not (label and key.endswith("scheduler")):  # a class of diffusers has options of its own
+            return Spec(alias)
+        if label:
+            spec = grammar.parse(label)
+            return spec if spec.name in self._infos else None
+        if not exactly:  # dpm++2m, EulerAncestral: the same letters, otherwise divided
+            letters = key.replace("_", "")
+            alike = {self._look_up(k, exactly=True) for k in self._spellings() if k.replace("_", "") == letters}
+            if len(alike) == 1:
+                return alike.pop()
+        return None
 
     def info_of(self, obj: T) -> Info:
         """The card of an object's class; of an unregistered class, one without facts."""
@@ -156,8 +205,15 @@ class Registry(Generic[T]):
         if isinstance(spec, self.base):
             return spec
         if isinstance(spec, str):
-            head, paren, tail = spec.partition("(")
-            spec = grammar.parse(f"{head.strip() if ':' in head else self.info(head).name}{paren}{tail}")
+            typed, grid = names.read(spec) if self.kind == "solver" else (spec, None)
+            tree = self.read(typed)
+            if grid is not None:
+                raise InputError(f"{spec!r} is a solver and a grid: give {tree} and {grid}")
+            if ":" not in tree.name:
+                self.info(typed.partition("(")[0])  # which logs the spelling
+            spec = tree
+        elif isinstance(spec, Spec) and ":" not in spec.name:
+            spec = self._complete(self._find(spec.name), spec)
         if not isinstance(spec, Spec):
             raise InputError(f"expected the spec of a {self.kind}, got {spec!r}")
         info = self.info(spec.name)
@@ -199,10 +255,12 @@ class Registry(Generic[T]):
             raise InputError(f"{name!r} is not a class")
         return next((i for i in self._infos.values() if i.cls is cls), None) or self._card(name, cls)
 
-    def _load_plugins(self) -> None:
+    def _load_plugins(self) -> bool:
+        """Whether this call was the one that loaded them."""
         group, self._entry_points = self._entry_points, None
         for point in installed_entry_points(group=group) if group else ():
             point.load()
+        return group is not None
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:

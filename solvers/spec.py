@@ -31,6 +31,10 @@ class Spec:
     args: tuple[Any, ...] = ()
     kwargs: tuple[tuple[str, Any], ...] = ()
 
+    def __str__(self) -> str:
+        inside = [*map(write, self.args), *(f"{key}={write(value)}" for key, value in self.kwargs)]
+        return f"{self.name}({', '.join(inside)})" if inside else self.name
+
 
 def parse(text: str) -> Spec:
     """The tree of a spec.

@@ -136,8 +136,14 @@ class Solver:
 
     @property
     def order(self) -> float:
-        """Global order of convergence: of the path for an ODE solver, of the covariance for a stochastic one."""
+        """The method's order; an option of that name takes its place."""
         return float(solvers.info_of(self).order or 0)
+
+    @property
+    def declared_order(self) -> float:
+        """Global order of convergence: of the path for an ODE solver, of the covariance for a stochastic one. Less than
+        ``order`` where the start of a multistep method, or fixed weights on uneven grids, cap it."""
+        return float(self.order)
 
     @property
     def stochastic(self) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import checkpoint
+from scoresde import cards, checkpoint
 from scoresde.cli import main
 from scoresde.config import load_run
 
@@ -129,6 +130,23 @@ def test_the_table_and_the_cards(capsys):
     assert all(re.search(rf"^{name} ", table, re.MULTILINE) for name in solvers.names())
     assert main(["solvers", "heun"]) == 0
     assert "2206.00364" in capsys.readouterr().out
+    assert main(["solvers", "DPM++ 2M Karras"]) == 0
+    assert capsys.readouterr().out.startswith("dpmpp_2m on the grid karras\n")
+
+
+# see test_cards.py
+REFUSED = ("churn", "dpm_2_ancestral", "dpmpp_2s_ancestral")
+REFUSALS = [pytest.param(name, marks=pytest.mark.xfail(strict=True)) for name in REFUSED]
+
+
+@pytest.mark.parametrize("name", [*sorted({*solvers.names()} - {*REFUSED}), "DPM++ 2M Karras", *REFUSALS])
+def test_the_command_of_every_card_runs(run, tmp_path, name):
+    command = re.search(r"^  command +(.+?)(?=^  \S|\Z)", cards.card(name), re.MULTILINE | re.DOTALL)[1]
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:4] == ["scoresde", "sample", "--workdir=runs/digits", "--out=samples"]
+    assert main(["sample", f"--workdir={run}", f"--out={tmp_path}", *words[4:], "--seeds=0-1"]) == 0
+    assert np.isfinite(np.load(tmp_path / "samples.npz")["x"]).all()
+    assert json.loads((tmp_path / "samples.json").read_text())["nfe"] > 0
 
 
 def test_the_demo_walks_the_whole_path(tmp_path, capsys):
@@ -146,7 +164,12 @@ def test_the_demo_walks_the_whole_path(tmp_path, capsys):
 
 def test_check_solver(capsys):
     assert main(["check-solver", "ddim"]) == 0
-    assert "measured 0.92, declared 1" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert text.startswith("ddim: order 1, 1 evaluation a step, deterministic\n")
+    assert "measured 0.92, declared 1" in text
+    assert "FAIL" not in text
+    count = text.count("PASS")
+    assert text.endswith(f"\n{count} of {count} checks passed\n")
 
 
 OUTSIDE = """
@@ -160,6 +183,48 @@ class Mine(solvers.Solver):
         prediction = problem.predict(x, t)
         return solvers.Step(s.alpha * prediction.x0 + s.sigma * prediction.eps)
 """
+FAILING = """
+from dataclasses import dataclass
+import solvers
+
+@dataclass(frozen=True)
+class Wrong(solvers.Solver):
+    order = 1.0
+    by: float = 0.0
+    def step(self, problem, x, t, s, carry, noise):
+        prediction = problem.predict(x, t)
+        return solvers.Step(s.alpha * prediction.x0 + (1 + self.by) * s.sigma * prediction.eps)
+
+@dataclass(frozen=True)
+class Undeclared(Wrong):
+    order = 0.0
+
+@dataclass(frozen=True)
+class Raising(solvers.Solver):
+    def step(self, problem, x, t, s, carry, noise):
+        return problem.predict(x, t).x1
+"""
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("Wrong(by=0.01)", ("Wrong(by=0.01): order 1", "FAIL  order on vp", "look at: it does not converge")),
+        ("Undeclared", ("look at: the order is not declared: @solvers.register(name, order=...)",)),
+        ("Raising", ("raised AttributeError", "failing_solvers.py, in step: return problem.predict(x, t).x1")),
+    ],
+)
+def test_a_solver_that_fails_is_told_where_to_look(tmp_path, monkeypatch, capsys, spec, words):
+    (tmp_path / "failing_solvers.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "failing_solvers", raising=False)
+    assert main(["check-solver", f"failing_solvers:{spec}"]) == 1
+    text = capsys.readouterr().out
+    assert all(word in text for word in words), text
+    failed, passed = (len(re.findall(f"^{verdict}  ", text, re.MULTILINE)) for verdict in ("FAIL", "PASS"))
+    assert failed > 0
+    assert text.count("look at: ") == failed
+    assert text.endswith(f"\n{passed} of {passed + failed} checks passed\n")
 
 
 def test_a_solver_beside_the_user(run, tmp_path):
@@ -171,6 +236,10 @@ def test_a_solver_beside_the_user(run, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "measured 0.92, declared 1" in done.stdout
+    done = subprocess.run(
+        [command, "solvers", "mymodule:Mine"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert "--config.sampling.solver=mymodule:Mine" in done.stdout
     arguments = ["sample", f"--workdir={run}", "--out=s", "--config.sampling.solver=mymodule:Mine", "--seeds=0-1"]
     done = subprocess.run([command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -180,7 +249,7 @@ def test_a_solver_beside_the_user(run, tmp_path):
 
 def test_bad_options(run, tmp_path, capsys):
     sample = ["sample", f"--workdir={run}", f"--out={tmp_path / 'out'}"]
-    fails(capsys, [*sample, "--config.sampling.solver=dppm_2m"], "no solver 'dppm_2m'", "did you mean dpmpp_2m")
+    fails(capsys, [*sample, "--config.sampling.solver=dppm_2m"], "no solver 'dppm_2m'", "did you mean", "dpmpp_2m")
     fails(capsys, [*sample, "--config.sampling.solver=ddim(etta=1)"], "etta", "eta")
     fails(capsys, [*sample, "--config.sampling.grid=karas"], "no grid 'karas'", "karras")
     fails(capsys, [*sample, "--config.sampling.steps=0"], "steps must be a positive integer, got 0")
@@ -203,6 +272,9 @@ def test_bad_options(run, tmp_path, capsys):
     fails(capsys, ["sample", f"--workdir={run}"], "--out")
     fails(capsys, ["sing"], "sing")
     fails(capsys, ["solvers", "huen"], "did you mean heun")
+    fails(capsys, ["solvers", "ddim(etta=1)"], "etta", "eta")
+    fails(capsys, ["check-solver", "huen"], "did you mean heun")
+    fails(capsys, ["check-solver", "json:JSONDecoder"], "does not derive from Solver")
     fails(capsys, ["check-solver", "nowhere:Solver"], "nowhere")
     fails(capsys, ["train", "--config=digits_vp", f"--workdir={tmp_path / 'w'}", "--config.sde=vpp"], "no SDE 'vpp'")
     fails(capsys, ["train", "--config=digits_vq", f"--workdir={tmp_path / 'w'}"], "digits_vq", "digits_vp")

@@ -20,7 +20,32 @@ from solvers.conformance import check, check_order, measured_order, terminal_var
 from solvers.exponential import DPMpp2M
 from solvers.runge_kutta import Euler, Heun, Tableau
 
-VARIANTS = ["ddim(eta=1)", "ddim(eta=0.5)", "ddpm(variance=beta)", "dpmpp_2m(variant=heun)"]
+VARIANTS = [
+    "ddim(eta=1)",
+    "ddim(eta=0.5)",
+    "ddpm(variance=beta)",
+    "ddpm(variance=interpolated, interpolation=0.5)",
+    "dpmpp_2m(variant=heun)",
+    "dpmpp_2m(lower_order_final=True)",
+    "dpmpp_2m_sde(eta=0.5)",
+    "dpmpp_2s(variant=taylor)",
+    "dpmpp_2s_ancestral(eta=0.5)",
+    "dpmpp_3m(start=runge_kutta)",
+    "dpmpp_3m(variant=released, start=lower)",
+    "dpmpp_3m_sde(variant=flipped)",
+    "dpmpp_3s(mode=grid)",
+    "dpmpp_sde(eta=0.5)",
+    "dpmpp_sde(noise=independent)",
+    "dpm_solver_2(mode=grid)",
+    "dpm_solver_2m(eta=1)",
+    "dpm_solver_3(mode=grid)",
+    "er_sde(noise_scale=ode)",
+    "lms(start=runge_kutta)",
+    "rho_rk(tableau=kutta3)",
+    "sa_solver(pece=True)",
+    "seeds_3(prediction=x0)",
+    "uni_pc(quantity=eps)",
+]
 
 
 @pytest.mark.parametrize("spec", solvers.names() + VARIANTS)

@@ -1,4 +1,4 @@
-"""The pages of the documentation run as they are printed, and the README's table is the registry's."""
+"""The pages of the documentation run as they are printed, and their tables are the registry's."""
 
 import doctest
 import re
@@ -26,9 +26,15 @@ def test_page(page, registry):
     assert failed == 0
 
 
-def test_the_readme_is_up_to_date():
+def test_the_readme_and_the_table_of_the_docs_are_up_to_date():
     script = ROOT / "benchmarks" / "readme.py"
     assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
+
+
+def test_every_solver_stands_in_the_readme_and_in_the_docs():
+    for page in (ROOT / "README.md", ROOT / "docs" / "solvers.md"):
+        text = page.read_text(encoding="utf-8")
+        assert [name for name in solvers.names() if f"`{name}`" not in text] == []
 
 
 def test_links_of_the_pages_lead_somewhere():

@@ -120,3 +120,27 @@ def test_a_bad_seed_is_refused(seed):
 def test_numpy_integers_are_seeds():
     assert torch.equal(first(np.int32(7), 1), first(7, 1))
     assert torch.equal(draws(np.arange(3)), draws([0, 1, 2]))
+
+
+def test_selected_rows_share_the_generators_of_the_whole():
+    """A sample's k-th draw is its own, through whichever selection it is made."""
+    alone = torch.stack([SeededNoise([seed], (2,))(T, S)[0] for seed in (4, 5, 6)])
+    noise, second = SeededNoise([4, 5, 6], (2,)), {}
+    for seed in (4, 5, 6):
+        source = SeededNoise([seed], (2,))
+        source(T, S)
+        second[seed] = source(T, S)[0]
+    part = noise.select(torch.tensor([2, 0]))
+    assert part.seeds == [6, 4]
+    assert torch.equal(part(T, S), alone[[2, 0]])  # their first draws
+    assert torch.equal(part.select(slice(1, None))(T, S)[0], second[4])  # a selection of a selection
+    whole = noise(T, S)
+    assert torch.equal(whole[1], alone[1])  # row 1 has drawn nothing yet
+    assert torch.equal(whole[2], second[6])
+    assert torch.equal(part.initial(), noise.initial()[[2, 0]])
+
+
+def test_no_rows_draw_nothing():
+    noise = SeededNoise([1, 2], (3,), torch.float64)
+    assert noise.select(slice(0, 0))(T, S).shape == (0, 3)
+    assert noise.select(torch.tensor([], dtype=torch.long))(T, S).dtype == torch.float64

@@ -1,7 +1,6 @@
 """Specs, names and the registry: what is read, what is refused, and with which line."""
 
 import dataclasses
-import logging
 import math
 import os
 import sys
@@ -14,12 +13,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import scoresde
 import solvers
 from solvers import InputError, Registry, Solver, Step
 from solvers.analytic import VP, Mixture
 from solvers.conformance import measured_order
-from solvers.names import normalise, split_grid
 from solvers.spec import Spec, parse, write
 
 
@@ -179,73 +176,6 @@ def test_values_are_made_what_their_fields_are():
         things.make(3)
 
 
-# names
-
-
-@pytest.mark.parametrize(
-    ("typed", "name"),
-    [
-        ("Heun", "heun"),
-        ("DPM++ 2M", "dpmpp_2m"),
-        ("dpm++2m", "dpmpp2m"),
-        ("Euler a", "euler_ancestral"),
-        ("sample_heun", "heun"),
-        ("sample_dpmpp_2m_sde_gpu", "dpmpp_2m_sde"),
-        (" HeunDiscreteScheduler ", "heundiscretescheduler"),
-    ],
-)
-def test_labels_are_normalised(typed, name):
-    assert normalise(typed) == name
-
-
-@pytest.mark.parametrize(
-    ("typed", "canonical"),
-    [
-        ("sample_heun", "heun"),
-        ("k_euler", "euler"),
-        ("HeunDiscreteScheduler", "heun"),
-        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
-        ("dpm++2m", "dpmpp_2m"),
-        ("DPM++ 2M(variant=heun)", "dpmpp_2m(variant=heun)"),
-        ("em", "euler_maruyama"),
-        ("rk45(first_step=inf)", "rk45(first_step=inf)"),
-        ("Predictor-Corrector", "pc"),
-    ],
-)
-def test_what_people_type_resolves(typed, canonical):
-    assert str(solvers.make(typed)) == canonical
-
-
-def test_another_spelling_is_logged_once_and_an_alias_is_not(caplog, monkeypatch):
-    monkeypatch.setattr(solvers.solvers, "_told", set())
-    caplog.set_level(logging.INFO, logger="solvers")
-    for name in ("DPM++ 2M", "DPM++ 2M", "em", "heun"):
-        solvers.info(name)
-    assert [record.getMessage() for record in caplog.records] == ["'DPM++ 2M' -> dpmpp_2m"]
-
-
-@pytest.mark.parametrize(
-    ("label", "parts"),
-    [
-        ("DPM++ 2M Karras", ("DPM++ 2M", "karras")),
-        ("dpmpp_2m_ka", ("dpmpp_2m", "karras")),
-        ("DPM++ 2M Karras(variant=heun)", ("DPM++ 2M(variant=heun)", "karras")),
-        ("reverse_diffusion", ("reverse_diffusion", None)),
-    ],
-)
-def test_a_label_may_name_its_grid(label, parts):
-    assert split_grid(label) == parts
-
-
-def test_a_label_with_a_grid_is_sampled_on_it():
-    denoiser = scoresde.targets.Gaussian(torch.zeros(1), 0.25).denoiser(scoresde.VP())
-    for label, solver, grid in [("DPM++ 2M Karras", "dpmpp_2m", "karras"), ("Heun exponential", "heun", "logsnr")]:
-        result = scoresde.sample(denoiser, (1,), [0], solver=label, steps=3)
-        assert (result.solver, result.grid) == (solver, grid)
-    result = scoresde.sample(denoiser, (1,), [0], solver="DPM++ 2M Karras", grid="uniform", steps=3)
-    assert result.grid == "uniform"  # what is said outright holds
-
-
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -362,7 +292,7 @@ def test_info_is_the_card():
     assert (info.name, info.kind, info.order, info.evaluations) == ("dpmpp_2m", "ODE", 2, 1)
     assert (info.stochastic, info.linear, info.adaptive) == (False, True, False)
     assert info.reference.startswith("Lu et al. 2022")
-    assert info.options == {"variant": "midpoint"}
+    assert info.options == {"variant": "midpoint", "lower_order_final": False}
     assert info.summary == "DPM-Solver++(2M): two predictions of x0, interpolated linearly in lam."
     for name in solvers.names():
         card = solvers.info(name)

@@ -29,6 +29,7 @@ class Known:
     def predict(self, x, node, shift=None):
         self.seen.append(len(x))
         mean = torch.zeros_like(x) if shift is None else shift.to(x).view(-1, *(1,) * (x.ndim - 1)).expand(x.shape)
+        node = node.like(x)
         gap = (x - node.alpha * mean) / (node.alpha**2 * self.v + node.sigma**2)
         return Prediction(mean + node.alpha * self.v * gap, node.sigma * gap)
 

@@ -1,0 +1,212 @@
+"""What diffusers' scheduler classes and their flags are called here: a solver, and a grid where a flag names one.
+
+A class there is a solver, a grid and a chain in one. The flags that tell of the chain or the network are passed over:
+here the SDE and the denoiser say them. What has no counterpart is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from .errors import InputError, unknown
+
+# their specs at diffusers' own defaults
+CLASSES: dict[str, str] = {
+    "CosineDPMSolverMultistepScheduler": "dpmpp_2m_sde",
+    "DDIMParallelScheduler": "ddim",
+    "DDIMScheduler": "ddim",
+    "DDPMParallelScheduler": "ddpm",
+    "DDPMScheduler": "ddpm",
+    "DEISMultistepScheduler": "deis(variant=logrho, order=2)",
+    "DPMSolverMultistepScheduler": "dpmpp_2m",
+    "DPMSolverSDEScheduler": "dpmpp_sde",
+    "DPMSolverSinglestepScheduler": "dpmpp_2s(mode=grid)",
+    "EDMDPMSolverMultistepScheduler": "dpmpp_2m",
+    "EDMEulerScheduler": "euler",
+    "EulerAncestralDiscreteScheduler": "euler_ancestral",
+    "EulerDiscreteScheduler": "euler",
+    "FlowMatchEulerDiscreteScheduler": "euler",
+    "FlowMatchHeunDiscreteScheduler": "heun",
+    "HeunDiscreteScheduler": "heun",
+    "IPNDMScheduler": "ipndm",
+    "KDPM2AncestralDiscreteScheduler": "dpm_2_ancestral",
+    "KDPM2DiscreteScheduler": "dpm_2",
+    "LMSDiscreteScheduler": "lms",
+    "PNDMScheduler": "pndm",
+    "SASolverScheduler": "sa_solver(predictor_order=2, corrector_order=2)",
+    "ScoreSdeVeScheduler": "pc(corrector=langevin(snr=0.15))",
+    "UniPCMultistepScheduler": "uni_pc_bh2(order=2)",
+}
+
+# (algorithm_type, solver_order) of diffusers' DPM-Solver classes
+MULTISTEP: dict[tuple[str, int], str] = {
+    ("dpmsolver", 1): "ddim",
+    ("dpmsolver", 2): "dpm_solver_2m",
+    ("dpmsolver", 3): "dpm_solver_3m(variant=released, start=lower)",
+    ("dpmsolver++", 1): "ddim",
+    ("dpmsolver++", 2): "dpmpp_2m",
+    ("dpmsolver++", 3): "dpmpp_3m(variant=released, start=lower)",
+    ("sde-dpmsolver", 1): "seeds_1",
+    ("sde-dpmsolver", 2): "dpm_solver_2m(eta=1.0)",
+    ("sde-dpmsolver++", 1): "euler_ancestral",
+    ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
+    ("sde-dpmsolver++", 3): "dpmpp_3m_sde(variant=flipped)",
+}
+SINGLESTEP: dict[tuple[str, int], str] = {
+    ("dpmsolver", 1): "ddim",
+    ("dpmsolver", 2): "dpm_solver_2(mode=grid)",
+    ("dpmsolver", 3): "dpm_solver_3(mode=grid)",
+    ("dpmsolver++", 1): "ddim",
+    ("dpmsolver++", 2): "dpmpp_2s(mode=grid)",
+    ("dpmsolver++", 3): "dpmpp_3s(mode=grid)",
+    ("sde-dpmsolver++", 1): "euler_ancestral",
+}
+
+# flags that tell of the model and its chain, not of the solver: the SDE and the denoiser say those here
+MODEL_FLAGS = frozenset(
+    (
+        "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
+        "variance_type", "interpolation_type", "timestep_type", "rescale_betas_zero_snr", "set_alpha_to_one",
+        "sigma_min", "sigma_max", "sigma_data", "lambda_min_clipped", "sample_max_value", "clip_sample_range",
+        "dynamic_thresholding_ratio", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+        "sampling_eps", "noise_sampler_seed", "time_shift_type", "euler_at_final",
+    )
+)  # fmt: skip
+
+FLAGS = frozenset(
+    (
+        "algorithm_type", "solver_order", "solver_type", "lower_order_final", "use_karras_sigmas",
+        "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "flow_shift", "shift",
+        "shift_terminal", "rho", "sigma_schedule", "timestep_spacing", "steps_offset", "final_sigmas_type",
+        "predict_x0", "predictor_order", "corrector_order", "skip_prk_steps", "snr", "correct_steps", "eta",
+    )
+)  # fmt: skip
+REFUSED = frozenset(
+    (
+        "thresholding", "clip_sample", "disable_corrector", "solver_p", "tau_func", "use_dynamic_shifting",
+        "invert_sigmas", "stochastic_sampling",
+    )
+)  # fmt: skip
+# solvers with the option lower_order_final
+LOWERING = (
+    "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m", "dpm_solver_3m", "uni_pc", "uni_pc_bh2",
+    "deis", "sa_solver",
+)  # fmt: skip
+# classes that leave out the last of N + 1 points
+SKIPPING = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPC", "DEIS", "SASolver")
+
+
+def read(name: str, text: str) -> tuple[str, str | None]:
+    """The solver's spec and the grid's, if a flag names one, of a class and the text of its flags.
+
+    >>> read("DPMSolverMultistepScheduler", "algorithm_type=sde-dpmsolver++, use_karras_sigmas=True, solver_type=heun")
+    ('dpmpp_2m_sde(variant=heun)', 'karras')
+
+    Raises:
+        InputError: no such flag, or what it asks for has no counterpart here.
+    """
+    flags = _flags(name, text)
+    solver, options = _solver(name, flags)
+    if "lower_order_final" in flags and solver.partition("(")[0] in LOWERING:
+        options["lower_order_final"] = flags["lower_order_final"]
+    return _with(solver, options), _grid(name, flags)
+
+
+def _flags(name: str, text: str) -> dict[str, Any]:
+    flags: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in re.split(r",(?![^\[(]*[\])])", text))):
+        key, separator, value = (p.strip() for p in part.partition("="))
+        if not separator or key not in FLAGS | REFUSED | MODEL_FLAGS:
+            raise unknown(f"flag of {name}", key, FLAGS | REFUSED | MODEL_FLAGS)
+        try:
+            flags[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            flags[key] = value  # a bare word, as sde-dpmsolver++
+        if key in REFUSED and flags[key]:
+            raise InputError(f"{name}: {key}={value} has no counterpart here")
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    spec, options = CLASSES[name], {}
+    if "DPMSolverMultistep" in name or "DPMSolverSinglestep" in name:
+        table = SINGLESTEP if "Singlestep" in name else MULTISTEP
+        kind = flags.get("algorithm_type", "sde-dpmsolver++" if name.startswith("Cosine") else "dpmsolver++")
+        order = flags.get("solver_order", 2)
+        if (kind, order) not in table:
+            known = ", ".join(f"{k} {o}" for k, o in table)
+            raise InputError(
+                f"{name}: algorithm_type={kind} of order {order} has no counterpart; those of {known} have"
+            )
+        spec = table[kind, order]
+        if flags.get("solver_type") == "heun" and order > 1:
+            if table is SINGLESTEP:
+                options["variant"] = "taylor"
+            elif order == 2:  # order 3 has one form
+                options["variant"] = "heun"
+    elif name.startswith("UniPC"):
+        spec = "uni_pc" if flags.get("solver_type") == "bh1" else "uni_pc_bh2"
+        options["order"] = flags.get("solver_order", 2)
+        if flags.get("predict_x0") is False:
+            options["quantity"] = "eps"
+    elif name.startswith("DEIS"):
+        spec, options = "deis", {"variant": "logrho", "order": flags.get("solver_order", 2)}
+    elif name.startswith("SASolver"):
+        spec, options = "sa_solver", {key: flags.get(key, 2) for key in ("predictor_order", "corrector_order")}
+        if flags.get("algorithm_type") == "noise_prediction":
+            options["quantity"] = "eps"
+    elif name.startswith("PNDM") and flags.get("skip_prk_steps"):
+        spec = "plms"
+    elif name.startswith("DDPM") and "variance_type" in flags:
+        kinds = {"fixed_small": "ddpm", "fixed_large": "ddpm(variance=beta)"}
+        if flags["variance_type"] not in kinds:
+            raise InputError(
+                f"{name}: variance_type={flags['variance_type']} has no counterpart; {', '.join(kinds)} have"
+            )
+        spec = kinds[flags["variance_type"]]
+    elif name.startswith("ScoreSdeVe"):
+        spec, options = "pc", {"corrector": f"langevin(snr={flags.get('snr', 0.15)})"}
+        if "correct_steps" in flags:
+            options["corrector_steps"] = flags["correct_steps"]
+    if "eta" in flags and spec in ("ddim", "euler_ancestral"):
+        options["eta"] = flags["eta"]
+    return spec, options
+
+
+def _grid(name: str, flags: dict[str, Any]) -> str | None:
+    options: dict[str, Any] = {}
+    if flags.get("final_sigmas_type") == "sigma_min":
+        options["end"] = "t_min"
+    schedule = flags.get("sigma_schedule")
+    if flags.get("use_karras_sigmas") or schedule == "karras" or ("rho" in flags and schedule is None):
+        return _with("karras", {**options, **({"rho": flags["rho"]} if "rho" in flags else {})})
+    if flags.get("use_exponential_sigmas") or flags.get("use_lu_lambdas") or schedule == "exponential":
+        return _with("logsnr", {"end": "zero", **options} if options.get("end") != "t_min" else {})
+    if flags.get("use_beta_sigmas"):
+        return _with("beta", options)
+    if flags.get("use_flow_sigmas") or (name.startswith("FlowMatch") and {"shift", "shift_terminal"} & flags.keys()):
+        shift = {"shift": float(flags.get("shift", flags.get("flow_shift", 1.0)))}
+        terminal = {"shift_terminal": flags["shift_terminal"]} if flags.get("shift_terminal") else {}
+        return _with("flow_shift", {**options, **shift, **terminal})
+    if not {"timestep_spacing", "steps_offset", "final_sigmas_type"} & flags.keys():
+        return None
+    leading = name.startswith(("DDIM", "DDPM", "PNDM"))  # the spacing at their defaults
+    spacing = flags.get("timestep_spacing", "leading" if leading else "linspace")
+    if spacing not in ("leading", "trailing", "linspace"):
+        raise unknown(f"timestep_spacing of {name}", str(spacing), ("leading", "trailing", "linspace"))
+    if spacing == "leading" and flags.get("steps_offset"):
+        options["steps_offset"] = flags["steps_offset"]
+    if spacing != "trailing" and name.startswith(SKIPPING):
+        options["skip_last"] = True
+    if flags.get("num_train_timesteps", 1000) != 1000:
+        options["num_train_timesteps"] = flags["num_train_timesteps"]
+    return _with(spacing, options)
+
+
+def _with(spec: str, options: dict[str, Any]) -> str:
+    """A spec with more options."""
+    name, _, inside = spec.rstrip(")").partition("(") if spec.endswith(")") else (spec, "", "")
+    parts = [*filter(None, [inside]), *(f"{key}={value}" for key, value in options.items())]
+    return f"{name}({', '.join(parts)})" if parts else name

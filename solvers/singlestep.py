@@ -1,0 +1,184 @@
+"""DPM-Solver and DPM-Solver++ with stages inside the step, or on the grid's own nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .exponential_runge_kutta import (
+    ExponentialRungeKutta,
+    Kind,
+    Scheme,
+    Variant,
+    check_options,
+    one_stage,
+    three_stages,
+    two_stages,
+)
+from .types import solvers
+
+Mode = Literal["singlestep", "grid"]
+
+
+@dataclass(frozen=True)
+class _TwoStages(ExponentialRungeKutta):
+    """A stage at r1 of the step in lam."""
+
+    r1: float = 0.5
+    variant: Variant = "dpmsolver"
+    mode: Mode = "singlestep"
+    lower_order_final: bool = False
+    kind: ClassVar[Kind] = "eps"
+
+    def __post_init__(self) -> None:
+        check_options(self, ("r1",))
+
+    def scheme(self) -> Scheme:
+        return two_stages(self.kind, self.r1, self.variant)
+
+
+@dataclass(frozen=True)
+class _ThreeStages(ExponentialRungeKutta):
+    """Stages at r1 and r2 of the step in lam."""
+
+    r1: float = 1 / 3
+    r2: float = 2 / 3
+    variant: Variant = "dpmsolver"
+    mode: Mode = "singlestep"
+    lower_order_final: bool = False
+    kind: ClassVar[Kind] = "eps"
+
+    def __post_init__(self) -> None:
+        check_options(self, ("r1", "r2"), ordered=True)
+
+    @property
+    def order(self) -> float:
+        # elsewhere the parabola's weight on stage 1, whose own error is of second order, costs the third
+        return 3.0 if abs(self.r2 - 2 / 3) < 1e-9 else 2.0
+
+    def scheme(self) -> Scheme:
+        return three_stages(self.kind, self.r1, self.r2, self.variant)
+
+
+@solvers.register(
+    "dpm_solver_1",
+    kind="ODE",
+    order=1,
+    reference="Lu et al. 2022, arXiv:2206.00927, eq. 3.7",
+    formula="x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) eps",
+    equals=("ddim", "euler"),
+)
+@dataclass(frozen=True)
+class DPMSolver1(ExponentialRungeKutta):
+    """DPM-Solver-1: eps held over the step in lam, which is DDIM."""
+
+    def scheme(self) -> Scheme:
+        return one_stage("eps")
+
+
+@solvers.register(
+    "dpm_solver_2",
+    kind="ODE",
+    order=2,
+    evaluations=2,
+    reference="Lu et al. 2022, arXiv:2206.00927, algorithm 1",
+    formula="x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) eps_m, eps_m at the middle of the step in lam",
+    equals=("dpm_2",),
+    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval",
+)
+@dataclass(frozen=True)
+class DPMSolver2(_TwoStages):
+    """DPM-Solver-2: eps at t and at r1 of the step in lam, interpolated linearly.
+
+    x_s / alpha_s = x / alpha_t - ratio_s ((e^h - 1) eps + w (eps_1 - eps) / r1), with w = (e^h - 1) / 2
+    (``dpmsolver``) or the line's exact integral (e^h - 1) / h - 1 (``taylor``). Raises InputError unless 0 < r1 <= 1.
+    """
+
+
+@solvers.register(
+    "dpm_solver_3",
+    kind="ODE",
+    order=3,
+    evaluations=3,
+    reference="Lu et al. 2022, arXiv:2206.00927, algorithm 2",
+    formula="x_s = (alpha_s / alpha_t) x - sigma_s ((e^h - 1) eps + ((e^h - 1) / h - 1) (eps_2 - eps) / r2)",
+    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval; order 2, that of the last intervals",
+)
+@dataclass(frozen=True)
+class DPMSolver3(_ThreeStages):
+    """DPM-Solver-3: eps at t and at r1 and r2 of the step in lam.
+
+    ``dpmsolver`` ends with the line through eps and eps_2, ``taylor`` with the parabola through all three; both are of
+    order 3 at r2 = 2/3 and of order 2 elsewhere. Raises InputError unless 0 < r1 < r2 <= 1.
+    """
+
+
+@solvers.register(
+    "dpm_fast",
+    kind="ODE",
+    order=2,
+    reference="Lu et al. 2022, arXiv:2206.00927, section 3.4",
+    formula="dpm_solver_3 over groups of three intervals, dpm_solver_2 and dpm_solver_1 over the last of them",
+    note="1 evaluation an interval; groups of three, the last steps of lower order, cap the order at 2",
+)
+@dataclass(frozen=True)
+class DPMFast(ExponentialRungeKutta):
+    """DPM-Solver-fast: orders mixed so that N intervals take N evaluations.
+
+    The grid's own nodes are the stages; where they are uniform in lam these are DPM-Solver-3's, at 1/3 and 2/3. N
+    divisible by 3 ends with orders 2 and 1, other N with the order that is left.
+    """
+
+    mode = "grid"
+    lower_order_final = True
+
+    def scheme(self) -> Scheme:
+        return three_stages("eps", 1 / 3, 2 / 3)
+
+    def grid_variant(self, last: bool) -> str:
+        return "dpmsolver" if last else "taylor"  # the second stage of DPM-Solver-3 integrates the line exactly
+
+
+@solvers.register(
+    "dpmpp_2s",
+    aliases=("dpm++2s",),
+    kind="ODE",
+    order=2,
+    evaluations=2,
+    native="x0",
+    reference="Lu et al. 2022, arXiv:2211.01095, algorithm 1",
+    formula="x_s = (sigma_s / sigma_t) x + alpha_s phi1(h) x0_m, x0_m at the middle of the step in lam",
+    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval",
+)
+@dataclass(frozen=True)
+class DPMpp2S(_TwoStages):
+    """DPM-Solver++(2S): x0 at t and at r1 of the step in lam, interpolated linearly.
+
+    x_s / alpha_s = e^-h x / alpha_t + phi1(h) x0 + w (x0_1 - x0) / r1, w = phi1(h) / 2 (``dpmsolver``) or phi2(h)
+    (``taylor``). Raises InputError for r1 outside (0, 1].
+    """
+
+    kind: ClassVar[Kind] = "x0"
+
+
+@solvers.register(
+    "dpmpp_3s",
+    aliases=("dpm++3s",),
+    kind="ODE",
+    order=3,
+    evaluations=3,
+    native="x0",
+    reference="Lu et al. 2022, arXiv:2211.01095, appendix B; the stages of arXiv:2206.00927, algorithm 2",
+    formula="x_s = (sigma_s / sigma_t) x + alpha_s (phi1(h) x0 + phi2(h) (x0_2 - x0) / r2)",
+    equals=("res_3s(c2=0.3333333333333333, c3=0.6666666666666666)",),
+    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval; order 2, that of the last intervals",
+)
+@dataclass(frozen=True)
+class DPMpp3S(_ThreeStages):
+    """DPM-Solver++(3S): x0 at t and at r1 and r2 of the step in lam.
+
+    ``dpmsolver`` ends with the line through x0 and x0_2, ``taylor`` with the parabola through all three; both are of
+    order 3 at r2 = 2/3 and of order 2 elsewhere. Raises InputError unless 0 < r1 < r2 <= 1.
+    """
+
+    kind: ClassVar[Kind] = "x0"

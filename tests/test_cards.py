@@ -1,0 +1,183 @@
+"""The table and the cards say what the registry and the measurements say, and their examples run."""
+
+import re
+
+import pytest
+import torch
+
+import scoresde
+import solvers
+from scoresde import cards
+from solvers import InputError, SeededNoise
+from solvers.analytic import VP, Mixture
+
+NAMES = solvers.names()
+# these ask for a level at the end of the schedule or a little beyond, which Problem.node_of_lam refuses
+REFUSED = ("churn", "dpm_2_ancestral", "dpmpp_2s_ancestral")
+REFUSALS = [pytest.param(n, marks=pytest.mark.xfail(strict=True, raises=InputError)) for n in NAMES if n in REFUSED]
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return {row.name: row for row in cards.rows()}
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    means = torch.tensor([[-1.0, 0.0], [1.0, 0.5]])
+    return scoresde.targets.GaussianMixture(means, 0.04).denoiser(scoresde.VP())
+
+
+def test_the_table_has_every_solver_once_and_fits_a_terminal(lines):
+    text = cards.table(list(lines.values()))
+    assert sorted(lines) == NAMES
+    assert all(len(re.findall(rf"^{name} ", text, re.MULTILINE)) == 1 for name in NAMES)
+    assert max(map(len, text.splitlines())) <= 120
+    titles = [line for line in text.splitlines() if line in cards.GROUPS.values()]
+    assert titles == list(cards.GROUPS.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "group", "kind", "order", "evaluations", "startup", "noise"),
+    [
+        ("heun", "one-step", "ODE", "2", "2", "0", "no"),
+        ("rk4", "one-step", "ODE", "4", "4", "0", "no"),
+        ("ddim", "one-step", "ODE/SDE", "1", "1", "0", "eta"),
+        ("dpmpp_2m", "multistep", "ODE", "2", "1", "0", "no"),
+        ("lms", "multistep", "ODE", "2 of 4", "1", "0", "no"),  # its first step is Euler's
+        ("plms", "multistep", "ODE", "2 of 4", "1", "+1", "no"),  # the first step is taken twice
+        ("pndm", "multistep", "ODE", "2 of 4", "1", "+9", "no"),  # three steps of four stages
+        ("ddpm", "sde", "SDE", "1", "1", "0", "yes"),
+        ("pc", "wrapper", "SDE + MCMC", "1", "2", "0", "yes"),
+        ("rk45", "adaptive", "ODE", "5", "6", "-", "no"),
+        ("scipy", "black box", "ODE", "5", "6", "-", "no"),
+    ],
+)
+def test_lines_of_the_table(lines, name, group, kind, order, evaluations, startup, noise):
+    row = lines[name]
+    found = (row.group, row.kind, row.order, row.evaluations, row.startup, row.noise)
+    assert found == (group, kind, order, evaluations, startup, noise)
+
+
+@pytest.mark.parametrize(
+    ("reference", "short"),
+    [
+        ("Lu et al. 2022, arXiv:2206.00927, appendix C.2-C.3; the controller: Another 2003", "Lu 2022, 2206.00927"),
+        ("Zhang and Chen 2023, arXiv:2204.13902, eq. 14", "Zhang and Chen 2023, 2204.13902"),
+        ("Crowson 2022, k-diffusion, sample_dpm_2, after Karras et al. 2022", "Crowson 2022, k-diffusion"),
+        ("Hairer, Norsett and Wanner 1993, section III.5", "Hairer et al. 1993"),
+        ("Kutta 1901; Hairer 1993, chapter II.1", "Kutta 1901"),
+        ("scipy.integrate.solve_ivp; RK45: Dormand and Prince 1980", "scipy.integrate.solve_ivp"),
+        ("", ""),
+    ],
+)
+def test_short_references(reference, short):
+    assert cards.short(reference) == short
+
+
+def test_measured_orders_are_a_range_or_a_dash(monkeypatch):
+    monkeypatch.setattr(
+        cards, "orders", lambda: {"heun": {"vp": 2.014, "ve": 1.996, "edm": 2.0}, "euler": {"vp": 0.92}}
+    )
+    assert [cards.measured_text(spec) for spec in ("heun", "euler", "ddim")] == ["2.00-2.01", "0.92", "-"]
+    assert "measured 2.01 (vp), 2.00 (ve), 2.00 (edm)" in cards.card("heun")
+    assert 'measured - (scoresde check-solver "ddim" measures it)' in cards.card("ddim")
+
+
+def test_every_solver_has_a_measured_order_that_is_the_declared_one_or_more():
+    """Of the installed file; the same bound as in the conformance suite."""
+    measured = cards.orders()
+    assert [name for name in NAMES if str(solvers.make(name)) not in measured] == []
+    made = {name: solvers.make(name) for name in NAMES}
+    low = [name for name, solver in made.items() if min(measured[str(solver)].values()) < solver.declared_order - 0.2]
+    assert low == []
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "values"),
+    [
+        ("dpmpp_2m", "variant", "midpoint | heun"),
+        ("dpmpp_2m", "lower_order_final", "True | False"),
+        ("uni_pc", "order", "integer, 1 to 4"),
+        ("pc", "corrector_steps", "integer, 1 or more"),
+        ("pc", "predictor", "any solver"),
+        ("rk45", "first_step", "number | None"),
+        ("ddim", "eta", "number"),
+        ("ddpm", "variance", "beta_tilde | beta | interpolated | optimal"),
+    ],
+)
+def test_accepted_values_of_options(name, option, values):
+    assert cards.accepted(solvers.info(name), option) == values
+
+
+def test_methods_with_several_names():
+    classes = {spec: known for known in cards.equal_methods() for spec in known}
+    assert {"ddim", "euler", "dpm_solver_1"} <= set(classes["ddim"])
+    assert {"ddpm", "smld", "ddim(eta=1.0)", "euler_ancestral"} <= set(classes["ddpm"])
+    assert classes["heun"] == ["heun", "rho_rk"]
+    assert all(str(solvers.make(spec)) == spec for spec in classes)
+    assert len(classes) == sum(map(len, cards.equal_methods()))  # a spec stands in one class
+
+
+@pytest.mark.parametrize("known", cards.equal_methods(), ids=lambda known: known[0])
+def test_methods_of_one_class_give_one_sample(known):
+    """The classes join pairs that are proved one by one: every member is the same method on an uneven grid.
+
+    1e-12 is the rounding of seven steps on numbers of size ten.
+    """
+    nodes, found = solvers.grid("karras(end=t_min)", VP, 7), []
+    for spec in known:
+        noise = SeededNoise(range(4), (3,), torch.float64)
+        x = nodes[0].sigma * noise.initial()
+        found.append(solvers.solve(solvers.make(spec), Mixture(VP), x, nodes, noise).x)
+    for x in found[1:]:
+        assert torch.allclose(x, found[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in REFUSED] + REFUSALS)
+def test_cards(name, denoiser):
+    info, text = solvers.info(name), cards.card(name)
+    summary, _ = cards.description(info)
+    assert summary.endswith((".", ")"))
+    assert max(map(len, text.splitlines())) <= 120
+    joined = " ".join(text.split())
+    assert all(" ".join(part.split()) in joined for part in (summary, info.formula, info.reference, info.note))
+    assert all(f" {option} = " in joined for option in info.options)
+    assert all(alias in joined for alias in info.aliases)
+    line = re.search(r"^  Python +(.+?)(?=^  \S|\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    result = eval(line, {"scoresde": scoresde, "denoiser": denoiser, "shape": (2,)})
+    assert torch.isfinite(result.x).all()
+    assert result.solver == str(solvers.make(name))
+    if "nfe=" in line:
+        assert result.nfe <= 20
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_spelling_on_a_card_means_that_solver(name):
+    for text in cards.spellings(solvers.info(name)):
+        label, separator, spec = text.partition(" = ")
+        made = solvers.make(solvers.resolve(label)[0])
+        assert solvers.solvers.info_of(made).name == name
+        assert not separator or made == solvers.make(spec)
+
+
+def test_cards_take_what_people_type():
+    assert cards.card("DPM++ 2M Karras").startswith("dpmpp_2m on the grid karras\n")
+    assert 'solver="dpmpp_2m", grid="karras", nfe=20' in cards.card("DPM++ 2M Karras")
+    assert cards.card("HeunDiscreteScheduler") == cards.card("heun")
+    text = cards.card("ddim(eta=1)")
+    assert "draws noise" in text
+    assert "equals    ddpm, smld, euler_ancestral" in text
+    with pytest.raises(InputError, match="did you mean heun"):
+        cards.card("huen")
+    with pytest.raises(InputError, match="etta"):
+        cards.card("ddim(etta=1)")
+    with pytest.raises(InputError, match="nowhere"):
+        cards.card("nowhere:Mine")
+
+
+def test_costs_are_counted():
+    assert cards.cost(solvers.make("heun")) == "2 a step; 20 steps take 40 to sigma > 0 and 39 to sigma = 0"
+    pndm = "take 29 to sigma > 0 and 29 to sigma = 0; 9 of these beyond the steps' own"
+    assert cards.cost(solvers.make("pndm")).endswith(pndm)
+    assert cards.cost(solvers.make("rk45")).startswith("6 an inner step; as many steps as its tolerances ask: ")

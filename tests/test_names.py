@@ -1,0 +1,361 @@
+"""What people type: every label of other programs leads to the solver, the options and the grid that it means there."""
+
+import inspect
+import logging
+import math
+import sys
+from dataclasses import dataclass
+
+import diffusers
+import pytest
+import torch
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+
+import scoresde
+import solvers
+from solvers import InputError, Solver, grids, names, resolve, split_grid
+from solvers import diffusers_labels as classes
+from solvers.labels import GRIDS, SOLVERS, SUFFIXES
+from solvers.names import normalise
+from solvers.spec import parse
+
+CANONICAL = (  # noqa: SIM905
+    "ddpm smld ddim euler_maruyama reverse_diffusion euler heun dpm_2 rk4 lms pndm plms ipndm ipndm_v deis rho_rk "
+    "dpm_solver_1 dpm_solver_2 dpm_solver_3 dpm_solver_2m dpm_solver_3m dpm_fast dpm_adaptive dpmpp_2s dpmpp_3s "
+    "dpmpp_2m dpmpp_3m uni_pc uni_pc_bh2 res_2s res_3s res_2m euler_ancestral dpm_2_ancestral dpmpp_2s_ancestral "
+    "dpmpp_sde dpmpp_2m_sde dpmpp_3m_sde seeds_1 seeds_2 seeds_3 sa_solver er_sde gotta_go_fast rk45 dopri5 "
+    "torchdiffeq scipy pc churn restart picard step_doubling"
+).split()
+
+
+def registered(spec):
+    return parse(spec).name in names()
+
+
+def check(spec):
+    """A label's target is canonical, and makes a solver where it is registered."""
+    assert parse(spec).name in CANONICAL
+    if registered(spec):
+        solvers.make(spec)
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        ("Heun", "heun"),
+        ("DPM++ 2M", "dpmpp_2m"),
+        ("dpm++2m", "dpmpp2m"),
+        ("Euler a", "euler_ancestral"),
+        ("sample_heun", "heun"),
+        ("sample_dpmpp_2m_sde_gpu", "dpmpp_2m_sde"),
+        (" HeunDiscreteScheduler ", "heundiscretescheduler"),
+    ],
+)
+def test_labels_are_normalised(typed, name):
+    assert normalise(typed) == name
+
+
+# the tables
+
+
+@pytest.mark.parametrize("label", SOLVERS)
+def test_a_label_in_the_table_leads_to_a_canonical_solver(label):
+    assert normalise(label) == label
+    check(SOLVERS[label])
+    if registered(SOLVERS[label]):
+        assert solvers.make(label) == solvers.make(SOLVERS[label])
+
+
+@pytest.mark.parametrize("label", GRIDS)
+def test_a_grid_in_the_table_is_a_grid(label):
+    assert normalise(label) == label
+    assert grids.make(label) == grids.make(GRIDS[label])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_suffix_is_a_grid(suffix):
+    solver, grid = resolve(f"heun_{suffix}")
+    assert (solver, grids.make(grid)) == ("heun", grids.make(suffix))
+
+
+@pytest.mark.parametrize("name", classes.CLASSES)
+def test_a_class_of_diffusers_has_a_counterpart(name):
+    check(classes.CLASSES[name])
+    assert classes.read(name, "") == (classes.CLASSES[name], None)
+
+
+@pytest.mark.parametrize("key", [*classes.MULTISTEP, *classes.SINGLESTEP])
+def test_an_algorithm_of_diffusers_has_a_counterpart(key):
+    for table in (classes.MULTISTEP, classes.SINGLESTEP):
+        if key in table:
+            check(table[key])
+
+
+def test_diffusers_classes_and_flags_are_all_known():
+    assert {member.name for member in KarrasDiffusionSchedulers} <= classes.CLASSES.keys()
+    for name in classes.CLASSES:
+        flags = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
+        if "kwargs" not in flags:  # as classes have whose own requirements are not installed
+            assert flags <= classes.FLAGS | classes.REFUSED | classes.MODEL_FLAGS, name
+
+
+@pytest.mark.parametrize("name", classes.CLASSES)
+def test_a_whole_configuration_of_diffusers_resolves(name):
+    given = inspect.signature(getattr(diffusers, name).__init__).parameters
+    if "kwargs" in given:  # as classes have whose own requirements are not installed
+        pytest.skip(f"{name} is not installed")
+    flags = {key: p.default for key, p in given.items() if p.default is not p.empty}
+    flags.pop("clip_sample", None)  # on by default in some, and no part of a solver
+    solver, grid = resolve(f"{name}({', '.join(f'{key}={value}' for key, value in flags.items())})")
+    assert parse(solver).name == parse(classes.CLASSES[name]).name
+    if grid is not None:
+        assert len(solvers.grid(grid, scoresde.VP(), 10)) == 11
+
+
+@pytest.mark.parametrize("name", classes.LOWERING)
+def test_what_lowers_its_last_order_says_so(name):
+    assert "lower_order_final" in solvers.info(name).options
+
+
+# labels, each with the solver and the grid that it means
+
+A1111 = {
+    "DPM++ 2M": ("dpmpp_2m", None),
+    "DPM++ SDE": ("dpmpp_sde", None),
+    "DPM++ 2M SDE": ("dpmpp_2m_sde", None),
+    "DPM++ 2M SDE Heun": ("dpmpp_2m_sde(variant=heun)", None),
+    "DPM++ 2S a": ("dpmpp_2s_ancestral", None),
+    "DPM++ 3M SDE": ("dpmpp_3m_sde", None),
+    "Euler a": ("euler_ancestral", None),
+    "Euler": ("euler", None),
+    "LMS": ("lms", None),
+    "Heun": ("heun", None),
+    "DPM2": ("dpm_2", None),
+    "DPM2 a": ("dpm_2_ancestral", None),
+    "DPM fast": ("dpm_fast", None),
+    "DPM adaptive": ("dpm_adaptive", None),
+    "Restart": ("restart", None),
+    "DDIM": ("ddim", None),
+    "PLMS": ("plms", None),
+    "UniPC": ("uni_pc", None),
+    "DPM++ 2M Karras": ("dpmpp_2m", "karras"),
+    "DPM++ SDE Karras": ("dpmpp_sde", "karras"),
+    "DPM++ 2M SDE Karras": ("dpmpp_2m_sde", "karras"),
+    "DPM++ 2M SDE Exponential": ("dpmpp_2m_sde", "logsnr"),
+    "DPM++ 2M SDE Heun Karras": ("dpmpp_2m_sde(variant=heun)", "karras"),
+    "DPM++ 2M SDE Heun Exponential": ("dpmpp_2m_sde(variant=heun)", "logsnr"),
+    "DPM++ 3M SDE Karras": ("dpmpp_3m_sde", "karras"),
+    "DPM++ 2S a Karras": ("dpmpp_2s_ancestral", "karras"),
+    "DPM2 Karras": ("dpm_2", "karras"),
+    "DPM2 a Karras": ("dpm_2_ancestral", "karras"),
+    "LMS Karras": ("lms", "karras"),
+    "Euler a SGM Uniform": ("euler_ancestral", "sgm_uniform"),
+    "Heun Align Your Steps": ("heun", "ays"),
+    "Euler KL Optimal": ("euler", "kl_optimal"),
+    "k_euler_a": ("euler_ancestral", None),
+    "k_dpm_2": ("dpm_2", None),
+    "k_dpm_2_a_ka": ("dpm_2_ancestral", "karras"),
+    "k_dpm_ad": ("dpm_adaptive", None),
+    "k_dpmpp_2m_ka": ("dpmpp_2m", "karras"),
+    "k_dpmpp_2s_a_ka": ("dpmpp_2s_ancestral", "karras"),
+    "k_dpmpp_2m_sde_exp": ("dpmpp_2m_sde", "logsnr"),
+    "k_dpmpp_2m_sde_heun_ka": ("dpmpp_2m_sde(variant=heun)", "karras"),
+}
+COMFYUI = {
+    name: (name, None)
+    for name in (  # noqa: SIM905
+        "euler euler_ancestral heun dpm_2 dpm_2_ancestral lms dpm_fast dpm_adaptive dpmpp_2s_ancestral dpmpp_sde "
+        "dpmpp_2m dpmpp_2m_sde dpmpp_3m_sde ddpm ipndm ipndm_v deis er_sde seeds_2 seeds_3 sa_solver ddim uni_pc "
+        "uni_pc_bh2"
+    ).split()
+} | {
+    "dpmpp_sde_gpu": ("dpmpp_sde", None),
+    "dpmpp_2m_sde_heun": ("dpmpp_2m_sde(variant=heun)", None),
+    "dpmpp_2m_sde_heun_gpu": ("dpmpp_2m_sde(variant=heun)", None),
+    "dpmpp_3m_sde_gpu": ("dpmpp_3m_sde", None),
+    "exp_heun_2_x0": ("res_2s(c2=1.0)", None),
+    "exp_heun_2_x0_sde": ("seeds_2(r=1.0, prediction=x0)", None),
+    "res_multistep": ("res_2m", None),
+    "res_multistep_ancestral": ("dpmpp_2m_sde(variant=heun)", None),
+    "sa_solver_pece": ("sa_solver(pece=True)", None),
+    "euler_normal": ("euler", "uniform(end=zero)"),
+    "euler_simple": ("euler", "trailing(rounding=up)"),
+    "ddim_ddim_uniform": ("ddim", "leading(steps_offset=1)"),
+}
+OTHERS = {
+    "sample_dpmpp_2m": ("dpmpp_2m", None),
+    "sample_euler_ancestral": ("euler_ancestral", None),
+    "sample_dpm_2_ancestral": ("dpm_2_ancestral", None),
+    "dpmsolver++": ("dpmpp_2m", None),
+    "DPM-Solver++": ("dpmpp_2m", None),
+    "sde-dpmsolver++": ("dpmpp_2m_sde", None),
+    "unipc": ("uni_pc", None),
+    "bh1": ("uni_pc", None),
+    "bh2": ("uni_pc_bh2", None),
+    "em": ("euler_maruyama", None),
+    "euler_maruyama": ("euler_maruyama", None),
+    "reverse_diffusion": ("reverse_diffusion", None),
+    "ancestral_sampling": ("ddpm", None),
+    "ode": ("rk45", None),
+    "Predictor-Corrector": ("pc", None),
+    "dpm++2m": ("dpmpp_2m", None),
+    "dpm++ 2m sde karras": ("dpmpp_2m_sde", "karras"),
+    "EulerAncestral": ("euler_ancestral", None),
+    "DPM++ 2M Karras(variant=heun)": ("dpmpp_2m(variant=heun)", "karras"),
+    "dpmpp_2m_sde_heun(eta=0.5)": ("dpmpp_2m_sde(eta=0.5, variant=heun)", None),
+    "dpmpp_2m_sde_heun(variant=midpoint)": ("dpmpp_2m_sde(variant=midpoint)", None),
+    "package.module:Mine(eta=1)": ("package.module:Mine(eta=1)", None),
+}
+DIFFUSERS = {
+    "DPMSolverMultistepScheduler": ("dpmpp_2m", None),
+    "DPMSolverMultistepScheduler(algorithm_type=sde-dpmsolver++, solver_order=2, use_karras_sigmas=True, "
+    "solver_type=heun)": ("dpmpp_2m_sde(variant=heun)", "karras"),
+    "DPMSolverMultistepScheduler(algorithm_type='dpmsolver', solver_order=3)": (
+        "dpm_solver_3m(variant=released, start=lower)",
+        None,
+    ),
+    "DPMSolverMultistepScheduler(use_lu_lambdas=True)": ("dpmpp_2m", "logsnr(end=zero)"),
+    "DPMSolverMultistepScheduler(use_exponential_sigmas=True, final_sigmas_type=sigma_min)": ("dpmpp_2m", "logsnr"),
+    "DPMSolverMultistepScheduler(use_beta_sigmas=True, lower_order_final=True)": (
+        "dpmpp_2m(lower_order_final=True)",
+        "beta",
+    ),
+    "DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=3)": ("dpmpp_2m", "flow_shift(shift=3.0)"),
+    "DPMSolverMultistepScheduler(timestep_spacing=leading, steps_offset=1)": (
+        "dpmpp_2m",
+        "leading(steps_offset=1, skip_last=True)",
+    ),
+    "DPMSolverSinglestepScheduler(solver_order=3, solver_type=heun)": ("dpmpp_3s(mode=grid, variant=taylor)", None),
+    "EDMDPMSolverMultistepScheduler(rho=5)": ("dpmpp_2m", "karras(rho=5)"),
+    "EDMEulerScheduler(rho=7.0, sigma_schedule=exponential)": ("euler", "logsnr(end=zero)"),
+    "DEISMultistepScheduler(solver_order=3)": ("deis(variant=logrho, order=3)", None),
+    "UniPCMultistepScheduler(solver_type=bh1, solver_order=3, predict_x0=False)": (
+        "uni_pc(order=3, quantity=eps)",
+        None,
+    ),
+    "SASolverScheduler(predictor_order=3, corrector_order=4)": (
+        "sa_solver(predictor_order=3, corrector_order=4)",
+        None,
+    ),
+    "PNDMScheduler(skip_prk_steps=True)": ("plms", None),
+    "DDPMScheduler(variance_type=fixed_large)": ("ddpm(variance=beta)", None),
+    "DDIMScheduler(timestep_spacing=trailing, beta_schedule=scaled_linear)": ("ddim", "trailing"),
+    "DDIMScheduler(steps_offset=1, clip_sample=False)": ("ddim", "leading(steps_offset=1)"),
+    "EulerDiscreteScheduler(timestep_spacing=linspace, num_train_timesteps=100)": (
+        "euler",
+        "linspace(num_train_timesteps=100)",
+    ),
+    "FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.1)": (
+        "euler",
+        "flow_shift(shift=3.0, shift_terminal=0.1)",
+    ),
+    "ScoreSdeVeScheduler(snr=0.2, correct_steps=2)": ("pc(corrector=langevin(snr=0.2), corrector_steps=2)", None),
+}
+
+
+@pytest.mark.parametrize(("label", "parts"), [*A1111.items(), *COMFYUI.items(), *OTHERS.items(), *DIFFUSERS.items()])
+def test_a_label_means(label, parts):
+    solver, grid = parts
+    if grid is not None:
+        grids.make(grid)
+    if ":" not in label and not registered(solver):
+        check(solver)
+        pytest.skip(f"{solver} is not registered")
+    assert resolve(label) == parts
+    assert split_grid(label) == parts
+    if ":" not in label:
+        check(solver)
+        if grid is None:
+            assert solvers.make(label) == solvers.make(solver)
+
+
+def test_labels_stand_in_options_too():
+    nested = solvers.make("pc(predictor=euler_a)")
+    assert nested == solvers.make("pc(predictor='Euler a')") == solvers.make("pc(predictor=euler_ancestral)")
+    assert solvers.make("pc(predictor=dpmpp_2m_sde_heun)") == solvers.make("pc(predictor=dpmpp_2m_sde(variant=heun))")
+    assert solvers.info("dpmpp_2m_sde_heun").name == "dpmpp_2m_sde"
+    assert solvers.make("sa_solver_pece(1)") == solvers.make("sa_solver(predictor_order=1, pece=True)")
+    assert grids.make("simple(num_train_timesteps=10)") == grids.make("trailing(rounding=up, num_train_timesteps=10)")
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        ("DPM++ 2M Karass", "no solver 'DPM.. 2M Karass'; did you mean dpmpp_2m"),
+        ("huen karras", "no solver 'huen'; did you mean heun"),
+        ("DDIM CFG++", "no solver 'DDIM CFG..'; did you mean"),
+        ("euler_cfg_pp", "no solver 'euler_cfg_pp'"),
+        ("lcm", "no solver 'lcm'"),
+        (
+            "DPMSolverMultistepScheduler(solver_oder=2)",
+            "no flag of DPMSolver.* 'solver_oder'; did you mean solver_order",
+        ),
+        ("DPMSolverMultistepScheduler(algorithm_type=sde-dpmsolver, solver_order=3)", "of order 3 has no counterpart"),
+        ("DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver++)", "of order 2 has no counterpart"),
+        ("DPMSolverMultistepScheduler(thresholding=True)", "thresholding=True has no counterpart here"),
+        ("DDIMScheduler(timestep_spacing=middle)", "no timestep_spacing of DDIMScheduler 'middle'; accepted: leading"),
+        ("DDPMScheduler(variance_type=learned)", "variance_type=learned has no counterpart; fixed_small, fixed_large"),
+    ],
+)
+def test_an_unknown_label_is_told_with_its_nearest(label, message):
+    with pytest.raises(InputError, match=message) as caught:
+        resolve(label)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_solver_alone_is_not_asked_for_its_grid():
+    with pytest.raises(InputError, match=r"is a solver and a grid: give dpmpp_2m and karras"):
+        solvers.make("DPM++ 2M Karras")
+
+
+@pytest.fixture
+def clean(monkeypatch):
+    monkeypatch.setattr(solvers.solvers, "_infos", dict(solvers.solvers._infos))
+    monkeypatch.setattr(solvers.solvers, "_aliases", dict(solvers.solvers._aliases))
+
+
+def test_a_registered_name_is_never_taken_apart(clean):
+    def mine():
+        return dataclass(frozen=True)(type("Mine", (Solver,), {"__annotations__": {"eta": float}, "eta": 0.5}))
+
+    solvers.register("mine_karras", aliases=("My Beta",), order=1)(mine())
+    assert resolve("mine_karras") == ("mine_karras", None)
+    assert resolve("Mine Karras(eta=1)") == ("mine_karras(eta=1)", None)
+    assert resolve("my beta") == ("mine_karras", None)
+    assert resolve("mine_karras karras") == ("mine_karras", "karras")
+    solvers.register("dpm2_ancestral_of_mine", aliases=("res_multistep_ancestral",), order=1)(mine())
+    assert resolve("res_multistep_ancestral") == ("dpm2_ancestral_of_mine", None)  # before the labels of other programs
+
+
+def test_a_label_is_logged_once_and_a_name_is_not(caplog, monkeypatch):
+    monkeypatch.setattr(sys.modules["solvers.names"], "_told", set())
+    caplog.set_level(logging.INFO, logger="solvers")
+    for name in ("DPM++ 2M SDE Karras", "DPM++ 2M SDE Karras", "em", "heun", "heun(end=1)".partition("(")[0]):
+        resolve(name)
+    assert [record.getMessage() for record in caplog.records] == [
+        "DPM++ 2M SDE Karras -> solver=dpmpp_2m_sde grid=karras",
+        "em -> solver=euler_maruyama",
+    ]
+
+
+def test_another_spelling_is_logged_once_and_an_alias_is_not(caplog, monkeypatch):
+    monkeypatch.setattr(solvers.solvers, "_told", set())
+    caplog.set_level(logging.INFO, logger="solvers")
+    for name in ("DPM++ 2M", "DPM++ 2M", "em", "heun"):
+        solvers.info(name)
+    assert [record.getMessage() for record in caplog.records] == ["'DPM++ 2M' -> dpmpp_2m"]
+
+
+def test_a_label_with_a_grid_is_sampled_on_it():
+    denoiser = scoresde.targets.Gaussian(torch.zeros(1), 0.25).denoiser(scoresde.VP())
+    for label, solver, grid in [
+        ("DPM++ 2M Karras", "dpmpp_2m", "karras"),
+        ("Heun exponential", "heun", "logsnr"),
+        ("EulerDiscreteScheduler(timestep_spacing=trailing)", "euler", "trailing"),
+        ("dpmpp_2m_sde_heun simple", "dpmpp_2m_sde(variant=heun)", "trailing(rounding=up)"),
+    ]:
+        result = scoresde.sample(denoiser, (1,), [0], solver=label, steps=3)
+        assert (result.solver, result.grid) == (solver, grid)
+        assert math.isfinite(float(result.x.sum()))
+    result = scoresde.sample(denoiser, (1,), [0], solver="DPM++ 2M Karras", grid="uniform", steps=3)
+    assert result.grid == "uniform"  # what is said outright holds
