@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.network = "mlp"  # mlp(width=256, depth=3), or unet(channels=[32, 64]) with the extra "images"
     config.model.predicts = "edm"  # what the network's output is: x0, eps, v, score, velocity, edm (preconditioned)
-    config.model.time_label = "c_noise"  # what it is told of the time: t, 999t, 1000t, sigma, log_sigma, c_noise
+    config.model.time_label = "c_noise"  # what it is told of the time: t, 999t, 1000t, index, sigma, log_sigma, c_noise
     config.model.sigma_data = 0.75  # standard deviation of the data, for predicts = "edm"
 
     config.data = ConfigDict()
@@ -42,6 +42,7 @@ def get_config() -> ConfigDict:
     config.sampling.grid = placeholder(str)  # karras (default), uniform, quadratic, logsnr, explicit(times=[...])
     config.sampling.steps = 20  # of the grid; adaptive solvers choose their own
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
+    config.sampling.noise = "seeded"  # or brownian: the same path of a seed at any number of steps
     config.sampling.batch_size = 512  # samples carried at once; does not change them
 
     config.likelihood = ConfigDict()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from solvers import Grid, InputError, Node, Solver, generator, grids, make, solve, split_grid
+from solvers import Grid, InputError, Node, Solver, generator, grids, make, resolve, solve
 from solvers.errors import positive_integer
 
 from .metrics import METRICS, Estimate, Features, check_names, compare
@@ -240,7 +240,7 @@ def _contenders(specs: Sequence[str], grid: str | None) -> list[tuple[Solver, Gr
     """Solvers and their grids, each pair once; a label may name its own grid ("DPM++ 2M Karras")."""
     pairs: dict[tuple[Solver, Grid], None] = {}
     for spec in specs:
-        label, named = split_grid(spec)
+        label, named = resolve(spec)
         pairs[make(label), grids.make(grid or named or "karras")] = None
     return list(pairs)
 

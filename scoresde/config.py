@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from torch import nn
 
-from solvers import InputError, grids, make, split_grid
+from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer, unknown
 
 from . import checkpoint
@@ -188,7 +188,7 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
 
 def solve_options(section: ConfigDict) -> dict[str, Any]:
     """``sampling`` or ``likelihood`` as arguments of ``sample`` or ``log_prob``; ``nfe`` goes before ``steps``."""
-    own_steps = make(split_grid(section.solver)[0]).adaptive or (section.grid and grids.make(section.grid).fixed)
+    own_steps = make(resolve(section.solver)[0]).adaptive or (section.grid and grids.make(section.grid).fixed)
     steps = None if own_steps or section.nfe is not None else section.steps
     return {
         "solver": section.solver,
@@ -196,6 +196,7 @@ def solve_options(section: ConfigDict) -> dict[str, Any]:
         "steps": steps,
         "nfe": section.nfe,
         "batch_size": section.batch_size,
+        **({"noise": section.noise} if "noise" in section else {}),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers import Node, Prediction, Rows
+from solvers.grids import node_of_lam
 
 from .sde import Denoises
 
@@ -31,11 +32,17 @@ class Diffusion:
 
     def node_of_lam(self, lam: float) -> Node:
         """The path where log(alpha / sigma) = lam."""
-        return self.denoiser.sde(self.denoiser.sde.t_of_lam(lam))
+        return node_of_lam(self.denoiser.sde, lam)
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
         """The denoiser's prediction at x (B, *), at one node or at one a sample."""
         return self.denoiser.predict(x, node, **self.conditions)
+
+    @property
+    def log_prob(self) -> Callable[[Tensor, Node], Tensor]:
+        """The log-density (B,) of x_t in nats, where the denoiser knows it; correctors that accept or reject ask."""
+        known: Callable[[Tensor, Node], Tensor] = self.denoiser.log_prob  # type: ignore[attr-defined]
+        return known
 
     def select(self, rows: Rows) -> Diffusion:
         """The problem of some of the samples."""
@@ -76,7 +83,7 @@ class WithLogDensity:
 
     def node_of_lam(self, lam: float) -> Node:
         """The path where log(alpha / sigma) = lam."""
-        return self.denoiser.sde(self.denoiser.sde.t_of_lam(lam))
+        return node_of_lam(self.denoiser.sde, lam)
 
     def start(self, x: Tensor, node: Node) -> Tensor:
         """The state (B, d + m) at ``node`` of data x (B, *): alpha x, and channels of 0."""

@@ -12,10 +12,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import solvers
-from solvers import Grid, Hook, InputError, Node, SeededNoise, Solver
+from solvers import BrownianNoise, Grid, Hook, InputError, Node, SeededNoise, Solver
+from solvers.errors import unknown
 
 from .problem import Diffusion
 from .sde import Denoises
+
+Source = SeededNoise | BrownianNoise
+SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ class Plan:
         """
         named = None
         if isinstance(solver, str):
-            solver, named = solvers.split_grid(solver)
+            solver, named = solvers.resolve(solver)
         method, rule = solvers.make(solver), solvers.grids.make(grid or named or "karras")
         if stop:
             rule = dataclasses.replace(rule, end="t_min")
@@ -156,6 +160,7 @@ def sample(
     x_init: Tensor | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
+    noise: str = "seeded",
     condition: Mapping[str, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
@@ -173,6 +178,7 @@ def sample(
         steps, nfe: the length of the grid, or a budget of model evaluations.
         x_init: the states (B, *) to start from at t_max, instead of draws of the prior.
         t_min, t_max: a part of the SDE's range.
+        noise: ``seeded``, or ``brownian``: the same path of a seed at any number of steps and on any grid.
         condition: keyword arguments of the network, each (B, *).
         batch_size: how many samples to carry at once; it does not change them.
         hooks: called with (x, node) after every step.
@@ -203,15 +209,18 @@ def sample(
         check_batch("x_init", x_init)
     scale = plan.nodes[0]
 
-    def initial(rows: slice, noise: SeededNoise) -> Tensor:
+    def initial(rows: slice, source: Source) -> Tensor:
         if x_init is not None:
             return x_init[rows].to(start, dtype)
-        return float((scale.alpha**2 + scale.sigma**2) ** 0.5) * noise.initial()
+        return float((scale.alpha**2 + scale.sigma**2) ** 0.5) * source.initial()
 
-    def noise(rows: slice) -> SeededNoise:
-        return SeededNoise(seeds[rows], shape, dtype, start)
+    if noise not in SOURCES:
+        raise unknown("noise", noise, SOURCES)
 
-    return _run(denoiser, plan, len(seeds), initial, noise, condition, batch_size, hooks, progress)
+    def draws(rows: slice) -> Source:
+        return SOURCES[noise](seeds[rows], shape, dtype, start)
+
+    return _run(denoiser, plan, len(seeds), initial, draws, condition, batch_size, hooks, progress)
 
 
 def encode(
@@ -240,21 +249,21 @@ def encode(
     plan = Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max, stop=True)
     plan = dataclasses.replace(plan, nodes=plan.nodes[::-1])
 
-    def initial(rows: slice, noise: SeededNoise) -> Tensor:
+    def initial(rows: slice, source: Source) -> Tensor:
         return x[rows]
 
-    def noise(rows: slice) -> SeededNoise:
+    def draws(rows: slice) -> Source:
         return SeededNoise((), x.shape[1:])
 
-    return _run(denoiser, plan, len(x), initial, noise, condition, batch_size, hooks, progress)
+    return _run(denoiser, plan, len(x), initial, draws, condition, batch_size, hooks, progress)
 
 
 def _run(
     denoiser: Denoises,
     plan: Plan,
     count: int,
-    initial: Callable[[slice, SeededNoise], Tensor],
-    noise: Callable[[slice], SeededNoise],
+    initial: Callable[[slice, Source], Tensor],
+    draws: Callable[[slice], Source],
     condition: Mapping[str, Tensor] | None,
     batch_size: int | None,
     hooks: Sequence[Hook],
@@ -274,7 +283,7 @@ def _run(
 
     with bar, torch.no_grad():
         for rows in batches:
-            source = noise(rows)
+            source = draws(rows)
             x = initial(rows, source)
             part = problem.select(rows)
             parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, (*hooks, advance)))

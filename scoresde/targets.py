@@ -28,6 +28,10 @@ class Exact:
         """E[x0 | x_t = x] and the matching eps (B, *)."""
         return self.target.predict(x, node)
 
+    def log_prob(self, x: Tensor, node: Node) -> Tensor:
+        """Log-density (B,) in nats of x_t at a node."""
+        return self.target.log_prob(x, node)
+
 
 def _columns(node: Node | Node[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     """alpha and sigma as (B or 1, 1) in the dtype of ``like``."""

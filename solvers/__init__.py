@@ -27,7 +27,7 @@ from .control import Control, FixedGrid
 from .errors import InputError
 from .grids import Grid, Schedule, grid, grids
 from .loop import Hook, Solution, evaluations, solve, startup, steps_of_nfe
-from .names import resolve, split_grid
+from .names import resolve
 from .noise import SeededNoise, generator
 from .registry import Info, Registry
 from .types import Corrector, Node, Noise, Prediction, Problem, Rows, Solver, Step, correctors, solvers
@@ -69,7 +69,6 @@ __all__ = [
     "resolve",
     "solve",
     "solvers",
-    "split_grid",
     "startup",
     "steps_of_nfe",
 ]

@@ -35,7 +35,7 @@ def forward_kernel(t: Node, s: Node) -> tuple[float, float]:
     native="x0",
     reference="Ho et al. 2020, arXiv:2006.11239, eq. 6-7, algorithm 2; optimal: Bao et al. 2022, arXiv:2201.06503",
     formula="x_s = (alpha_ts sigma_s^2 x + alpha_s var_ts x0) / sigma_t^2 + sqrt(v) z",
-    equals=("ddim(eta=1)", "smld", "euler_ancestral", "seeds_1(prediction=x0)"),
+    equals=("ddim(eta=1)", "smld", "euler_ancestral", "seeds_1"),
 )
 @dataclass(frozen=True)
 class DDPM(Solver):

@@ -132,7 +132,7 @@ class DPMpp3M(Exponential):
     order=2,
     stochastic=True,
     native="x0",
-    reference="Lu et al. 2022, arXiv:2211.01095, eq. 18 (SDE-DPM-Solver++ 2M); eta as in eta.py",
+    reference="Lu et al. 2022, arXiv:2211.01095, eq. 18 (SDE-DPM-Solver++ 2M)",
     formula="dpmpp_2m's with H = (1 + eta^2) h for h, and + sigma_s sqrt(1 - exp(-2 eta^2 h)) z",
     equals=(
         "dpmpp_2m_sde(variant=heun) = sa_solver(predictor_order=2, corrector_order=0)",

@@ -43,6 +43,11 @@ class Schedule(Protocol):
         """The time where log(alpha / sigma) = lam."""
 
 
+def node_of_lam(schedule: Schedule, lam: float) -> Node:
+    """The path where log(alpha / sigma) = lam, at the nearer end of the schedule where it does not reach lam."""
+    return schedule(min(max(schedule.t_of_lam(lam), schedule.t_min), schedule.t_max))
+
+
 @dataclass(frozen=True)
 class Grid:
     """A rule that places the times of a solve; a frozen dataclass whose fields are its options."""

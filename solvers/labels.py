@@ -16,7 +16,7 @@ SOLVERS: dict[str, str] = {
     # ComfyUI
     "dpmpp_2m_sde_heun": "dpmpp_2m_sde(variant=heun)",
     "exp_heun_2_x0": "res_2s(c2=1.0)",
-    "exp_heun_2_x0_sde": "seeds_2(r=1.0, prediction=x0)",
+    "exp_heun_2_x0_sde": "seeds_2(r=1.0)",
     "res_multistep": "res_2m",
     "res_multistep_ancestral": "dpmpp_2m_sde(variant=heun)",
     "sa_solver_pece": "sa_solver(pece=True)",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .control import Control, FixedGrid
 from .errors import InputError, positive_integer
-from .grids import Grid, Schedule, checked, grid
+from .grids import Grid, Schedule, checked, grid, node_of_lam
 from .types import Node, Noise, Prediction, Problem, Rows, Solver, Step
 
 Hook = Callable[[Tensor, Node], "Tensor | None"]
@@ -144,7 +144,7 @@ class _Silent:
         return self.schedule(t)
 
     def node_of_lam(self, lam: float) -> Node:
-        return self.schedule(self.schedule.t_of_lam(lam))
+        return node_of_lam(self.schedule, lam)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         node = node.like(x)
@@ -167,7 +167,7 @@ def startup(solver: Solver, schedule: Schedule) -> int:
     """
     if solver.adaptive:
         return 0
-    return evaluations(solver, schedule, grid("logsnr", schedule, 20)) - 20 * solver.evaluations
+    return max(0, evaluations(solver, schedule, grid("logsnr", schedule, 20)) - 20 * solver.evaluations)
 
 
 def steps_of_nfe(

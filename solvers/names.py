@@ -87,12 +87,3 @@ def resolve(label: str) -> tuple[str, str | None]:
             log.info("%s -> solver=%s%s", label, spec, f" grid={grid}" if grid else "")
         _told.add(label)
     return spec, grid
-
-
-def split_grid(label: str) -> tuple[str, str | None]:
-    """A solver's label without its grid, as a spec, and the grid that it names, if any: see ``resolve``.
-
-    >>> split_grid("DPM++ 2M Karras"), split_grid("heun")
-    (('dpmpp_2m', 'karras'), ('heun', None))
-    """
-    return resolve(label)

@@ -29,7 +29,7 @@ from .types import solvers
     native="x0",
     reference="Crowson 2022, k-diffusion, DPM++ SDE; the SDE of Lu et al. 2022, arXiv:2211.01095, section 5",
     formula="dpmpp_2s with H = (1 + eta^2) h in place of h, and the stage and the end on one Brownian path",
-    equals=("seeds_2(prediction=x0)",),
+    equals=("seeds_2",),
     note="noise=independent draws the stage and the end apart, as k-diffusion does without a Brownian tree: order 1",
 )
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class DPMppSDE(ExponentialRungeKutta):
 
 @dataclass(frozen=True)
 class _SEEDS(ExponentialRungeKutta):
-    """The reverse SDE with eps or x0 interpolated in lam, and joint noise; eta = 0 is the ODE."""
+    """The reverse SDE with x0 or eps interpolated in lam, and joint noise; eta = 0 is the ODE."""
 
-    prediction: Kind = "eps"
+    quantity: Kind = "x0"
     eta: float = 1.0
     s_noise: float = 1.0
 
@@ -80,15 +80,17 @@ class _SEEDS(ExponentialRungeKutta):
     order=1,
     stochastic=True,
     reference="Gonzalez et al. 2023, arXiv:2305.14267, SEEDS-1",
-    formula="x_s = (alpha_s / alpha_t) x - 2 sigma_s (e^h - 1) eps + sigma_s sqrt(e^(2h) - 1) z",
-    note="prediction=x0 is ddpm",
+    native="x0",
+    formula="x_s / alpha_s = e^(-2h) x / alpha_t + phi1(2h) x0 + ratio_s sqrt(1 - e^(-2h)) z",
+    equals=("ddpm",),
+    note="quantity=eps holds eps instead, as the paper's first form; it needs far smaller steps from high noise",
 )
 @dataclass(frozen=True)
 class SEEDS1(_SEEDS):
-    """SEEDS-1: the exponential Euler method of the reverse SDE, eps (or x0) held over the step."""
+    """SEEDS-1: the exponential Euler method of the reverse SDE, x0 (or eps) held over the step."""
 
     def scheme(self) -> Scheme:
-        return one_stage(self.prediction, eta=self.eta, s_noise=self.s_noise)
+        return one_stage(self.quantity, eta=self.eta, s_noise=self.s_noise)
 
 
 @solvers.register(
@@ -98,8 +100,9 @@ class SEEDS1(_SEEDS):
     stochastic=True,
     evaluations=2,
     reference="Gonzalez et al. 2023, arXiv:2305.14267, SEEDS-2",
-    formula="x_s = (alpha_s / alpha_t) x - 2 sigma_s (e^h - 1) eps_m + noise, eps_m at the middle of the step in lam",
-    note="prediction=x0 is dpmpp_sde",
+    native="x0",
+    formula="x_s / alpha_s = e^(-2h) x / alpha_t + phi1(2h) x0_m + noise, x0_m at the middle of the step in lam",
+    note="quantity=eps holds eps instead, as the paper's first form; it needs far smaller steps from high noise",
 )
 @dataclass(frozen=True)
 class SEEDS2(_SEEDS):
@@ -111,7 +114,7 @@ class SEEDS2(_SEEDS):
         check_options(self, ("r",))
 
     def scheme(self) -> Scheme:
-        return two_stages(self.prediction, self.r, eta=self.eta, s_noise=self.s_noise)
+        return two_stages(self.quantity, self.r, eta=self.eta, s_noise=self.s_noise)
 
 
 @solvers.register(
@@ -121,7 +124,8 @@ class SEEDS2(_SEEDS):
     stochastic=True,
     evaluations=3,
     reference="Gonzalez et al. 2023, arXiv:2305.14267, SEEDS-3",
-    formula="x_s = (alpha_s / alpha_t) x - 2 sigma_s ((e^h - 1) eps + ((e^h - 1) / h - 1) (eps_2 - eps) / r2) + noise",
+    native="x0",
+    formula="x_s / alpha_s = e^(-2h) x / alpha_t + phi1(2h) x0 + phi2(2h) (x0_2 - x0) / r2 + noise",
     note="three stages, but the order of the covariance is 2, as with two; without noise (eta=0) it is 3",
 )
 @dataclass(frozen=True)
@@ -138,4 +142,4 @@ class SEEDS3(_SEEDS):
         check_options(self, ("r1", "r2"), ordered=True)
 
     def scheme(self) -> Scheme:
-        return three_stages(self.prediction, self.r1, self.r2, eta=self.eta, s_noise=self.s_noise)
+        return three_stages(self.quantity, self.r1, self.r2, eta=self.eta, s_noise=self.s_noise)

@@ -13,8 +13,6 @@ from solvers.analytic import VP, Mixture
 
 NAMES = solvers.names()
 # these ask for a level at the end of the schedule or a little beyond, which Problem.node_of_lam refuses
-REFUSED = ("churn", "dpm_2_ancestral", "dpmpp_2s_ancestral")
-REFUSALS = [pytest.param(n, marks=pytest.mark.xfail(strict=True, raises=InputError)) for n in NAMES if n in REFUSED]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +132,7 @@ def test_methods_of_one_class_give_one_sample(known):
         assert torch.allclose(x, found[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in REFUSED] + REFUSALS)
+@pytest.mark.parametrize("name", NAMES)
 def test_cards(name, denoiser):
     info, text = solvers.info(name), cards.card(name)
     summary, _ = cards.description(info)

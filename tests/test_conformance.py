@@ -43,7 +43,7 @@ VARIANTS = [
     "lms(start=runge_kutta)",
     "rho_rk(tableau=kutta3)",
     "sa_solver(pece=True)",
-    "seeds_3(prediction=x0)",
+    "seeds_3(quantity=eps)",
     "uni_pc(quantity=eps)",
 ]
 

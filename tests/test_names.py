@@ -13,7 +13,7 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 import scoresde
 import solvers
-from solvers import InputError, Solver, grids, names, resolve, split_grid
+from solvers import InputError, Solver, grids, names, resolve
 from solvers import diffusers_labels as classes
 from solvers.labels import GRIDS, SOLVERS, SUFFIXES
 from solvers.names import normalise
@@ -174,7 +174,7 @@ COMFYUI = {
     "dpmpp_2m_sde_heun_gpu": ("dpmpp_2m_sde(variant=heun)", None),
     "dpmpp_3m_sde_gpu": ("dpmpp_3m_sde", None),
     "exp_heun_2_x0": ("res_2s(c2=1.0)", None),
-    "exp_heun_2_x0_sde": ("seeds_2(r=1.0, prediction=x0)", None),
+    "exp_heun_2_x0_sde": ("seeds_2(r=1.0)", None),
     "res_multistep": ("res_2m", None),
     "res_multistep_ancestral": ("dpmpp_2m_sde(variant=heun)", None),
     "sa_solver_pece": ("sa_solver(pece=True)", None),
@@ -262,7 +262,7 @@ def test_a_label_means(label, parts):
         check(solver)
         pytest.skip(f"{solver} is not registered")
     assert resolve(label) == parts
-    assert split_grid(label) == parts
+    assert resolve(label) == parts
     if ":" not in label:
         check(solver)
         if grid is None:

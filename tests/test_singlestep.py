@@ -17,13 +17,13 @@ from solvers.runge_kutta import TABLEAUX, RhoRK
 
 NAMES = ["dpm_solver_1", "dpm_solver_2", "dpmpp_3s", "res_2s", "dpmpp_sde", "euler", "heun", "rk4", "rho_rk", "dpm_2"]
 PAIRS = [(name, other) for name in NAMES for other in solvers.info(name).equals] + [
-    ("seeds_1(eta=0)", "dpm_solver_1"),
-    ("seeds_1(prediction=x0)", "ddpm"),
-    ("seeds_2(eta=0)", "dpm_solver_2"),
-    ("seeds_3(eta=0)", "dpm_solver_3"),
-    ("seeds_3(eta=0, prediction=x0)", "dpmpp_3s"),
+    ("seeds_1(eta=0, quantity=eps)", "dpm_solver_1"),
+    ("seeds_1", "ddpm"),
+    ("seeds_2(eta=0, quantity=eps)", "dpm_solver_2"),
+    ("seeds_3(eta=0, quantity=eps)", "dpm_solver_3"),
+    ("seeds_3(eta=0)", "dpmpp_3s"),
     ("dpmpp_sde(eta=0, r=0.3)", "dpmpp_2s(r1=0.3)"),
-    ("dpmpp_sde(eta=0.4, r=0.3, s_noise=1.1)", "seeds_2(prediction=x0, eta=0.4, r=0.3, s_noise=1.1)"),
+    ("dpmpp_sde(eta=0.4, r=0.3, s_noise=1.1)", "seeds_2(eta=0.4, r=0.3, s_noise=1.1)"),
     ("dpm_2(r=0.7)", "dpm_solver_2(r1=0.7)"),
     ("res_2s(c2=0.3)", "dpmpp_2s(r1=0.3, variant=taylor)"),
     ("rho_rk(tableau=euler)", "euler"),
@@ -39,7 +39,7 @@ def test_equal_methods_have_equal_numbers(one, other, schedule):
 
 def test_the_distance_tells_methods_apart():
     nodes = grid("logsnr", VP, 5)
-    for one, other in (("seeds_1", "ddpm"), ("dpm_solver_2", "dpmpp_2s"), ("dpmpp_2s", "res_2s")):
+    for one, other in (("seeds_1(quantity=eps)", "ddpm"), ("dpm_solver_2", "dpmpp_2s"), ("dpmpp_2s", "res_2s")):
         assert distance(make(one), make(other), nodes) > 1e-3
     assert distance(make("heun"), make("euler"), nodes) == math.inf
 
@@ -139,10 +139,10 @@ def test_order_on_a_scalar_linear_problem(spec):
         ("dpmpp_sde(eta=0.5)", 2),
         ("dpmpp_sde(noise=independent)", 1),
         ("seeds_1", 1),
-        ("seeds_1(prediction=x0)", 1),
-        ("seeds_2(prediction=x0)", 2),
+        ("seeds_1(quantity=eps)", 1),
+        ("seeds_2(quantity=eps)", 2),
         ("seeds_3", 2),
-        ("seeds_3(prediction=x0)", 2),
+        ("seeds_3(quantity=eps)", 2),
     ],
 )
 def test_weak_order(spec, order):
@@ -187,7 +187,7 @@ def test_stages_and_end_see_one_brownian_path(kind, eta):
     nodes = grid("logsnr", VP, 4)[2:4]
     model, draws = Still(kind, VP), Draws()
     x = torch.zeros(1, 4, dtype=torch.float64)
-    end = solve(make(f"seeds_3(prediction={kind}, eta={eta})"), model, x, nodes, draws).x[0]
+    end = solve(make(f"seeds_3(quantity={kind}, eta={eta})"), model, x, nodes, draws).x[0]
     t = nodes[0]
     states = [*model.shown[1:], (nodes[1], end)]
     assert [a for a, _ in draws.intervals] == [t, states[0][0], states[1][0]]  # disjoint, in order
@@ -364,7 +364,7 @@ def test_res_3s_meets_the_third_stiff_condition():
         ("dpmpp_sde(eta=-1)", "eta must be finite and at least 0"),
         ("seeds_2(s_noise=inf)", "s_noise must be finite"),
         ("seeds_3(r1=0.5, r2=0.5)", "r1 must be less than r2"),
-        ("seeds_1(prediction=v)", "'prediction'"),
+        ("seeds_1(quantity=v)", "'quantity'"),
         ("rho_rk(tableau=heun4)", "did you mean heun"),
         ("dpm_2(r=0)", "dpm_2: r must lie in"),
     ],

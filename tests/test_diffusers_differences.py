@@ -1,0 +1,245 @@
+"""Where diffusers' schedulers and our solvers differ, and that the difference is the one named, and no other.
+
+Some are defects of theirs; some are choices that we do not offer, which a few lines here stand in for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+import pytest
+import torch
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    IPNDMScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    SASolverScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers_oracle import (
+    EXACT,
+    PREDICTIONS,
+    SCALED,
+    STEPS,
+    TOLERANCE,
+    Chain,
+    Draws,
+    chain_nodes,
+    chain_parity,
+    difference,
+    network,
+    parity,
+    run,
+    start,
+)
+from torch import Tensor
+
+from solvers import Node, Noise, Problem, Solver, Step, make, solve
+from solvers.exponential import DPMpp3M, DPMpp3MSDE, DPMSolver3M, two_point
+from solvers.exponential_runge_kutta import Group, Scheme, three_stages, two_stages
+from solvers.multistep import Row
+from solvers.singlestep import _ThreeStages, _TwoStages
+from solvers.unified import SASolver
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_ddpm_of_large_variance_adds_noise_to_the_data_unless_its_last_time_is_0(prediction: str) -> None:
+    scheduler = DDPMScheduler(
+        variance_type="fixed_large", timestep_spacing="trailing", prediction_type=prediction, clip_sample=False
+    )
+    scheduler.set_timesteps(10)
+    times = scheduler.timesteps.tolist()
+    nodes, net, x = chain_nodes(scheduler, times, 1.0), network(prediction), start()
+    draws = Draws(0, x.shape, x.dtype, nodes)
+    ours = solve(make("ddpm(variance=beta)"), Chain(scheduler, net, prediction), x, nodes, draws).x
+    extra = (1 - float(scheduler.alphas_cumprod[times[-1]])) ** 0.5 * draws(nodes[-2], nodes[-1])
+    assert difference(ours + extra, run(scheduler, net, x)[-1]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("skip", "solver"), [(True, "plms"), (False, "pndm")])
+def test_pndm_adds_up_v_as_if_it_were_eps(skip: bool, solver: str) -> None:
+    flags: dict[str, Any] = {"skip_prk_steps": skip, "timestep_spacing": "trailing"}
+    scheduler = PNDMScheduler(prediction_type="v_prediction", **flags)
+    last = float(scheduler.final_alpha_cumprod)
+    assert chain_parity(scheduler, solver, 25, last) > 0.05
+    # the same network as eps: what the method asks for
+    scheduler = PNDMScheduler(**flags)
+    scheduler.set_timesteps(25)
+    problem = Chain(scheduler, network("v_prediction"), "v_prediction")
+    nodes = chain_nodes(scheduler, [int(t) for t in scheduler._timesteps[::-1]], last)
+    x = start()
+    theirs = run(scheduler, lambda x, t: problem.predict(x.double(), problem.node(t)).eps, x)[-1]
+    assert difference(solve(make(solver), problem, x, nodes).x, theirs) < TOLERANCE
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_bh1_has_no_last_step_to_zero(order: int) -> None:
+    scheduler = UniPCMultistepScheduler(solver_order=order, solver_type="bh1")
+    assert parity(scheduler, f"uni_pc(order={order}, lower_order_final=True)", 10) == float("inf")
+
+
+def test_ipndm_drops_what_the_network_says_at_pure_noise() -> None:
+    scheduler, x = IPNDMScheduler(), start()
+    scheduler.set_timesteps(10)
+    for reading in ("v_prediction", "sample"):  # two networks, one state: beta x, where x0 = -v would add -alpha v
+        first = run(scheduler, network(reading, 2.0), x)[0]
+        scheduler.set_timesteps(10)
+        assert difference(first, float(scheduler.betas[1]) * x) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver", solver_order=3, final_sigmas_type="sigma_min"),
+        EDMDPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=3),
+    ],
+    ids=["sde-dpmsolver", "EDM sde-dpmsolver++"],
+)
+def test_two_third_order_sdes_have_no_formula(scheduler: Any) -> None:
+    scheduler.set_timesteps(10)
+    with pytest.raises(UnboundLocalError):
+        run(scheduler, network("epsilon"), start())
+
+
+def test_lms_goes_to_zero_at_full_order_and_we_by_euler() -> None:
+    # the rest of the solve is the same: test_diffusers_multistep.py
+    values = [
+        parity(LMSDiscreteScheduler(timestep_spacing="trailing"), f"lms(order={order})", 10, path=SCALED, order=order)
+        for order in (1, 4)
+    ]
+    assert values[0] < TOLERANCE
+    assert values[1] > 50 * TOLERANCE
+
+
+class Midpoint:
+    """A third-order method whose steps of two predictions are the midpoint's, as in DPM-Solver's released code."""
+
+    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
+        row: Row = super().row(problem, s, past)  # type: ignore[misc]
+        if len(past) != 2:
+            return row
+        total = sum(row.weights)
+        return row._replace(weights=two_point((total,), [node.lam for node in (s, *past)], "midpoint"))
+
+
+@dataclass(frozen=True)
+class DataMidpoint(Midpoint, DPMpp3M):
+    variant: Literal["exact", "released"] = "released"
+    start: Literal["lower", "corrector", "runge_kutta"] = "lower"
+
+
+@dataclass(frozen=True)
+class NoiseMidpoint(Midpoint, DPMSolver3M):
+    variant: Literal["exact", "released"] = "released"
+    start: Literal["lower", "corrector", "runge_kutta"] = "lower"
+
+
+@dataclass(frozen=True)
+class StochasticMidpoint(Midpoint, DPMpp3MSDE):
+    variant: Literal["exact", "released", "flipped"] = "flipped"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "solver"),
+    [("dpmsolver", NoiseMidpoint), ("dpmsolver++", DataMidpoint), ("sde-dpmsolver++", StochasticMidpoint)],
+)
+def test_third_order_dpm_solver_takes_its_second_order_steps_by_the_midpoint(algorithm: str, solver: Any) -> None:
+    # at solver_type's default; with heun they are ours
+    for prediction, steps in product(PREDICTIONS, STEPS):
+        scheduler = DPMSolverMultistepScheduler(
+            algorithm_type=algorithm, solver_order=3, prediction_type=prediction, final_sigmas_type="sigma_min"
+        )
+        ours = solver(lower_order_final=steps < 15)
+        assert parity(scheduler, ours, steps, draws=torch.float32) < TOLERANCE, (prediction, steps)
+
+
+@dataclass(frozen=True)
+class FewSteps(SASolver):
+    """SA-Solver whose difference of two predictions of x0 weighs (1 + eta^2) h / 2, not its exact integral."""
+
+    def share(self, t: Node, s: Node) -> float:
+        inside = self.ratios[0] <= t.ratio <= self.ratios[1]
+        return (1 + (self.eta**2 if inside else 0)) * (s.lam - t.lam) / 2
+
+    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
+        row = super().row(problem, s, past)
+        if len(past) != 2:
+            return row
+        share = self.share(past[0], s) * (s.lam - past[0].lam) / (past[0].lam - past[1].lam)
+        return row._replace(weights=(sum(row.weights) + share, -share))
+
+    def corrector(self, problem: Problem, past: Sequence[Node], used: int) -> Sequence[float]:
+        weights = super().corrector(problem, past, used)
+        if len(weights) != 2:
+            return weights
+        share = self.share(past[1], past[0])
+        return share, sum(weights) - share
+
+
+@pytest.mark.parametrize(("predictor", "corrector"), [(1, 2), (2, 1), (2, 2), (2, 3), (3, 3), (3, 4)])
+@pytest.mark.parametrize("tau", [0.0, 0.6, 1.0])
+def test_sa_solver_weighs_two_predictions_of_x0_as_unipc_bh1(tau: float, predictor: int, corrector: int) -> None:
+    for prediction, low, steps in product(PREDICTIONS, (True, False), STEPS):
+        if low and corrector == 4:
+            continue  # it lowers the last corrector as well
+        scheduler = SASolverScheduler(
+            predictor_order=predictor,
+            corrector_order=corrector,
+            tau_func=lambda t: tau,
+            prediction_type=prediction,
+            lower_order_final=low,
+        )
+        ours = FewSteps(predictor_order=predictor, corrector_order=corrector, eta=tau, lower_order_final=low)
+        assert parity(scheduler, ours, steps, exact=True) < EXACT, (prediction, low, steps)
+
+
+class Apart(Solver):
+    """Grid mode on the reverse SDE: each interval of a group draws anew over all of the group: weak order 1."""
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Group, noise: Noise | None) -> Step:
+        step = super().step(problem, x, t, s, carry, noise)
+        assert noise is not None
+        begin = step.carry.nodes[0]
+        return step._replace(x=step.x + self.scheme().noise(begin, s, s) * noise(t, s))  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class ApartTwo(Apart, _TwoStages):
+    mode: Literal["singlestep", "grid"] = "grid"
+
+    def scheme(self) -> Scheme:
+        return two_stages("x0", self.r1, self.variant, eta=1.0)
+
+
+@dataclass(frozen=True)
+class ApartThree(Apart, _ThreeStages):
+    mode: Literal["singlestep", "grid"] = "grid"
+
+    def scheme(self) -> Scheme:
+        return three_stages("x0", self.r1, self.r2, self.variant, eta=1.0)
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "solver"),
+    [
+        (2, "midpoint", ApartTwo()),
+        (2, "heun", ApartTwo(variant="taylor")),
+        (3, "midpoint", ApartThree()),
+    ],
+    ids=["2 midpoint", "2 heun", "3 midpoint"],
+)
+def test_single_step_sde_draws_stage_and_end_apart(order: int, kind: str, solver: Solver) -> None:
+    for prediction, steps in product(PREDICTIONS, (*STEPS, 12)):
+        scheduler = DPMSolverSinglestepScheduler(
+            algorithm_type="sde-dpmsolver++", solver_order=order, solver_type=kind, prediction_type=prediction
+        )
+        assert parity(scheduler, solver, steps, exact=True) < EXACT, (prediction, steps)
