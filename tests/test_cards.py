@@ -165,7 +165,7 @@ def test_cards_take_what_people_type():
     assert cards.card("HeunDiscreteScheduler") == cards.card("heun")
     text = cards.card("ddim(eta=1)")
     assert "draws noise" in text
-    assert "equals    ddpm, smld, euler_ancestral" in text
+    assert "equals    ddpm, smld, seeds_1, euler_ancestral" in text
     with pytest.raises(InputError, match="did you mean heun"):
         cards.card("huen")
     with pytest.raises(InputError, match="etta"):
