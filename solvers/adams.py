@@ -32,6 +32,11 @@ class Polynomial(Multistep):
     def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
         return adams(problem, s, t, nodes, self.quantity, self.coordinate)
 
+    def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Memory, noise: Noise | None) -> Step:
+        if (self.quantity, self.coordinate) == ("eps", "ratio") and carry.past:
+            return self.step(problem, x, t, s, carry, noise)
+        return super().to_data(problem, x, t, s, carry, noise)
+
 
 @solvers.register(
     "adams",
@@ -169,6 +174,11 @@ class FixedWeights(Multistep):
     @property
     def declared_order(self) -> float:
         return min(self.order, 2)
+
+    def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Memory, noise: Noise | None) -> Step:
+        if not carry.past:
+            return super().to_data(problem, x, t, s, carry, noise)
+        return Multistep.step(self, problem, x, t, s, carry, noise)
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return Row(1.0, [(s.ratio - past[0].ratio) * weight for weight in FIXED[len(past) - 1]])

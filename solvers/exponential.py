@@ -54,9 +54,9 @@ class Exponential(Multistep):
 
 
 def two_point(moments: Sequence[float], lams: Sequence[float], variant: str) -> Sequence[float]:
-    """Weights of (q, q_1): m0 q + w (q - q_1) h / h_1, w = m0 / 2 (``midpoint``) or the line's moment m1."""
+    """Weights of (q, q_1): m0 q + w (q - q_1) h / h_1, w the line's moment m1 or, as most releases have it, m0 / 2."""
     s, t, before = lams
-    weight = (moments[0] / 2 if variant == "midpoint" else moments[1]) * (s - t) / (t - before)
+    weight = (moments[1] if variant in ("exact", "heun") else moments[0] / 2) * (s - t) / (t - before)
     return moments[0] + weight, -weight
 
 
@@ -113,7 +113,7 @@ class DPMpp2M(Exponential):
 class DPMpp3M(Exponential):
     """DPM-Solver++(3M): three predictions of x0, interpolated by a parabola in lam.
 
-    ``released`` halves the second difference, as the released code does: order 2.
+    ``released`` halves the second difference, and steps by two predictions as ``dpmpp_2m`` does: the released code.
     """
 
     variant: Literal["exact", "released"] = "exact"

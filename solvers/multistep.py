@@ -99,7 +99,8 @@ class Multistep(Solver):
         prediction = problem.predict(x, t)
         past = ((t, quantity(prediction, t, self.quantity)), *carry.past)
         if carry.weights:
-            x = self.corrected(problem, x, past, carry.weights)
+            seen = past[: carry.remaining + 2] if self.lower_order_final else past
+            x = self.corrected(problem, x, seen, carry.weights)
             if self.evaluate_again:
                 past = ((t, quantity(problem.predict(x, t), t, self.quantity)), *carry.past)
         if self.start == "runge_kutta" and len(past) < self.depth - 1:
@@ -167,6 +168,9 @@ def adams(
     and atan r. eta > 0 is the SDE of that eta, in x0 (scale sigma r^(eta^2)) or eps. The integrals are
     Gauss-Legendre sums in lam, to rounding.
     """
+    if name == "eps" and coordinate == "ratio" and eta == 0:  # finite at sigma = 0 too
+        h, at = s.ratio - t.ratio, [(node.ratio - t.ratio) for node in nodes]
+        return Row(1.0, [h * float(GAUSS[1] @ lagrange(at, j, h * GAUSS[0])) for j in range(len(nodes))])
     rate, h = 1 + eta**2, s.lam - t.lam
     lams = t.lam + h * GAUSS[0]
     r = np.exp(-lams)

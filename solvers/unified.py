@@ -126,13 +126,15 @@ class SASolver(Multistep):
     """SA-Solver: stochastic Adams, predictor and corrector, with noise of strength eta where the ratio lies in a range.
 
     The corrector of order k uses the newest prediction and k - 1 before it; 0 leaves it out. ``pece`` evaluates again
-    after it: two evaluations a step.
+    after it: two evaluations a step. ``few_steps`` weighs the difference of two predictions of x0 by (1 + eta^2) h / 2
+    instead of its integral, as the released code does.
     """
 
     predictor_order: int = 3
     corrector_order: int = 4
     eta: float = 1.0
     ratios: tuple[float, ...] = (0.0, math.inf)
+    variant: Literal["exact", "few_steps"] = "exact"
     pece: bool = False
     quantity: Literal["x0", "eps"] = "x0"
     lower_order_final: bool = False
@@ -179,5 +181,13 @@ class SASolver(Multistep):
         return self.integral(problem, past[0], past[1], past[: self.corrector_order]).weights
 
     def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
-        inside = self.ratios[0] <= t.ratio <= self.ratios[1]
-        return adams(problem, s, t, nodes, self.quantity, "lam", self.eta if inside else 0.0)
+        eta = self.eta if self.ratios[0] <= t.ratio <= self.ratios[1] else 0.0
+        row = adams(problem, s, t, nodes, self.quantity, "lam", eta)
+        if self.variant == "exact" or self.quantity == "eps" or len(nodes) != 2:
+            return row
+        # of the difference of the newer prediction and the older: h' is the way from the older
+        newer, older = nodes
+        share = (1 + eta**2) * (s.lam - t.lam) / 2 * (s.lam - t.lam) / (newer.lam - older.lam)
+        return row._replace(
+            weights=(sum(row.weights) + share, -share) if newer is t else (share, sum(row.weights) - share)
+        )
