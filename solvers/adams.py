@@ -33,7 +33,8 @@ class Polynomial(Multistep):
         return adams(problem, s, t, nodes, self.quantity, self.coordinate)
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Memory, noise: Noise | None) -> Step:
-        if (self.quantity, self.coordinate) == ("eps", "ratio") and carry.past:
+        started = len(carry.past) >= (self.depth - 1 if self.start == "runge_kutta" else 1)
+        if (self.quantity, self.coordinate) == ("eps", "ratio") and started:
             return self.step(problem, x, t, s, carry, noise)
         return super().to_data(problem, x, t, s, carry, noise)
 
@@ -172,7 +173,7 @@ class FixedWeights(Multistep):
         return self.order
 
     @property
-    def declared_order(self) -> float:
+    def full_order(self) -> float:
         return min(self.order, 2)
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Memory, noise: Noise | None) -> Step:

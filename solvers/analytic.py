@@ -14,7 +14,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from .grids import Schedule
-from .types import Node, Prediction
+from .types import Node, Prediction, Rows
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -111,11 +111,11 @@ class Mixture:
 class GaussianData:
     """x0 ~ N(0, v): the law of x_t is known, and the outcome of every linear solver is Gaussian.
 
-    v is far from 0.5, where the leading error of Euler-Maruyama on the VE path happens to vanish.
+    v may be (B, 1), a variance for each row: an error whose leading term happens to vanish at one shows at another.
     """
 
     schedule: Schedule
-    v: float = 0.04
+    v: Any = 0.04
 
     def node(self, t: float) -> Node:
         """The path at t."""
@@ -125,8 +125,12 @@ class GaussianData:
         """The path where log(alpha / sigma) = lam."""
         return self.schedule(self.schedule.t_of_lam(lam))
 
-    def variance(self, node: Node) -> float:
-        """Var x_t."""
+    def select(self, rows: Rows) -> GaussianData:
+        """The problem of some rows."""
+        return GaussianData(self.schedule, self.v[rows]) if isinstance(self.v, Tensor) else self
+
+    def variance(self, node: Node) -> Any:
+        """Var x_t, a float or (B, 1) as v is."""
         return node.alpha**2 * self.v + node.sigma**2
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
@@ -137,16 +141,23 @@ class GaussianData:
 
 
 class OrthogonalNoise:
-    """The k-th draw is sqrt(d) e_k: |z| = sqrt(d), and different draws are orthogonal."""
+    """The k-th draw of a row is sqrt(d) e_k: |z| = sqrt(d), and different draws are orthogonal."""
 
-    def __init__(self, d: int) -> None:
-        self.d, self.drawn = d, 0
+    def __init__(self, d: int, rows: int = 1) -> None:
+        self.d, self.drawn = d, torch.zeros(rows, dtype=torch.long)
+        self.rows = torch.arange(rows)
 
     def __call__(self, t: Node, s: Node) -> Tensor:
-        z = torch.zeros(1, self.d, dtype=torch.float64)
-        z[0, self.drawn] = math.sqrt(self.d)
-        self.drawn += 1
+        z = torch.zeros(len(self.rows), self.d, dtype=torch.float64)
+        z[torch.arange(len(self.rows)), self.drawn[self.rows]] = math.sqrt(self.d)
+        self.drawn[self.rows] += 1
         return z
+
+    def select(self, rows: Rows) -> OrthogonalNoise:
+        """The noise of some rows; their draws go on counting."""
+        part = OrthogonalNoise(self.d, 0)
+        part.drawn, part.rows = self.drawn, self.rows[rows]
+        return part
 
 
 def exact_solution(problem: Mixture, x: Tensor, start: Node, end: Node) -> Tensor:

@@ -7,8 +7,11 @@ here the SDE and the denoiser say them. What has no counterpart is refused.
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Any
+
+import numpy as np
 
 from .errors import InputError, unknown
 
@@ -28,16 +31,17 @@ CLASSES: dict[str, str] = {
     "EulerAncestralDiscreteScheduler": "euler_ancestral",
     "EulerDiscreteScheduler": "euler",
     "FlowMatchEulerDiscreteScheduler": "euler",
-    "FlowMatchHeunDiscreteScheduler": "heun",
+    "FlowMatchHeunDiscreteScheduler": "heun(quantity=velocity)",
     "HeunDiscreteScheduler": "heun",
     "IPNDMScheduler": "ipndm",
     "KDPM2AncestralDiscreteScheduler": "dpm_2_ancestral",
     "KDPM2DiscreteScheduler": "dpm_2",
     "LMSDiscreteScheduler": "lms",
     "PNDMScheduler": "pndm",
-    "SASolverScheduler": "sa_solver(predictor_order=2, corrector_order=2)",
+    "SASolverScheduler": "sa_solver(predictor_order=2, corrector_order=2, variant=few_steps, "
+    "ratios=[0.721435, 25.8407], lower_order_final=True)",
     "ScoreSdeVeScheduler": "pc(corrector=langevin(snr=0.15))",
-    "UniPCMultistepScheduler": "uni_pc_bh2(order=2)",
+    "UniPCMultistepScheduler": "uni_pc_bh2(order=2, lower_order_final=True)",
 }
 
 # (algorithm_type, solver_order) of diffusers' DPM-Solver classes
@@ -48,7 +52,7 @@ MULTISTEP: dict[tuple[str, int], str] = {
     ("dpmsolver++", 1): "ddim",
     ("dpmsolver++", 2): "dpmpp_2m",
     ("dpmsolver++", 3): "dpmpp_3m(variant=released, start=lower)",
-    ("sde-dpmsolver", 1): "seeds_1",
+    ("sde-dpmsolver", 1): "seeds_1(quantity=eps)",
     ("sde-dpmsolver", 2): "dpm_solver_2m(eta=1.0)",
     ("sde-dpmsolver++", 1): "euler_ancestral",
     ("sde-dpmsolver++", 2): "dpmpp_2m_sde",
@@ -62,6 +66,8 @@ SINGLESTEP: dict[tuple[str, int], str] = {
     ("dpmsolver++", 2): "dpmpp_2s(mode=grid)",
     ("dpmsolver++", 3): "dpmpp_3s(mode=grid)",
     ("sde-dpmsolver++", 1): "euler_ancestral",
+    ("sde-dpmsolver++", 2): "dpmpp_2s(mode=grid, eta=1.0)",
+    ("sde-dpmsolver++", 3): "dpmpp_3s(mode=grid, eta=1.0)",
 }
 
 # flags that tell of the model and its chain, not of the solver: the SDE and the denoiser say those here
@@ -91,15 +97,20 @@ REFUSED = frozenset(
 )  # fmt: skip
 # solvers with the option lower_order_final
 LOWERING = (
-    "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m", "dpm_solver_3m", "uni_pc", "uni_pc_bh2",
-    "deis", "sa_solver",
+    "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m", "dpm_solver_3m", "dpmpp_2s", "dpmpp_3s",
+    "dpm_solver_2", "dpm_solver_3", "uni_pc", "uni_pc_bh2", "deis", "sa_solver",
 )  # fmt: skip
+# classes that lower the order at the end unless told not to; others do so below 15 steps, or not at all
+ALWAYS_LOWERING = ("UniPC", "SASolver")
 # classes that leave out the last of N + 1 points
 SKIPPING = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPC", "DEIS", "SASolver")
 
 
 def read(name: str, text: str) -> tuple[str, str | None]:
     """The solver's spec and the grid's, if a flag names one, of a class and the text of its flags.
+
+    The multistep DPM-Solver and DEIS classes lower the order of the last steps below 15 steps. The number of steps is
+    no flag, so ``lower_order_final`` stands in the spec only where it is given; write it for a solve that short.
 
     >>> read("DPMSolverMultistepScheduler", "algorithm_type=sde-dpmsolver++, use_karras_sigmas=True, solver_type=heun")
     ('dpmpp_2m_sde(variant=heun)', 'karras')
@@ -109,8 +120,9 @@ def read(name: str, text: str) -> tuple[str, str | None]:
     """
     flags = _flags(name, text)
     solver, options = _solver(name, flags)
-    if "lower_order_final" in flags and solver.partition("(")[0] in LOWERING:
-        options["lower_order_final"] = flags["lower_order_final"]
+    lower = flags.get("lower_order_final", name.startswith(ALWAYS_LOWERING))
+    if lower and solver.partition("(")[0] in LOWERING:
+        options["lower_order_final"] = True
     return _with(solver, options), _grid(name, flags)
 
 
@@ -130,7 +142,8 @@ def _flags(name: str, text: str) -> dict[str, Any]:
 
 
 def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    spec, options = CLASSES[name], {}
+    spec = CLASSES[name]
+    options: dict[str, Any] = {}
     if "DPMSolverMultistep" in name or "DPMSolverSinglestep" in name:
         table = SINGLESTEP if "Singlestep" in name else MULTISTEP
         kind = flags.get("algorithm_type", "sde-dpmsolver++" if name.startswith("Cosine") else "dpmsolver++")
@@ -142,10 +155,12 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             )
         spec = table[kind, order]
         if flags.get("solver_type") == "heun" and order > 1:
-            if table is SINGLESTEP:
-                options["variant"] = "taylor"
-            elif order == 2:  # order 3 has one form
-                options["variant"] = "heun"
+            if order == 3 and (table is MULTISTEP or kind.startswith("sde")):
+                raise InputError(
+                    f"{name}: algorithm_type={kind} of order 3 has no counterpart with solver_type=heun; "
+                    "with midpoint it has"
+                )
+            options["variant"] = "taylor" if table is SINGLESTEP else "heun"
     elif name.startswith("UniPC"):
         spec = "uni_pc" if flags.get("solver_type") == "bh1" else "uni_pc_bh2"
         options["order"] = flags.get("solver_order", 2)
@@ -155,8 +170,9 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         spec, options = "deis", {"variant": "logrho", "order": flags.get("solver_order", 2)}
     elif name.startswith("SASolver"):
         spec, options = "sa_solver", {key: flags.get(key, 2) for key in ("predictor_order", "corrector_order")}
-        if flags.get("algorithm_type") == "noise_prediction":
-            options["quantity"] = "eps"
+        in_eps = flags.get("algorithm_type") == "noise_prediction"
+        options |= {"quantity": "eps"} if in_eps else {"variant": "few_steps"}
+        options["ratios"] = _noisy_ratios(flags)
     elif name.startswith("PNDM") and flags.get("skip_prk_steps"):
         spec = "plms"
     elif name.startswith("DDPM") and "variance_type" in flags:
@@ -175,9 +191,28 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return spec, options
 
 
+def _noisy_ratios(flags: dict[str, Any]) -> list[float]:
+    """sigma / alpha at the training times 199.5 and 800.5: SASolverScheduler's noise is that of 200 <= t <= 800."""
+    count, kind = flags.get("num_train_timesteps", 1000), flags.get("beta_schedule", "linear")
+    power = 2 if kind == "scaled_linear" else 1
+    first, last = (
+        flags.get(key, default) ** (1 / power) for key, default in (("beta_start", 1e-4), ("beta_end", 0.02))
+    )
+    betas = np.linspace(first, last, count) ** power
+    if kind == "squaredcos_cap_v2":
+        kept = np.cos((np.linspace(0, 1, count + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
+        betas = np.minimum(1 - kept[1:] / kept[:-1], 0.999)
+    betas = np.array(flags.get("trained_betas", betas))
+    ratios = np.sqrt(1 / np.cumprod(1 - betas) - 1)
+    if flags.get("use_flow_sigmas"):
+        ratios = np.arange(count) / (count - np.arange(count))
+    ends = np.interp((199.5, 800.5), np.arange(len(ratios)), ratios, right=math.inf)
+    return [float(f"{end:.6g}") for end in ends]
+
+
 def _grid(name: str, flags: dict[str, Any]) -> str | None:
     options: dict[str, Any] = {}
-    if flags.get("final_sigmas_type") == "sigma_min":
+    if flags.get("final_sigmas_type") == "sigma_min" or name.startswith("SASolver"):
         options["end"] = "t_min"
     schedule = flags.get("sigma_schedule")
     if flags.get("use_karras_sigmas") or schedule == "karras" or ("rho" in flags and schedule is None):

@@ -83,7 +83,7 @@ class ERSDE(Multistep):
         return self.noise_scale != "ode" and self.s_noise > 0
 
     @property
-    def declared_order(self) -> float:
+    def full_order(self) -> float:
         return min(self.order, 2)
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:

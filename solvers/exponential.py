@@ -122,8 +122,8 @@ class DPMpp3M(Exponential):
     depth: ClassVar[int] = 3
 
     @property
-    def declared_order(self) -> float:
-        return 2 if self.variant == "released" else super().declared_order
+    def full_order(self) -> float:
+        return 2 if self.variant == "released" else super().full_order
 
 
 @solvers.register(
@@ -175,7 +175,7 @@ class DPMpp3MSDE(Exponential):
     depth: ClassVar[int] = 3
 
     @property
-    def declared_order(self) -> float:
+    def full_order(self) -> float:
         return 1 if self.variant == "flipped" else 2
 
 
@@ -218,5 +218,5 @@ class DPMSolver3M(Exponential):
     quantity: ClassVar[Quantity] = "eps"  # type: ignore[misc]
 
     @property
-    def declared_order(self) -> float:
-        return 2 if self.variant == "released" or self.stochastic else super().declared_order
+    def full_order(self) -> float:
+        return 2 if self.variant == "released" or self.stochastic else super().full_order

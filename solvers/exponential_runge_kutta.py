@@ -106,12 +106,14 @@ class ExponentialRungeKutta(Solver):
     In ``mode="grid"`` the stages are the grid's own nodes, at one evaluation an interval: in a group of p intervals the
     k-th is stepped from the group's start with the k predictions made by then. Intervals that fill no group are taken
     with lower orders at the end, and so is the last group with ``lower_order_final``, or if the grid ends at sigma = 0.
-    What a hook changes inside a group reaches the predictions alone.
+    What a hook changes inside a group reaches the predictions alone. With eta > 0 each interval draws the noise of the
+    whole way from the group's start anew, apart from the noise of the others: weak order 1.
     """
 
     mode: str = "singlestep"
     variant: str = "dpmsolver"
     lower_order_final: bool = False
+    eta: float = 0.0
 
     def scheme(self) -> Scheme:
         """The method's numbers."""
@@ -127,7 +129,7 @@ class ExponentialRungeKutta(Solver):
 
     @property
     def declared_order(self) -> float:
-        return min(self.order, 2) if self.mode == "grid" else self.order
+        return min(self.order, 1 if self.stochastic else 2) if self.mode == "grid" else self.order
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Group | None:
         if self.mode != "grid":
@@ -139,7 +141,7 @@ class ExponentialRungeKutta(Solver):
         first = problem.predict(x, t)
         if carry is None:
             return Step(self.advance(problem, x, t, s, first, noise))
-        return self._interval(x, t, s, carry, first)
+        return self._interval(x, t, s, carry, first, noise)
 
     def advance(
         self, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction, noise: Noise | None = None
@@ -162,7 +164,7 @@ class ExponentialRungeKutta(Solver):
             predictions.append(scheme.of(problem.predict(x_node, node)))
         return x_node
 
-    def _interval(self, x: Tensor, t: Node, s: Node, group: Group, first: Prediction) -> Step:
+    def _interval(self, x: Tensor, t: Node, s: Node, group: Group, first: Prediction, noise: Noise | None) -> Step:
         scheme = self.scheme()
         order = group.plan[0]
         if order == 1 or group.x is None:
@@ -173,7 +175,11 @@ class ExponentialRungeKutta(Solver):
         fractions = [(node.lam - start.lam) / h for node in group.nodes[1:]]
         last = not group.plan or group.plan[0] == 1
         weights = lagrange_weights(order, fractions, scheme.rate() * h, self.grid_variant(last))
-        return Step(scheme.move(group.x, start, s, weights, group.predictions), group)
+        moved = scheme.move(group.x, start, s, weights, group.predictions)
+        if scheme.eta:
+            assert noise is not None
+            moved = moved + scheme.noise(start, s, s) * noise(t, s)
+        return Step(moved, group)
 
     def grid_variant(self, last: bool) -> str:
         """The weights of a group's interval, its last one or another."""

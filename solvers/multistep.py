@@ -75,6 +75,11 @@ class Multistep(Solver):
 
     @property
     def declared_order(self) -> float:
+        return min(self.full_order, 2) if self.lower_order_final else self.full_order  # the last step is Euler's
+
+    @property
+    def full_order(self) -> float:
+        """The order without ``lower_order_final``."""
         return min(self.depth, {"lower": 2, "corrector": 3, "runge_kutta": self.depth}[self.start])
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:

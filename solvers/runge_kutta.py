@@ -1,4 +1,8 @@
-"""Runge-Kutta methods in the coordinates where every Gaussian path has the same ODE, d(x / alpha) / d ratio = eps."""
+"""Runge-Kutta methods in coordinates where every Gaussian path has the same ODE.
+
+With a scale c of the state, y = x / c and m = sigma / c: dy / dm = eps for c = alpha, and eps - x0, the velocity of the
+straight line, for c = alpha + sigma, since there y = (1 - m) x0 + m eps.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from .errors import InputError
+from .multistep import Quantity, quantity
 from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
 
 
@@ -56,8 +61,11 @@ class Explicit(Solver):
     """An explicit Runge-Kutta method; a subclass says its tableau for an interval.
 
     With h = ratio_s - ratio_t and stages eps_i at ratio_t + c_i h:
-    x_s / alpha_s = x / alpha_t + h sum_i b_i eps_i.
+    x_s / alpha_s = x / alpha_t + h sum_i b_i eps_i. With ``quantity="velocity"`` the same of eps - x0, with
+    alpha + sigma in the place of alpha.
     """
+
+    quantity: Quantity = "eps"
 
     def tableau_of(self, t: Node, s: Node) -> Tableau:
         """The tableau of the step from t to s."""
@@ -68,20 +76,26 @@ class Explicit(Solver):
 
     def advance(self, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
         """The state (B, *) at s from x (B, *) at t and the prediction already made there; sigma_s > 0."""
-        tableau, h = self.tableau_of(t, s), s.ratio - t.ratio
-        slopes = [first.eps]
+        straight = self.quantity == "velocity"
+
+        def scale(node: Node) -> float:
+            return node.alpha + node.sigma if straight else node.alpha
+
+        def move(node: Node, weights: tuple[float, ...]) -> Tensor:
+            y = (scale(node) / scale(t)) * x
+            for weight, slope in zip(weights, slopes, strict=True):
+                if weight:
+                    y = y + (scale(node) * h * weight) * slope
+            return y
+
+        tableau, start = self.tableau_of(t, s), t.sigma / scale(t)
+        h = s.sigma / scale(s) - start
+        slopes = [quantity(first, t, self.quantity)]
         for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
-            node = s if c == 1 else problem.node_of_lam(-math.log(t.ratio + c * h))
-            slopes.append(problem.predict(_move(x, t, node, h, row, slopes), node).eps)
-        return _move(x, t, s, h, tableau.b, slopes)
-
-
-def _move(x: Tensor, t: Node, s: Node, h: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    x = (s.alpha / t.alpha) * x
-    for weight, eps in zip(weights, slopes, strict=True):
-        if weight:
-            x = x + (s.alpha * h * weight) * eps
-    return x
+            m = start + c * h
+            node = s if c == 1 else problem.node_of_lam(-math.log(m / (1 - m) if straight else m))
+            slopes.append(quantity(problem.predict(move(node, row), node), node, self.quantity))
+        return move(s, tableau.b)
 
 
 class RungeKutta(Explicit):
@@ -111,17 +125,24 @@ class Euler(RungeKutta):
 
 @solvers.register(
     "heun",
-    aliases=("HeunDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"),
+    aliases=("HeunDiscreteScheduler",),
     kind="ODE",
     order=2,
     evaluations=2,
     reference="Karras et al. 2022, arXiv:2206.00364, algorithm 1",
     formula="x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) (eps + eps') / 2, eps' at Euler's x_s",
     equals=("rho_rk",),
+    note="quantity=velocity averages eps - x0 over sigma / (alpha + sigma), as flow-matching code does",
 )
 @dataclass(frozen=True)
 class Heun(RungeKutta):
-    """Heun's method, EDM's deterministic sampler."""
+    """Heun's method, EDM's deterministic sampler; with ``quantity="velocity"``, of flow matching.
+
+    With v = eps - x0 and c = alpha + sigma: x_s / c_s = x / c_t + (sigma_s / c_s - sigma_t / c_t) (v + v') / 2, v' at
+    Euler's x_s. On the straight path c = 1, and this is Heun's method in time.
+    """
+
+    quantity: Literal["eps", "velocity"] = "eps"
 
     tableau: ClassVar[Tableau] = HEUN
 

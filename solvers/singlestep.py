@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from .errors import InputError
 from .exponential_runge_kutta import (
     ExponentialRungeKutta,
     Kind,
@@ -18,6 +19,14 @@ from .exponential_runge_kutta import (
 from .types import solvers
 
 Mode = Literal["singlestep", "grid"]
+APART = "with eta > 0 its intervals draw noise apart, of order 1: dpmpp_sde is better"
+
+
+def _check(solver: ExponentialRungeKutta, fractions: tuple[str, ...]) -> None:
+    check_options(solver, fractions, ordered=len(fractions) > 1)
+    if solver.eta and solver.mode != "grid":
+        name = solvers.info_of(solver).name
+        raise InputError(f"{name}: eta goes with mode=grid alone; take dpmpp_sde(eta={solver.eta:g})")
 
 
 @dataclass(frozen=True)
@@ -31,10 +40,10 @@ class _TwoStages(ExponentialRungeKutta):
     kind: ClassVar[Kind] = "eps"
 
     def __post_init__(self) -> None:
-        check_options(self, ("r1",))
+        _check(self, ("r1",))
 
     def scheme(self) -> Scheme:
-        return two_stages(self.kind, self.r1, self.variant)
+        return two_stages(self.kind, self.r1, self.variant, eta=self.eta)
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,7 @@ class _ThreeStages(ExponentialRungeKutta):
     kind: ClassVar[Kind] = "eps"
 
     def __post_init__(self) -> None:
-        check_options(self, ("r1", "r2"), ordered=True)
+        _check(self, ("r1", "r2"))
 
     @property
     def order(self) -> float:
@@ -57,7 +66,7 @@ class _ThreeStages(ExponentialRungeKutta):
         return 3.0 if abs(self.r2 - 2 / 3) < 1e-9 else 2.0
 
     def scheme(self) -> Scheme:
-        return three_stages(self.kind, self.r1, self.r2, self.variant)
+        return three_stages(self.kind, self.r1, self.r2, self.variant, eta=self.eta)
 
 
 @solvers.register(
@@ -142,43 +151,49 @@ class DPMFast(ExponentialRungeKutta):
 @solvers.register(
     "dpmpp_2s",
     aliases=("dpm++2s",),
-    kind="ODE",
+    kind="ODE/SDE",
     order=2,
     evaluations=2,
     native="x0",
     reference="Lu et al. 2022, arXiv:2211.01095, algorithm 1",
     formula="x_s = (sigma_s / sigma_t) x + alpha_s phi1(h) x0_m, x0_m at the middle of the step in lam",
-    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval",
+    note=f"mode=grid: the stages are the grid's nodes, 1 evaluation an interval; {APART}",
 )
 @dataclass(frozen=True)
 class DPMpp2S(_TwoStages):
     """DPM-Solver++(2S): x0 at t and at r1 of the step in lam, interpolated linearly.
 
     x_s / alpha_s = e^-h x / alpha_t + phi1(h) x0 + w (x0_1 - x0) / r1, w = phi1(h) / 2 (``dpmsolver``) or phi2(h)
-    (``taylor``). Raises InputError for r1 outside (0, 1].
+    (``taylor``). In ``mode="grid"``, eta > 0 is the reverse SDE: H = (1 + eta^2) h for h, and noise for each interval.
+    Raises InputError for r1 outside (0, 1], or eta with stages inside the step.
     """
 
+    eta: float = 0.0
     kind: ClassVar[Kind] = "x0"
 
 
 @solvers.register(
     "dpmpp_3s",
     aliases=("dpm++3s",),
-    kind="ODE",
+    kind="ODE/SDE",
     order=3,
     evaluations=3,
     native="x0",
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B; the stages of arXiv:2206.00927, algorithm 2",
     formula="x_s = (sigma_s / sigma_t) x + alpha_s (phi1(h) x0 + phi2(h) (x0_2 - x0) / r2)",
     equals=("res_3s(c2=0.3333333333333333, c3=0.6666666666666666)",),
-    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval; order 2, that of the last intervals",
+    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval; order 2, that of the last intervals; "
+    + APART,
 )
 @dataclass(frozen=True)
 class DPMpp3S(_ThreeStages):
     """DPM-Solver++(3S): x0 at t and at r1 and r2 of the step in lam.
 
     ``dpmsolver`` ends with the line through x0 and x0_2, ``taylor`` with the parabola through all three; both are of
-    order 3 at r2 = 2/3 and of order 2 elsewhere. Raises InputError unless 0 < r1 < r2 <= 1.
+    order 3 at r2 = 2/3 and of order 2 elsewhere. In ``mode="grid"``, eta > 0 is the reverse SDE: H = (1 + eta^2) h
+    for h, and noise for each interval. Raises InputError unless 0 < r1 < r2 <= 1, or for eta with stages inside the
+    step.
     """
 
+    eta: float = 0.0
     kind: ClassVar[Kind] = "x0"

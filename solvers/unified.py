@@ -36,9 +36,9 @@ class Unified(Multistep):
         return self.order if self.correct else self.order - 1
 
     @property
-    def declared_order(self) -> float:
+    def full_order(self) -> float:
         if not self.correct:
-            return super().declared_order
+            return super().full_order
         return min(self.order + 1, 4 if self.start == "runge_kutta" else 3)
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
@@ -169,7 +169,7 @@ class SASolver(Multistep):
         return self.pece
 
     @property
-    def declared_order(self) -> float:
+    def full_order(self) -> float:
         return min(max(self.predictor_order, self.corrector_order), 2)
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:

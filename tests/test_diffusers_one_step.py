@@ -169,29 +169,20 @@ def test_flow_match_euler(shift: float, steps: int) -> None:
     assert parity(scheduler, "euler", steps, nodes=nodes, path=FLOW, reading="flow_prediction") < TOLERANCE
 
 
-class Velocity(Model):
-    """A flow whose time is sigma, for methods that step in time; the network's is 1000 sigma."""
-
-    def __init__(self) -> None:
-        net = network("flow_prediction")
-        super().__init__(FLOW, lambda x, t: net(x, 1000 * t), "flow_prediction")
-
-    def node(self, t: float) -> Node:
-        return FLOW.node(t, t)
-
-
 @pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_match_heun(shift: float, steps: int) -> None:
-    # the mean of two velocities in sigma, where ``heun`` takes that of two eps in sigma / alpha
     scheduler = FlowMatchHeunDiscreteScheduler(shift=shift)
     scheduler.sigma_max = 0.99
     scheduler.set_timesteps(steps)
-    nodes = tuple(FLOW.node(node.sigma, node.sigma) for node in sigma_nodes(scheduler, FLOW))
-    problem, net = Velocity(), network("flow_prediction")
-    x = start()
-    theirs = run(scheduler, net, x)[-1]
-    assert difference(solve(make("torchdiffeq(method=heun2)"), problem, x, nodes).x, theirs) < TOLERANCE
+    nodes, reading = sigma_nodes(scheduler, FLOW), "flow_prediction"
+    assert parity(scheduler, "heun(quantity=velocity)", steps, nodes=nodes, path=FLOW, reading=reading) < TOLERANCE
+    assert difference(*(heun_on(nodes, quantity) for quantity in ("eps", "velocity"))) > 10 * TOLERANCE
+
+
+def heun_on(nodes: tuple[Node, ...], quantity: str) -> Tensor:
+    problem = Model(FLOW, network("flow_prediction"), "flow_prediction")
+    return solve(make(f"heun(quantity={quantity})"), problem, start(), nodes).x
 
 
 @pytest.mark.parametrize("steps", STEPS)

@@ -84,6 +84,18 @@ def test_dpm_solver_sde_of_order_one() -> None:
         assert parity(scheduler, "ddpm", steps) < TOLERANCE, (grid, prediction, steps)
 
 
+@pytest.mark.parametrize(("order", "kind"), [(2, "midpoint"), (2, "heun"), (3, "midpoint")])
+def test_dpm_solver_sde(order: int, kind: str) -> None:
+    # order 3 by heun has a wrong sign: test_diffusers_differences.py
+    solver = f"{NAMES['dpmsolver++', order]}(mode=grid, variant={VARIANTS[kind]}, eta=1)"
+    grids: tuple[dict[str, Any], ...] = ({}, {"use_karras_sigmas": True})
+    for grid, prediction, steps in product(grids, PREDICTIONS, (*STEPS, 12)):
+        flags = {"solver_order": order, "solver_type": kind, "prediction_type": prediction} | grid
+        scheduler = DPMSolverSinglestepScheduler(algorithm_type="sde-dpmsolver++", **flags)
+        assert parity(scheduler, solver, steps) < TOLERANCE, (flags, steps)
+        assert parity(scheduler, solver, steps, exact=True) < EXACT, (flags, steps)
+
+
 @pytest.fixture
 def brownian(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Any]:
     """Imports a scheduler that needs torchsde, which an empty module stands in for."""

@@ -10,6 +10,7 @@ import diffusers
 import pytest
 import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
+from diffusers_oracle import SCALED, TOLERANCE, VP, parity
 
 import scoresde
 import solvers
@@ -206,6 +207,8 @@ OTHERS = {
     "dpmpp_2m_sde_heun(variant=midpoint)": ("dpmpp_2m_sde(variant=midpoint)", None),
     "package.module:Mine(eta=1)": ("package.module:Mine(eta=1)", None),
 }
+TO_LEAST = {"final_sigmas_type": "sigma_min"}
+NOISY = "ratios=[0.721435, 25.8407]"  # between the times 199 and 200, and 800 and 801, of the default betas
 DIFFUSERS = {
     "DPMSolverMultistepScheduler": ("dpmpp_2m", None),
     "DPMSolverMultistepScheduler(algorithm_type=sde-dpmsolver++, solver_order=2, use_karras_sigmas=True, "
@@ -225,17 +228,37 @@ DIFFUSERS = {
         "dpmpp_2m",
         "leading(steps_offset=1, skip_last=True)",
     ),
+    "DPMSolverMultistepScheduler(algorithm_type=sde-dpmsolver, solver_order=1)": ("seeds_1(quantity=eps)", None),
     "DPMSolverSinglestepScheduler(solver_order=3, solver_type=heun)": ("dpmpp_3s(mode=grid, variant=taylor)", None),
+    "DPMSolverSinglestepScheduler(lower_order_final=True)": ("dpmpp_2s(mode=grid, lower_order_final=True)", None),
+    "DPMSolverSinglestepScheduler(algorithm_type=dpmsolver, solver_order=3, lower_order_final=True)": (
+        "dpm_solver_3(mode=grid, lower_order_final=True)",
+        None,
+    ),
+    "DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver++, solver_type=heun)": (
+        "dpmpp_2s(mode=grid, eta=1.0, variant=taylor)",
+        None,
+    ),
+    "DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver++, solver_order=3)": (
+        "dpmpp_3s(mode=grid, eta=1.0)",
+        None,
+    ),
     "EDMDPMSolverMultistepScheduler(rho=5)": ("dpmpp_2m", "karras(rho=5)"),
     "EDMEulerScheduler(rho=7.0, sigma_schedule=exponential)": ("euler", "logsnr(end=zero)"),
     "DEISMultistepScheduler(solver_order=3)": ("deis(variant=logrho, order=3)", None),
     "UniPCMultistepScheduler(solver_type=bh1, solver_order=3, predict_x0=False)": (
-        "uni_pc(order=3, quantity=eps)",
+        "uni_pc(order=3, quantity=eps, lower_order_final=True)",
         None,
     ),
+    "UniPCMultistepScheduler": ("uni_pc_bh2(order=2, lower_order_final=True)", None),
+    "UniPCMultistepScheduler(lower_order_final=False)": ("uni_pc_bh2(order=2)", None),
     "SASolverScheduler(predictor_order=3, corrector_order=4)": (
-        "sa_solver(predictor_order=3, corrector_order=4)",
+        f"sa_solver(predictor_order=3, corrector_order=4, variant=few_steps, {NOISY}, lower_order_final=True)",
         None,
+    ),
+    "SASolverScheduler(algorithm_type=noise_prediction, lower_order_final=False, timestep_spacing=linspace)": (
+        f"sa_solver(predictor_order=2, corrector_order=2, quantity=eps, {NOISY})",
+        "linspace(end=t_min, skip_last=True)",
     ),
     "PNDMScheduler(skip_prk_steps=True)": ("plms", None),
     "DDPMScheduler(variance_type=fixed_large)": ("ddpm(variance=beta)", None),
@@ -245,6 +268,7 @@ DIFFUSERS = {
         "euler",
         "linspace(num_train_timesteps=100)",
     ),
+    "FlowMatchHeunDiscreteScheduler": ("heun(quantity=velocity)", None),
     "FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.1)": (
         "euler",
         "flow_shift(shift=3.0, shift_terminal=0.1)",
@@ -269,6 +293,40 @@ def test_a_label_means(label, parts):
             assert solvers.make(label) == solvers.make(solver)
 
 
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        ("DEISMultistepScheduler", {}),
+        ("DPMSolverMultistepScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"solver_type": "heun"}),
+        ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "solver_order": 3} | TO_LEAST),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver", "solver_order": 1} | TO_LEAST),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver"} | TO_LEAST),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
+        ("DPMSolverSinglestepScheduler", {"solver_order": 3, "solver_type": "heun"}),
+        ("DPMSolverSinglestepScheduler", {"lower_order_final": True} | TO_LEAST),
+        ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("HeunDiscreteScheduler", {}),
+        ("SASolverScheduler", {}),
+        ("SASolverScheduler", {"algorithm_type": "noise_prediction", "timestep_spacing": "leading"}),
+        ("SASolverScheduler", {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
+        ("SASolverScheduler", {"beta_schedule": "squaredcos_cap_v2", "lower_order_final": False}),
+        ("UniPCMultistepScheduler", {}),
+        ("UniPCMultistepScheduler", {"solver_order": 3, "lower_order_final": False} | TO_LEAST),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_class_and_its_label_draw_the_same_samples(name, flags):
+    solver, _ = resolve(f"{name}({', '.join(f'{key}={value}' for key, value in flags.items())})")
+    path = SCALED if name.startswith(("Euler", "Heun")) else VP
+    draws = torch.float32 if name.startswith("DPMSolverMultistep") else torch.float64
+    # 26 steps: even, for groups of two, and from 15 on, where no multistep class lowers the order of its own accord
+    assert parity(getattr(diffusers, name)(**flags), solver, 26, path=path, draws=draws) < TOLERANCE
+
+
 def test_labels_stand_in_options_too():
     nested = solvers.make("pc(predictor=euler_a)")
     assert nested == solvers.make("pc(predictor='Euler a')") == solvers.make("pc(predictor=euler_ancestral)")
@@ -291,7 +349,15 @@ def test_labels_stand_in_options_too():
             "no flag of DPMSolver.* 'solver_oder'; did you mean solver_order",
         ),
         ("DPMSolverMultistepScheduler(algorithm_type=sde-dpmsolver, solver_order=3)", "of order 3 has no counterpart"),
-        ("DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver++)", "of order 2 has no counterpart"),
+        ("DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver)", "of order 2 has no counterpart"),
+        (
+            "DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver++, solver_order=3, solver_type=heun)",
+            "of order 3 has no counterpart with solver_type=heun; with midpoint it has",
+        ),
+        (
+            "DPMSolverMultistepScheduler(solver_order=3, solver_type=heun)",
+            r"algorithm_type=dpmsolver\+\+ of order 3 has no counterpart with solver_type=heun",
+        ),
         ("DPMSolverMultistepScheduler(thresholding=True)", "thresholding=True has no counterpart here"),
         ("DDIMScheduler(timestep_spacing=middle)", "no timestep_spacing of DDIMScheduler 'middle'; accepted: leading"),
         ("DDPMScheduler(variance_type=learned)", "variance_type=learned has no counterpart; fixed_small, fixed_large"),

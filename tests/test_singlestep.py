@@ -9,7 +9,7 @@ from linear_response import coefficients, distance
 
 import solvers
 from solvers import InputError, Prediction, grid, make, solve
-from solvers.analytic import PATHS, VE, VP, GaussianData, Mixture
+from solvers.analytic import PATHS, RECTIFIED_FLOW, VE, VP, GaussianData, Mixture
 from solvers.conformance import measured_order
 from solvers.exponential_runge_kutta import lagrange_weights, orders
 from solvers.loop import evaluations
@@ -27,6 +27,7 @@ PAIRS = [(name, other) for name in NAMES for other in solvers.info(name).equals]
     ("dpm_2(r=0.7)", "dpm_solver_2(r1=0.7)"),
     ("res_2s(c2=0.3)", "dpmpp_2s(r1=0.3, variant=taylor)"),
     ("rho_rk(tableau=euler)", "euler"),
+    ("dpmpp_3s(mode=grid, eta=0)", "dpmpp_3s(mode=grid)"),
 ]
 
 
@@ -39,7 +40,12 @@ def test_equal_methods_have_equal_numbers(one, other, schedule):
 
 def test_the_distance_tells_methods_apart():
     nodes = grid("logsnr", VP, 5)
-    for one, other in (("seeds_1(quantity=eps)", "ddpm"), ("dpm_solver_2", "dpmpp_2s"), ("dpmpp_2s", "res_2s")):
+    for one, other in (
+        ("seeds_1(quantity=eps)", "ddpm"),
+        ("dpm_solver_2", "dpmpp_2s"),
+        ("dpmpp_2s", "res_2s"),
+        ("heun", "heun(quantity=velocity)"),
+    ):
         assert distance(make(one), make(other), nodes) > 1e-3
     assert distance(make("heun"), make("euler"), nodes) == math.inf
 
@@ -143,6 +149,8 @@ def test_order_on_a_scalar_linear_problem(spec):
         ("seeds_2(quantity=eps)", 2),
         ("seeds_3", 2),
         ("seeds_3(quantity=eps)", 2),
+        ("dpmpp_2s(mode=grid, eta=1)", 1),
+        ("dpmpp_3s(mode=grid, eta=0.5)", 1),
     ],
 )
 def test_weak_order(spec, order):
@@ -226,7 +234,14 @@ def test_orders_of_a_grid_taken_in_groups():
 
 
 @pytest.mark.parametrize(
-    "spec", ["dpm_fast", "dpm_solver_2(mode=grid)", "dpm_solver_3(mode=grid)", "dpmpp_3s(mode=grid)"]
+    "spec",
+    [
+        "dpm_fast",
+        "dpm_solver_2(mode=grid)",
+        "dpm_solver_3(mode=grid)",
+        "dpmpp_3s(mode=grid)",
+        "dpmpp_3s(mode=grid, eta=1)",
+    ],
 )
 @pytest.mark.parametrize("rule", ["logsnr", "karras"])  # to sigma > 0 and to sigma = 0
 def test_grid_mode_takes_one_evaluation_an_interval(spec, rule):
@@ -270,6 +285,30 @@ def test_second_order_grid_mode_merges_two_intervals(name, variant):
     assert torch.allclose(found, merged, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("schedule", PATHS, ids=str)
+@pytest.mark.parametrize("eta", [0.6, 1.0])
+def test_grid_mode_with_noise_is_dpmpp_sde_with_its_stage_and_end_drawn_apart(eta, schedule):
+    nodes = grid("uniform", schedule, 4)[1:4]
+    r1 = (nodes[1].lam - nodes[0].lam) / (nodes[2].lam - nodes[0].lam)
+    x = nodes[0].sigma * torch.linspace(-1, 1, 4, dtype=torch.float64).view(1, 4)
+    for variant in ("dpmsolver", "taylor"):
+        ours = make(f"dpmpp_2s(mode=grid, eta={eta}, variant={variant})")
+        merged = make(f"dpmpp_sde(noise=independent, eta={eta}, r={r1!r}, variant={variant})")
+        found = solve(ours, Mixture(schedule), x, nodes, Draws()).x
+        expected = solve(merged, Mixture(schedule), x, (nodes[0], nodes[2]), Draws()).x
+        assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_the_noise_of_a_group_of_three_has_the_variances_of_the_sde_and_no_covariance():
+    nodes = grid("quadratic", VP, 5)[1:5]
+    model, x = Still("x0", VP), torch.zeros(1, 4, dtype=torch.float64)
+    end = solve(make("dpmpp_3s(mode=grid, eta=0.7)"), model, x, nodes, Draws()).x[0]
+    states = torch.stack([*(state for _, state in model.shown[1:]), end])
+    fresh = [-math.expm1(-2 * 0.7**2 * (node.lam - nodes[0].lam)) * node.sigma**2 for node in nodes[1:]]
+    expected = torch.diag(torch.tensor(fresh, dtype=torch.float64))
+    assert torch.allclose(states @ states.T, expected, rtol=1e-12, atol=1e-15)
+
+
 @pytest.mark.parametrize("name", ["dpmpp_3s", "dpm_solver_3"])
 def test_third_order_grid_mode_merges_three_intervals(name):
     nodes, problem = grid("quadratic", VP, 5)[1:5], Mixture(VP)
@@ -299,12 +338,32 @@ def test_weights_of_every_order_sum_to_the_constant_s():
                 assert total == pytest.approx(-math.expm1(-big), rel=1e-13)
 
 
-@pytest.mark.parametrize("spec", ["dpmpp_2s", "dpmpp_3s", "dpm_solver_3", "res_3s", "heun", "rk4", "dpm_2"])
+@pytest.mark.parametrize(
+    "spec",
+    ["dpmpp_2s", "dpmpp_3s", "dpm_solver_3", "res_3s", "heun", "heun(quantity=velocity)", "rk4", "dpm_2"],
+)
 def test_advance_is_a_step_from_a_prediction_already_made(spec):
     solver, problem, (t, s) = make(spec), Mixture(VP), grid("logsnr", VP, 3)[1:3]
     x = torch.linspace(-1, 1, 5, dtype=torch.float64).view(5, 1)
     first = problem.predict(x, t)
     assert torch.equal(solver.advance(problem, x, t, s, first), solver.step(problem, x, t, s, None, None).x)
+
+
+@pytest.mark.parametrize("schedule", PATHS, ids=str)
+def test_heun_of_velocities_is_the_trapezoidal_rule_on_the_straight_path(schedule):
+    """Divided by alpha + sigma, every path is the straight one at time sigma / (alpha + sigma)."""
+    problem, (t, s) = Mixture(schedule), grid("logsnr", schedule, 3)[1:3]
+    y = torch.linspace(-1, 1, 5, dtype=torch.float64).view(5, 1)
+    a, b = t.sigma / (t.alpha + t.sigma), s.sigma / (s.alpha + s.sigma)
+
+    def velocity(y, time):
+        prediction = Mixture(RECTIFIED_FLOW).predict(y, RECTIFIED_FLOW(time))
+        return prediction.eps - prediction.x0
+
+    first = velocity(y, a)
+    expected = y + (b - a) * (first + velocity(y + (b - a) * first, b)) / 2
+    found = solve(make("heun(quantity=velocity)"), problem, (t.alpha + t.sigma) * y, (t, s)).x / (s.alpha + s.sigma)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
 
 
 def trees(tableau):
@@ -367,6 +426,10 @@ def test_res_3s_meets_the_third_stiff_condition():
         ("seeds_1(quantity=v)", "'quantity'"),
         ("rho_rk(tableau=heun4)", "did you mean heun"),
         ("dpm_2(r=0)", "dpm_2: r must lie in"),
+        ("heun(quantity=x0)", "'quantity'"),
+        ("dpmpp_2s(eta=1)", "dpmpp_2s: eta goes with mode=grid alone; take dpmpp_sde(eta=1)"),
+        ("dpmpp_3s(mode=grid, eta=-1)", "dpmpp_3s: eta must be finite and at least 0"),
+        ("dpm_solver_2(mode=grid, eta=1)", "no option of dpm_solver_2 'eta'"),
     ],
 )
 def test_bad_options_are_one_line(spec, message):
