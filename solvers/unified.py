@@ -90,7 +90,7 @@ class UniPC(Unified):
 
 @solvers.register(
     "uni_pc_bh2",
-    aliases=("unipc_bh2", "UniPCMultistepScheduler"),
+    aliases=("unipc_bh2",),
     kind="ODE",
     order=4,
     native="x0",
@@ -108,7 +108,6 @@ class UniPCBh2(UniPC):
 
 @solvers.register(
     "sa_solver",
-    aliases=("SASolverScheduler",),
     kind="SDE",
     order=2,
     stochastic=True,

@@ -28,6 +28,7 @@ VARIANTS = [
     "dpmpp_2m(variant=heun)",
     "dpmpp_2m(lower_order_final=True)",
     "dpmpp_2m_sde(eta=0.5)",
+    "dpmpp_2s(mode=grid, eta=1)",
     "dpmpp_2s(variant=taylor)",
     "dpmpp_2s_ancestral(eta=0.5)",
     "dpmpp_3m(start=runge_kutta)",
@@ -40,10 +41,13 @@ VARIANTS = [
     "dpm_solver_2m(eta=1)",
     "dpm_solver_3(mode=grid)",
     "er_sde(noise_scale=ode)",
+    "heun(quantity=velocity)",
     "lms(start=runge_kutta)",
     "rho_rk(tableau=kutta3)",
     "sa_solver(pece=True)",
+    "sa_solver(variant=few_steps)",
     "seeds_3(quantity=eps)",
+    "uni_pc(lower_order_final=True)",
     "uni_pc(quantity=eps)",
 ]
 
