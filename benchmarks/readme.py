@@ -17,7 +17,6 @@ from scoresde.results import write_atomically
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- solvers: written by benchmarks/readme.py -->", "<!-- end of solvers -->"
-BUDGETS = (5, 8, 10, 16, 20, 32, 50)
 PAGE = """\
 # Solvers
 
@@ -27,7 +26,7 @@ solver with its formula, options and an example: `scoresde solvers NAME`.
 - **order** is declared. "2 of 4": a method of order 4 that its start, weights or options hold at 2; its card says why.
 - **measured** is the least and the largest over VP, sub-VP, VE, EDM and rectified flow: of the error on a Gaussian
   mixture, or, for methods that draw noise, of the covariance on Gaussian data; both in float64, against exact answers.
-  Other libraries' integrators are measured on VP and VE alone. Over 40 to 320 steps, with noise 160 to 1280, a
+  Other libraries' integrators are measured on VP and VE alone. Over 42 to 336 steps, with noise 160 to 1280, a
   method whose leading error is small measures more than its order, and one that comes late to it a little less.
 - **NFE/step** counts the model evaluations of a step, **start** those of a run beyond its steps, on 20 steps that end
   at sigma > 0.
@@ -76,21 +75,28 @@ def equalities() -> str:
 
 
 def distances() -> str:
-    """The distance to the data by solver and budget, where that was measured."""
+    """The distance to the data by solver, problem and budget."""
     header, rows = results("steps_vs_quality.json")
-    found = {
-        (row["solver"], row["nfe_asked"]): row["sliced_wasserstein"]
-        for row in rows
-        if row.get("sliced_wasserstein") is not None and not row.get("skipped")
-    }
-    budgets = [budget for budget in BUDGETS if any(asked == budget for _, asked in found)]
+    found = {(row["solver"], row["problem"], row["nfe_asked"]): row for row in rows if not row["skipped"]}
+    problems, budgets = list(header["floor"]), sorted({asked for _, _, asked in found if asked})
+    columns = [(problem, budget) for problem in problems for budget in budgets]
     lines = []
-    for solver in dict.fromkeys(solver for solver, asked in found if asked in budgets):
-        values = (found.get((solver, budget)) for budget in budgets)
-        lines.append((code(solver), *("" if value is None else f"{value:.3f}" for value in values)))
-    value, low, high = header["floor"]["sliced_wasserstein"]
-    floor = f"Two sets of true draws are {value:.3f} apart (95 % interval {low:.3f} to {high:.3f})."
-    return f"{cards.markdown(('solver', *(f'NFE {budget}' for budget in budgets)), lines)}\n\n{floor}"
+    for solver in dict.fromkeys(solver for solver, _, asked in found if asked):
+        at = (found.get((solver, *column)) for column in columns)
+        lines.append((code(solver), *("" if row is None else f"{row['sliced_wasserstein']:.3g}" for row in at)))
+    adaptive = [
+        (code(solver), *(f"{row['sliced_wasserstein']:.3g} ({row['nfe']})" for row in map(found.get, keys) if row))
+        for solver in dict.fromkeys(solver for solver, _, asked in found if not asked)
+        for keys in [[(solver, problem, None) for problem in problems]]
+    ]
+    floors = ", ".join(
+        f"{name} {value:.3f} ({low:.3f} to {high:.3f})" for name, (value, low, high) in header["floor"].items()
+    )
+    head = ("solver", *(f"{problem}, {budget}" for problem, budget in columns))
+    return (
+        f"{cards.markdown(head, lines)}\n\nAdaptive solvers, with the most evaluations that a sample took:\n\n"
+        f"{cards.markdown(('solver', *problems), adaptive)}\n\nOf fresh draws (and the 95 % interval): {floors}."
+    )
 
 
 def page() -> str:
@@ -109,8 +115,9 @@ Equal coefficients, to rounding, on every path; each equality is a test.
 
 ## Distance to the data
 
-Sliced Wasserstein distance between samples and data: eight Gaussians on a ring, exact scores
-(`benchmarks/steps_vs_quality.py`).
+Sliced Wasserstein distance between samples and data at 5, 10, 20 and 50 evaluations: a mixture of eight Gaussians and
+scikit-learn's digits, exact scores, the VP path, the Karras grid (`benchmarks/steps_vs_quality.py`, which also has the
+intervals and the distances to the exact solution). Names of one method are listed once.
 
 {distances()}
 """

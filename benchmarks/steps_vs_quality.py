@@ -16,6 +16,7 @@ Writes steps_vs_quality.{csv,json,png} to benchmarks/results. --samples 8192 run
 from __future__ import annotations
 
 import argparse
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,9 @@ def contenders() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=512, help="samples per row")
-    samples = parser.parse_args().samples
+    parser.add_argument("--solvers", default="", help="run these alone, and replace their rows of the result files")
+    arguments = parser.parse_args()
+    samples, chosen = arguments.samples, [name.strip() for name in arguments.solvers.split(",") if name.strip()]
     torch.set_num_threads(1)
     sde = scoresde.VP()
     records: list[dict[str, Any]] = []
@@ -79,7 +82,7 @@ def main() -> None:
     for problem, target in (("mixture", mixture()), ("digits", digits())):
         reference = target.sample(max(samples, 1024), solvers.generator(1))
         rows = benchmark(
-            target.denoiser(sde), reference, contenders(), NFE, range(samples), shape=tuple(target.shape),
+            target.denoiser(sde), reference, chosen or contenders(), NFE, range(samples), shape=tuple(target.shape),
             truth_steps=1024 if problem == "mixture" else 128, metrics=METRICS, dtype=torch.float64,
         )  # fmt: skip
         records += [{"problem": problem, **record(row)} for row in rows]
@@ -93,10 +96,23 @@ def main() -> None:
         "seeds": f"0..{samples - 1}",
         "floor": floors,
     }
+    if chosen:
+        records = merged(records, header)
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / "steps_vs_quality.json", {"header": header, "rows": records})
     write_csv(RESULTS / "steps_vs_quality.csv", records)
     draw(records, floors)
+
+
+def merged(records: list[dict[str, Any]], header: dict[str, Any]) -> list[dict[str, Any]]:
+    """The committed rows with ``records`` in their places; they must be of one seed range and command."""
+    before = json.loads((RESULTS / "steps_vs_quality.json").read_text(encoding="utf-8"))
+    if before["header"]["command"] != header["command"]:
+        raise SystemExit(f"the result files are of {before['header']['command']!r}: run all solvers anew")
+    fresh = {(row["problem"], row["solver"], row["nfe_asked"]): row for row in records}
+    return [fresh.pop((row["problem"], row["solver"], row["nfe_asked"]), row) for row in before["rows"]] + [
+        *fresh.values()
+    ]
 
 
 def standing(records: list[dict[str, Any]], problem: str, budget: int) -> list[dict[str, Any]]:
@@ -128,7 +144,8 @@ def draw(records: list[dict[str, Any]], floors: dict[str, list[float]]) -> None:
             axes.axvline(floors[problem][0], color="black", linewidth=0.8, linestyle=":")
             axes.set_yticks(range(len(shown)), [row["label"] for row in shown], fontsize=8)
             axes.invert_yaxis()
-            axes.set_xscale("log")
+            axes.set_xlim(left=0)
+            axes.locator_params(axis="x", nbins=5)
             axes.grid(alpha=0.3, which="both", axis="x", linewidth=0.4)
             axes.tick_params(axis="x", labelsize=7, which="both")
             axes.set_title(f"{problem}, {budget} NFE", fontsize=10)

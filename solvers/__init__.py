@@ -25,6 +25,7 @@ from . import (  # noqa: F401  (they register)
 from .brownian import BrownianNoise
 from .control import Control, FixedGrid
 from .errors import InputError
+from .eta import convert_eta
 from .grids import Grid, Schedule, grid, grids
 from .loop import Hook, Solution, evaluations, solve, startup, steps_of_nfe
 from .names import resolve
@@ -57,6 +58,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Step",
+    "convert_eta",
     "correctors",
     "evaluations",
     "generator",

@@ -176,11 +176,6 @@ class FixedWeights(Multistep):
     def full_order(self) -> float:
         return min(self.order, 2)
 
-    def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Memory, noise: Noise | None) -> Step:
-        if not carry.past:
-            return super().to_data(problem, x, t, s, carry, noise)
-        return Multistep.step(self, problem, x, t, s, carry, noise)
-
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return Row(1.0, [(s.ratio - past[0].ratio) * weight for weight in FIXED[len(past) - 1]])
 

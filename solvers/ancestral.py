@@ -26,6 +26,14 @@ def forward_kernel(t: Node, s: Node) -> tuple[float, float]:
     return t.alpha / s.alpha, t.alpha**2 * (t.ratio - s.ratio) * (t.ratio + s.ratio)
 
 
+def split_variance(eta: float, fall: float) -> tuple[float, float]:
+    """The shares of the variance at s that a step draws anew, eta^2 (1 - fall^2), and keeps; fall = ratio_s / ratio_t.
+
+    The two sum to one; each is computed on its own, since for a long step the one kept is tiny.
+    """
+    return eta**2 * (1 - fall) * (1 + fall), (1 - eta) * (1 + eta) + (eta * fall) ** 2
+
+
 @solvers.register(
     "ddpm",
     aliases=("ancestral", "ancestral_sampling", "DDPMScheduler"),
@@ -146,9 +154,8 @@ class DDIM(Solver):
         if self.eta == 0:
             return Step(s.alpha * x0 + s.sigma * eps)
         assert noise is not None
-        fresh = self.eta**2 * (1 - s.ratio / t.ratio) * (1 + s.ratio / t.ratio)
-        kept = s.sigma * math.sqrt(1 - fresh)
-        return Step(s.alpha * x0 + kept * eps + (s.sigma * math.sqrt(fresh)) * noise(t, s))
+        fresh, kept = split_variance(self.eta, s.ratio / t.ratio)
+        return Step(s.alpha * x0 + (s.sigma * math.sqrt(kept)) * eps + (s.sigma * math.sqrt(fresh)) * noise(t, s))
 
 
 @solvers.register(

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .ancestral import split_variance
 from .errors import InputError
 from .runge_kutta import DPM2, Euler
 from .singlestep import DPMpp2S
@@ -54,9 +55,9 @@ class Ancestral(Solver):
         if self.eta == 0:
             return Step(self.inner().advance(problem, x, t, s, first))
         assert noise is not None
-        fresh = self.eta**2 * (1 - s.ratio / t.ratio) * (1 + s.ratio / t.ratio)
+        fresh, kept = split_variance(self.eta, s.ratio / t.ratio)
         # in x / alpha the step does not ask where on the path ratio_down lies, which may be below the last node
-        down = Node(math.nan, 1.0, s.ratio * math.sqrt(1 - fresh))
+        down = Node(math.nan, 1.0, s.ratio * math.sqrt(kept))
         moved = s.alpha * self.inner().advance(problem, x, t, down, first)
         return Step(moved + (self.s_noise * s.sigma * math.sqrt(fresh)) * noise(t, s))
 

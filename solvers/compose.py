@@ -16,7 +16,8 @@ from .ancestral import ReverseDiffusion
 from .brownian import BrownianNoise, clock
 from .errors import InputError, positive_integer
 from .exponential import DPMpp2M
-from .langevin import Langevin
+from .exponential_runge_kutta import Group
+from .langevin import Langevin, widened
 from .runge_kutta import Euler, Heun
 from .types import Corrector, Node, Noise, Prediction, Problem, Solver, Step, correctors, solvers
 
@@ -31,36 +32,60 @@ class _Probe:
         return self.node(math.exp(-lam))
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        return Prediction(0 * x, (1 / node.sigma) * x)
+        return Prediction(0 * x, (1 / node.like(x).sigma) * x)
+
+    def log_prob(self, x: Tensor, node: Any) -> Tensor:
+        return torch.zeros(len(x), dtype=x.dtype)
 
     def __call__(self, t: Node, s: Node) -> Tensor:
         return torch.ones(1, 1, dtype=torch.float64)
 
 
+def planned(carry: Any) -> bool:
+    """Whether a carry holds nodes of the grid or a plan for its intervals: such a solver can take no other steps."""
+    if isinstance(carry, Node | Group):
+        return True
+    parts = carry if isinstance(carry, tuple) else getattr(carry, "__dict__", {}).values()
+    return any(map(planned, parts))
+
+
 def single_step(solver: Solver) -> bool:
-    """Whether a solver's steps leave nothing to the next: it can then be started anew at any state."""
-    probe, x = _Probe(), torch.ones(1, 1, dtype=torch.float64)
-    t, s = probe.node(1.0), probe.node(0.8)
+    """Whether a solver's steps leave nothing to the next: it can then be started anew at any state of the grid.
+
+    What ``init`` found, the number of steps say, may be handed on, but not changed.
+    """
     if solver.adaptive:
         return False
-    carry = solver.init(probe, x, (t, s, probe.node(0.6)))
-    return carry is None and solver.step(probe, x, t, s, carry, probe).carry is None
+    probe, x, carry = _Probe(), torch.ones(1, 1, dtype=torch.float64), _start(solver)
+    return not planned(carry) and solver.step(probe, x, probe.node(1.0), probe.node(0.8), carry, probe).carry is carry
 
 
-def require(name: str, solver: Solver, alone: bool = False, fixed_noise: bool = True) -> None:
+def _start(solver: Solver) -> Any:
+    """What a solver's ``init`` finds in a grid wide enough for every solver."""
+    probe = _Probe()
+    nodes = tuple(probe.node(t) for t in (1e9, 1.0, 0.8, 1e-9))
+    return solver.init(probe, torch.ones(1, 1, dtype=torch.float64), nodes)
+
+
+def require(
+    name: str, solver: Solver, alone: bool = False, fixed_noise: bool = True, other_steps: bool = False
+) -> None:
     """Refuses what a wrapper makes no sense around.
 
     Args:
         alone: the wrapper needs steps that can be taken one by one, from any state.
         fixed_noise: False where the wrapper needs a deterministic solver.
+        other_steps: the wrapper takes steps that are not the grid's.
 
     Raises:
-        InputError: the solver is adaptive, multistep or stochastic, where that is refused.
+        InputError: the solver is adaptive, multistep, stochastic or bound to the grid, where that is refused.
     """
     if solver.adaptive:
         raise InputError(f"{name}: {solver} chooses its own steps; take a solver of fixed steps")
     if alone and not single_step(solver):
         raise InputError(f"{name}: {solver} carries state from step to step; take a single-step solver")
+    if other_steps and planned(_start(solver)):
+        raise InputError(f"{name}: {solver} plans its steps from the whole grid; take a solver that steps from t to s")
     if not fixed_noise and solver.stochastic:
         raise InputError(f"{name}: {solver} draws noise; take a deterministic solver")
 
@@ -177,15 +202,15 @@ class Churn(Solver):
         return self.solver.excess_variance
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
-        return len(nodes) - 1
+        return len(nodes) - 1, self.solver.init(problem, x, nodes)
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        x, t = self._raise(problem, x, t, carry, noise)
-        return self.solver.step(problem, x, t, s, None, noise)._replace(carry=carry)
+        x, t = self._raise(problem, x, t, carry[0], noise)
+        return self.solver.step(problem, x, t, s, carry[1], noise)._replace(carry=carry)
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        x, t = self._raise(problem, x, t, carry, noise)
-        return self.solver.to_data(problem, x, t, s, None, noise)._replace(carry=carry)
+        x, t = self._raise(problem, x, t, carry[0], noise)
+        return self.solver.to_data(problem, x, t, s, carry[1], noise)._replace(carry=carry)
 
     def _raise(self, problem: Problem, x: Tensor, t: Node, steps: int, noise: Noise | None) -> tuple[Tensor, Node]:
         gamma = min(self.s_churn / steps, math.sqrt(2) - 1) if self.s_tmin <= t.ratio <= self.s_tmax else 0.0
@@ -316,15 +341,17 @@ class StepDoubling(Solver):
     difference to the state: one order more, for single-step deterministic solvers.
 
     The noise of the whole step is composed of that of the half steps, over the clock alpha^2 / sigma^2: both see the
-    same path. The whole step of a multistep solver starts from the same history as the first half step. The last
-    step, to sigma = 0, has no middle and no estimate.
+    same path. The whole step of a multistep solver starts from the same history as the first half step, which
+    stands at half its distance: the estimate is then only an upper bound. The last step, to sigma = 0, has no middle
+    and no estimate. Raises InputError around a solver that plans its steps from the whole grid: the half steps are not
+    the grid's.
     """
 
     solver: Solver = dataclasses.field(default=Heun())
     extrapolate: bool = False
 
     def __post_init__(self) -> None:
-        require("step_doubling", self.solver)
+        require("step_doubling", self.solver, other_steps=True)
         if self.extrapolate:
             require("step_doubling(extrapolate=True)", self.solver, alone=True, fixed_noise=False)
 
@@ -357,7 +384,7 @@ class StepDoubling(Solver):
         fine = self.solver.step(problem, half.x, middle, s, half.carry, record)
         coarse = self.solver.step(problem, x, t, s, carry, None if record is None else record.composed)
         gap = (1 / (2**self.solver.declared_order - 1)) * (fine.x - coarse.x)
-        error = gap.detach().double().flatten(1).pow(2).mean(1).sqrt().cpu()
+        error = widened(gap.detach()).flatten(1).pow(2).mean(1).sqrt().cpu()
         return Step(fine.x + gap if self.extrapolate else fine.x, fine.carry, error)
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:

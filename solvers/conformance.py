@@ -26,7 +26,7 @@ from .noise import SeededNoise
 from .types import Node, Solver, solvers
 
 # fine enough to be near the asymptote, coarse enough for the error to stand above rounding
-STEPS = (40, 80, 160, 320)
+STEPS = (42, 84, 168, 336)  # multiples of three, since some methods take their steps in threes
 ROUNDING = 1e-12
 # of the data, for weak orders: the leading error of a method may vanish at one of them
 VARIANCES = torch.tensor([[0.04], [0.3]], dtype=torch.float64)
@@ -158,6 +158,9 @@ def check_spec(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
 
 def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
     """The measured order is at least the declared one, less 0.2 (0.35 at order 5, which meets rounding early)."""
+    if math.isnan(solver.excess_variance):
+        yield Check("order", True, "not measured: the variance that remains on fine grids depends on the data")
+        return
     slack = max(0.2, 0.07 * solver.declared_order)
     for schedule in schedules:
         order, points = measured_order(solver, schedule)

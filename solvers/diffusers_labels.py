@@ -17,12 +17,16 @@ from .errors import InputError, unknown
 
 # their specs at diffusers' own defaults
 CLASSES: dict[str, str] = {
+    "CogVideoXDDIMScheduler": "ddim",
     "CosineDPMSolverMultistepScheduler": "dpmpp_2m_sde",
+    "DDIMInverseScheduler": "ddim",
     "DDIMParallelScheduler": "ddim",
     "DDIMScheduler": "ddim",
     "DDPMParallelScheduler": "ddpm",
     "DDPMScheduler": "ddpm",
+    "DDPMWuerstchenScheduler": "ddpm",
     "DEISMultistepScheduler": "deis(variant=logrho, order=2)",
+    "DPMSolverMultistepInverseScheduler": "dpmpp_2m",
     "DPMSolverMultistepScheduler": "dpmpp_2m",
     "DPMSolverSDEScheduler": "dpmpp_sde",
     "DPMSolverSinglestepScheduler": "dpmpp_2s(mode=grid)",
@@ -36,11 +40,14 @@ CLASSES: dict[str, str] = {
     "IPNDMScheduler": "ipndm",
     "KDPM2AncestralDiscreteScheduler": "dpm_2_ancestral",
     "KDPM2DiscreteScheduler": "dpm_2",
+    "KarrasVeScheduler": "churn(s_churn=80.0, s_tmin=0.05, s_tmax=50.0, s_noise=1.007)",
     "LMSDiscreteScheduler": "lms",
     "PNDMScheduler": "pndm",
     "SASolverScheduler": "sa_solver(predictor_order=2, corrector_order=2, variant=few_steps, "
     "ratios=[0.721435, 25.8407], lower_order_final=True)",
     "ScoreSdeVeScheduler": "pc(corrector=langevin(snr=0.15))",
+    "ScoreSdeVpScheduler": "euler_maruyama",
+    "UnCLIPScheduler": "ddpm",
     "UniPCMultistepScheduler": "uni_pc_bh2(order=2, lower_order_final=True)",
 }
 
@@ -78,6 +85,7 @@ MODEL_FLAGS = frozenset(
         "sigma_min", "sigma_max", "sigma_data", "lambda_min_clipped", "sample_max_value", "clip_sample_range",
         "dynamic_thresholding_ratio", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
         "sampling_eps", "noise_sampler_seed", "time_shift_type", "euler_at_final",
+        "beta_min", "beta_max", "snr_shift_scale", "scaler", "s",
     )
 )  # fmt: skip
 
@@ -95,6 +103,10 @@ REFUSED = frozenset(
         "invert_sigmas", "stochastic_sampling",
     )
 )  # fmt: skip
+# KarrasVeScheduler's own flags, their names here and their defaults
+CHURN = {
+    "s_churn": ("s_churn", 80.0), "s_min": ("s_tmin", 0.05), "s_max": ("s_tmax", 50.0), "s_noise": ("s_noise", 1.007),
+}  # fmt: skip
 # solvers with the option lower_order_final
 LOWERING = (
     "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m", "dpm_solver_3m", "dpmpp_2s", "dpmpp_3s",
@@ -128,10 +140,11 @@ def read(name: str, text: str) -> tuple[str, str | None]:
 
 def _flags(name: str, text: str) -> dict[str, Any]:
     flags: dict[str, Any] = {}
+    accepted = FLAGS | REFUSED | MODEL_FLAGS | (CHURN.keys() if name.startswith("KarrasVe") else set())
     for part in filter(None, (p.strip() for p in re.split(r",(?![^\[(]*[\])])", text))):
         key, separator, value = (p.strip() for p in part.partition("="))
-        if not separator or key not in FLAGS | REFUSED | MODEL_FLAGS:
-            raise unknown(f"flag of {name}", key, FLAGS | REFUSED | MODEL_FLAGS)
+        if not separator or key not in accepted:
+            raise unknown(f"flag of {name}", key, accepted)
         try:
             flags[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -175,13 +188,15 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         options["ratios"] = _noisy_ratios(flags)
     elif name.startswith("PNDM") and flags.get("skip_prk_steps"):
         spec = "plms"
-    elif name.startswith("DDPM") and "variance_type" in flags:
-        kinds = {"fixed_small": "ddpm", "fixed_large": "ddpm(variance=beta)"}
+    elif name.startswith(("DDPM", "UnCLIP")) and "variance_type" in flags:
+        kinds = {"fixed_small": "ddpm", "fixed_large": "ddpm(variance=beta)", "fixed_small_log": "ddpm"}
         if flags["variance_type"] not in kinds:
             raise InputError(
                 f"{name}: variance_type={flags['variance_type']} has no counterpart; {', '.join(kinds)} have"
             )
         spec = kinds[flags["variance_type"]]
+    elif name.startswith("KarrasVe"):
+        spec, options = "churn", {ours: float(flags.get(key, default)) for key, (ours, default) in CHURN.items()}
     elif name.startswith("ScoreSdeVe"):
         spec, options = "pc", {"corrector": f"langevin(snr={flags.get('snr', 0.15)})"}
         if "correct_steps" in flags:
@@ -212,7 +227,7 @@ def _noisy_ratios(flags: dict[str, Any]) -> list[float]:
 
 def _grid(name: str, flags: dict[str, Any]) -> str | None:
     options: dict[str, Any] = {}
-    if flags.get("final_sigmas_type") == "sigma_min" or name.startswith("SASolver"):
+    if flags.get("final_sigmas_type") == "sigma_min" or name.startswith("SASolver") or "Inverse" in name:
         options["end"] = "t_min"
     schedule = flags.get("sigma_schedule")
     if flags.get("use_karras_sigmas") or schedule == "karras" or ("rho" in flags and schedule is None):
@@ -225,9 +240,10 @@ def _grid(name: str, flags: dict[str, Any]) -> str | None:
         shift = {"shift": float(flags.get("shift", flags.get("flow_shift", 1.0)))}
         terminal = {"shift_terminal": flags["shift_terminal"]} if flags.get("shift_terminal") else {}
         return _with("flow_shift", {**options, **shift, **terminal})
-    if not {"timestep_spacing", "steps_offset", "final_sigmas_type"} & flags.keys():
+    # a class that goes from data to noise rounds its steps the other way: its spacings are no grids of ours
+    if "Inverse" in name or not {"timestep_spacing", "steps_offset", "final_sigmas_type"} & flags.keys():
         return None
-    leading = name.startswith(("DDIM", "DDPM", "PNDM"))  # the spacing at their defaults
+    leading = name.startswith(("DDIM", "CogVideoXDDIM", "DDPM", "PNDM"))  # the spacing at their defaults
     spacing = flags.get("timestep_spacing", "leading" if leading else "linspace")
     if spacing not in ("leading", "trailing", "linspace"):
         raise unknown(f"timestep_spacing of {name}", str(spacing), ("leading", "trailing", "linspace"))

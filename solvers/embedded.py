@@ -237,7 +237,7 @@ class Tsit5(RungeKuttaPair):
 
 @solvers.register(
     "dpm_adaptive",
-    aliases=("dpm_solver_adaptive", "dpm_solver_12", "dpm_solver_23"),
+    aliases=("dpm_solver_adaptive",),
     kind="adaptive ODE",
     order=3,
     linear=False,

@@ -80,7 +80,7 @@ class ERSDE(Multistep):
 
     @property
     def stochastic(self) -> bool:
-        return self.noise_scale != "ode" and self.s_noise > 0
+        return self.noise_scale != "ode"
 
     @property
     def full_order(self) -> float:

@@ -134,6 +134,7 @@ class DPMpp3M(Exponential):
     native="x0",
     reference="Lu et al. 2022, arXiv:2211.01095, eq. 18 (SDE-DPM-Solver++ 2M)",
     formula="dpmpp_2m's with H = (1 + eta^2) h for h, and + sigma_s sqrt(1 - exp(-2 eta^2 h)) z",
+    note="eta scales the noise's standard deviation; k-diffusion's eta is its square (solvers.convert_eta)",
     equals=(
         "dpmpp_2m_sde(variant=heun) = sa_solver(predictor_order=2, corrector_order=0)",
         "dpmpp_2m_sde(eta=0) = dpmpp_2m",
@@ -158,7 +159,8 @@ class DPMpp2MSDE(Exponential):
     native="x0",
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B.2, on the reverse SDE",
     formula="dpmpp_3m's with H = (1 + eta^2) h for h, and + sigma_s sqrt(1 - exp(-2 eta^2 h)) z",
-    note="of order 2: predictions carry noise of order sqrt(h), which a third one does not cancel",
+    note="of order 2 as measured; eta scales the noise's standard deviation, k-diffusion's is its square "
+    "(solvers.convert_eta)",
 )
 @dataclass(frozen=True)
 class DPMpp3MSDE(Exponential):
@@ -185,6 +187,7 @@ class DPMpp3MSDE(Exponential):
     order=2,
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B.1 (the multistep form of DPM-Solver-2, in eps)",
     formula="x_s / alpha_s = x / alpha_t - ratio_s ((e^h - 1) eps + w (eps - eps_1) h / h_1)",
+    note="with eta > 0 the noisy end is stiff: at few steps from high noise take dpmpp_2m_sde",
 )
 @dataclass(frozen=True)
 class DPMSolver2M(Exponential):
@@ -204,7 +207,8 @@ class DPMSolver2M(Exponential):
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B.2, in eps",
     formula="x_s / alpha_s = x / alpha_t + m0 eps + m1 D1 + m2 D2, m_k = -int ratio (u/h)^k / k! d lam",
     equals=("adams(order=3, quantity=eps)", "dpm_solver_3m(start=lower) = deis(variant=logrho)"),
-    note="as released, with D2 halved and an Euler start, of order 2: variant=released, start=lower",
+    note="as released, with D2 halved and an Euler start, of order 2: variant=released, start=lower; with eta > 0 the "
+    "noisy end is stiff: at few steps from high noise take dpmpp_3m_sde",
 )
 @dataclass(frozen=True)
 class DPMSolver3M(Exponential):

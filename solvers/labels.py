@@ -37,6 +37,47 @@ SOLVERS: dict[str, str] = {
     "deis_tab": "deis",
     "rho_ab": "deis(variant=rhoab)",
     "deis_rhoab": "deis(variant=rhoab)",
+    "dpm_solverpp_2m": "dpmpp_2m",
+    "dpm_solver_12": "dpm_adaptive(order=2)",
+    "dpm_solver_23": "dpm_adaptive(order=3)",
+    # DEIS' Runge-Kutta methods: the paper's names and its code's
+    "rho_euler": "rho_rk(tableau=euler)",
+    "rho_mid": "rho_rk(tableau=midpoint)",
+    "rho_midpoint": "rho_rk(tableau=midpoint)",
+    "rho_heun": "rho_rk(tableau=heun2)",
+    "rho_kutta": "rho_rk(tableau=kutta3)",
+    "rho_rk4": "rho_rk(tableau=rk4)",
+    "1euler": "rho_rk(tableau=euler)",
+    "2heun": "rho_rk(tableau=heun2)",
+    "3kutta": "rho_rk(tableau=kutta3)",
+    "3ral": "rho_rk(tableau=ralston3)",
+    "3heun": "rho_rk(tableau=heun3)",
+    "3vdh": "rho_rk(tableau=van_der_houwen3)",
+    "3ssprk": "rho_rk(tableau=ssprk3)",
+    "4rk": "rho_rk(tableau=rk4)",
+    # ER-SDE's code: one method for VP and VE in x / alpha
+    "er_sde_1": "er_sde(order=1)",
+    "er_sde_2": "er_sde(order=2)",
+    "er_sde_3": "er_sde(order=3)",
+    "vp_1_order": "er_sde(order=1, variant=published)",
+    "vp_2_order": "er_sde(order=2, variant=published)",
+    "vp_3_order": "er_sde(order=3, variant=published)",
+    "vp_2_order_taylor": "er_sde(order=2, variant=published)",
+    "vp_3_order_taylor": "er_sde(order=3, variant=published)",
+    "ve_1_order": "er_sde(order=1, variant=published)",
+    "ve_2_order": "er_sde(order=2, variant=published)",
+    "ve_3_order": "er_sde(order=3, variant=published)",
+    "ve_2_order_taylor": "er_sde(order=2, variant=published)",
+    "ve_3_order_taylor": "er_sde(order=3, variant=published)",
+    # azula's classes at its defaults; its DDIM's eta is the square of ours
+    "ddpmsampler": "ddpm",
+    "ddimsampler": "ddim",
+    "eulersampler": "euler",
+    "heunsampler": "heun",
+    "lmssampler": "lms",
+    "zabsampler": "lms(order=2)",
+    "xeabsampler": "adams(order=2, quantity=x0, start=lower)",
+    "zeabsampler": "adams(order=2, quantity=eps, start=lower)",
     # diff-sampler
     "dpm": "dpm_2",
     # score_sde's predictors and methods
@@ -44,6 +85,9 @@ SOLVERS: dict[str, str] = {
     "ancestral_sampling": "ddpm",
     "ode": "rk45",
     "predictor_corrector": "pc",
+    "eulermaruyamapredictor": "euler_maruyama",
+    "reversediffusionpredictor": "reverse_diffusion",
+    "ancestralsamplingpredictor": "ddpm",  # on VP its variance is beta: ddpm(variance=beta)
     # EDM
     "edm": "heun",
     "edm_heun": "heun",
@@ -63,6 +107,13 @@ GRIDS: dict[str, str] = {
     "ddim": "leading(steps_offset=1)",
     "ddim_uniform": "leading(steps_offset=1)",
     "sgmuniform": "sgm_uniform",
+    "lu_lambdas": "logsnr(end=zero)",
+    "quad": "ddim_quad",
+    # k-diffusion's functions
+    "get_sigmas_karras": "karras",
+    "get_sigmas_exponential": "logsnr(end=zero)",
+    "get_sigmas_polyexponential": "polyexponential",
+    "get_sigmas_vp": "vp",
 }
 
 # grids that front ends append to a solver's label, as in "DPM++ 2M Karras" or k_dpmpp_2m_ka

@@ -19,6 +19,11 @@ def row_norm(x: Tensor) -> Tensor:
     return norm.view(-1, *(1,) * (x.ndim - 1))
 
 
+def widened(x: Tensor) -> Tensor:
+    """x in float64: on its own device, or on the CPU where the device has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 @correctors.register("langevin", linear=False, reference="Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5")
 @dataclass(frozen=True)
 class Langevin(Corrector):
@@ -27,6 +32,7 @@ class Langevin(Corrector):
     The norms are each sample's own, so that a sample does not depend on its neighbours. In high dimension the
     stationary variance exceeds the target's by the fraction snr^2, whatever the number of steps. In few dimensions
     |z| / |score| has heavy tails, and single samples are thrown far; this rule is for images rather than for points.
+    A sample whose score is zero stays where it is: the rule has no step for it.
     """
 
     snr: float = 0.16
@@ -42,8 +48,10 @@ class Langevin(Corrector):
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
         score = problem.predict(x, node).score(node)
         z = noise(node, node)
-        tiny = torch.finfo(x.dtype).tiny
-        size = 2 * (self.snr * row_norm(z) / row_norm(score).clamp_min(tiny)) ** 2
+        norm = row_norm(score)
+        least = torch.finfo(x.dtype).tiny ** 0.25  # below, the step size may overflow
+        size = 2 * (self.snr * row_norm(z) / norm.clamp_min(least)) ** 2
+        size = torch.where(norm < least, torch.zeros_like(size), size)
         return x + size * score + torch.sqrt(2 * size) * z
 
 
@@ -65,6 +73,11 @@ class AnnealedLangevin(Corrector):
     def __post_init__(self) -> None:
         if not 0 < self.snr < 1:
             raise InputError(f"annealed_langevin: snr must lie in (0, 1), got {self.snr:g}")
+
+    @property
+    def excess_variance(self) -> float:
+        """NaN: it depends on the data."""
+        return math.nan
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
         # step score = -2 snr^2 sigma eps
@@ -103,16 +116,16 @@ class MALA(Corrector):
             return x + size * problem.predict(x, node).score(node)
 
         def log_kernel(x: Tensor, mean: Tensor) -> Tensor:
-            gaps: Tensor = ((x - mean).double() ** 2).flatten(1).sum(1)
+            gaps: Tensor = (widened(x - mean) ** 2).flatten(1).sum(1)
             return gaps / (-4 * size)
 
         there = mean(x)
         proposal = there + math.sqrt(2 * size) * noise(node, node)
-        gain = log_prob(proposal, node).double() - log_prob(x, node).double()
+        gain = widened(log_prob(proposal, node)) - widened(log_prob(x, node))
         gain = gain + log_kernel(x, mean(proposal)) - log_kernel(proposal, there)
         # log of a uniform number, from the first component of a normal draw of the sample's own
-        accepted = torch.special.log_ndtr(noise(node, node).flatten(1)[:, 0].double()) < gain
-        return torch.where(accepted.view(-1, *(1,) * (x.ndim - 1)), proposal, x)
+        accepted = torch.special.log_ndtr(widened(noise(node, node).flatten(1)[:, 0])) < gain
+        return torch.where(accepted.to(x.device).view(-1, *(1,) * (x.ndim - 1)), proposal, x)
 
 
 def _log_prob(problem: Any) -> Any:
@@ -127,4 +140,5 @@ def _log_prob(problem: Any) -> Any:
             return log_prob
         named, inner = inner, getattr(inner, "problem", None)
     name = type(named).__name__
+    name = "this problem" if name.startswith("_") else name
     raise InputError(f"mala needs the target's density: {name} has no log_prob(x, node); langevin needs only the score")

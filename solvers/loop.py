@@ -150,6 +150,9 @@ class _Silent:
         node = node.like(x)
         return Prediction(0 * x, (1 / node.sigma) * x)
 
+    def log_prob(self, x: Tensor, node: Any) -> Tensor:
+        return torch.zeros(len(x), dtype=x.dtype)
+
     def __call__(self, t: Node, s: Node) -> Tensor:
         return torch.ones(1, 1, dtype=torch.float64)
 

@@ -45,7 +45,7 @@ class Multistep(Solver):
     The first steps have too few predictions. With ``start="lower"`` they use those there are: no extra evaluations, and
     an order of at most 2, because the first step is Euler's. ``corrector`` lifts them by the prediction at their end,
     which the next step needs anyway: no extra evaluations, an order of at most 3. ``runge_kutta`` takes them by a
-    one-step method of one order less: the full order, for 1 extra evaluation at order 3 and 4 at order 4.
+    one-step method of one order less: an order of at most 4, for 1 extra evaluation at order 3 and 4 at order 4.
     ``lower_order_final`` uses as many predictions as there are steps left, the last step being Euler's.
     """
 
@@ -80,7 +80,7 @@ class Multistep(Solver):
     @property
     def full_order(self) -> float:
         """The order without ``lower_order_final``."""
-        return min(self.depth, {"lower": 2, "corrector": 3, "runge_kutta": self.depth}[self.start])
+        return min(self.depth, {"lower": 2, "corrector": 3, "runge_kutta": 4}[self.start])
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         """The step to s from past[0] with the predictions at ``past``, newest first."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from .ancestral import DDIM
 from .compose import require
 from .errors import InputError, positive_integer
+from .langevin import widened
 from .loop import select
 from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
 
@@ -76,6 +77,7 @@ class _Window:
 
     Attributes:
         nodes: the grid.
+        carry: what the solver found in it.
         index: the node where the solve stands.
         points: states (B, *) by node: final up to ``reached``, guesses after it.
         draws: what the step from each node draws.
@@ -84,6 +86,7 @@ class _Window:
     """
 
     nodes: tuple[Node, ...]
+    carry: Any
     index: int
     points: dict[int, Tensor]
     draws: dict[int, Draws]
@@ -150,7 +153,7 @@ class Picard(Solver):
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         start = torch.zeros(len(x), dtype=torch.long)
-        return _Window(tuple(nodes), 0, {0: x}, {}, start, start)
+        return _Window(tuple(nodes), self.solver.init(problem, x, nodes), 0, {0: x}, {}, start, start)
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         i = carry.index
@@ -168,9 +171,11 @@ class Picard(Solver):
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         return self.step(problem, x, t, s, carry, noise)
 
-    def _advance(self, problem: Any, x: Tensor, t: Node, s: Node, noise: Any) -> Tensor:
+    def _advance(self, window: _Window, j: int, problem: Any, x: Tensor) -> Tensor:
+        """The solver's step from node j; ``problem`` is its noise too."""
+        t, s = window.nodes[j : j + 2]
         take = self.solver.step if s.sigma > 0 else self.solver.to_data
-        return take(problem, x, t, s, self.solver.init(problem, x, (t, s)), noise).x
+        return take(problem, x, t, s, window.carry, problem).x
 
     def _ends(self, window: _Window) -> Tensor:
         """The last node of every sample's window (B,)."""
@@ -187,7 +192,7 @@ class Picard(Solver):
             if self.stochastic and j not in draws:
                 assert noise is not None
                 tape = _Tape(problem, noise)
-                self._advance(tape, points[j], nodes[j], nodes[j + 1], tape)
+                self._advance(window, j, tape, points[j])
                 draws[j] = tuple(tape.draws)
         return dataclasses.replace(window, points=points, draws=draws, guessed=ends.maximum(window.guessed))
 
@@ -205,7 +210,7 @@ class Picard(Solver):
             at = chosen.to(old.device)
             # the recursion of the sum; where a state did not move, that of the solver to the bit
             new = moved + (node.alpha / nodes[j].alpha) * (points[j][at] - window.points[j][at])
-            shift = (new - old[at]).double().flatten(1).pow(2).mean(1).sqrt().cpu()
+            shift = widened(new - old[at]).flatten(1).pow(2).mean(1).sqrt().cpu()
             tolerance = max(self.tolerance, 4 * torch.finfo(old.dtype).eps) * math.hypot(node.alpha, node.sigma)
             first = window.reached[chosen] == j
             final = first | (settled[chosen] & (shift <= tolerance))
@@ -226,7 +231,7 @@ class Picard(Solver):
                 if j not in found:
                     replay = _Replay(problem, answers[j], draws[j])
                     try:
-                        found[j] = self._advance(replay, starts[j], window.nodes[j], window.nodes[j + 1], replay)
+                        found[j] = self._advance(window, j, replay, starts[j])
                     except _Ask as ask:
                         asked[j] = ask
             if asked:

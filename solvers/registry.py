@@ -12,6 +12,7 @@ import importlib
 import inspect
 import logging
 import math
+import re
 import types
 import typing
 from collections.abc import Callable
@@ -147,7 +148,12 @@ class Registry(Generic[T]):
         head, paren, tail = text.partition("(")
         if ":" in head:
             return grammar.parse(text)
-        return self._complete(self._find(head), grammar.parse(f"_{paren}{tail}"))
+        label = self._find(head)
+        try:
+            given = grammar.parse(f"_{paren}{tail}")
+        except InputError as error:  # in the user's own words, not those of the stand-in
+            raise InputError(re.sub(r"(?<=['\"])_\(", lambda _: f"{head}(", str(error))) from None
+        return self._complete(label, given)
 
     def _complete(self, label: Spec, given: Spec) -> Spec:
         """``given`` under the name of ``label``, with those of its options that are not given."""

@@ -18,6 +18,7 @@ from .types import Node, Noise, Problem, Solver, Step, solvers
 
 Interval = tuple[float, ...]
 RHO = 7.0  # the paper spaces the restarts as EDM its grids
+COARSE = 3  # a grid of so few steps may miss any interval
 
 
 @solvers.register(
@@ -40,7 +41,9 @@ class Restart(Solver):
     levels, every step of a round is divided as often: with a fixed n the rounds' error would not vanish on fine grids.
 
     The default is a published setting for CIFAR-10, for a grid of 18 steps (43 evaluations with Heun). A multistep
-    solver starts anew in and after every round, which keeps order 2.
+    solver starts anew in and after every round, which keeps order 2. Raises InputError where an interval would never be
+    taken up, because the grid begins at or below ratio_min or has no node of sigma > 0 that low; grids of three steps
+    or fewer, and those that pass over the interval in their last step to sigma = 0, go without it.
     """
 
     solver: Solver = dataclasses.field(default=Heun())
@@ -77,6 +80,17 @@ class Restart(Solver):
         return self.solver.evaluations
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
+        # the last step to sigma = 0 triggers nothing; if it passes over a whole interval the grid is coarse there
+        low, high = min(node.ratio for node in nodes if node.sigma > 0), nodes[0].ratio
+        for interval in self.intervals:
+            below, above = interval[2:]
+            missed = high <= below or (below < low and (nodes[-1].sigma > 0 or low <= above))
+            if missed and len(nodes) > COARSE + 1:
+                shown = ", ".join(f"{v:g}" for v in interval)
+                raise InputError(
+                    f"restart: the interval [{shown}] is never reached: the grid's levels sigma / alpha above 0 go "
+                    f"from {high:g} to {low:g}, and one at most {below:g} must come after a higher one"
+                )
         return 0, tuple(nodes), self.solver.init(problem, x, nodes)
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:

@@ -128,7 +128,8 @@ class DPMSolver3(_ThreeStages):
     order=2,
     reference="Lu et al. 2022, arXiv:2206.00927, section 3.4",
     formula="dpm_solver_3 over groups of three intervals, dpm_solver_2 and dpm_solver_1 over the last of them",
-    note="1 evaluation an interval; groups of three, the last steps of lower order, cap the order at 2",
+    note="1 evaluation an interval of the grid; the last steps, of lower order, cap the order at 2; the paper's code "
+    "makes the steps equal in lam whatever their order, so that its last ones are longer",
 )
 @dataclass(frozen=True)
 class DPMFast(ExponentialRungeKutta):

@@ -167,7 +167,8 @@ class Solver:
 
     @property
     def excess_variance(self) -> float:
-        """Relative excess of the variance that remains however fine the grid (correctors of fixed strength)."""
+        """Relative excess of the variance that no grid removes (correctors of fixed strength); NaN where it
+        depends on the data."""
         return 0.0
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
@@ -191,7 +192,7 @@ class Corrector:
 
     @property
     def excess_variance(self) -> float:
-        """Relative excess of the stationary variance over the target's."""
+        """Relative excess of the stationary variance over the target's; NaN where it depends on the data."""
         return 0.0
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:

@@ -118,7 +118,8 @@ class UniPCBh2(UniPC):
         "sa_solver(predictor_order=1, corrector_order=0) = ddpm",
         "sa_solver(predictor_order=3, corrector_order=0) = dpmpp_3m_sde",
     ),
-    note="of order 2 in the covariance, whatever the orders of its parts; of theirs at eta = 0 with a full start",
+    note="of order 2 in the covariance, whatever the orders of its parts; quantity=eps is stiff at the noisy end; the "
+    "paper's tau is eta",
 )
 @dataclass(frozen=True)
 class SASolver(Multistep):

@@ -45,7 +45,7 @@ def test_wrapped_solvers_pass_conformance(spec):
 
 @pytest.mark.parametrize(
     ("spec", "whether"),
-    [("ddim", True), ("heun", True), ("ddpm", True), ("pc", True), ("dpmpp_2m", False), ("churn", False)],
+    [("ddim", True), ("heun", True), ("ddpm", True), ("pc", True), ("dpmpp_2m", False), ("churn", True)],
 )
 def test_which_solvers_take_single_steps(spec, whether):
     assert single_step(make(spec)) is whether
@@ -116,7 +116,7 @@ def test_churn_stops_at_the_schedules_end():
 
     t, s = EDM(10.0), EDM(5.0)
     x = torch.tensor([[3.0]], dtype=torch.float64)
-    found = make("churn").step(Ending(EDM), x, t, s, 10, SeededNoise([0], (1,), torch.float64)).x
+    found = make("churn").step(Ending(EDM), x, t, s, (10, None), SeededNoise([0], (1,), torch.float64)).x
     assert torch.equal(found, make("heun").step(Mixture(EDM), x, t, s, None, None).x)
 
 
@@ -285,3 +285,65 @@ def test_pc_counts_what_its_corrector_takes():
     assert make("pc(corrector=annealed_langevin)").linear
     assert not make("pc").linear
     assert make("pc(predictor=heun)").order == 2
+
+
+def test_pc_with_a_floor_that_depends_on_the_data_declares_no_limit():
+    """Its order is not measured, and the rest of conformance holds."""
+    for spec in ("pc(corrector=annealed_langevin)", "picard(solver=pc(corrector=annealed_langevin))"):
+        assert math.isnan(make(spec).excess_variance)
+    verdicts = check(make("pc(corrector=annealed_langevin)"), PATHS[:1])
+    assert all(verdict.passed for verdict in verdicts)
+    assert "not measured" in next(verdict.detail for verdict in verdicts if verdict.name == "order")
+
+
+# what plans from the whole grid
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        "picard",
+        "restart",
+        "restart(intervals=[[3, 2, 0.5, 0.9]])",
+        "final",
+        "dpm_fast",
+        "dpm_solver_3(mode=grid)",
+        "dpmpp_2s(mode=grid)",
+        "pc(predictor=picard)",
+    ],
+)
+def test_step_doubling_refuses_what_plans_from_the_whole_grid(inner):
+    with pytest.raises(InputError, match="plans its steps from the whole grid; take a solver that steps from t to s"):
+        make(f"step_doubling(solver={inner})")
+
+
+def test_churn_of_churn_raises_the_level_twice():
+    nodes = grid("logsnr", EDM, 8)
+    problem = _Asked(Mixture(EDM))
+    run("churn(solver=churn(solver=euler, s_churn=0.8), s_churn=1.6)", nodes, problem=problem)
+    for node, asked in zip(nodes, problem.nodes, strict=False):
+        assert asked.ratio == pytest.approx(1.2 * 1.1 * node.ratio, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "interval", "reached"),
+    [
+        ("logsnr", "[3, 2, 1e-6, 0.3]", False),  # below the last node
+        ("karras", "[3, 2, 1e-6, 0.3]", False),  # below the last node of sigma > 0
+        ("logsnr", "[3, 2, 500, 600]", False),  # above the first
+        ("logsnr", "[3, 2, 0.06, 0.3]", True),
+    ],
+)
+def test_a_restart_that_no_node_triggers_is_refused(spacing, interval, reached):
+    nodes, solver = grid(spacing, EDM, 18), make(f"restart(intervals=[{interval}])")
+    if reached:
+        assert solver.init(Mixture(EDM), torch.zeros(1, 1), nodes)[0] == 0
+        return
+    with pytest.raises(InputError, match=r"restart: the interval \[3, 2, .*\] is never reached: .* go from .* to "):
+        solver.init(Mixture(EDM), torch.zeros(1, 1), nodes)
+
+
+@pytest.mark.parametrize("spacing", ["logsnr", "karras"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_coarse_grid_may_pass_over_a_restart(spacing, steps):
+    assert bool(run("restart", grid(spacing, VP, steps)).x.isfinite().all())

@@ -182,3 +182,44 @@ def test_mala_without_a_density_is_refused():
 def test_bad_options_are_refused(spec, message):
     with pytest.raises(InputError, match=message):
         corrector(spec)
+
+
+class Silent:
+    """A model whose output is zero."""
+
+    def __init__(self):
+        self.node, self.node_of_lam = VP, lambda lam: VP(VP.t_of_lam(lam))
+
+    def predict(self, x, node):
+        return solvers.Prediction((1 / node.alpha) * x, 0 * x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_langevin_leaves_a_sample_of_score_zero_where_it_is(dtype):
+    noise = SeededNoise(range(2), (4,), dtype)
+    x = noise.initial()
+    assert torch.equal(corrector("langevin").correct(Silent(), x, NODE, noise), x)
+    tiny = GaussianData(VP)
+    near = corrector("langevin").correct(tiny, 1e-30 * x, NODE, noise)
+    assert bool(near.isfinite().all())
+    solution = solvers.solve(solvers.make("pc"), Silent(), x, solvers.grid("karras", VP, 5), noise)
+    assert bool(solution.x.isfinite().all())
+
+
+def test_a_budget_of_evaluations_with_mala():
+    """1 of the predictor and 2 of the corrector: 6 steps of 3 and the last, to sigma = 0, of 1 are 19."""
+    target = scoresde.targets.GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), 0.1, [1.0])
+    solver = solvers.make("pc(corrector=mala)")
+    assert solvers.steps_of_nfe(solver, solvers.grids.make("karras"), VP, 20) == 7
+    result = scoresde.sample(target.denoiser(scoresde.VP()), (2,), range(3), solver, "karras", nfe=20)
+    assert int(torch.as_tensor(result.nfe).max()) == 19
+
+
+@pytest.mark.parametrize("inner", ["mala", "langevin"])
+def test_correctors_within_picard(inner):
+    nodes, problem = solvers.grid("logsnr", VP, 6), Known(VP)
+    ends = []
+    for spec in (f"picard(solver=pc(corrector={inner}))", f"pc(corrector={inner})"):
+        noise = SeededNoise(range(3), (2,), torch.float64)
+        ends.append(solvers.solve(solvers.make(spec), problem, noise.initial(), nodes, noise).x)
+    assert torch.allclose(*ends, rtol=0, atol=1e-9)

@@ -5,6 +5,7 @@ import inspect
 import diffusers
 import pytest
 import torch
+from diffusers.schedulers.deprecated import scheduling_karras_ve, scheduling_sde_vp
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers_oracle import SCALED, TOLERANCE, VP, parity
 
@@ -13,6 +14,12 @@ import solvers
 from solvers import InputError, grids, resolve
 from solvers import diffusers_labels as classes
 from solvers.spec import parse
+
+
+def class_of(name):
+    """diffusers' class, those that it keeps apart as deprecated included."""
+    homes = (scheduling_karras_ve, scheduling_sde_vp, diffusers)
+    return next(getattr(home, name) for home in homes if name in dir(home))
 
 
 @pytest.mark.parametrize("name", classes.CLASSES)
@@ -31,14 +38,14 @@ def test_an_algorithm_of_diffusers_has_a_counterpart(key):
 def test_diffusers_classes_and_flags_are_all_known():
     assert {member.name for member in KarrasDiffusionSchedulers} <= classes.CLASSES.keys()
     for name in classes.CLASSES:
-        flags = set(inspect.signature(getattr(diffusers, name).__init__).parameters) - {"self"}
+        flags = set(inspect.signature(class_of(name).__init__).parameters) - {"self"}
         if "kwargs" not in flags:  # as classes have whose own requirements are not installed
-            assert flags <= classes.FLAGS | classes.REFUSED | classes.MODEL_FLAGS, name
+            assert flags <= classes.FLAGS | classes.REFUSED | classes.MODEL_FLAGS | classes.CHURN.keys(), name
 
 
 @pytest.mark.parametrize("name", classes.CLASSES)
 def test_a_whole_configuration_of_diffusers_resolves(name):
-    given = inspect.signature(getattr(diffusers, name).__init__).parameters
+    given = inspect.signature(class_of(name).__init__).parameters
     if "kwargs" in given:  # as classes have whose own requirements are not installed
         pytest.skip(f"{name} is not installed")
     flags = {key: p.default for key, p in given.items() if p.default is not p.empty}
@@ -120,6 +127,17 @@ DIFFUSERS = {
         "euler",
         "flow_shift(shift=3.0, shift_terminal=0.1)",
     ),
+    "KarrasVeScheduler": ("churn(s_churn=80.0, s_tmin=0.05, s_tmax=50.0, s_noise=1.007)", None),
+    "KarrasVeScheduler(s_churn=40, s_max=10)": (
+        "churn(s_churn=40.0, s_tmin=0.05, s_tmax=10.0, s_noise=1.007)",
+        None,
+    ),
+    "DDIMInverseScheduler(timestep_spacing=leading)": ("ddim", None),
+    "DPMSolverMultistepInverseScheduler(use_karras_sigmas=True)": ("dpmpp_2m", "karras(end=t_min)"),
+    "CogVideoXDDIMScheduler(snr_shift_scale=1.0, timestep_spacing=trailing)": ("ddim", "trailing"),
+    "UnCLIPScheduler(variance_type=fixed_small_log)": ("ddpm", None),
+    "DDPMWuerstchenScheduler": ("ddpm", None),
+    "ScoreSdeVpScheduler(beta_max=20)": ("euler_maruyama", None),
     "ScoreSdeVeScheduler(snr=0.2, correct_steps=2)": ("pc(corrector=langevin(snr=0.2), corrector_steps=2)", None),
 }
 
@@ -188,6 +206,8 @@ def test_a_class_and_its_label_draw_the_same_samples(name, flags):
         ),
         ("DPMSolverMultistepScheduler(thresholding=True)", "thresholding=True has no counterpart here"),
         ("DDIMScheduler(timestep_spacing=middle)", "no timestep_spacing of DDIMScheduler 'middle'; accepted: leading"),
+        ("EulerDiscreteScheduler(s_churn=40)", "no flag of EulerDiscreteScheduler 's_churn'"),
+        ("UnCLIPScheduler(variance_type=learned_range)", "variance_type=learned_range has no counterpart"),
         ("DDPMScheduler(variance_type=learned)", "variance_type=learned has no counterpart; fixed_small, fixed_large"),
     ],
 )

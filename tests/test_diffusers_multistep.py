@@ -49,6 +49,9 @@ TO_ZERO: tuple[dict[str, Any], ...] = (
 )
 TO_LEAST: tuple[dict[str, Any], ...] = tuple({"final_sigmas_type": "sigma_min"} | grid for grid in SPACINGS)
 
+# pndm and ipndm go to sigma = 0 at full order there, by Euler's step here: to compare the methods the last sigma is this
+TINY = 1e-8
+
 
 def lowered(solver: str, steps: int) -> str:
     """The spec with the orders of the last steps as the schedulers choose them."""
@@ -72,7 +75,7 @@ def test_pndm(skip: bool, solver: str, steps: int) -> None:
     for grid, to_one in product(grids, (True, False)):
         scheduler = PNDMScheduler(skip_prk_steps=skip, set_alpha_to_one=to_one, **grid)
         last = float(scheduler.final_alpha_cumprod)
-        assert chain_parity(scheduler, solver, steps, last) < TOLERANCE, (grid, to_one)
+        assert chain_parity(scheduler, solver, steps, last, tiny=TINY) < TOLERANCE, (grid, to_one)
 
 
 @pytest.mark.parametrize("steps", STEPS)
@@ -82,7 +85,7 @@ def test_ipndm(end: float, steps: int) -> None:
     levels = np.sin(np.linspace(0.98, end, steps + 1) * np.pi / 2)
     scheduler = IPNDMScheduler(trained_betas=levels.tolist())
     scheduler.set_timesteps(steps)
-    sigmas = [float(b) for b in scheduler.betas.double()]
+    sigmas = [float(b) or TINY for b in scheduler.betas.double()]
     ratios = [b / math.sqrt(1 - b**2) for b in sigmas]
     nodes = tuple(angle(t, ratio) for t, ratio in zip([*scheduler.timesteps.tolist(), 0.0], ratios, strict=True))
     net = network("v_prediction", 2.0)

@@ -11,6 +11,7 @@ import torch
 from linear_response import coefficients, distance
 from scipy.integrate import quad
 
+import scoresde
 import solvers
 from solvers import InputError, Node
 from solvers.analytic import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
@@ -371,3 +372,24 @@ def test_a_step_needs_no_state_on_the_solver():
     solvers.solve(solver, Mixture(VP), 3 * x, nodes[:3])
     assert torch.equal(solvers.solve(solver, Mixture(VP), x, nodes).x, first)
     assert isinstance(nodes[0], Node)
+
+
+@pytest.mark.parametrize(
+    "spec", ["er_sde(s_noise=0)", "dpmpp_2m_sde(s_noise=0)", "sa_solver", "dpm_solver_2m(eta=0.1)", "er_sde(order=1)"]
+)
+def test_without_its_noise_an_sde_is_not_the_ode_and_cannot_encode(spec):
+    nodes = solvers.grid("logsnr", VP, 4)[::-1]
+    with pytest.raises(InputError, match="cannot encode"):
+        solvers.solve(solvers.make(spec), Mixture(VP), torch.ones(1, 1, dtype=torch.float64), nodes)
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_long_steps_over_wide_ranges_stay_finite(name):
+    # six more orders of magnitude than conformance's paths: what a step keeps of the noise is lost to rounding there
+    if solvers.info(name).kind == "black box ODE":
+        return  # in t, one sample at a time: their own control
+    target = scoresde.targets.GaussianMixture(torch.tensor([[-1.0, 0.2], [1.0, 0.4]]), 0.05)
+    denoiser = target.denoiser(scoresde.EDM(t_min=1e-5, t_max=1e4))
+    for grid in ("logsnr", "karras"):
+        result = scoresde.sample(denoiser, (2,), range(2), name, grid, 2, dtype=torch.float64)
+        assert bool(torch.isfinite(result.x).all())

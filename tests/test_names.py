@@ -20,7 +20,7 @@ CANONICAL = (  # noqa: SIM905
     "dpm_solver_1 dpm_solver_2 dpm_solver_3 dpm_solver_2m dpm_solver_3m dpm_fast dpm_adaptive dpmpp_2s dpmpp_3s "
     "dpmpp_2m dpmpp_3m uni_pc uni_pc_bh2 res_2s res_3s res_2m euler_ancestral dpm_2_ancestral dpmpp_2s_ancestral "
     "dpmpp_sde dpmpp_2m_sde dpmpp_3m_sde seeds_1 seeds_2 seeds_3 sa_solver er_sde gotta_go_fast rk45 dopri5 "
-    "torchdiffeq scipy pc churn restart picard step_doubling"
+    "torchdiffeq scipy adams pc churn restart picard step_doubling"
 ).split()
 
 
@@ -161,6 +161,26 @@ OTHERS = {
     "DPM++ 2M Karras(variant=heun)": ("dpmpp_2m(variant=heun)", "karras"),
     "dpmpp_2m_sde_heun(eta=0.5)": ("dpmpp_2m_sde(eta=0.5, variant=heun)", None),
     "dpmpp_2m_sde_heun(variant=midpoint)": ("dpmpp_2m_sde(variant=midpoint)", None),
+    "DDPMSampler": ("ddpm", None),
+    "DDIMSampler": ("ddim", None),
+    "EulerSampler": ("euler", None),
+    "HeunSampler": ("heun", None),
+    "LMSSampler": ("lms", None),
+    "zABSampler": ("lms(order=2)", None),
+    "xEABSampler": ("adams(order=2, quantity=x0, start=lower)", None),
+    "zEABSampler": ("adams(order=2, quantity=eps, start=lower)", None),
+    "dpm_solver++_2m": ("dpmpp_2m", None),
+    "dpm_solver_12": ("dpm_adaptive(order=2)", None),
+    "dpm_solver_23": ("dpm_adaptive(order=3)", None),
+    "er_sde_2": ("er_sde(order=2)", None),
+    "vp_1_order": ("er_sde(order=1, variant=published)", None),
+    "ve_3_order_taylor": ("er_sde(order=3, variant=published)", None),
+    "rho_heun": ("rho_rk(tableau=heun2)", None),
+    "3kutta": ("rho_rk(tableau=kutta3)", None),
+    "4rk": ("rho_rk(tableau=rk4)", None),
+    "EulerMaruyamaPredictor": ("euler_maruyama", None),
+    "ReverseDiffusionPredictor": ("reverse_diffusion", None),
+    "AncestralSamplingPredictor": ("ddpm", None),
     "package.module:Mine(eta=1)": ("package.module:Mine(eta=1)", None),
 }
 
@@ -204,6 +224,29 @@ def test_an_unknown_label_is_told_with_its_nearest(label, message):
     with pytest.raises(InputError, match=message) as caught:
         resolve(label)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["dpmpp_2m(", "DPM++ 2M(eta=)", "heun(1)(2)", "ddim(eta='"])
+def test_a_spec_that_cannot_be_read_is_told_as_it_was_typed(text):
+    with pytest.raises(InputError) as caught:
+        solvers.make(text)
+    assert text in str(caught.value)
+    assert "'_(" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("label", "grid"),
+    [
+        ("get_sigmas_karras", "karras"),
+        ("get_sigmas_exponential", "logsnr(end=zero)"),
+        ("get_sigmas_polyexponential", "polyexponential"),
+        ("get_sigmas_vp", "vp"),
+        ("lu_lambdas", "logsnr(end=zero)"),
+        ("quad", "ddim_quad"),
+    ],
+)
+def test_a_grid_of_other_programs_means(label, grid):
+    assert grids.make(label) == grids.make(grid)
 
 
 def test_a_solver_alone_is_not_asked_for_its_grid():

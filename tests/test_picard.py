@@ -19,7 +19,7 @@ def run(spec, nodes, schedule=VP, problem=None, seeds=range(5), dtype=torch.floa
     return solve(solvers.make(spec), problem or Mixture(schedule), x, nodes, noise, hooks)
 
 
-INNER = ["ddim", "heun", "ddpm", "ddim(eta=0.5)", "pc(predictor=ddpm)", "euler_maruyama"]
+INNER = ["ddim", "heun", "ddpm", "ddim(eta=0.5)", "pc(predictor=ddpm)", "euler_maruyama", "churn"]
 
 
 @pytest.mark.parametrize("schedule", [VP, EDM], ids=str)
