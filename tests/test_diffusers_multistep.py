@@ -49,7 +49,7 @@ TO_ZERO: tuple[dict[str, Any], ...] = (
 )
 TO_LEAST: tuple[dict[str, Any], ...] = tuple({"final_sigmas_type": "sigma_min"} | grid for grid in SPACINGS)
 
-# pndm and ipndm go to sigma = 0 at full order there, by Euler's step here: to compare the methods the last sigma is this
+# pndm and ipndm go to sigma = 0 at full order there, by Euler here: to compare the methods the last sigma is this
 TINY = 1e-8
 
 
