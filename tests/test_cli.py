@@ -360,7 +360,7 @@ def test_own_data_of_any_shape_and_data_that_cannot_be_used(tmp_path, capsys):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of a terminal")
 def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(tmp_path):
-    arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL[:1], "--config.training.steps=4000"]
+    arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL[:1], "--config.training.steps=100000"]
     command = [sys.executable, "-m", "scoresde.cli", "train", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     log = tmp_path / "train.jsonl"
@@ -374,6 +374,6 @@ def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(tmp_path):
     assert f"stopped: {folder.name} is written" in error
     assert "Traceback" not in error
     steps = checkpoint.load(folder).step
-    assert 0 < steps < 4000
+    assert 0 < steps < 100000
     assert main(["train", *arguments[:-1], f"--config.training.steps={steps + 1}"]) == 0
     assert checkpoint.load(checkpoint.latest(tmp_path)).step == steps + 1
