@@ -5,6 +5,7 @@ from solvers import InputError
 from . import targets
 from .denoiser import Denoiser, time_labels
 from .likelihood import LogProb, dequantise, log_prob
+from .moments import eps_power
 from .sample import Sample, encode, sample
 from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
 
@@ -22,6 +23,7 @@ __all__ = [
     "SubVP",
     "dequantise",
     "encode",
+    "eps_power",
     "log_prob",
     "make_sde",
     "sample",
