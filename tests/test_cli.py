@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -362,7 +363,9 @@ def test_own_data_of_any_shape_and_data_that_cannot_be_used(tmp_path, capsys):
 def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(tmp_path):
     arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL[:1], "--config.training.steps=100000"]
     command = [sys.executable, "-m", "scoresde.cli", "train", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    # a test run in the background ignores the signal, and so would its children
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heed)
     log = tmp_path / "train.jsonl"
     deadline = time.monotonic() + 60
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
