@@ -126,9 +126,8 @@ class PC(Solver):
     def evaluations(self) -> int:
         return self.predictor.evaluations + self.corrector_steps * correctors.info_of(self.corrector).evaluations
 
-    @property
-    def excess_variance(self) -> float:
-        return self.corrector.excess_variance
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        return self.corrector.limit_variance(variance, node)
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         return self.predictor.init(problem, x, nodes)
@@ -197,9 +196,8 @@ class Churn(Solver):
     def evaluations(self) -> int:
         return self.solver.evaluations
 
-    @property
-    def excess_variance(self) -> float:
-        return self.solver.excess_variance
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        return self.solver.limit_variance(variance, node)
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         return len(nodes) - 1, self.solver.init(problem, x, nodes)
@@ -272,9 +270,8 @@ class Final(Solver):
     def evaluations(self) -> int:
         return self.solver.evaluations
 
-    @property
-    def excess_variance(self) -> float:
-        return self.solver.excess_variance
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        return self.solver.limit_variance(variance, node)
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         before = max(len(nodes) - 1 - self.steps, 0)
@@ -367,9 +364,8 @@ class StepDoubling(Solver):
     def evaluations(self) -> int:
         return 3 * self.solver.evaluations
 
-    @property
-    def excess_variance(self) -> float:
-        return self.solver.excess_variance
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        return self.solver.limit_variance(variance, node)
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         halved = [nodes[0]]

@@ -41,9 +41,8 @@ class Langevin(Corrector):
         if not self.snr > 0:
             raise InputError(f"langevin: snr must be positive, got {self.snr:g}")
 
-    @property
-    def excess_variance(self) -> float:
-        return self.snr**2
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        return (1 + self.snr**2) * variance
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
         score = problem.predict(x, node).score(node)
@@ -74,10 +73,8 @@ class AnnealedLangevin(Corrector):
         if not 0 < self.snr < 1:
             raise InputError(f"annealed_langevin: snr must lie in (0, 1), got {self.snr:g}")
 
-    @property
-    def excess_variance(self) -> float:
-        """NaN: it depends on the data."""
-        return math.nan
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        return variance / (1 - (self.snr * node.sigma) ** 2 / variance)
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
         # step score = -2 snr^2 sigma eps

@@ -147,9 +147,8 @@ class Picard(Solver):
         """The most that a step can take, a sweep of the whole window; fewer are taken the sooner the sweeps agree."""
         return self.window * self.solver.evaluations
 
-    @property
-    def excess_variance(self) -> float:
-        return self.solver.excess_variance
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        return self.solver.limit_variance(variance, node)
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         start = torch.zeros(len(x), dtype=torch.long)

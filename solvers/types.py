@@ -165,11 +165,10 @@ class Solver:
         """Model evaluations of one step, not to sigma = 0; of an adaptive solver's inner step."""
         return solvers.info_of(self).evaluations
 
-    @property
-    def excess_variance(self) -> float:
-        """Relative excess of the variance that no grid removes (correctors of fixed strength); NaN where it
-        depends on the data."""
-        return 0.0
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        """What is left on the finest grids of data that are Gaussian with ``variance`` at ``node``: more than that with
+        correctors of fixed strength."""
+        return variance
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         """What the first step finds in ``carry``; ``nodes`` is the whole grid, for methods that count their steps."""
@@ -190,10 +189,9 @@ class Solver:
 class Corrector:
     """Moves a sample within one noise level; a frozen dataclass like a solver."""
 
-    @property
-    def excess_variance(self) -> float:
-        """Relative excess of the stationary variance over the target's; NaN where it depends on the data."""
-        return 0.0
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        """The stationary variance where the target at ``node`` is Gaussian with ``variance``."""
+        return variance
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
         """x (B, *) at ``node`` to x at the same node."""

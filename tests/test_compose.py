@@ -287,13 +287,13 @@ def test_pc_counts_what_its_corrector_takes():
     assert make("pc(predictor=heun)").order == 2
 
 
-def test_pc_with_a_floor_that_depends_on_the_data_declares_no_limit():
-    """Its order is not measured, and the rest of conformance holds."""
-    for spec in ("pc(corrector=annealed_langevin)", "picard(solver=pc(corrector=annealed_langevin))"):
-        assert math.isnan(make(spec).excess_variance)
-    verdicts = check(make("pc(corrector=annealed_langevin)"), PATHS[:1])
-    assert all(verdict.passed for verdict in verdicts)
-    assert "not measured" in next(verdict.detail for verdict in verdicts if verdict.name == "order")
+@pytest.mark.parametrize("inner", ["pc({})", "picard(solver=pc({}))", "final(solver=pc({}))"])
+def test_the_limit_of_a_wrapper_is_that_of_its_corrector(inner):
+    node = VP(VP.t_max)
+    langevin, annealed = (make(inner.format(f"corrector={name}")) for name in ("langevin", "annealed_langevin"))
+    assert langevin.limit_variance(0.3, node) == pytest.approx(0.3 * (1 + 0.16**2), rel=1e-15)
+    assert annealed.limit_variance(0.3, node) == pytest.approx(0.3 / (1 - 0.16**2 * node.sigma**2 / 0.3), rel=1e-15)
+    assert make("churn").limit_variance(0.3, node) == 0.3
 
 
 # what plans from the whole grid

@@ -43,6 +43,7 @@ VARIANTS = [
     "er_sde(noise_scale=ode)",
     "heun(quantity=velocity)",
     "lms(start=runge_kutta)",
+    "pc(corrector=annealed_langevin)",
     "rho_rk(tableau=kutta3)",
     "sa_solver(pece=True)",
     "sa_solver(variant=few_steps)",
