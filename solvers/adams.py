@@ -65,7 +65,7 @@ class Adams(Polynomial):
 
 @solvers.register(
     "lms",
-    aliases=("LMSDiscreteScheduler", "linear_multistep"),
+    aliases=("linear_multistep",),
     kind="ODE",
     order=4,
     reference="Liu et al. 2022, arXiv:2202.09778, eq. 9, with uneven steps; Hairer, Norsett and Wanner 1993, III.5",
@@ -100,7 +100,6 @@ class IPNDMV(Polynomial):
 
 @solvers.register(
     "deis",
-    aliases=("DEISMultistepScheduler",),
     kind="ODE",
     order=3,
     reference="Zhang and Chen 2023, arXiv:2204.13902, eq. 14-15 (tAB) and section 4 (rhoAB)",
@@ -182,7 +181,6 @@ class FixedWeights(Multistep):
 
 @solvers.register(
     "ipndm",
-    aliases=("IPNDMScheduler",),
     kind="ODE",
     order=4,
     reference="Zhang and Chen 2023, arXiv:2204.13902, appendix H.2",
@@ -220,7 +218,6 @@ class PLMS(FixedWeights):
 
 @solvers.register(
     "pndm",
-    aliases=("PNDMScheduler",),
     kind="ODE",
     order=4,
     reference="Liu et al. 2022, arXiv:2202.09778, eq. 11-13 and algorithm 2",

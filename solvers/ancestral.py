@@ -36,7 +36,7 @@ def split_variance(eta: float, fall: float) -> tuple[float, float]:
 
 @solvers.register(
     "ddpm",
-    aliases=("ancestral", "ancestral_sampling", "DDPMScheduler"),
+    aliases=("ancestral", "ancestral_sampling"),
     kind="SDE",
     order=1,
     stochastic=True,
@@ -123,7 +123,6 @@ class SMLD(Solver):
 
 @solvers.register(
     "ddim",
-    aliases=("DDIMScheduler",),
     kind="ODE/SDE",
     order=1,
     reference="Song et al. 2021, arXiv:2010.02502, eq. 12 and 16",

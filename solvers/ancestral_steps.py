@@ -64,7 +64,6 @@ class Ancestral(Solver):
 
 @solvers.register(
     "euler_ancestral",
-    aliases=("EulerAncestralDiscreteScheduler",),
     kind="SDE",
     order=1,
     stochastic=True,
@@ -83,7 +82,7 @@ class EulerAncestral(Ancestral):
 
 @solvers.register(
     "dpm_2_ancestral",
-    aliases=("dpm2_ancestral", "KDPM2AncestralDiscreteScheduler"),
+    aliases=("dpm2_ancestral",),
     kind="SDE",
     order=2,
     stochastic=True,

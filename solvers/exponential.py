@@ -77,7 +77,7 @@ def three_point(moments: Sequence[float], lams: Sequence[float], variant: str) -
 
 @solvers.register(
     "dpmpp_2m",
-    aliases=("dpm++2m", "dpmsolver++", "DPMSolverMultistepScheduler"),
+    aliases=("dpm++2m", "dpmsolver++"),
     kind="ODE",
     order=2,
     native="x0",

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .coefficients import GAUSS, lagrange
 from .errors import InputError
+from .singlestep import DPMpp2S, DPMpp3S
 from .types import Node, Noise, Prediction, Problem, Solver, Step
 
 Start = Literal["lower", "corrector", "runge_kutta"]
@@ -140,8 +141,6 @@ class Multistep(Solver):
 
 def _one_step(order: int, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
     """A step of DPM-Solver++ 2S or 3S whose first prediction has been made."""
-    from .singlestep import DPMpp2S, DPMpp3S  # that module starts its multistep modes from this one
-
     return (DPMpp2S() if order == 2 else DPMpp3S()).advance(problem, x, t, s, first)
 
 

@@ -182,7 +182,7 @@ class Registry(Generic[T]):
         alias, label = self._aliases.get(key), names.meaning(self.kind, key)
         if key in self._infos:
             return Spec(key)
-        if alias and not (label and key.endswith("scheduler")):  # a class of diffusers has options of its own
+        if alias:
             return Spec(alias)
         if label:
             spec = grammar.parse(label)

@@ -109,7 +109,6 @@ class RungeKutta(Explicit):
 
 @solvers.register(
     "euler",
-    aliases=("EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"),
     kind="ODE",
     order=1,
     reference="Karras et al. 2022, arXiv:2206.00364, section 3",
@@ -125,7 +124,6 @@ class Euler(RungeKutta):
 
 @solvers.register(
     "heun",
-    aliases=("HeunDiscreteScheduler",),
     kind="ODE",
     order=2,
     evaluations=2,
@@ -208,7 +206,7 @@ class RhoRK(Explicit):
 
 @solvers.register(
     "dpm_2",
-    aliases=("dpm2", "KDPM2DiscreteScheduler"),
+    aliases=("dpm2",),
     kind="ODE",
     order=2,
     evaluations=2,

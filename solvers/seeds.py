@@ -21,7 +21,7 @@ from .types import solvers
 
 @solvers.register(
     "dpmpp_sde",
-    aliases=("dpm++sde", "DPMSolverSDEScheduler"),
+    aliases=("dpm++sde",),
     kind="SDE",
     order=2,
     stochastic=True,

@@ -250,7 +250,7 @@ def frozen(base=Solver, name="Other"):
     return dataclass(frozen=True)(type(name, (base,), {"__annotations__": {}}))
 
 
-@pytest.mark.parametrize("name", ["heun", "em", "heundiscretescheduler"])
+@pytest.mark.parametrize("name", ["heun", "em", "linear_multistep"])
 def test_a_taken_name_is_refused(clean, name):
     with pytest.raises(InputError, match=f"the solver name '{name}' is taken"):
         solvers.register(name)(frozen())
