@@ -12,54 +12,9 @@ from torch import Tensor, nn
 
 from solvers import InputError, Node, Prediction
 from solvers.errors import unknown
+from solvers.outputs import Output
 
 from .sde import SDE
-
-# (F, x, node, sigma_data) -> (x0, eps), with node's numbers ready to multiply x
-Convert = Callable[[Tensor, Tensor, Any, float], tuple[Tensor, Tensor]]
-
-
-def _from_x0(out: Tensor, x: Tensor, node: Any, sigma_data: float) -> tuple[Tensor, Tensor]:
-    return out, (x - node.alpha * out) / node.sigma
-
-
-def _from_eps(out: Tensor, x: Tensor, node: Any, sigma_data: float) -> tuple[Tensor, Tensor]:
-    return (x - node.sigma * out) / node.alpha, out
-
-
-def _from_v(out: Tensor, x: Tensor, node: Any, sigma_data: float) -> tuple[Tensor, Tensor]:
-    # v = alpha eps - sigma x0, of Salimans and Ho 2022 (arXiv:2202.00512, section 4); on any path a rotation with scale
-    scale = node.alpha**2 + node.sigma**2
-    return (node.alpha * x - node.sigma * out) / scale, (node.sigma * x + node.alpha * out) / scale
-
-
-def _from_score(out: Tensor, x: Tensor, node: Any, sigma_data: float) -> tuple[Tensor, Tensor]:
-    return _from_eps(-node.sigma * out, x, node, sigma_data)
-
-
-def _from_velocity(out: Tensor, x: Tensor, node: Any, sigma_data: float) -> tuple[Tensor, Tensor]:
-    # u = alpha' x0 + sigma' eps together with x = alpha x0 + sigma eps
-    scale = node.alpha * node.dsigma - node.dalpha * node.sigma
-    return (node.dsigma * x - node.sigma * out) / scale, (node.alpha * out - node.dalpha * x) / scale
-
-
-def _from_edm(out: Tensor, x: Tensor, node: Any, sigma_data: float) -> tuple[Tensor, Tensor]:
-    # D = c_skip y + c_out F with y = x / alpha and sigma / alpha as the noise level (Karras et al. 2022, table 1).
-    # eps = (y - D) / ratio = (ratio y / total - sigma_data F / sqrt(total)): nothing cancels at low noise.
-    y, ratio = x / node.alpha, node.sigma / node.alpha
-    total = ratio**2 + sigma_data**2
-    x0 = (sigma_data**2 / total) * y + (ratio * sigma_data / total**0.5) * out
-    return x0, (ratio / total) * y - (sigma_data / total**0.5) * out
-
-
-PREDICTS: dict[str, Convert] = {
-    "x0": _from_x0,
-    "eps": _from_eps,
-    "v": _from_v,
-    "score": _from_score,
-    "velocity": _from_velocity,
-    "edm": _from_edm,
-}
 
 # what the network is told of the time: (node, sde, num_train_timesteps) -> label
 TIME_LABELS: dict[str, Callable[[Any, SDE, int], Any]] = {
@@ -101,6 +56,7 @@ class Denoiser:
             t = t_min + i / (T - 1) (t_max - t_min): on VP's own [0.001, 1] with T = 1000, t = (i + 1) / 1000. The
             discrete grids of ``solvers`` (leading, trailing, linspace, ...) place their nodes there, and the network
             sees exactly their integers.
+        compile: run the network through ``torch.compile``.
 
     Raises:
         InputError: an unknown ``predicts`` or ``time_label``, or fewer than two steps.
@@ -112,19 +68,25 @@ class Denoiser:
     time_label: str | None = None
     sigma_data: float = 0.5
     num_train_timesteps: int = 1000
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        if self.predicts not in PREDICTS:
-            raise unknown("prediction type", self.predicts, PREDICTS)
+        self.output.check()
         if self.time_label is not None and self.time_label not in TIME_LABELS:
             raise unknown("time label", self.time_label, TIME_LABELS)
-        if not self.sigma_data > 0:
-            raise InputError(f"sigma_data must be positive, got {self.sigma_data!r}")
         if self.num_train_timesteps < 2:
             raise InputError(f"num_train_timesteps must be at least 2, got {self.num_train_timesteps!r}")
 
+        if self.compile and not hasattr(self.network, "_orig_mod"):
+            object.__setattr__(self, "network", torch.compile(self.network))
+
+    @property
+    def output(self) -> Output:
+        """What the network puts out."""
+        return Output(self.predicts, self.sigma_data)
+
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        """One evaluation of the network.
+        """One evaluation of the network, as the pair (x0, eps).
 
         Args:
             x: (B, *). The network sees it in its own dtype; the prediction has the dtype of x.
@@ -134,19 +96,25 @@ class Denoiser:
         Raises:
             InputError: the network refuses x, or answers with another shape.
         """
-        wide = node.like(x)
-        dtype = self._dtype(x)
-        labels = self._labels(node, dtype).to(x.device).expand(x.shape[0])
-        scaled = x / (wide.alpha * (wide.ratio**2 + self.sigma_data**2) ** 0.5) if self.predicts == "edm" else x
-        out = self._call(scaled.to(dtype), labels, conditions).to(x.dtype)
-        return Prediction(*PREDICTS[self.predicts](out, x, wide, self.sigma_data))
+        return self.output.read(self.raw(x, node, **conditions), x, node.like(x))
 
-    def _labels(self, node: Node | Node[Tensor], dtype: torch.dtype) -> Tensor:
+    def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
+        """One evaluation of the network, as it puts it out: (B, *) in the dtype of x. Arguments as of ``predict``."""
+        dtype, scaled = self._dtype(x), x
+        if self.predicts == "edm":
+            wide = node.like(x)
+            scaled = x / (wide.alpha * (wide.ratio**2 + self.sigma_data**2) ** 0.5)
+        return self._call(scaled.to(dtype), self._labels(node, dtype, x), conditions).to(x.dtype)
+
+    def _labels(self, node: Node | Node[Tensor], dtype: torch.dtype, x: Tensor) -> Tensor:
+        """The labels (B,) on the device of x (B, *)."""
         name = self.time_label or ("c_noise" if self.predicts == "edm" else "t")
         label = TIME_LABELS[name](node, self.sde, self.num_train_timesteps)
         # a 16-bit label would confuse neighbouring times: 988.49 is 988 in bfloat16
         precise = torch.float32 if dtype.itemsize < 4 else dtype
-        return torch.as_tensor(label, dtype=torch.float64 if isinstance(label, float) else None).to(precise)
+        if isinstance(label, Tensor):
+            return label.to(precise).to(x.device).expand(len(x))
+        return torch.full((len(x),), label, dtype=precise, device=x.device)  # filled there: no copy, no waiting
 
     def _call(self, x: Tensor, labels: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         try:
@@ -180,5 +148,5 @@ def time_labels(denoiser: Denoiser, nodes: Sequence[Node]) -> list[float]:
     >>> time_labels(denoiser, solvers.grid("trailing", denoiser.sde, steps=4))
     [999.0, 749.0, 499.0, 249.0]
     """
-    dtype = denoiser._dtype(torch.empty(0, dtype=torch.float32))
-    return [float(denoiser._labels(node, dtype)) for node in nodes if node.sigma > 0]
+    one = torch.empty(1, dtype=torch.float32)
+    return [float(denoiser._labels(node, denoiser._dtype(one), one)) for node in nodes if node.sigma > 0]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from solvers import Node, Prediction, Rows
 from solvers.grids import node_of_lam
+from solvers.outputs import Output
 
 from .sde import Denoises
 
@@ -37,6 +38,16 @@ class Diffusion:
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
         """The denoiser's prediction at x (B, *), at one node or at one a sample."""
         return self.denoiser.predict(x, node, **self.conditions)
+
+    @property
+    def output(self) -> Output | None:
+        """What the denoiser's network puts out, where it has one."""
+        return getattr(self.denoiser, "output", None)
+
+    def raw(self, x: Tensor, node: Node) -> Tensor:
+        """The network's own output at x (B, *)."""
+        out: Tensor = self.denoiser.raw(x, node, **self.conditions)  # type: ignore[attr-defined]
+        return out
 
     @property
     def log_prob(self) -> Callable[[Tensor, Node], Tensor]:

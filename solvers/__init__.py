@@ -30,7 +30,10 @@ from .grids import Grid, Schedule, grid, grids
 from .loop import Hook, Solution, evaluations, solve, startup, steps_of_nfe
 from .names import resolve
 from .noise import SeededNoise, generator
+from .outputs import Output
+from .program import Program
 from .registry import Info, Registry
+from .trace import trace
 from .types import Corrector, Node, Noise, Prediction, Problem, Rows, Solver, Step, correctors, solvers
 
 register = solvers.register
@@ -49,8 +52,10 @@ __all__ = [
     "InputError",
     "Node",
     "Noise",
+    "Output",
     "Prediction",
     "Problem",
+    "Program",
     "Registry",
     "Rows",
     "Schedule",
@@ -73,4 +78,5 @@ __all__ = [
     "solvers",
     "startup",
     "steps_of_nfe",
+    "trace",
 ]

@@ -59,7 +59,7 @@ class Increments:
     kind="adaptive SDE",
     order=2,
     stochastic=True,
-    linear=False,
+    nonlinear="it chooses each sample's steps from the error that it estimates",
     adaptive=True,
     evaluations=2,
     reference="Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, algorithm 1; the motion after a rejection: "

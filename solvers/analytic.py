@@ -13,7 +13,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from .grids import Schedule
+from .grids import Schedule, node_of_lam
 from .types import Node, Prediction, Rows
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -93,7 +93,7 @@ class Mixture:
 
     def node_of_lam(self, lam: float) -> Node:
         """The path where log(alpha / sigma) = lam."""
-        return self.schedule(self.schedule.t_of_lam(lam))
+        return node_of_lam(self.schedule, lam)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         """The posterior mean of x0, and eps."""
@@ -123,7 +123,7 @@ class GaussianData:
 
     def node_of_lam(self, lam: float) -> Node:
         """The path where log(alpha / sigma) = lam."""
-        return self.schedule(self.schedule.t_of_lam(lam))
+        return node_of_lam(self.schedule, lam)
 
     def select(self, rows: Rows) -> GaussianData:
         """The problem of some rows."""

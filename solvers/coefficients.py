@@ -44,10 +44,14 @@ def phi3(h: float) -> float:
     return 0.5 - phi2(h) / h
 
 
-def lagrange(at: Sequence[float], j: int, points: Array) -> Array:
-    """The polynomial that is 1 at at[j] and 0 at the others, at ``points``."""
-    values = np.ones_like(points)
-    for k, u in enumerate(at):
-        if k != j:
-            values = values * ((points - u) / (at[j] - u))
-    return values
+def lagrange(at: Sequence[float], points: Array, measure: Array) -> list[float]:
+    """The integrals of Lagrange's polynomials, each 1 at one of ``at`` and 0 at the others, over a measure that sits at
+    ``points``."""
+    gaps, weights = [points - u for u in at], []
+    for j, u in enumerate(at):
+        product, scale = measure, 1.0
+        for k, other in enumerate(at):
+            if k != j:
+                product, scale = product * gaps[k], scale * (u - other)
+        weights.append(float(product.sum()) / scale)
+    return weights

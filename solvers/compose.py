@@ -96,7 +96,6 @@ def require(
     kind="SDE + MCMC",
     order=1,
     stochastic=True,
-    linear=False,
     evaluations=2,
     reference="Song et al. 2021, arXiv:2011.13456, algorithm 1",
     formula="x_s = corrector(... corrector(predictor(x)))",
@@ -119,8 +118,8 @@ class PC(Solver):
         return self.predictor.declared_order
 
     @property
-    def linear(self) -> bool:
-        return self.predictor.linear and correctors.info_of(self.corrector).linear
+    def nonlinear(self) -> str:
+        return self.predictor.nonlinear or correctors.info_of(self.corrector).nonlinear
 
     @property
     def evaluations(self) -> int:
@@ -189,8 +188,8 @@ class Churn(Solver):
         return self.s_churn > 0 or self.solver.stochastic
 
     @property
-    def linear(self) -> bool:
-        return self.solver.linear
+    def nonlinear(self) -> str:
+        return self.solver.nonlinear
 
     @property
     def evaluations(self) -> int:
@@ -263,8 +262,8 @@ class Final(Solver):
         return self.solver.stochastic or self.last.stochastic
 
     @property
-    def linear(self) -> bool:
-        return self.solver.linear and self.last.linear
+    def nonlinear(self) -> str:
+        return self.solver.nonlinear or self.last.nonlinear
 
     @property
     def evaluations(self) -> int:
@@ -324,7 +323,7 @@ class _Recorded:
     aliases=("richardson",),
     kind="ODE",
     order=2,
-    linear=False,
+    nonlinear="its error estimate is a norm",
     evaluations=6,
     reference="Hairer, Norsett and Wanner 1993, Solving Ordinary Differential Equations I, section II.4",
     formula="x_s = two half steps; error = |two half steps - one step| / (2^order - 1)",

@@ -96,7 +96,7 @@ class ERSDE(Multistep):
         keep = float(ends[0] / ends[1])
         measure = GAUSS[1] * h * r * float(ends[0]) * slopes / values  # d ratio = -ratio d lam
         at = [node.ratio for node in past]
-        weights = [float(measure @ lagrange(at, j, r)) for j in range(len(past))]
+        weights = lagrange(at, r, measure)
         if self.variant == "published" and len(past) == 3:
             weights = self._published(measure, r, at)
         variance = (s.ratio - keep * t.ratio) * (s.ratio + keep * t.ratio)

@@ -24,7 +24,11 @@ def widened(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
-@correctors.register("langevin", linear=False, reference="Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5")
+@correctors.register(
+    "langevin",
+    nonlinear="Langevin's step is set by the norms of score and noise",
+    reference="Song et al. 2021, arXiv:2011.13456, algorithms 4 and 5",
+)
 @dataclass(frozen=True)
 class Langevin(Corrector):
     """Unadjusted Langevin: x + step score + sqrt(2 step) z, step = 2 (snr |z| / |score|)^2.
@@ -85,7 +89,7 @@ class AnnealedLangevin(Corrector):
 @correctors.register(
     "mala",
     aliases=("metropolis_langevin",),
-    linear=False,
+    nonlinear="a proposal is accepted or not",
     evaluations=2,
     reference="Roberts and Tweedie 1996, Bernoulli 2(4), section 1.4.2; Roberts and Rosenthal 1998 for the scaling",
 )

@@ -174,7 +174,7 @@ def adams(
     """
     if name == "eps" and coordinate == "ratio" and eta == 0:  # finite at sigma = 0 too
         h, at = s.ratio - t.ratio, [(node.ratio - t.ratio) for node in nodes]
-        return Row(1.0, [h * float(GAUSS[1] @ lagrange(at, j, h * GAUSS[0])) for j in range(len(nodes))])
+        return Row(1.0, lagrange(at, h * GAUSS[0], h * GAUSS[1]))
     rate, h = 1 + eta**2, s.lam - t.lam
     lams = t.lam + h * GAUSS[0]
     r = np.exp(-lams)
@@ -192,8 +192,7 @@ def adams(
     elif name == "v":
         scale = math.hypot(1, s.ratio)
         keep, density = scale / math.hypot(1, t.ratio), -scale * r / (1 + r**2)
-    measure = GAUSS[1] * density * h
-    return Row(keep, [float(measure @ lagrange(at, j, points)) for j in range(len(nodes))], noise)
+    return Row(keep, lagrange(at, points, h * GAUSS[1] * density), noise)
 
 
 def check_order(name: str, order: int, largest: int) -> None:

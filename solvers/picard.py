@@ -99,7 +99,7 @@ class _Window:
     aliases=("paradigms", "parallel"),
     kind="ODE/SDE",
     order=1,
-    linear=False,
+    nonlinear="it sweeps until the samples agree",
     evaluations=20,
     reference="Shih et al. 2023, arXiv:2305.16317, algorithm 1",
     formula="y_{j+1} = y_i + sum_{l=i..j} (Phi_l(y_l) - y_l), y = x / alpha, for the whole window at once",

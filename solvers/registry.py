@@ -36,6 +36,7 @@ class Info:
     """The card of a registered class. All but the first four fields are facts about solvers.
 
     Attributes:
+        nonlinear: why a step is not linear in the state, the predictions and the noise; empty where it is.
         native: what the method interpolates or differences: x0, eps, score, ...
         equals: specs of methods with the same coefficients, proved equal by a test.
         note: what a user should know that the numbers do not say.
@@ -48,7 +49,7 @@ class Info:
     kind: str = ""
     order: float | None = None
     stochastic: bool = False
-    linear: bool = True
+    nonlinear: str = ""
     adaptive: bool = False
     evaluations: int = 1
     formula: str = ""
@@ -61,6 +62,11 @@ class Info:
         """Option names and their defaults."""
         fields = dataclasses.fields(self.cls)
         return {f.name: None if f.default is dataclasses.MISSING else f.default for f in fields}
+
+    @property
+    def linear(self) -> bool:
+        """Whether a step is linear in the state, the predictions and the noise."""
+        return not self.nonlinear
 
     @property
     def summary(self) -> str:

@@ -72,8 +72,8 @@ class Restart(Solver):
         return bool(self.intervals)
 
     @property
-    def linear(self) -> bool:
-        return self.solver.linear
+    def nonlinear(self) -> str:
+        return self.solver.nonlinear
 
     @property
     def evaluations(self) -> int:

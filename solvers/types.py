@@ -94,7 +94,8 @@ Rows = slice | Tensor
 
 class Problem(Protocol):
     """What a solver integrates. A problem whose samples carry data of their own (conditions, probes) also has
-    ``select(rows: Rows) -> Problem``, the problem of those samples alone."""
+    ``select(rows: Rows) -> Problem``, the problem of those samples alone. One whose model has an output of its own also
+    has ``output``, an ``Output``, and ``raw(x, node) -> Tensor``, that output (B, *): programs use it as it is."""
 
     def node(self, t: float) -> Node:
         """The path at time t."""
@@ -151,9 +152,14 @@ class Solver:
         return solvers.info_of(self).stochastic
 
     @property
+    def nonlinear(self) -> str:
+        """Why a step is not linear in the state, the predictions and the noise; empty where it is."""
+        return solvers.info_of(self).nonlinear
+
+    @property
     def linear(self) -> bool:
-        """Whether a step is linear in the state, the predictions and the noise."""
-        return solvers.info_of(self).linear
+        """Whether a step is linear in the state, the predictions and the noise: such a solver has a ``Program``."""
+        return not self.nonlinear
 
     @property
     def adaptive(self) -> bool:

@@ -1,0 +1,287 @@
+"""A linear solver on a grid as a short table of numbers: run, driven step by step, written to a file.
+
+Every value is a register, made once: register 0 is the start, and instruction k makes register k + 1. ``trace`` makes
+programs of solvers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import program_format
+from .errors import InputError
+from .instructions import Combine, Draw, Evaluate, Instruction, State, reads
+from .loop import Hook
+from .outputs import Output
+from .types import Node, Noise, Prediction, Problem
+
+Terms = Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A solver's numbers on a grid.
+
+    Attributes:
+        solver: the spec that it was traced from, for people.
+        output: what the model is expected to put out; the coefficients are those of that output.
+        nodes: every node that the program speaks of: those of the grid first, then the ones between them.
+        instructions: instruction k makes register k + 1.
+        states: the state at the end of every step; the last one is the outcome.
+    """
+
+    solver: str
+    output: Output
+    nodes: tuple[Node, ...]
+    instructions: tuple[Instruction, ...]
+    states: tuple[State, ...]
+
+    @property
+    def nfe(self) -> int:
+        """Model evaluations of a sample."""
+        return sum(isinstance(i, Evaluate) for i in self.instructions)
+
+    @property
+    def grid(self) -> tuple[Node, ...]:
+        """The nodes of the grid: the start, and where each step ends."""
+        return self.nodes[: len(self.states) + 1]
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the program draws noise."""
+        return any(isinstance(i, Draw) for i in self.instructions)
+
+    @property
+    def start(self) -> Node:
+        """Where the program begins."""
+        return self.nodes[0]
+
+    @property
+    def end(self) -> Node:
+        """Where it arrives."""
+        return self.nodes[self.states[-1].node]
+
+    @cached_property
+    def last_use(self) -> tuple[tuple[int, ...], ...]:
+        """For every instruction, the registers that it is the last to read: found by a backward pass."""
+        seen: set[int] = {self.states[-1].register}
+        dying: list[tuple[int, ...]] = []
+        for k in range(len(self.instructions) - 1, -1, -1):
+            read = dict.fromkeys(reads(self.instructions[k]))
+            unread = () if k + 1 in seen else (k + 1,)  # a value that nobody reads: noise drawn to keep the order
+            dying.append((*(r for r in read if r not in seen), *unread))
+            seen.update(read)
+        return tuple(reversed(dying))
+
+    def run(self, problem: Problem, x: Tensor, noise: Noise | None = None, hooks: Sequence[Hook] = ()) -> Tensor:
+        """The state at the last node, from x (B, *) at the first: the numbers of ``solve`` with the traced solver.
+
+        Sums are accumulated in place in registers that are no longer needed, so memory does not grow with the number of
+        steps, and nothing is computed on the way but the sums; with gradients enabled every sum is a new tensor. A
+        problem with ``raw`` (see ``Problem``) is asked for its model's own output.
+
+        Args:
+            problem: the path and the model.
+            x: the state (B, *) at the first node; it is left as it is.
+            noise: needed where the program draws.
+            hooks: each is called with (x, node) after every step; what it returns, if not None, replaces x.
+
+        Raises:
+            InputError: noise is missing.
+        """
+        steps = self._advance(x, noise, bool(hooks), not torch.is_grad_enabled())
+        ask = asker(self.output, problem)
+        answer: Any = None
+        try:
+            while True:
+                request = steps.send(answer)
+                answer = None
+                if isinstance(request, Request):
+                    answer = ask(request.x, request.node)
+                else:
+                    for hook in hooks:
+                        replaced = hook(request.x if answer is None else answer, request.node)
+                        answer = answer if replaced is None else replaced
+        except StopIteration as stop:
+            outcome: Tensor = stop.value
+            return outcome
+
+    def steps(
+        self, x: Tensor, noise: Noise | None = None
+    ) -> Generator[Request, Prediction | Tensor | Answer | None, Tensor]:
+        """Yields where the model is to be asked; send the answer back, and any foreign loop drives the solver.
+
+        The answer is a ``Prediction``, the model's own output (B, *) if it is the one that the program was traced for,
+        or an ``Answer`` whose ``x`` replaces the state that was yielded (a loop that blends it with a known image,
+        say). In a ``for`` loop, call ``request.answer``. What the generator returns is the state at the last node, and
+        the last request keeps it as ``outcome``.
+
+        Raises:
+            InputError: noise is missing, or no answer came.
+        """
+        inner = self._advance(x, noise, True, False)
+        request = next(inner)
+        while True:
+            if not isinstance(request, Request):
+                request = inner.send(None)
+                continue
+            sent = yield request
+            given = request.given if sent is None else sent
+            if given is None:
+                raise InputError(f"the program waits for the model's answer at t={request.node.t:g}")
+            answer = given if isinstance(given, Answer) else Answer(given)
+            try:
+                following = inner.send(answer)
+                while not isinstance(following, Request):
+                    following = inner.send(None)
+            except StopIteration as stop:
+                outcome: Tensor = stop.value
+                request.outcome = outcome
+                return outcome
+            request = following
+
+    def to_json(self) -> str:
+        """The program as text, see docs/program_format.md; ``from_json`` gives an equal one back."""
+
+        return program_format.write(self)
+
+    @staticmethod
+    def from_json(text: str) -> Program:
+        """The program that a text holds.
+
+        Raises:
+            InputError: the text is not a program, or of a version that is not known here.
+        """
+        return program_format.read(text)
+
+    def __str__(self) -> str:
+        return f"{self.solver}: {len(self.states)} steps, {self.nfe} NFE, {self.output.name}"
+
+    def _advance(
+        self, x: Tensor, noise: Noise | None, shown: bool, in_place: bool
+    ) -> Generator[Request | Shown, Any, Tensor]:
+        """The one interpreter: yields a Request and is sent the output, an Answer or a Prediction; yields Shown after
+        every step where ``shown``, and is sent the state to go on with, or None."""
+        if noise is None and self.stochastic:
+            raise InputError(f"{self.solver} draws noise: give it a noise source")
+        values: dict[int, Any] = {0: x}
+        mine: set[int] = set()  # registers in tensors that nobody else holds
+        free: list[Tensor] = []
+        ends = {state.register: state.node for state in self.states}
+        nodes = self.nodes
+        for k, (instruction, dying) in enumerate(zip(self.instructions, self.last_use, strict=True), 1):
+            if isinstance(instruction, Combine):
+                terms = instruction.terms
+                if not in_place:
+                    value = total(terms, values)
+                else:
+                    value = accumulate(terms, values, [r for r in dying if r in mine], mine, free)
+                    mine.add(k)
+            elif isinstance(instruction, Evaluate):
+                state, node = values[instruction.x], nodes[instruction.node]
+                value = yield Request(state, node)
+                if type(value) is Answer:
+                    if value.x is not None:
+                        values[instruction.x] = state = value.x
+                        mine.discard(instruction.x)
+                    value = value.output
+                if type(value) is Prediction:
+                    value = self.output.of(value, state, node)
+                if instruction.x in mine and shares(value, state):
+                    value = value.clone()  # a model that answers with its input
+            else:
+                assert noise is not None
+                value = noise(nodes[instruction.t], nodes[instruction.s])
+            values[k] = value
+            for register in dying:
+                gone = values.pop(register, None)
+                if register in mine:
+                    mine.discard(register)
+                    free.append(gone)
+            if shown and k in ends:
+                replaced = yield Shown(value, nodes[ends[k]])
+                values[k] = value if replaced is None else replaced
+                mine.discard(k)  # somebody may have kept it
+        outcome: Tensor = values[self.states[-1].register]
+        return outcome
+
+
+class Shown(NamedTuple):
+    """The state (B, *) at the end of a step."""
+
+    x: Tensor
+    node: Node
+
+
+class Answer(NamedTuple):
+    """An answer of the model with the state that it was really asked at, if that is another than the program's."""
+
+    output: Any
+    x: Tensor | None = None
+
+
+class Request:
+    """Where the model is to be asked.
+
+    Attributes:
+        x: the state (B, *).
+        node: its time.
+        outcome: the state at the last node, once the last request was answered and the generator has ended.
+    """
+
+    __slots__ = ("given", "node", "outcome", "x")
+
+    def __init__(self, x: Tensor, node: Node) -> None:
+        self.x, self.node = x, node
+        self.given: Prediction | Tensor | Answer | None = None
+        self.outcome: Any = None
+
+    def answer(self, given: Prediction | Tensor | Answer) -> None:
+        """For loops that cannot send: the answer is taken when the loop comes round."""
+        self.given = given
+
+
+def total(terms: Terms, values: dict[int, Any]) -> Any:
+    """The sum of the terms as a new value."""
+    register, c = terms[0]
+    value = c * values[register]
+    for register, c in terms[1:]:
+        value = value + c * values[register]
+    return value
+
+
+def accumulate(terms: Terms, values: dict[int, Any], dying: Sequence[int], mine: set[int], free: list[Tensor]) -> Any:
+    """The sum of the terms in the tensor of a dying register, or in a free one, or in a new one."""
+    rest = terms
+    reused = next((term for term in terms if term[0] in dying), None) if dying else None
+    if reused is not None:
+        value = values.pop(reused[0])
+        mine.discard(reused[0])
+        if reused[1] != 1.0:
+            value.mul_(reused[1])
+        rest = [term for term in terms if term is not reused]
+    else:
+        register, c = terms[0]
+        value = torch.mul(values[register], c, out=free.pop()) if free else c * values[register]
+        rest = terms[1:]
+    for register, c in rest:
+        value.add_(values[register], alpha=c)
+    return value
+
+
+def shares(one: Any, other: Any) -> bool:
+    """Whether two tensors lie in the same memory."""
+    return bool(one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr())
+
+
+def asker(output: Output, problem: Problem) -> Any:
+    """(x, node) -> the model's output: its own where it is the program's, else told from its prediction."""
+    if getattr(problem, "output", None) == output:
+        return problem.raw  # type: ignore[attr-defined]
+    return problem.predict
