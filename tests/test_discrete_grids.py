@@ -76,7 +76,7 @@ def test_time_labels_are_what_the_network_sees():
     assert between == pytest.approx(999 * (nodes[1].t - 0.001) / 0.999, rel=1e-6)  # a fraction stays one
     assert time_labels(denoiser(num_train_timesteps=101), grid("trailing(num_train_timesteps=101)", VP, 2)) == [100, 49]
     tensors = solvers.Node.stack([VP(0.001), VP(1.0)])
-    assert denoiser()._labels(tensors, torch.float64).tolist() == [0.0, 999.0]
+    assert denoiser()._labels(tensors, torch.float64, torch.zeros(2, 1)).tolist() == [0.0, 999.0]
     with pytest.raises(InputError, match="num_train_timesteps must be at least 2"):
         denoiser(num_train_timesteps=1)
 
