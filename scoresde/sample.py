@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import solvers
-from solvers import BrownianNoise, Grid, Hook, InputError, Node, SeededNoise, Solver
+from solvers import BrownianNoise, Grid, Hook, InputError, Node, Program, SeededNoise, Solver
 from solvers.errors import unknown
+from solvers.trace import NoProgram
 
 from .problem import Diffusion
 from .sde import Denoises
@@ -100,6 +101,16 @@ class Plan:
             steps = 2 if rule.end == "zero" else 1
         nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
         return cls(method, str(rule), nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes)
+
+    def program(self, denoiser: Denoises) -> Program | None:
+        """The solver's program in terms of what the denoiser's network puts out; None where it has none, or where it
+        asks the model for several steps at once."""
+        if self.solver.parallel:
+            return None
+        try:
+            return solvers.trace(self.solver, self.nodes, denoiser.sde, getattr(denoiser, "output", None) or "x0")
+        except NoProgram:
+            return None
 
 
 def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:
@@ -276,17 +287,23 @@ def _run(
     batches = batches_of(count, batch_size)
     began = time.perf_counter()
     parts = []
+    program = plan.program(denoiser)
     bar = tqdm(total=(len(plan.nodes) - 1) * len(batches), desc=str(plan.solver), disable=not progress, leave=False)
 
     def advance(x: Tensor, node: Node) -> None:
         bar.update()
 
+    if progress:
+        hooks = (*hooks, advance)
     with bar, torch.no_grad():
         for rows in batches:
             source = draws(rows)
             x = initial(rows, source)
             part = problem.select(rows)
-            parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, (*hooks, advance)))
+            if program is None:
+                parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, hooks))
+            else:
+                parts.append(program.solve(part, x, source, hooks))
     x, nfe, accepted, rejected = (
         torch.cat([getattr(part, name) for part in parts]) for name in ("x", "nfe", "accepted", "rejected")
     )

@@ -22,6 +22,7 @@ from . import (  # noqa: F401  (they register)
     singlestep,
     unified,
 )
+from .analysis import difference, equal, response, terminal_covariance
 from .brownian import BrownianNoise
 from .control import Control, FixedGrid
 from .errors import InputError
@@ -65,6 +66,8 @@ __all__ = [
     "Step",
     "convert_eta",
     "correctors",
+    "difference",
+    "equal",
     "evaluations",
     "generator",
     "grid",
@@ -74,9 +77,11 @@ __all__ = [
     "names",
     "register",
     "resolve",
+    "response",
     "solve",
     "solvers",
     "startup",
     "steps_of_nfe",
+    "terminal_covariance",
     "trace",
 ]

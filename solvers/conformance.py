@@ -9,6 +9,7 @@ a weak order is read off one deterministic run, without Monte Carlo.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import sys
 import traceback
@@ -23,11 +24,13 @@ from .analytic import PATHS, GaussianData, Mixture, OrthogonalNoise, exact_solut
 from .grids import Schedule, grid
 from .loop import Solution, evaluations, solve
 from .noise import SeededNoise
+from .trace import trace
 from .types import Node, Solver, solvers
 
 # fine enough to be near the asymptote, coarse enough for the error to stand above rounding
 STEPS = (42, 84, 168, 336)  # multiples of three, since some methods take their steps in threes
 ROUNDING = 1e-12
+TRACED = 1e-12  # relative to the largest state; measured: 2e-14
 # of the data, for weak orders: the leading error of a method may vanish at one of them
 VARIANCES = torch.tensor([[0.04], [0.3]], dtype=torch.float64)
 ADAPTIVE_STEPS = (20, 40, 80, 160)
@@ -300,6 +303,30 @@ def check_dtype(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         )
 
 
+def check_traced(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """The program of a linear solver gives the numbers of its steps, for as many evaluations."""
+    if not solver.linear:
+        return
+    for schedule in schedules:
+        gaps, counted = [], True
+        for spec, steps in itertools.product(("logsnr", "karras"), (1, 3, 20)):
+            problem, nodes = Mixture(schedule), grid(spec, schedule, steps)
+            x = _start(problem, nodes[0], (4, 3), torch.float64)
+            eager = solve(solver, problem, x, nodes, SeededNoise(range(4), (3,), torch.float64))
+            program = trace(solver, nodes, schedule)
+            with torch.no_grad():
+                traced = program.run(problem, x, SeededNoise(range(4), (3,), torch.float64))
+            gaps.append(float((traced - eager.x).abs().max() / eager.x.abs().max()))
+            counted = counted and eager.nfe.tolist() == [program.nfe] * 4
+        yield Check(
+            f"traced on {schedule}",
+            max(gaps) < TRACED and counted,
+            f"differs from its steps by {max(gaps):.1e}" + ("" if counted else ", in other evaluations"),
+            "a step may add states, predictions and noise, and scale them by Python floats; one that does more says "
+            'so: @solvers.register(name, nonlinear="why")',
+        )
+
+
 def check_few_steps(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
     """Grids that end at sigma > 0 and at sigma = 0 give finite samples with any number of steps, and with 20 near the
     data."""
@@ -330,5 +357,6 @@ CHECKS = (
     check_batch,
     check_round_trip,
     check_dtype,
+    check_traced,
     check_few_steps,
 )

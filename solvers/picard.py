@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from .compose import require
 from .errors import InputError, positive_integer
 from .langevin import widened
 from .loop import select
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .types import Node, Noise, Prediction, Problem, Rows, Solver, Step, solvers
 
 Draws = tuple[Tensor, ...]
 
@@ -64,7 +64,7 @@ class _Tape:
         return self.problem.node_of_lam(lam)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        return Prediction(torch.zeros_like(x), torch.zeros_like(x))
+        return Prediction(0.0 * x, 0.0 * x)
 
     def __call__(self, t: Node, s: Node) -> Tensor:
         self.draws.append(self.noise(t, s))
@@ -122,21 +122,34 @@ class Picard(Solver):
         solver: any single-step solver of fixed steps.
         window: how many steps to evaluate at once, the memory of as many states.
         tolerance: see above.
+        sweeps: if given, every window is swept so many times, whatever the tolerance, and the next one starts at its
+            end. The outcome is then linear in the state, the predictions and the noise.
     """
 
     solver: Solver = dataclasses.field(default=DDIM())
     window: int = 20
     tolerance: float = 0.0
+    sweeps: int | None = None
 
     def __post_init__(self) -> None:
         positive_integer("picard: window", self.window)
         if not 0 <= self.tolerance < math.inf:
             raise InputError(f"picard: tolerance must be at least 0, got {self.tolerance:g}")
+        if self.sweeps is not None:
+            positive_integer("picard: sweeps", self.sweeps)
         require("picard", self.solver, alone=True)
 
     @property
     def order(self) -> float:
         return self.solver.declared_order
+
+    @property
+    def nonlinear(self) -> str:
+        return super().nonlinear if self.sweeps is None else self.solver.nonlinear
+
+    @property
+    def parallel(self) -> bool:
+        return True
 
     @property
     def stochastic(self) -> bool:
@@ -160,7 +173,8 @@ class Picard(Solver):
             here = torch.full_like(carry.reached, i)
             carry = dataclasses.replace(carry, points={i: x}, reached=here, guessed=here)
         if len(x) and int(carry.reached.min()) <= i:
-            carry = self._sweep(problem, self._extend(problem, carry, noise))
+            extended = self._extend(problem, carry, noise)
+            carry = self._sweep(problem, extended) if self.sweeps is None else self._sweep_often(problem, extended)
         if not len(x):
             return Step(x, dataclasses.replace(carry, index=i + 1, points={i + 1: x}))
         points = {j: point for j, point in carry.points.items() if j > i}
@@ -218,10 +232,25 @@ class Picard(Solver):
             points[j + 1] = old.index_copy(0, at, new)
         return dataclasses.replace(window, points=points, reached=reached)
 
-    def _steps(self, problem: Problem, window: _Window, rows: dict[int, Tensor]) -> dict[int, Tensor]:
+    def _sweep_often(self, problem: Problem, window: _Window) -> _Window:
+        """The sweeps of one window, all its states final after them. The k-th finds the k-th state exactly."""
+        nodes, end = window.nodes, int(self._ends(window).max())
+        points = dict(window.points)
+        for first in range(window.index, min(window.index + (self.sweeps or 0), end)):
+            old = dict(points)
+            steps = self._steps(
+                problem, dataclasses.replace(window, points=old), dict.fromkeys(range(first, end), slice(None))
+            )
+            for j, moved in steps.items():
+                points[j + 1] = moved
+                if j > first:
+                    points[j + 1] = moved + (nodes[j + 1].alpha / nodes[j].alpha) * (points[j] - old[j])
+        return dataclasses.replace(window, points=points, reached=torch.full_like(window.reached, end))
+
+    def _steps(self, problem: Problem, window: _Window, rows: Mapping[int, Rows]) -> dict[int, Tensor]:
         """The solver's step from each node for its samples; each round of predictions is one call of the model."""
-        starts = {j: window.points[j][chosen.to(window.points[j].device)] for j, chosen in rows.items()}
-        draws = {j: [z[c.to(z.device)] for z in window.draws.get(j, ())] for j, c in rows.items()}
+        starts = {j: _chosen(window.points[j], chosen) for j, chosen in rows.items()}
+        draws = {j: [_chosen(z, chosen) for z in window.draws.get(j, ())] for j, chosen in rows.items()}
         answers: dict[int, list[Prediction]] = {j: [] for j in rows}
         found: dict[int, Tensor] = {}
         while len(found) < len(rows):
@@ -234,16 +263,29 @@ class Picard(Solver):
                     except _Ask as ask:
                         asked[j] = ask
             if asked:
-                each = [len(rows[j]) for j in asked]
-                nodes = [ask.node for (j, ask), n in zip(asked.items(), each, strict=True) for _ in range(n)]
-                samples = select(problem, torch.cat([rows[j] for j in asked]))
-                prediction = samples.predict(torch.cat([ask.x for ask in asked.values()]), Node.stack(nodes))
-                parts = (torch.split(v, each) for v in (prediction.x0, prediction.eps))
-                for j, x0, eps in zip(asked, *parts, strict=True):
-                    answers[j].append(Prediction(x0, eps))
+                told = _together(problem, [(rows[j], ask.x, ask.node) for j, ask in asked.items()])
+                for j, prediction in zip(asked, told, strict=True):
+                    answers[j].append(prediction)
         return {j: found[j] for j in rows}
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """The rows of ``new`` (B, *) where ``rows`` (B,) holds, of ``old`` elsewhere."""
     return torch.where(rows.to(old.device).view(-1, *(1,) * (old.ndim - 1)), new, old)
+
+
+def _chosen(x: Tensor, rows: Rows) -> Tensor:
+    return x[rows if isinstance(rows, slice) else rows.to(x.device)]
+
+
+def _together(problem: Problem, asked: Sequence[tuple[Rows, Tensor, Node]]) -> list[Prediction]:
+    """The predictions at several states and nodes, in one call of the model; of symbolic states in several."""
+    if not all(isinstance(x, Tensor) for _, x, _ in asked):
+        return [problem.predict(x, node) for _, x, node in asked]
+    each = [len(x) for _, x, _ in asked]
+    places = torch.arange(max(each))
+    rows = torch.cat([places[chosen] if isinstance(chosen, slice) else chosen for chosen, _, _ in asked])
+    nodes = Node.stack([node for (_, _, node), n in zip(asked, each, strict=True) for _ in range(n)])
+    prediction = select(problem, rows).predict(torch.cat([x for _, x, _ in asked]), nodes)
+    parts = (torch.split(v, each) for v in (prediction.x0, prediction.eps))
+    return [Prediction(x0, eps) for x0, eps in zip(*parts, strict=True)]

@@ -17,11 +17,9 @@ from torch import Tensor
 from . import program_format
 from .errors import InputError
 from .instructions import Combine, Draw, Evaluate, Instruction, State, reads
-from .loop import Hook
+from .loop import Hook, Solution
 from .outputs import Output
 from .types import Node, Noise, Prediction, Problem
-
-Terms = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,11 @@ class Program:
         return sum(isinstance(i, Evaluate) for i in self.instructions)
 
     @property
+    def draws(self) -> int:
+        """Noise draws of a sample."""
+        return sum(isinstance(i, Draw) for i in self.instructions)
+
+    @property
     def grid(self) -> tuple[Node, ...]:
         """The nodes of the grid: the start, and where each step ends."""
         return self.nodes[: len(self.states) + 1]
@@ -55,7 +58,7 @@ class Program:
     @property
     def stochastic(self) -> bool:
         """Whether the program draws noise."""
-        return any(isinstance(i, Draw) for i in self.instructions)
+        return self.draws > 0
 
     @property
     def start(self) -> Node:
@@ -78,6 +81,18 @@ class Program:
             dying.append((*(r for r in read if r not in seen), *unread))
             seen.update(read)
         return tuple(reversed(dying))
+
+    @cached_property
+    def _ordered(self) -> tuple[Instruction, ...]:
+        """The instructions, in every sum the first register that dies there put first: its tensor takes the sum. The
+        order does not depend on who holds the tensors, so neither does the rounding."""
+        made: list[Instruction] = []
+        for instruction, dying in zip(self.instructions, self.last_use, strict=True):
+            if isinstance(instruction, Combine):
+                head = next((term for term in instruction.terms if term[0] in dying), instruction.terms[0])
+                instruction = Combine((head, *(term for term in instruction.terms if term is not head)))
+            made.append(instruction)
+        return tuple(made)
 
     def run(self, problem: Problem, x: Tensor, noise: Noise | None = None, hooks: Sequence[Hook] = ()) -> Tensor:
         """The state at the last node, from x (B, *) at the first: the numbers of ``solve`` with the traced solver.
@@ -111,6 +126,12 @@ class Program:
         except StopIteration as stop:
             outcome: Tensor = stop.value
             return outcome
+
+    def solve(self, problem: Problem, x: Tensor, noise: Noise | None = None, hooks: Sequence[Hook] = ()) -> Solution:
+        """``run``, with what ``solvers.solve`` tells besides the state."""
+        x = self.run(problem, x, noise, hooks)
+        none = torch.zeros(len(x), dtype=torch.long)
+        return Solution(x, self.end, none + self.nfe, self.nfe, None, none, none)
 
     def steps(
         self, x: Tensor, noise: Noise | None = None
@@ -173,16 +194,24 @@ class Program:
         values: dict[int, Any] = {0: x}
         mine: set[int] = set()  # registers in tensors that nobody else holds
         free: list[Tensor] = []
-        ends = {state.register: state.node for state in self.states}
+        ends = {state.register: state.node for state in self.states} if shown else {}
         nodes = self.nodes
-        for k, (instruction, dying) in enumerate(zip(self.instructions, self.last_use, strict=True), 1):
+        for k, (instruction, dying) in enumerate(zip(self._ordered, self.last_use, strict=True), 1):
             if isinstance(instruction, Combine):
                 terms = instruction.terms
+                first, c = terms[0]
                 if not in_place:
-                    value = total(terms, values)
-                else:
-                    value = accumulate(terms, values, [r for r in dying if r in mine], mine, free)
+                    value = values[first] * c
+                elif first in mine and first in dying:
+                    value = values[first] if c == 1.0 else values[first].mul_(c)
+                    mine.discard(first)
                     mine.add(k)
+                else:
+                    value = torch.mul(values[first], c, out=free.pop()) if free else values[first] * c
+                    mine.add(k)
+                for register, c in terms[1:]:
+                    # the same bits either way
+                    value = value.add_(values[register], alpha=c) if in_place else value.add(values[register], alpha=c)
             elif isinstance(instruction, Evaluate):
                 state, node = values[instruction.x], nodes[instruction.node]
                 value = yield Request(state, node)
@@ -204,7 +233,7 @@ class Program:
                 if register in mine:
                     mine.discard(register)
                     free.append(gone)
-            if shown and k in ends:
+            if k in ends:
                 replaced = yield Shown(value, nodes[ends[k]])
                 values[k] = value if replaced is None else replaced
                 mine.discard(k)  # somebody may have kept it
@@ -245,34 +274,6 @@ class Request:
     def answer(self, given: Prediction | Tensor | Answer) -> None:
         """For loops that cannot send: the answer is taken when the loop comes round."""
         self.given = given
-
-
-def total(terms: Terms, values: dict[int, Any]) -> Any:
-    """The sum of the terms as a new value."""
-    register, c = terms[0]
-    value = c * values[register]
-    for register, c in terms[1:]:
-        value = value + c * values[register]
-    return value
-
-
-def accumulate(terms: Terms, values: dict[int, Any], dying: Sequence[int], mine: set[int], free: list[Tensor]) -> Any:
-    """The sum of the terms in the tensor of a dying register, or in a free one, or in a new one."""
-    rest = terms
-    reused = next((term for term in terms if term[0] in dying), None) if dying else None
-    if reused is not None:
-        value = values.pop(reused[0])
-        mine.discard(reused[0])
-        if reused[1] != 1.0:
-            value.mul_(reused[1])
-        rest = [term for term in terms if term is not reused]
-    else:
-        register, c = terms[0]
-        value = torch.mul(values[register], c, out=free.pop()) if free else c * values[register]
-        rest = terms[1:]
-    for register, c in rest:
-        value.add_(values[register], alpha=c)
-    return value
 
 
 def shares(one: Any, other: Any) -> bool:

@@ -55,8 +55,21 @@ class Linear:
     def __len__(self) -> int:
         return 1
 
+    def __getitem__(self, rows: Any) -> Linear:
+        if rows != slice(None):
+            raise NotLinear(f"some of its rows, {rows}")
+        return self
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotLinear(getattr(function, "__name__", str(function)))
+
     def __getattr__(self, name: str) -> Any:
         raise NotLinear(name)
+
+
+class NoProgram(InputError):
+    """The solver is not linear."""
 
 
 class NotLinear(AttributeError):
@@ -69,7 +82,7 @@ class _Tracer:
     def __init__(self, nodes: Sequence[Node], schedule: Schedule | None, output: Output) -> None:
         self.schedule, self.output = schedule, output
         self.nodes = list(nodes)
-        self.index = {id(node): k for k, node in enumerate(nodes)}
+        self.index = {(node.t, node.alpha, node.sigma): k for k, node in enumerate(nodes)}
         self.instructions: list[Instruction] = []
         self.states: list[State] = []
         self.used: set[int] = {0}
@@ -91,14 +104,11 @@ class _Tracer:
 
     def place(self, node: Node) -> int:
         """The node's index; a node that was not met before comes to the end."""
-        if (known := self.index.get(id(node))) is not None:
-            return known
-        for k, other in enumerate(self.nodes):
-            if other == node:
-                return k
-        self.nodes.append(node)  # which keeps it alive, so that its id stays its own
-        self.index[id(node)] = len(self.nodes) - 1
-        return len(self.nodes) - 1
+        key = (node.t, node.alpha, node.sigma)
+        if key not in self.index:
+            self.index[key] = len(self.nodes)
+            self.nodes.append(node)
+        return self.index[key]
 
     def register(self, x: Linear, fresh: bool = False) -> int:
         """The register of a value, which is a sum of others until somebody needs it; ``fresh``: its own."""
@@ -185,16 +195,17 @@ def trace(
     (20, 40)
 
     Raises:
-        InputError: the solver is not linear, or needs the schedule; the output is unknown.
+        NoProgram: an InputError: the solver is not linear.
+        InputError: the solver needs the schedule; the output is unknown.
     """
     method, nodes = solvers.make(solver), checked(tuple(nodes))
     output = (Output(output) if isinstance(output, str) else output).check()
     if not method.linear:
-        raise InputError(f"{method} has no program: {method.nonlinear}")
+        raise NoProgram(f"{method} has no program: {method.nonlinear}")
     tracer, x = _Tracer(nodes, schedule, output), Linear({0: 1.0})
     noise: Any = tracer
     try:
         solve(method, tracer, x, nodes, noise, [tracer.end_of_step])  # type: ignore[arg-type]
-    except NotLinear as error:
-        raise InputError(f"{method} has no program: its steps ask a state for {str(error)!r}") from None
+    except (NotLinear, TypeError) as error:
+        raise NoProgram(f"{method} has no program: its steps ask a state for {str(error)!r}") from error
     return tracer.program(method)

@@ -167,6 +167,11 @@ class Solver:
         return solvers.info_of(self).adaptive
 
     @property
+    def parallel(self) -> bool:
+        """Whether several steps are asked of the model in one call. A program asks for one after the other."""
+        return False
+
+    @property
     def evaluations(self) -> int:
         """Model evaluations of one step, not to sigma = 0; of an adaptive solver's inner step."""
         return solvers.info_of(self).evaluations
