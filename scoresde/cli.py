@@ -123,8 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--nfe", type=_shown(counts_of), default="5,10,20,50", help="budgets of model evaluations")
     bench.add_argument("--seeds", type=_shown(seeds_of), default="0-511", help="one sample per seed")
 
-    listing = command("solvers", "the table of solvers, or one solver's card")
+    listing = command("solvers", "the table of solvers, one solver's card, or its program on a grid")
     listing.add_argument("name", nargs="?", help="a solver's name")
+    listing.add_argument("--show", action="store_true", help="print its program, and draw it into a PNG file")
+    listing.add_argument("--json", metavar="FILE", help="write its program into a file; - prints it")
+    listing.add_argument("--steps", type=int, help="the length of the grid")
+    listing.add_argument("--grid", help="the grid; by default the one that the name holds, or karras")
+    listing.add_argument("--sde", help="the path; by default vp")
+    listing.add_argument("--output", help="what the model puts out: x0 (by default), eps, v, score, velocity or edm")
+    listing.add_argument("--out", type=Path, help="the picture's file; by default NAME.png")
 
     check = command("check-solver", "measure a solver: order, batch invariance, evaluations, dtype, spec")
     check.add_argument("name", help="a spec, or package.module:Class")

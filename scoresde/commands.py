@@ -14,16 +14,18 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import solvers
-from solvers import InputError, conformance
+from solvers import InputError, conformance, program_format
 from solvers.errors import positive_integer
+from solvers.recorded import File
 
-from . import cards, checkpoint, config
+from . import cards, checkpoint, config, show
 from .benchmark import Row, write
 from .benchmark import benchmark as run_benchmark
 from .likelihood import LogProb, dequantise, log_prob
 from .report import image_grid, is_image, write_report
 from .results import environment, fingerprint, write_arrays, write_atomically, write_figure, write_json
 from .sample import sample as draw
+from .sde import make_sde
 from .train import train as run_training
 
 
@@ -235,8 +237,44 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
 
 
 def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Prints the table, or one card."""
-    print(cards.card(arguments.name) if arguments.name else cards.table(cards.rows()))
+    """Prints the table, or one card, or a solver's program."""
+    if arguments.show or arguments.json is not None:
+        show_program(arguments, command)
+        return
+    given = [name for name in ("steps", "grid", "sde", "output", "out") if getattr(arguments, name) is not None]
+    if given:
+        raise InputError(f"--{given[0]} is of a solver's program: add --show to print and draw it, or --json FILE")
+    if (arguments.name or "").startswith("file:"):
+        print(show.text(File(arguments.name.removeprefix("file:")).program))
+        return
+    print(cards.card(arguments.name) if arguments.name is not None else cards.table(cards.rows()))
+
+
+def show_program(arguments: argparse.Namespace, command: str) -> None:
+    """Traces a solver on a grid; prints and draws the program, or writes it down."""
+    if arguments.name is None:
+        raise InputError("a program is of one solver: scoresde solvers NAME --steps 8 --show")
+    if arguments.show and arguments.json == "-":
+        raise InputError("--show and --json - would mix on the screen: give --json a file")
+    if arguments.out is not None and (not arguments.show or arguments.out.suffix.lower() != ".png"):
+        raise InputError(f"--out is the PNG file of --show, got {arguments.out}")
+    spec, named = solvers.resolve(arguments.name)
+    solver, rule = solvers.make(spec), solvers.grids.make(arguments.grid or named or "karras")
+    if arguments.steps is None and not rule.fixed:
+        raise InputError(f"a program is of a number of steps: add --steps, such as --steps 8 (the grid is {rule})")
+    sde = make_sde(arguments.sde or "vp")
+    program = solvers.trace(solver, rule.nodes(sde, arguments.steps), sde, arguments.output or "x0")
+    if arguments.json == "-":
+        print(program_format.write(program, note=command), end="")
+    elif arguments.json is not None:
+        path = Path(arguments.json)
+        write_atomically(writable(path.parent) / path.name, program_format.write(program, note=command))
+    if arguments.show:
+        title = f"{solver} on {rule} of {sde}"
+        print(show.text(program, title))
+        path = arguments.out or Path(f"{solvers.solvers.info_of(solver).name.rpartition(':')[2]}.png")
+        write_figure(writable(path.parent) / path.name, show.picture(program, title))
+        print(f"\n{path}")
 
 
 def check_solver(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:

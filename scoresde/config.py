@@ -188,7 +188,8 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
 
 def solve_options(section: ConfigDict) -> dict[str, Any]:
     """``sampling`` or ``likelihood`` as arguments of ``sample`` or ``log_prob``; ``nfe`` goes before ``steps``."""
-    own_steps = make(resolve(section.solver)[0]).adaptive or (section.grid and grids.make(section.grid).fixed)
+    solver = make(resolve(section.solver)[0])
+    own_steps = solver.adaptive or solver.nodes is not None or (section.grid and grids.make(section.grid).fixed)
     steps = None if own_steps or section.nfe is not None else section.steps
     return {
         "solver": section.solver,

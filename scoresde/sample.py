@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from solvers.errors import unknown
 from solvers.trace import NoProgram
 
 from .problem import Diffusion
-from .sde import Denoises
+from .sde import SDE, Denoises
 
 Source = SeededNoise | BrownianNoise
 SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
@@ -88,7 +89,16 @@ class Plan:
         named = None
         if isinstance(solver, str):
             solver, named = solvers.resolve(solver)
-        method, rule = solvers.make(solver), solvers.grids.make(grid or named or "karras")
+        method = solvers.make(solver)
+        if method.nodes is not None:
+            if stop or (grid, steps, nfe, t_min, t_max) != (None,) * 5:
+                what = (
+                    "encode and log_prob take other solvers" if stop else "leave out grid, steps, nfe, t_min and t_max"
+                )
+                raise InputError(f"{method} has a grid of its own, from noise to data: {what}")
+            check_on_path(method, method.nodes, denoiser.sde)
+            return cls(method, "its own", method.nodes)
+        rule = solvers.grids.make(grid or named or "karras")
         if stop:
             rule = dataclasses.replace(rule, end="t_min")
         if steps is not None and nfe is not None:
@@ -111,6 +121,21 @@ class Plan:
             return solvers.trace(self.solver, self.nodes, denoiser.sde, getattr(denoiser, "output", None) or "x0")
         except NoProgram:
             return None
+
+
+def check_on_path(solver: Solver, nodes: Sequence[Node], sde: SDE) -> None:
+    """Refuses nodes that were made for another path.
+
+    Raises:
+        InputError: a node's alpha or sigma is not the SDE's at its t.
+    """
+    for node in nodes:
+        own = sde(node.t) if node.sigma > 0 else sde.clean
+        if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in ((node.alpha, own.alpha), (node.sigma, own.sigma))):
+            raise InputError(
+                f"{solver} was made for another path: at t={node.t:g} it has alpha={node.alpha:g} and "
+                f"sigma={node.sigma:g}, {sde} has {own.alpha:g} and {own.sigma:g}"
+            )
 
 
 def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:

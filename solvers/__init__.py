@@ -11,9 +11,11 @@ from . import (  # noqa: F401  (they register)
     embedded,
     er_sde,
     exponential,
+    grid_files,
     grid_tables,
     langevin,
     picard,
+    recorded,
     refined,
     restart,
     runge_kutta,
@@ -35,6 +37,7 @@ from .outputs import Output
 from .program import Program
 from .registry import Info, Registry
 from .trace import trace
+from .tuning import Trajectory, TunedGrid, trajectory, tune_grid
 from .types import Corrector, Node, Noise, Prediction, Problem, Rows, Solver, Step, correctors, solvers
 
 register = solvers.register
@@ -64,6 +67,8 @@ __all__ = [
     "Solution",
     "Solver",
     "Step",
+    "Trajectory",
+    "TunedGrid",
     "convert_eta",
     "correctors",
     "difference",
@@ -84,4 +89,6 @@ __all__ = [
     "steps_of_nfe",
     "terminal_covariance",
     "trace",
+    "trajectory",
+    "tune_grid",
 ]

@@ -23,10 +23,12 @@ class Response(NamedTuple):
     outputs and the Q noise draws, in the order in which they are asked for.
 
     Attributes:
+        registers: every register (1 + R, 1 + P + Q), the start first.
         asked: the states that the model is shown (P, 1 + P + Q); row k has nothing to the right of m_k.
         states: the states at the ends of the N steps (N, 1 + P + Q); the last is the outcome.
     """
 
+    registers: Matrix
     asked: Matrix
     states: Matrix
 
@@ -60,7 +62,7 @@ def response(program: Program, output: Output | None = None) -> Response:
             value[draws] = 1.0
         values.append(value)
     states = [values[state.register] for state in program.states]
-    return Response(np.array(asked).reshape(-1, size), np.array(states))
+    return Response(np.array(values), np.array(asked).reshape(-1, size), np.array(states))
 
 
 def difference(one: Program, other: Program) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,14 +23,18 @@ def generator(seed: int, *stream: int) -> torch.Generator:
     Raises:
         InputError: the seed is not an integer of at least 0.
     """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise InputError(f"a seed must be an integer of at least 0, got {seed!r}")
-    words = np.random.SeedSequence(int(seed), spawn_key=stream).generate_state(_WORDS, np.uint32)
+    words = np.random.SeedSequence(_checked(seed), spawn_key=stream).generate_state(_WORDS, np.uint32)
     made = torch.Generator().manual_seed(int(words[0]))
     # manual_seed keeps 32 bits of its argument, so that some of 100000 seeds would share their numbers: set every word
     state = made.get_state()
     state.numpy()[_OFFSET : _OFFSET + 8 * _WORDS].view(np.uint64)[:] = words
     return made.set_state(state)
+
+
+def _checked(seed: int) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise InputError(f"a seed must be an integer of at least 0, got {seed!r}")
+    return int(seed)
 
 
 class SeededNoise:
@@ -50,9 +55,13 @@ class SeededNoise:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.seeds, self.shape = list(seeds), tuple(shape)
+        self.seeds, self.shape = [_checked(seed) for seed in seeds], tuple(shape)
         self.dtype, self.device = dtype, torch.device(device)
-        self._steps = [generator(seed, 1) for seed in self.seeds]
+
+    @cached_property
+    def _steps(self) -> list[torch.Generator]:
+        """The generators of the steps' noise, a tenth of a millisecond each: made once somebody draws."""
+        return [generator(seed, 1) for seed in self.seeds]
 
     def initial(self) -> Tensor:
         """The standard normal start of every sample (B, *): always the same, and apart from the steps' noise."""

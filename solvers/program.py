@@ -228,15 +228,15 @@ class Program:
                 assert noise is not None
                 value = noise(nodes[instruction.t], nodes[instruction.s])
             values[k] = value
+            if k in ends:
+                replaced = yield Shown(value, nodes[ends[k]])
+                values[k] = value if replaced is None else replaced
+                mine.discard(k)  # somebody may have kept it
             for register in dying:
                 gone = values.pop(register, None)
                 if register in mine:
                     mine.discard(register)
                     free.append(gone)
-            if k in ends:
-                replaced = yield Shown(value, nodes[ends[k]])
-                values[k] = value if replaced is None else replaced
-                mine.discard(k)  # somebody may have kept it
         outcome: Tensor = values[self.states[-1].register]
         return outcome
 

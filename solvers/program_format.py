@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
-from .instructions import Combine, Draw, Evaluate, Instruction, State, reads
-from .outputs import Output
+from .errors import InputError, unknown
+from .instructions import Combine, Draw, Evaluate, Instruction, State
+from .outputs import PREDICTS, Output
 from .types import Node
 
 if TYPE_CHECKING:
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "scoresde-program", 1
 
 
-def write(program: Program) -> str:
-    """The text of a program, a node and a row a line."""
+def write(program: Program, note: str = "") -> str:
+    """The text of a program, a node and a row a line.
+
+    Args:
+        note: for people; no reader looks at it.
+    """
 
     def listed(rows: list[Any]) -> str:
         return "[\n    " + ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows) + "\n  ]"
@@ -27,6 +32,7 @@ def write(program: Program) -> str:
     facts = {
         "format": FORMAT,
         "version": VERSION,
+        **({"note": note} if note else {}),
         "solver": program.solver,
         "output": program.output.name,
         "sigma_data": program.output.sigma_data,
@@ -57,78 +63,143 @@ def read(text: str) -> Program:
     """
     from .program import Program
 
-    try:
-        document = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"not a program: the text is not JSON ({error})") from None
+    document = _parsed(text)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f'not a program: it does not say "format": "{FORMAT}"')
-    if document.get("version") != VERSION:
-        raise InputError(f"a program of version {document.get('version')!r}; this library reads version {VERSION}")
+    version = document.get("version")
+    if type(version) is not int or version != VERSION:
+        raise InputError(f"a program of version {_shown(version)}; this library reads version {VERSION}")
+    for key in ("solver", "output", "sigma_data", "nodes", "rows", "states"):
+        if key not in document:
+            raise _refused(f"it has no {key}")
+    solver = document["solver"]
+    if not isinstance(solver, str) or not solver.isprintable():
+        raise _refused(f"solver is {_shown(solver)}, not a line of text")
+    nodes = tuple(_node(f"node {k}", values) for k, values in enumerate(_list("nodes", document["nodes"])))
+    rows = tuple(_instruction(k, row, nodes) for k, row in enumerate(_list("rows", document["rows"])))
+    states = tuple(_state(k, pair, len(rows)) for k, pair in enumerate(_list("states", document["states"])))
+    _check_grid(states, nodes)
+    return Program(solver, _output(document["output"], document["sigma_data"]), nodes, rows, states)
+
+
+def _parsed(text: str) -> Any:
+    """The JSON document; one in which no name stands twice, since readers disagree on what that means."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(made := dict(pairs)) < len(pairs):
+            raise _refused("a name stands twice in one object")
+        return made
+
     try:
-        nodes = tuple(_node(values) for values in document["nodes"])
-        instructions = tuple(_instruction(row) for row in document["rows"])
-        states = tuple(State(_whole(register), _whole(node)) for register, node in document["states"])
-        output = Output(str(document["output"]), float(document.get("sigma_data", 0.5)))
-        program = Program(str(document["solver"]), output.check(), nodes, instructions, states)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        if isinstance(error, InputError):
-            raise
-        what = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise InputError(f"not a program: {what}") from None
-    _check(program)
-    return program
+        return json.loads(text, object_pairs_hook=once)
+    except InputError:
+        raise
+    except RecursionError:
+        raise _refused("the text is nested too deeply") from None
+    except (ValueError, TypeError) as error:
+        raise _refused(f"the text is not JSON ({error})") from None
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{value!r} stands where a finite number is expected")
-    return float(value)
+def _refused(what: str) -> InputError:
+    return InputError(f"not a program: {what}")
 
 
-def _whole(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"{value!r} stands where an index is expected")
+def _shown(value: Any) -> str:
+    """A value in an error: of a long or nested one, only what it is."""
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _list(where: str, value: Any, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list) or len(value) != (len(value) if length is None else length):
+        raise _refused(f"{where} is {_shown(value)}, not a list{'' if length is None else f' of {length}'}")
     return value
 
 
-def _node(values: Any) -> Node:
-    t, alpha, sigma, *slopes = values
-    dalpha, dsigma = (math.nan if v is None else _number(v) for v in (slopes or (None, None)))
-    return Node(_number(t), _number(alpha), _number(sigma), dalpha, dsigma)
+def _number(where: str, value: Any) -> float:
+    try:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond float64
+        pass
+    raise _refused(f"{where} has {_shown(value)} where a finite number is expected")
 
 
-def _instruction(row: Any) -> Instruction:
-    if row.get("sum"):
-        return Combine(tuple((_whole(register), _number(c)) for register, c in row["sum"]))
-    if "model" in row:
-        return Evaluate(_whole(row["model"]), _whole(row["node"]))
-    if "noise" in row:
-        t, s = row["noise"]
-        return Draw(_whole(t), _whole(s))
-    raise ValueError(f"a row is a sum, a model or a noise, not {json.dumps(row)[:60]}")
+def _index(where: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise _refused(f"{where} has {_shown(value)} where an index is expected")
+    return value
 
 
-def _check(program: Program) -> None:
-    """Refuses what could not be run: registers and nodes that do not exist when they are asked for."""
-    for k, instruction in enumerate(program.instructions):
-        for register in reads(instruction):
-            if register > k:
-                raise InputError(f"not a program: row {k} reads the register {register}, which is not made yet")
-        places: tuple[int, ...] = () if isinstance(instruction, Combine) else tuple(instruction)
-        if isinstance(instruction, Evaluate):
-            places = (instruction.node,)
-        for place in places:
-            if place >= len(program.nodes):
-                raise InputError(f"not a program: row {k} names the node {place} of {len(program.nodes)}")
-            if isinstance(instruction, Evaluate) and program.nodes[place].sigma <= 0:
-                raise InputError(f"not a program: row {k} asks the model at sigma = 0")
-    registers = [state.register for state in program.states]
-    if not registers or registers != sorted(set(registers)) or registers[-1] > len(program.instructions):
-        raise InputError("not a program: states are the registers at the ends of the steps, in order")
-    if registers[0] == 0 or any(state.node >= len(program.nodes) for state in program.states):
-        raise InputError("not a program: a state names a register or a node that it does not have")
-    if [state.node for state in program.states] != list(range(1, len(registers) + 1)):
-        raise InputError("not a program: the grid's nodes come first, a step for each but the first")
-    if any(node.alpha <= 0 or node.sigma < 0 for node in program.nodes):
-        raise InputError("not a program: a node has alpha <= 0 or sigma < 0")
+def _output(name: Any, sigma_data: Any) -> Output:
+    if not isinstance(name, str):
+        raise _refused(f"output is {_shown(name)}, not a name")
+    if name not in PREDICTS:
+        raise unknown("model output", name[:40], PREDICTS)
+    return Output(name, _number("sigma_data", sigma_data)).check()
+
+
+def _node(where: str, values: Any) -> Node:
+    t, alpha, sigma = (_number(where, v) for v in _list(where, values, 5)[:3])
+    dalpha, dsigma = (math.nan if v is None else _number(where, v) for v in values[3:])
+    if not (alpha > 0 and sigma >= 0 and math.isfinite(sigma / alpha)):
+        raise _refused(f"{where} has alpha={alpha:g} and sigma={sigma:g}; alpha must be positive, sigma not negative")
+    return Node(t, alpha, sigma, dalpha, dsigma)
+
+
+def _instruction(k: int, row: Any, nodes: tuple[Node, ...]) -> Instruction:
+    """Row k, which makes register k + 1 of those before it."""
+
+    def register(value: Any) -> int:
+        if _index(f"row {k}", value) > k:
+            raise _refused(f"row {k} reads the register {_shown(value)}, which is not made yet")
+        return int(value)
+
+    def node(value: Any) -> int:
+        if _index(f"row {k}", value) >= len(nodes):
+            raise _refused(f"row {k} names the node {_shown(value)} of {len(nodes)}")
+        return int(value)
+
+    kind = sorted(row) if isinstance(row, dict) else []
+    if kind == ["sum"]:
+        pairs = [_list(f"a term of row {k}", pair, 2) for pair in _list(f"row {k}", row["sum"])]
+        terms = tuple((register(r), _number(f"row {k}", c)) for r, c in pairs)
+        if not terms or len(dict(terms)) < len(terms):
+            raise _refused(f"row {k} is a sum of nothing or of one register twice")
+        return Combine(terms)
+    if kind == ["model", "node"]:
+        asked = Evaluate(register(row["model"]), node(row["node"]))
+        if nodes[asked.node].sigma == 0:
+            raise _refused(f"row {k} asks the model at sigma = 0")
+        return asked
+    if kind == ["noise"]:
+        t, s = _list(f"row {k}", row["noise"], 2)
+        return Draw(node(t), node(s))
+    raise _refused(f"row {k} is {_shown(row)}, not a sum, a model with its node, or a noise")
+
+
+def _state(k: int, pair: Any, rows: int) -> State:
+    register, node = (_index(f"state {k}", value) for value in _list(f"state {k}", pair, 2))
+    if not 1 <= register <= rows:
+        raise _refused(f"state {k} is the register {_shown(register)}; the rows make the registers 1 to {rows}")
+    if node != k + 1:
+        raise _refused(f"state {k} stands at the node {_shown(node)}; the grid's nodes come first, so it is {k + 1}")
+    return State(register, node)
+
+
+def _check_grid(states: tuple[State, ...], nodes: tuple[Node, ...]) -> None:
+    """Refuses states that do not follow the steps, and a grid that does not go one way in sigma / alpha."""
+    if not states or len(states) >= len(nodes):
+        raise _refused(
+            f"{len(states)} states on {len(nodes)} nodes; each step ends at a node, and there is one at least"
+        )
+    for k, (one, other) in enumerate(pairwise(states)):
+        if other.register <= one.register:
+            raise _refused(f"state {k + 1} is made before state {k}")
+    ratios = [node.ratio for node in nodes[: len(states) + 1]]
+    sign = -1 if ratios[0] > ratios[-1] else 1
+    for k, (now, after) in enumerate(pairwise(ratios)):
+        if not sign * (after - now) > 0:
+            raise _refused(f"the nodes {k} and {k + 1} of the grid coincide or are out of order in sigma / alpha")

@@ -90,12 +90,16 @@ class Registry(Generic[T]):
         self._infos: dict[str, Info] = {}
         self._aliases: dict[str, str] = {}
         self._told: set[str] = set()  # each spelling is logged once
+        self._prefixes: set[str] = set()
         Registry.by_base[base] = self
 
-    def register(self, name: str, *, aliases: tuple[str, ...] = (), **facts: Any) -> Callable[[C], C]:
+    def register(
+        self, name: str, *, aliases: tuple[str, ...] = (), prefix: bool = False, **facts: Any
+    ) -> Callable[[C], C]:
         """Class decorator: files the frozen dataclass under ``name`` (and under other spellings of it).
 
         Args:
+            prefix: read ``name:TEXT`` as the class with TEXT, whatever it holds, for its first option.
             facts: the fields of ``Info``: kind, order, reference, stochastic, ...
 
         Raises:
@@ -111,6 +115,8 @@ class Registry(Generic[T]):
                     raise InputError(f"the {self.kind} name {key!r} is taken")
             self._infos[name] = self._card(name, cls, aliases=aliases, **facts)
             self._aliases.update({normalise(alias): name for alias in aliases})
+            if prefix:
+                self._prefixes.add(name)
             return cls
 
         return decorate
@@ -123,9 +129,9 @@ class Registry(Generic[T]):
         return Info(name=name, cls=cls, **facts)
 
     def names(self) -> list[str]:
-        """Canonical names, sorted."""
+        """Canonical names, sorted; without those that stand before a colon."""
         self._load_plugins()
-        return sorted(self._infos)
+        return sorted(self._infos.keys() - self._prefixes)
 
     def info(self, name: str) -> Info:
         """The card of a name or alias.
@@ -133,6 +139,8 @@ class Registry(Generic[T]):
         Raises:
             InputError: no such name; the message holds the nearest matches.
         """
+        if prefixed := self._prefixed(name):
+            name = prefixed.name
         if ":" in name:
             return self._outside(name)
         key = self._find(name).name
@@ -151,6 +159,8 @@ class Registry(Generic[T]):
         Raises:
             InputError: no such name, or the text is not a spec.
         """
+        if prefixed := self._prefixed(text):
+            return prefixed
         head, paren, tail = text.partition("(")
         if ":" in head:
             return grammar.parse(text)
@@ -160,6 +170,11 @@ class Registry(Generic[T]):
         except InputError as error:  # in the user's own words, not those of the stand-in
             raise InputError(re.sub(r"(?<=['\"])_\(", lambda _: f"{head}(", str(error))) from None
         return self._complete(label, given)
+
+    def _prefixed(self, text: str) -> Spec | None:
+        """The spec of ``name:TEXT`` where that name is a prefix."""
+        name, colon, rest = text.strip().partition(":")
+        return Spec(name, (rest,)) if colon and name in self._prefixes else None
 
     def _complete(self, label: Spec, given: Spec) -> Spec:
         """``given`` under the name of ``label``, with those of its options that are not given."""
@@ -177,7 +192,7 @@ class Registry(Generic[T]):
             near = difflib.get_close_matches(normalise(name), sorted(self._spellings()), n=3, cutoff=0.5)
             if found := list(dict.fromkeys(str(self._look_up(k)) for k in near)):
                 raise InputError(f"no {self.kind} {name!r}; did you mean {', '.join(found)}?")
-            raise unknown(self.kind, name, self._infos)
+            raise unknown(self.kind, name, self.names())
         return spec
 
     def _spellings(self) -> set[str]:
@@ -224,6 +239,8 @@ class Registry(Generic[T]):
             if ":" not in tree.name:
                 self.info(typed.partition("(")[0])  # which logs the spelling
             spec = tree
+        elif isinstance(spec, Spec) and (prefixed := self._prefixed(spec.name)) and not (spec.args or spec.kwargs):
+            spec = prefixed
         elif isinstance(spec, Spec) and ":" not in spec.name:
             spec = self._complete(self._find(spec.name), spec)
         if not isinstance(spec, Spec):

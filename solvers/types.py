@@ -21,7 +21,7 @@ from .registry import Registry
 T = TypeVar("T", float, Tensor, default=float)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Node(Generic[T]):
     """What a time means on a Gaussian path.
 
@@ -34,6 +34,17 @@ class Node(Generic[T]):
     sigma: T
     dalpha: T = math.nan  # type: ignore[assignment]
     dsigma: T = math.nan  # type: ignore[assignment]
+
+    # compared as tuples, which hold a NaN equal to itself; a dataclass's own comparison does so up to Python 3.12 only
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and self._numbers == other._numbers
+
+    def __hash__(self) -> int:
+        return hash(self._numbers)
+
+    @property
+    def _numbers(self) -> tuple[T, ...]:
+        return (self.t, self.alpha, self.sigma, self.dalpha, self.dsigma)
 
     @property
     def lam(self) -> T:
@@ -165,6 +176,11 @@ class Solver:
     def adaptive(self) -> bool:
         """Whether the solver chooses its own steps inside each interval of the grid."""
         return solvers.info_of(self).adaptive
+
+    @property
+    def nodes(self) -> tuple[Node, ...] | None:
+        """The grid of a solver whose numbers were made for one; None for every other."""
+        return None
 
     @property
     def parallel(self) -> bool:

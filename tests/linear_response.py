@@ -20,7 +20,7 @@ def coefficients(
     """The final state's coefficients (1 + P + Q,) over (x_T, eps_1..eps_P, z_1..z_Q), and for every evaluation in
     turn its node and the coefficients (1 + P + Q,) of the state that the model was shown."""
     program = solvers.trace(solver, nodes, schedule, "eps")
-    asked, states = (torch.from_numpy(rows) for rows in solvers.response(program))
+    asked, states = (torch.from_numpy(rows) for rows in solvers.response(program)[1:])
     places = [program.nodes[i.node] for i in program.instructions if isinstance(i, Evaluate)]
     return states[-1], list(zip(places, asked, strict=True))
 

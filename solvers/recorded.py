@@ -1,0 +1,121 @@
+"""A program in a file as a solver: "file:my_solver.json" wherever a solver's name is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .errors import InputError
+from .instructions import Combine, Draw, Evaluate
+from .program import Program
+from .types import Node, Noise, Problem, Solver, Step, solvers
+
+
+class Place(NamedTuple):
+    """How far a program has come: the number of its next step, and the registers that are still to be read."""
+
+    step: int
+    values: dict[int, Any]
+
+
+@solvers.register(
+    "file",
+    prefix=True,
+    kind="program",
+    reference="docs/program_format.md",
+    formula="the rows of the file",
+)
+@dataclass(frozen=True)
+class File(Solver):
+    """A program that was written by ``Program.to_json``, here or by somebody else, run on its own nodes."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        self.program  # noqa: B018  (a file that is none is told at once)
+
+    @property
+    def program(self) -> Program:
+        """What the file holds.
+
+        Raises:
+            InputError: there is no such file, or it is not a program.
+        """
+        path = Path(self.path)
+        try:
+            stamp = path.stat().st_mtime_ns
+            return _read(path.resolve(), stamp)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise InputError(f"cannot read the program {self.path!r}: {reason}") from None
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return self.program.grid
+
+    @property
+    def stochastic(self) -> bool:
+        return self.program.stochastic
+
+    @property
+    def evaluations(self) -> int:
+        """Of a step on average, rounded up."""
+        return -(-self.program.nfe // len(self.program.states))
+
+    def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Place:
+        if not _agree(self.program.grid, nodes):
+            raise InputError(f"{self} runs on the {len(self.program.grid)} nodes of its own, not on another grid")
+        return Place(0, {0: x})
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Place, noise: Noise | None) -> Step:
+        program = self.program
+        first = program.states[carry.step - 1].register if carry.step else 0
+        last = program.states[carry.step].register
+        values = {**carry.values, first: x}  # a hook may have replaced it
+        for k in range(first, last):
+            instruction = program.instructions[k]
+            if isinstance(instruction, Combine):
+                (register, c), *rest = instruction.terms
+                value = c * values[register]
+                for register, c in rest:
+                    value = value + c * values[register]
+            elif isinstance(instruction, Evaluate):
+                state, node = values[instruction.x], program.nodes[instruction.node]
+                value = program.output.of(problem.predict(state, node), state, node)
+            else:
+                assert isinstance(instruction, Draw)
+                assert noise is not None
+                value = noise(program.nodes[instruction.t], program.nodes[instruction.s])
+            values[k + 1] = value
+            for register in program.last_use[k]:
+                if register != last:
+                    values.pop(register, None)
+        return Step(values[last], Place(carry.step + 1, values))
+
+    def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Place, noise: Noise | None) -> Step:
+        return self.step(problem, x, t, s, carry, noise)
+
+    def __str__(self) -> str:
+        return f"file:{self.path}"
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stamp: int) -> Program:
+    return Program.from_json(path.read_text(encoding="utf-8"))
+
+
+def _agree(mine: Sequence[Node], others: Sequence[Node]) -> bool:
+    """Whether two grids are one, but for the rounding of another machine's numbers."""
+
+    def near(a: float, b: float) -> bool:
+        return abs(a - b) <= 1e-9 * max(abs(a), abs(b))
+
+    pairs = zip(mine, others, strict=False)
+    return len(mine) == len(others) and all(near(a.alpha, b.alpha) and near(a.sigma, b.sigma) for a, b in pairs)
