@@ -17,6 +17,7 @@ from solvers import BrownianNoise, Grid, Hook, InputError, Node, Program, Seeded
 from solvers.errors import unknown
 from solvers.trace import NoProgram
 
+from . import graphs
 from .problem import Diffusion
 from .sde import SDE, Denoises
 
@@ -203,6 +204,7 @@ def sample(
     batch_size: int | None = None,
     hooks: Sequence[Hook] = (),
     progress: bool = False,
+    cuda_graph: bool = False,
 ) -> Sample:
     """Draws one sample per seed; sample i depends on seed i alone.
 
@@ -219,6 +221,11 @@ def sample(
         batch_size: how many samples to carry at once; it does not change them.
         hooks: called with (x, node) after every step.
         progress: show a bar over the steps.
+        cuda_graph: launch each batch's whole trajectory as one CUDA graph, model included: for linear solvers, without
+            hooks and bar, and networks that a graph can hold (no waiting for the device, no shapes that change).
+
+    A linear solver runs as its ``Program``, which adds up states in place: a network that keeps the tensor that it was
+    shown has to copy it. Hooks may keep theirs.
 
     >>> import scoresde, torch
     >>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
@@ -256,7 +263,11 @@ def sample(
     def draws(rows: slice) -> Source:
         return SOURCES[noise](seeds[rows], shape, dtype, start)
 
-    return _run(denoiser, plan, len(seeds), initial, draws, condition, batch_size, hooks, progress)
+    if cuda_graph and (hooks or progress):
+        raise InputError("cuda_graph=True launches all steps at once: leave out hooks and progress")
+    if cuda_graph and start.type != "cuda":
+        raise InputError(f"cuda_graph=True needs a CUDA device, got {start}")
+    return _run(denoiser, plan, len(seeds), initial, draws, condition, batch_size, hooks, progress, cuda_graph)
 
 
 def encode(
@@ -304,6 +315,7 @@ def _run(
     batch_size: int | None,
     hooks: Sequence[Hook],
     progress: bool,
+    cuda_graph: bool = False,
 ) -> Sample:
     if count == 0:
         raise InputError("nothing to do: no seeds or no data")
@@ -313,6 +325,7 @@ def _run(
     began = time.perf_counter()
     parts = []
     program = plan.program(denoiser)
+    graphed = graphs.runner(program, denoiser, str(plan.solver)) if cuda_graph else None
     bar = tqdm(total=(len(plan.nodes) - 1) * len(batches), desc=str(plan.solver), disable=not progress, leave=False)
 
     def advance(x: Tensor, node: Node) -> None:
@@ -325,7 +338,9 @@ def _run(
             source = draws(rows)
             x = initial(rows, source)
             part = problem.select(rows)
-            if program is None:
+            if graphed is not None:
+                parts.append(graphed(x, source, part.conditions))
+            elif program is None:
                 parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, hooks))
             else:
                 parts.append(program.solve(part, x, source, hooks))

@@ -129,7 +129,10 @@ class Program:
 
     def solve(self, problem: Problem, x: Tensor, noise: Noise | None = None, hooks: Sequence[Hook] = ()) -> Solution:
         """``run``, with what ``solvers.solve`` tells besides the state."""
-        x = self.run(problem, x, noise, hooks)
+        return self.solution(self.run(problem, x, noise, hooks))
+
+    def solution(self, x: Tensor) -> Solution:
+        """The outcome x (B, *) of a run, with the evaluations that it took."""
         none = torch.zeros(len(x), dtype=torch.long)
         return Solution(x, self.end, none + self.nfe, self.nfe, None, none, none)
 
