@@ -9,7 +9,7 @@ extras = {
     "metrics": ["scikit-learn>=1.3", "POT>=0.9"],
     "logging": ["tensorboard>=2.15"],
     "docs": ["sphinx>=7", "furo", "myst-parser>=2"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10", "transformers>=4.40"],
 }
 
 setup(
@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.10",
-    packages=["solvers", "scoresde", "scoresde.configs"],
+    packages=["solvers", "scoresde", "scoresde.configs", "scoresde.interop"],
     # the configs lie at the top of the tree, where people look for them, and travel inside the package
     package_dir={"scoresde.configs": "configs"},
     package_data={"scoresde": ["py.typed", "*.html"], "solvers": ["py.typed", "*.json"]},

@@ -97,7 +97,7 @@ def eager_lms(x: Tensor, sigmas: Tensor) -> Tensor:
 
         def basis(tau: float, j: int, i: int = i, count: int = count) -> float:
             others = (k for k in range(count) if k != j)
-            return math.prod((tau - values[i - k]) / (values[i - j] - values[i - k]) for k in others)
+            return float(math.prod((tau - values[i - k]) / (values[i - j] - values[i - k]) for k in others))
 
         weights = [integrate.quad(basis, values[i], values[i + 1], (j,), epsrel=1e-4)[0] for j in range(count)]
         x = x + sum(weight * slope for weight, slope in zip(weights, reversed(slopes), strict=True))

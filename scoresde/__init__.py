@@ -2,7 +2,7 @@
 
 from solvers import InputError
 
-from . import targets
+from . import chains, targets
 from .denoiser import Denoiser, time_labels
 from .likelihood import LogProb, dequantise, log_prob
 from .moments import eps_power
@@ -21,6 +21,7 @@ __all__ = [
     "RectifiedFlow",
     "Sample",
     "SubVP",
+    "chains",
     "dequantise",
     "encode",
     "eps_power",

@@ -1,0 +1,163 @@
+"""A solver as a function with the signature of k-diffusion's samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import solvers
+from solvers import InputError, Node, Output, Prediction, Program, Solver
+from solvers.grids import node_of_lam
+from solvers.instructions import Evaluate
+
+from ..sde import EDM
+
+NoiseSampler = Callable[[Tensor, Tensor], Tensor]
+
+# a path wider than any list of sigmas: solvers look between the sigmas, and churn above them
+PATH = EDM(t_min=1e-12, t_max=1e12)
+
+
+def linear_solver(solver: str | Solver) -> tuple[Solver, str | None]:
+    """The solver that a spec or a label names, and the grid that a label names, or None.
+
+    Raises:
+        InputError: no such solver, or one that has no program.
+    """
+    named = None
+    if isinstance(solver, str):
+        solver, named = solvers.resolve(solver)
+    method = solvers.make(solver)
+    if not method.linear:
+        raise InputError(f"{method} cannot be driven step by step: {method.nonlinear}")
+    return method, named
+
+
+def steps_of_evaluations(program: Program) -> list[int]:
+    """The step to which each evaluation belongs."""
+    ends = [state.register for state in program.states]
+    made = [k for k, instruction in enumerate(program.instructions, 1) if isinstance(instruction, Evaluate)]
+    return [sum(end < register for end in ends) for register in made]
+
+
+def working(x: Tensor) -> Tensor:
+    """x (B, *) in the dtype that sums are formed in: float32 for 16-bit numbers, otherwise its own."""
+    return x.to(torch.float32) if x.dtype.itemsize < 4 else x
+
+
+def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
+    """The solver as ``sample_fn(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None)``.
+
+    The path is k-diffusion's: x = x0 + sigma eps. ``model(x, sigma, **extra_args)`` answers x (B, *) at sigma (B,) with
+    the denoised x0 (B, *); ``sigmas`` (N + 1,) descend from the level of x to the last, which may be 0. After the first
+    evaluation of step i, ``callback`` gets a dictionary of x, i, sigma, sigma_hat (where the model was asked) and
+    denoised. ``noise_sampler(sigma, sigma_next)`` gives the standard normal numbers (B, *) of an interval, by default
+    ``torch.randn_like(x)``. A bar shows the steps unless ``disable``. States of 16 bits are carried in float32; what
+    comes back has the dtype of x.
+
+    >>> import torch
+    >>> sample = sample_function("DPM++ 2M")
+    >>> x = 10 * torch.ones(2, 3)
+    >>> sample(lambda x, sigma: 0 * x + 1, x, torch.tensor([10.0, 5.0, 1.0, 0.0]), disable=True).unique().item()
+    1.0
+
+    Raises:
+        InputError: no such solver, or one that has no program; by the function, sigmas that are not a list of at least
+            two that strictly descend, and a model that answers with another shape.
+    """
+    method, _ = linear_solver(solver)
+
+    @torch.no_grad()
+    def sample_fn(
+        model: Callable[..., Tensor],
+        x: Tensor,
+        sigmas: Tensor | Sequence[float],
+        extra_args: Mapping[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        disable: bool | None = None,
+        noise_sampler: NoiseSampler | None = None,
+    ) -> Tensor:
+        nodes = _nodes(sigmas)
+        program = solvers.trace(method, nodes, PATH)
+        work = working(x)
+        with tqdm(total=len(nodes) - 1, disable=disable) as bar:
+            problem = _Asked(model, x.dtype, extra_args or {}, callback, program, bar)
+            return program.run(problem, work, _Noise(work, noise_sampler)).to(x.dtype)
+
+    sample_fn.__name__ = f"sample_{solvers.solvers.info_of(method).name}"
+    sample_fn.__doc__ = f"k-diffusion's sampler signature around {method}; see ``scoresde.interop.sample_function``."
+    return sample_fn
+
+
+def _nodes(sigmas: Tensor | Sequence[float]) -> list[Node]:
+    levels = sigmas.tolist() if isinstance(sigmas, Tensor) else [float(sigma) for sigma in sigmas]
+    if not isinstance(levels, list) or len(levels) < 2 or not all(isinstance(sigma, float) for sigma in levels):
+        raise InputError("sigmas must be a list of at least two noise levels")
+    for i, (sigma, following) in enumerate(pairwise(levels)):
+        if not sigma > following >= 0:
+            raise InputError(
+                f"sigmas must strictly descend to at least 0, got {sigma:g} and {following:g} at {i} and {i + 1}"
+            )
+    return [Node(sigma, 1.0, sigma, 0.0, 1.0) for sigma in levels]
+
+
+class _Noise:
+    """A noise sampler of sigmas as a noise source of nodes."""
+
+    def __init__(self, x: Tensor, sampler: NoiseSampler | None) -> None:
+        self.x, self.sampler = x, sampler
+
+    def __call__(self, t: Node, s: Node) -> Tensor:
+        if self.sampler is None or t.sigma == s.sigma:  # a fresh draw belongs to no interval
+            return torch.randn_like(self.x)
+        return self.sampler(self.x.new_tensor(t.sigma), self.x.new_tensor(s.sigma)).to(self.x)
+
+
+class _Asked:
+    """k-diffusion's model as a problem; it tells the callback and the bar of every step."""
+
+    output = Output("x0")
+
+    def __init__(
+        self,
+        model: Callable[..., Tensor],
+        dtype: torch.dtype,
+        extra_args: Mapping[str, Any],
+        callback: Callable[[dict[str, Any]], None] | None,
+        program: Program,
+        bar: Any,
+    ) -> None:
+        self.model, self.dtype, self.extra_args, self.callback = model, dtype, extra_args, callback
+        self.grid, self.bar = program.grid, bar
+        steps = steps_of_evaluations(program)
+        self.firsts = iter([i if i not in steps[:k] else None for k, i in enumerate(steps)])
+
+    def node(self, t: float) -> Node:
+        return PATH(t)
+
+    def node_of_lam(self, lam: float) -> Node:
+        return node_of_lam(PATH, lam)
+
+    def predict(self, x: Tensor, node: Node) -> Prediction:
+        return self.output.read(self.raw(x, node), x, node)
+
+    def raw(self, x: Tensor, node: Node) -> Tensor:
+        asked = x.to(self.dtype)
+        denoised = self.model(asked, asked.new_full((len(x),), node.sigma), **self.extra_args)
+        if denoised.shape != x.shape:
+            raise InputError(f"the model answers {tuple(denoised.shape)} for samples {tuple(x.shape)}")
+        i = next(self.firsts)
+        if i is not None:
+            self.bar.update()
+            if self.callback is not None:
+                sigma, sigma_hat = x.new_tensor(self.grid[i].sigma), x.new_tensor(node.sigma)
+                # a copy: the program goes on in the tensor of x
+                self.callback(
+                    {"x": asked.clone(), "i": i, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": denoised}
+                )
+        return denoised.to(x.dtype)
