@@ -58,7 +58,7 @@ def _tape(draws: list[Tensor]) -> Noise:
 
 def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     """What a function launches on the GPU, as a graph: (what launches it again, where its outcome then stands)."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # kernels choose their algorithms and workspaces before they are recorded
         for _ in range(2):
