@@ -199,41 +199,48 @@ class Program:
         free: list[Tensor] = []
         ends = {state.register: state.node for state in self.states} if shown else {}
         nodes = self.nodes
+        dtype = x.dtype  # of every register, whatever the model, the noise and the hooks come with
         for k, (instruction, dying) in enumerate(zip(self._ordered, self.last_use, strict=True), 1):
             if isinstance(instruction, Combine):
-                terms = instruction.terms
-                first, c = terms[0]
+                (first, c), *rest = instruction.terms
                 if not in_place:
                     value = values[first] * c
-                elif first in mine and first in dying:
-                    value = values[first] if c == 1.0 else values[first].mul_(c)
-                    mine.discard(first)
-                    mine.add(k)
+                    for register, c in rest:  # the same bits as in place
+                        value = value.add(values[register], alpha=c)
                 else:
-                    value = torch.mul(values[first], c, out=free.pop()) if free else values[first] * c
+                    if first in mine and first in dying:
+                        value = values[first]
+                        mine.discard(first)
+                        if c != 1.0:
+                            value.mul_(c)
+                    else:
+                        value = torch.mul(values[first], c, out=free.pop()) if free else values[first] * c
                     mine.add(k)
-                for register, c in terms[1:]:
-                    # the same bits either way
-                    value = value.add_(values[register], alpha=c) if in_place else value.add(values[register], alpha=c)
+                    for register, c in rest:
+                        value.add_(values[register], alpha=c)
             elif isinstance(instruction, Evaluate):
-                state, node = values[instruction.x], nodes[instruction.node]
+                register = instruction.x
+                state, node = values[register], nodes[instruction.node]
                 value = yield Request(state, node)
                 if type(value) is Answer:
                     if value.x is not None:
-                        values[instruction.x] = state = value.x
-                        mine.discard(instruction.x)
+                        values[register] = state = value.x.to(dtype)
+                        mine.discard(register)
                     value = value.output
                 if type(value) is Prediction:
                     value = self.output.of(value, state, node)
-                if instruction.x in mine and shares(value, state):
+                if value.dtype != dtype:
+                    value = value.to(dtype)
+                elif register in mine and shares(value, state):
                     value = value.clone()  # a model that answers with its input
             else:
                 assert noise is not None
-                value = noise(nodes[instruction.t], nodes[instruction.s])
+                value = noise(nodes[instruction.t], nodes[instruction.s]).to(dtype)
             values[k] = value
             if k in ends:
                 replaced = yield Shown(value, nodes[ends[k]])
-                values[k] = value if replaced is None else replaced
+                if replaced is not None:
+                    values[k] = replaced.to(dtype)
                 mine.discard(k)  # somebody may have kept it
             for register in dying:
                 gone = values.pop(register, None)

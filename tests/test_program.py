@@ -213,7 +213,7 @@ class Counting:
 
     def raw(self, x, node):
         gc.collect()
-        alive = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.numel() == self.size]
+        alive = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.numel() == self.size]
         self.most = max(self.most, len({o.untyped_storage().data_ptr() for o in alive}))
         return 0.1 * x
 
@@ -245,3 +245,30 @@ def test_sample_takes_the_steps_of_a_solver_that_has_no_program():
     found = scoresde.sample(denoiser, (2,), range(8), Clipped(), steps=5, grid="logsnr")
     plain = scoresde.sample(denoiser, (2,), range(8), "euler", steps=5, grid="logsnr")
     assert float(found.x.abs().max()) == 1.0 < float(plain.x.abs().max())
+
+
+class Single:
+    """A model and a noise source that answer in float32, whatever the state."""
+
+    output = solvers.Output("eps")
+
+    def raw(self, x, node):
+        return torch.tanh(x.float())
+
+    def predict(self, x, node):
+        return self.output.read(self.raw(x, node), x, node)
+
+    def __call__(self, t, s):
+        return torch.full((3, 2), 0.5)
+
+
+@pytest.mark.parametrize("spec", ["dpmpp_2m", "uni_pc", "dpmpp_2m_sde", "lms"])
+def test_a_state_keeps_its_dtype_whatever_the_answers(spec):
+    nodes, model = grid("logsnr", VP, 8), Single()
+    x, _ = begin(nodes)
+    known = solve(solvers.make(spec), model, x, nodes, model).x
+    for program in (trace(spec, nodes, VP, "eps"), trace(spec, nodes, VP, "x0")):
+        with torch.no_grad():
+            found = program.run(model, x, model, [lambda x, node: x.float()])
+            assert program.run(model, x, model).dtype == found.dtype == torch.float64
+            assert torch.allclose(program.run(model, x, model), known, rtol=0, atol=1e-5)  # rounding of the answers
