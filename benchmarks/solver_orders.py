@@ -27,8 +27,12 @@ ROOT = Path(__file__).parent.parent
 # options that change the order, or the method, in a way that a table should show
 VARIANTS = (
     "adams(order=4, start=runge_kutta)",
+    "adams(order=5)",
     "adams(quantity=v)",
+    "adams(quantity=v, coordinate=angle)",
     "adams(quantity=velocity)",
+    "adams(quantity=velocity, coordinate=flow)",
+    "afs(solver=heun)",
     "ddim(eta=1)",
     "ddpm(variance=beta)",
     "deis(start=corrector)",
@@ -42,23 +46,32 @@ VARIANTS = (
     "dpmpp_2s(mode=grid, eta=1)",
     "dpmpp_3m(start=lower)",
     "dpmpp_3m(start=lower, variant=released)",
+    "dpmpp_3m_sde(variant=flipped)",
     "dpmpp_3s(mode=grid)",
+    "dpmpp_3s(mode=grid, variant=flipped, eta=1)",
     "dpmpp_sde(noise=independent)",
     "er_sde(order=1)",
     "er_sde(variant=published)",
+    "euler_maruyama(eta=0)",
     "gotta_go_fast(extrapolate=False)",
+    "gradient_estimation(gamma=1.5)",
     "heun(quantity=velocity)",
     "ipndm_v(start=runge_kutta)",
     "lms(start=runge_kutta)",
+    "pc(corrector=annealed_langevin)",
+    "pc(corrector=noise_renewal)",
+    "pc(predictor=dpmpp_2m)",
     "rho_rk(tableau=kutta3)",
     "sa_solver(eta=0)",
     "sa_solver(pece=True)",
+    "sa_solver(predictor_order=3, corrector_order=1)",
     "sa_solver(variant=few_steps)",
     "scipy(method=DOP853)",
     "seeds_2(quantity=eps)",
     "torchdiffeq(method=rk4)",
     "uni_pc(correct=False)",
     "uni_pc(order=2)",
+    "uni_pc(order=4)",
     "uni_pc(order=4, start=runge_kutta)",
 )
 
@@ -101,7 +114,8 @@ def main() -> None:
     (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
     write_json(ROOT / "benchmarks" / "results" / "solver_orders.json", {"header": header, "rows": rows})
     write_atomically(ROOT / "solvers" / "orders.json", compact(rows, header))
-    low = [row["solver"] for row in rows if not reaches(solvers.make(row["solver"]), least(row))]
+    # a defect that is an option declares no order
+    low = [row["solver"] for row in rows if row["declared"] and not reaches(solvers.make(row["solver"]), least(row))]
     print(f"{len(rows)} solvers measured; below the declared order: {', '.join(low) or 'none'}")
 
 

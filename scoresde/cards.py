@@ -112,7 +112,7 @@ def short(reference: str) -> str:
 
 def order_text(solver: Solver) -> str:
     """The declared order, and the method's own where that is higher."""
-    declared, full = solver.declared_order, solver.order
+    declared, full = solver.declared_order, getattr(solver, "own_order", solver.order)
     return f"{declared:g} of {full:g}" if declared < full else f"{declared:g}"
 
 
@@ -131,7 +131,7 @@ def row(name: str) -> Row:
     solver, info = solvers.make(name), solvers.info(name)
     start = "-" if solver.adaptive else f"{solvers.startup(solver, VP):+d}".replace("+0", "0")
     noise = "yes" if solver.stochastic else "eta" if "eta" in info.options else "no"
-    kind = re.sub(r"^(black box|adaptive) ", "", info.kind)
+    kind = re.sub(r"^(black box|adaptive) ", "", info.kind).replace(" + ", "+")
     return Row(
         group(solver), name, kind, order_text(solver), measured_text(str(solver)), str(solver.evaluations), start,
         noise, info.native, short(info.reference),

@@ -3,6 +3,7 @@
 from . import (  # noqa: F401  (they register)
     adams,
     adaptive_sde,
+    afs,
     ancestral,
     ancestral_steps,
     blackbox,

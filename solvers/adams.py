@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from .errors import InputError
 from .multistep import Coordinate, Memory, Multistep, Quantity, Row, Start, adams, check_order
 from .types import Node, Noise, Problem, Step, solvers
 
@@ -52,8 +54,9 @@ class Polynomial(Multistep):
 class Adams(Polynomial):
     """Adams-Bashforth with every choice open: the quantity that is interpolated, the coordinate, the order.
 
-    (eps, ratio) is ``lms``, (eps, lam) ``deis(variant=logrho)``, (x0, lam) at order 3 ``dpmpp_3m``; velocity and v are
-    the flow's and the angle's.
+    (eps, ratio) is ``lms``, (eps, lam) ``deis(variant=logrho)``, (x0, lam) at order 3 ``dpmpp_3m``. The velocity
+    eps - x0 and its clock ``flow``, r / (1 + r) with r = sigma / alpha, are rectified flow's; v and ``angle``, atan r,
+    the cosine path's. (v, lam) is the Rosenbrock-type method: the linear part of N(0, 1) data solved exactly.
     """
 
     order: int = 3
@@ -177,6 +180,37 @@ class FixedWeights(Multistep):
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return Row(1.0, [(s.ratio - past[0].ratio) * weight for weight in FIXED[len(past) - 1]])
+
+
+@solvers.register(
+    "gradient_estimation",
+    kind="ODE",
+    order=1,
+    reference="Permenter and Yuan 2024, arXiv:2306.04848, the gradient-estimation sampler",
+    formula="x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) (gamma eps + (1 - gamma) eps_before)",
+    equals=("gradient_estimation(gamma=1.5) = ipndm(order=2)", "gradient_estimation(gamma=1) = ddim"),
+    note="of order 1 but for gamma=1.5, the second-order weights of even steps",
+)
+@dataclass(frozen=True)
+class GradientEstimation(Multistep):
+    """DDIM along the last prediction of eps, pushed on from the one before it by ``gamma``: fixed weights, whatever the
+    steps. Raises InputError for a gamma below 1 or infinite."""
+
+    gamma: float = 2.0
+    depth: ClassVar[int] = 2
+    quantity: ClassVar[Quantity] = "eps"  # type: ignore[misc]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.gamma < math.inf:
+            raise InputError(f"gradient_estimation: gamma must be finite and at least 1, got {self.gamma:g}")
+
+    @property
+    def full_order(self) -> float:
+        return 2 if self.gamma == 1.5 else 1
+
+    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
+        weights = (self.gamma, 1 - self.gamma) if len(past) > 1 else (1.0,)
+        return Row(1.0, [(s.ratio - past[0].ratio) * weight for weight in weights])
 
 
 @solvers.register(

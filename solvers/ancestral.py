@@ -164,18 +164,35 @@ class DDIM(Solver):
     order=1,
     stochastic=True,
     reference="Song et al. 2021, arXiv:2011.13456, appendix E; Kloeden and Platen 1992, section 10.2",
-    formula="x_s = x + (f x - g^2 score) (s - t) + g sqrt(t - s) z",
+    formula="x_s = x + (f x - (1 + eta^2) / 2 g^2 score) (s - t) + eta g sqrt(t - s) z",
 )
 @dataclass(frozen=True)
 class EulerMaruyama(Solver):
-    """Euler-Maruyama on the reverse SDE: x_s = x + (f x - g^2 score) (s - t) + g sqrt(t - s) z, f and g at t."""
+    """Euler-Maruyama on the SDE of that eta: x_s = x + (f x - (1 + eta^2) / 2 g^2 score) (s - t) + eta g sqrt(t - s) z,
+    f and g at t.
+
+    eta = 1 is the reverse SDE, eta = 0 Euler's method in t on the probability-flow ODE. Raises InputError for a
+    negative or infinite eta.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta < math.inf:
+            raise InputError(f"euler_maruyama: eta must be finite and at least 0, got {self.eta:g}")
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        assert noise is not None
         eps = problem.predict(x, t).eps
         dt = s.t - t.t
-        drift = (1 + t.f * dt) * x + (t.g2 / t.sigma * dt) * eps  # score = -eps / sigma
-        return Step(drift + math.sqrt(t.g2 * abs(dt)) * noise(t, s))
+        drift = (1 + t.f * dt) * x + (0.5 * (1 + self.eta**2) * t.g2 / t.sigma * dt) * eps  # score = -eps / sigma
+        if self.eta == 0:
+            return Step(drift)
+        assert noise is not None
+        return Step(drift + (self.eta * math.sqrt(t.g2 * abs(dt))) * noise(t, s))
 
 
 @solvers.register(

@@ -102,7 +102,10 @@ def require(
 )
 @dataclass(frozen=True)
 class PC(Solver):
-    """Predictor-corrector: a step of any solver, then corrector steps at the level it arrived at."""
+    """Predictor-corrector: a step of any solver, then corrector steps at the level it arrived at.
+
+    What it tends to is the corrector's law, see ``limit_variance``, and it does so at order 1 whatever the predictor's.
+    """
 
     predictor: Solver = dataclasses.field(default=ReverseDiffusion())
     corrector: Corrector = dataclasses.field(default=Langevin())
@@ -115,7 +118,8 @@ class PC(Solver):
 
     @property
     def order(self) -> float:
-        return self.predictor.declared_order
+        # a corrector's law is its own, and lags behind the level by a step's width
+        return min(1, self.predictor.declared_order)
 
     @property
     def nonlinear(self) -> str:

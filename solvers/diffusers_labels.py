@@ -81,10 +81,10 @@ SINGLESTEP: dict[tuple[str, int], str] = {
 MODEL_FLAGS = frozenset(
     (
         "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
-        "variance_type", "interpolation_type", "timestep_type", "rescale_betas_zero_snr", "set_alpha_to_one",
+        "variance_type", "interpolation_type", "timestep_type", "rescale_betas_zero_snr",
         "sigma_min", "sigma_max", "sigma_data", "lambda_min_clipped", "sample_max_value", "clip_sample_range",
         "dynamic_thresholding_ratio", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
-        "sampling_eps", "noise_sampler_seed", "time_shift_type", "euler_at_final",
+        "sampling_eps", "noise_sampler_seed", "time_shift_type",
         "beta_min", "beta_max", "snr_shift_scale", "scaler", "s",
     )
 )  # fmt: skip
@@ -95,11 +95,12 @@ FLAGS = frozenset(
         "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas", "flow_shift", "shift",
         "shift_terminal", "rho", "sigma_schedule", "timestep_spacing", "steps_offset", "final_sigmas_type",
         "predict_x0", "predictor_order", "corrector_order", "skip_prk_steps", "snr", "correct_steps", "eta",
+        "euler_at_final", "set_alpha_to_one", "disable_corrector",
     )
 )  # fmt: skip
 REFUSED = frozenset(
     (
-        "thresholding", "clip_sample", "disable_corrector", "solver_p", "tau_func", "use_dynamic_shifting",
+        "thresholding", "clip_sample", "solver_p", "tau_func", "use_dynamic_shifting",
         "invert_sigmas", "stochastic_sampling",
     )
 )  # fmt: skip
@@ -135,7 +136,10 @@ def read(name: str, text: str) -> tuple[str, str | None]:
     lower = flags.get("lower_order_final", name.startswith(ALWAYS_LOWERING))
     if lower and solver.partition("(")[0] in LOWERING:
         options["lower_order_final"] = True
-    return _with(solver, options), _grid(name, flags)
+    spec = _with(solver, options)
+    if flags.get("euler_at_final"):
+        spec = f"final(solver={spec}, last={MULTISTEP[_algorithm(name, flags), 1]})"
+    return spec, _grid(name, flags)
 
 
 def _flags(name: str, text: str) -> dict[str, Any]:
@@ -154,12 +158,16 @@ def _flags(name: str, text: str) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
+def _algorithm(name: str, flags: dict[str, Any]) -> str:
+    return str(flags.get("algorithm_type", "sde-dpmsolver++" if name.startswith("Cosine") else "dpmsolver++"))
+
+
 def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     spec = CLASSES[name]
     options: dict[str, Any] = {}
     if "DPMSolverMultistep" in name or "DPMSolverSinglestep" in name:
         table = SINGLESTEP if "Singlestep" in name else MULTISTEP
-        kind = flags.get("algorithm_type", "sde-dpmsolver++" if name.startswith("Cosine") else "dpmsolver++")
+        kind = _algorithm(name, flags)
         order = flags.get("solver_order", 2)
         if (kind, order) not in table:
             known = ", ".join(f"{k} {o}" for k, o in table)
@@ -168,17 +176,24 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
             )
         spec = table[kind, order]
         if flags.get("solver_type") == "heun" and order > 1:
-            if order == 3 and (table is MULTISTEP or kind.startswith("sde")):
+            if order == 3 and table is MULTISTEP:
                 raise InputError(
                     f"{name}: algorithm_type={kind} of order 3 has no counterpart with solver_type=heun; "
                     "with midpoint it has"
                 )
-            options["variant"] = "taylor" if table is SINGLESTEP else "heun"
+            released = "flipped" if order == 3 and kind.startswith("sde") else "taylor"
+            options["variant"] = released if table is SINGLESTEP else "heun"
     elif name.startswith("UniPC"):
         spec = "uni_pc" if flags.get("solver_type") == "bh1" else "uni_pc_bh2"
         options["order"] = flags.get("solver_order", 2)
         if flags.get("predict_x0") is False:
             options["quantity"] = "eps"
+        if (disabled := flags.get("disable_corrector")) in ("all", "[all]", ["all"]):
+            options["correct"] = False
+        elif disabled:
+            raise InputError(
+                f"{name}: disable_corrector={disabled} has no counterpart: the corrector is on or, by [all], off"
+            )
     elif name.startswith("DEIS"):
         spec, options = "deis", {"variant": "logrho", "order": flags.get("solver_order", 2)}
     elif name.startswith("SASolver"):
@@ -227,7 +242,8 @@ def _noisy_ratios(flags: dict[str, Any]) -> list[float]:
 
 def _grid(name: str, flags: dict[str, Any]) -> str | None:
     options: dict[str, Any] = {}
-    if flags.get("final_sigmas_type") == "sigma_min" or name.startswith("SASolver") or "Inverse" in name:
+    to_least = not flags.get("set_alpha_to_one", not name.startswith("PNDM"))  # to the level of the network's step 0
+    if to_least or flags.get("final_sigmas_type") == "sigma_min" or name.startswith("SASolver") or "Inverse" in name:
         options["end"] = "t_min"
     schedule = flags.get("sigma_schedule")
     if flags.get("use_karras_sigmas") or schedule == "karras" or ("rho" in flags and schedule is None):
@@ -241,7 +257,8 @@ def _grid(name: str, flags: dict[str, Any]) -> str | None:
         terminal = {"shift_terminal": flags["shift_terminal"]} if flags.get("shift_terminal") else {}
         return _with("flow_shift", {**options, **shift, **terminal})
     # a class that goes from data to noise rounds its steps the other way: its spacings are no grids of ours
-    if "Inverse" in name or not {"timestep_spacing", "steps_offset", "final_sigmas_type"} & flags.keys():
+    placed = {"timestep_spacing", "steps_offset", "final_sigmas_type"} & flags.keys()
+    if "Inverse" in name or not (placed or flags.get("set_alpha_to_one") is False):
         return None
     leading = name.startswith(("DDIM", "CogVideoXDDIM", "DDPM", "PNDM"))  # the spacing at their defaults
     spacing = flags.get("timestep_spacing", "leading" if leading else "linspace")

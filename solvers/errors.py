@@ -10,14 +10,14 @@ class InputError(ValueError):
     """Bad input of a user's, told in one line. The command line prints it and exits with status 2."""
 
 
-def unknown(kind: str, name: str, accepted: Iterable[str], hint: str = "") -> InputError:
+def unknown(kind: str, name: object, accepted: Iterable[str], hint: str = "") -> InputError:
     """The error for a name that is not there: the nearest matches, or else everything accepted.
 
     >>> print(unknown("solver", "huen", ["euler", "heun"]))
     no solver 'huen'; did you mean heun?
     """
     names = sorted(accepted)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
     tail = f"did you mean {', '.join(near)}?" if near else f"accepted: {', '.join(names) or 'none'}"
     return InputError(f"no {kind} {name!r}; {tail}{' ' + hint if hint else ''}")
 

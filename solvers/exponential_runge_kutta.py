@@ -32,9 +32,11 @@ def lagrange_weights(order: int, fractions: Sequence[float], big: float, variant
     """Weights of ``order`` predictions, at t and at ``fractions`` of the step, for H = ``big``.
 
     With D_j = (p_j - p_0) / fraction_j: order 2 adds phi1 / 2 (``dpmsolver``) or phi2 (``taylor``) times D_1; order 3
-    adds phi2 D_2 or the parabola's phi2 D' + phi3 D''. Both are of order 3 at fraction_2 = 2/3.
+    adds phi2 D_2 or the parabola's phi2 D' + phi3 D''. Both are of order 3 at fraction_2 = 2/3. ``flipped`` is
+    ``taylor`` with the constant 1/2 of phi3 = 1/2 - 1 / H + (1 - e^-H) / H^2 subtracted.
     """
     one, two = phi1(big), phi2(big)
+    three = phi3(big) - (variant == "flipped")
     if order == 1:
         return (one,)
     if order == 2:
@@ -43,8 +45,8 @@ def lagrange_weights(order: int, fractions: Sequence[float], big: float, variant
     r1, r2 = fractions
     if variant == "dpmsolver":
         return one - two / r2, 0.0, two / r2
-    first = (two * r2 - 2 * phi3(big)) / (r2 - r1) / r1  # D' = (r2 D_1 - r1 D_2) / (r2 - r1)
-    second = (2 * phi3(big) - two * r1) / (r2 - r1) / r2  # D'' = 2 (D_2 - D_1) / (r2 - r1)
+    first = (two * r2 - 2 * three) / (r2 - r1) / r1  # D' = (r2 D_1 - r1 D_2) / (r2 - r1)
+    second = (2 * three - two * r1) / (r2 - r1) / r2  # D'' = 2 (D_2 - D_1) / (r2 - r1)
     return one - first - second, first, second
 
 

@@ -78,6 +78,10 @@ SOLVERS: dict[str, str] = {
     "zabsampler": "lms(order=2)",
     "xeabsampler": "adams(order=2, quantity=x0, start=lower)",
     "zeabsampler": "adams(order=2, quantity=eps, start=lower)",
+    "vabsampler": "adams(order=2, quantity=velocity, coordinate=flow, start=lower)",
+    "reabsampler": "adams(order=2, quantity=v, start=lower)",  # with sigma_s where its last line has sigma_t
+    "itosampler": "seeds_1(quantity=eps)",
+    "pcsampler": "pc(predictor=ddim, corrector=noise_renewal)",  # it corrects before the step
     # diff-sampler
     "dpm": "dpm_2",
     # score_sde's predictors and methods
@@ -116,22 +120,23 @@ GRIDS: dict[str, str] = {
     "get_sigmas_vp": "vp",
 }
 
-# grids that front ends append to a solver's label, as in "DPM++ 2M Karras" or k_dpmpp_2m_ka
-SUFFIXES = (
-    "karras",
-    "ka",
-    "exponential",
-    "exp",
-    "polyexponential",
-    "beta",
-    "normal",
-    "simple",
-    "uniform",
-    "sgm_uniform",
-    "ddim_uniform",
-    "kl_optimal",
-    "linear_quadratic",
-    "align_your_steps",
-    "ays",
-    "gits",
-)
+# grids that front ends append to a solver's label, as in "DPM++ 2M Karras" or k_dpmpp_2m_ka, and what these programs'
+# functions place there: all append sigma = 0, so a grid of ours that stops at t_min by default is told to go on
+SUFFIXES: dict[str, str] = {
+    "karras": "karras",
+    "ka": "karras",
+    "exponential": "logsnr(end=zero)",
+    "exp": "logsnr(end=zero)",
+    "polyexponential": "polyexponential",
+    "beta": "beta",
+    "normal": "uniform(end=zero)",
+    "simple": "trailing(rounding=up)",
+    "uniform": "uniform(end=zero)",
+    "sgm_uniform": "sgm_uniform",
+    "ddim_uniform": "leading(steps_offset=1)",
+    "kl_optimal": "kl_optimal",
+    "linear_quadratic": "linear_quadratic",
+    "align_your_steps": "ays",
+    "ays": "ays",
+    "gits": "gits(end=zero)",
+}

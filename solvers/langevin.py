@@ -87,6 +87,39 @@ class AnnealedLangevin(Corrector):
 
 
 @correctors.register(
+    "noise_renewal", reference="Rozet 2024, azula, PCSampler; the step of Song et al. 2021, arXiv:2010.02502, eq. 12"
+)
+@dataclass(frozen=True)
+class NoiseRenewal(Corrector):
+    """A share ``delta`` of the noise drawn anew: x' = alpha x0 + sigma (sqrt(1 - delta) eps + sqrt(delta) z).
+
+    Linear in x and z. Where the target is Gaussian with variance V at the level, the share q = sigma^2 / V of it is
+    noise, and the stationary variance is delta sigma^2 / (1 - (1 - (1 - sqrt(1 - delta)) q)^2): too small by the
+    fraction delta (1 - q) / 4 or so. Raises InputError unless 0 < delta <= 1.
+    """
+
+    delta: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.delta <= 1:
+            raise InputError(f"noise_renewal: delta must lie in (0, 1], got {self.delta:g}")
+
+    @property
+    def _kept(self) -> float:
+        return math.sqrt(1 - self.delta)
+
+    def limit_variance(self, variance: Any, node: Node) -> Any:
+        # x' = gain x + sigma sqrt(delta) z, for gain = 1 - lost; 1 - gain^2 = lost (2 - lost), without cancellation
+        lost = self.delta / (1 + self._kept) * node.sigma**2 / variance
+        return self.delta * node.sigma**2 / (lost * (2 - lost))
+
+    def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
+        said = problem.predict(x, node)
+        kept = node.alpha * said.x0 + (node.sigma * self._kept) * said.eps
+        return kept + (node.sigma * math.sqrt(self.delta)) * noise(node, node)
+
+
+@correctors.register(
     "mala",
     aliases=("metropolis_langevin",),
     nonlinear="a proposal is accepted or not",

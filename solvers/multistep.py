@@ -21,7 +21,7 @@ from .types import Node, Noise, Prediction, Problem, Solver, Step
 
 Start = Literal["lower", "corrector", "runge_kutta"]
 Quantity = Literal["x0", "eps", "v", "velocity"]
-Coordinate = Literal["lam", "ratio", "t"]
+Coordinate = Literal["lam", "ratio", "t", "flow", "angle"]
 
 
 class Row(NamedTuple):
@@ -73,6 +73,11 @@ class Multistep(Solver):
     def evaluate_again(self) -> bool:
         """Whether the model is asked again after the corrector."""
         return False
+
+    @property
+    def own_order(self) -> float:
+        """The order from exact starting values."""
+        return self.order
 
     @property
     def declared_order(self) -> float:
@@ -156,6 +161,13 @@ def quantity(prediction: Prediction, node: Node, name: Quantity) -> Tensor:
     return (1 / scale) * prediction.eps - (node.ratio / scale) * prediction.x0
 
 
+def place(node: Node, coordinate: Coordinate) -> float:
+    """Where a node lies in a coordinate."""
+    if coordinate == "flow":
+        return node.ratio / (1 + node.ratio)
+    return math.atan(node.ratio) if coordinate == "angle" else float(getattr(node, coordinate))
+
+
 def adams(
     problem: Problem,
     s: Node,
@@ -170,7 +182,7 @@ def adams(
     Every quantity q has a scale in which the path is d(x / scale) = q dm. With r = ratio: for x0, scale sigma and
     m = 1 / r; for eps, alpha and r; for the velocity, alpha + sigma and r / (1 + r); for v, sqrt(alpha^2 + sigma^2)
     and atan r. eta > 0 is the SDE of that eta, in x0 (scale sigma r^(eta^2)) or eps. The integrals are
-    Gauss-Legendre sums in lam, to rounding.
+    Gauss-Legendre sums in lam, to rounding. The coordinates ``flow`` and ``angle`` are the velocity's and v's own m.
     """
     if name == "eps" and coordinate == "ratio" and eta == 0:  # finite at sigma = 0 too
         h, at = s.ratio - t.ratio, [(node.ratio - t.ratio) for node in nodes]
@@ -178,10 +190,10 @@ def adams(
     rate, h = 1 + eta**2, s.lam - t.lam
     lams = t.lam + h * GAUSS[0]
     r = np.exp(-lams)
-    points = {"lam": lams, "ratio": r}.get(coordinate)
+    points = {"lam": lams, "ratio": r, "flow": r / (1 + r), "angle": np.arctan(r)}.get(coordinate)
     if points is None:
         points = np.array([problem.node_of_lam(float(lam)).t for lam in lams])
-    at = [getattr(node, coordinate) for node in nodes]
+    at = [place(node, coordinate) for node in nodes]
     keep, density = 1.0, -rate * r
     noise = eta * math.sqrt(max(0.0, (t.ratio - s.ratio) * (t.ratio + s.ratio)))
     if name == "x0":

@@ -59,7 +59,7 @@ def read(label: str) -> tuple[str, str | None]:
         suffix = "_".join(words[-count:]).lower()
         if suffix in labels.SUFFIXES:
             rest = re.sub(rf"([\s_\-]+[^\s_\-]+){{{count}}}[\s_\-]*$", "", head)
-            return rest + paren + tail, suffix
+            return rest + paren + tail, labels.SUFFIXES[suffix]
     return label, None
 
 
@@ -70,7 +70,7 @@ def resolve(label: str) -> tuple[str, str | None]:
     of the solvers' own code.
 
     >>> resolve("DPM++ 2M SDE Karras"), resolve("k_dpmpp_2m_sde_heun_exp")
-    (('dpmpp_2m_sde', 'karras'), ('dpmpp_2m_sde(variant=heun)', 'logsnr'))
+    (('dpmpp_2m_sde', 'karras'), ('dpmpp_2m_sde(variant=heun)', 'logsnr(end=zero)'))
     >>> resolve("DPMSolverMultistepScheduler(solver_order=3, use_karras_sigmas=True)")
     ('dpmpp_3m(variant=released, start=lower)', 'karras')
 

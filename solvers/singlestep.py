@@ -184,7 +184,8 @@ class DPMpp2S(_TwoStages):
     formula="x_s = (sigma_s / sigma_t) x + alpha_s (phi1(h) x0 + phi2(h) (x0_2 - x0) / r2)",
     equals=("res_3s(c2=0.3333333333333333, c3=0.6666666666666666)",),
     note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval; order 2, that of the last intervals; "
-    + APART,
+    + APART
+    + "; variant=flipped, a released defect, does not converge",
 )
 @dataclass(frozen=True)
 class DPMpp3S(_ThreeStages):
@@ -192,9 +193,21 @@ class DPMpp3S(_ThreeStages):
 
     ``dpmsolver`` ends with the line through x0 and x0_2, ``taylor`` with the parabola through all three; both are of
     order 3 at r2 = 2/3 and of order 2 elsewhere. In ``mode="grid"``, eta > 0 is the reverse SDE: H = (1 + eta^2) h
-    for h, and noise for each interval. Raises InputError unless 0 < r1 < r2 <= 1, or for eta with stages inside the
-    step.
+    for h, and noise for each interval. ``flipped``, for that alone, is ``taylor`` with a wrong sign, as one library
+    ships it: it does not converge. Raises InputError unless 0 < r1 < r2 <= 1, for eta with stages inside the step, or
+    for flipped without eta.
     """
 
+    variant: Literal["dpmsolver", "taylor", "flipped"] = "dpmsolver"  # type: ignore[assignment]
     eta: float = 0.0
     kind: ClassVar[Kind] = "x0"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variant == "flipped" and not self.eta:
+            raise InputError("dpmpp_3s: variant=flipped goes with mode=grid and eta > 0 alone; take variant=taylor")
+
+    @property
+    def declared_order(self) -> float:
+        # its weights multiply the difference of stages with noise apart, of size sqrt(h), by a number of size 1
+        return 0 if self.variant == "flipped" else super().declared_order

@@ -36,10 +36,14 @@ class Unified(Multistep):
         return self.order if self.correct else self.order - 1
 
     @property
+    def own_order(self) -> float:
+        return self.order + self.correct
+
+    @property
     def full_order(self) -> float:
         if not self.correct:
             return super().full_order
-        return min(self.order + 1, 4 if self.start == "runge_kutta" else 3)
+        return min(self.own_order, 4 if self.start == "runge_kutta" else 3)
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         row = self.integral(problem, s, past[0], past)
@@ -118,8 +122,8 @@ class UniPCBh2(UniPC):
         "sa_solver(predictor_order=1, corrector_order=0) = ddpm",
         "sa_solver(predictor_order=3, corrector_order=0) = dpmpp_3m_sde",
     ),
-    note="of order 2 in the covariance, whatever the orders of its parts; quantity=eps is stiff at the noisy end; the "
-    "paper's tau is eta",
+    note="of order 2 at most in the covariance, whatever the orders of its parts, of 3 with eta=0; a corrector "
+    "of order 1 makes the whole one of order 1; quantity=eps is stiff at the noisy end; the paper's tau is eta",
 )
 @dataclass(frozen=True)
 class SASolver(Multistep):
@@ -169,8 +173,17 @@ class SASolver(Multistep):
         return self.pece
 
     @property
+    def own_order(self) -> float:
+        # the corrector has the last word, and is one order better than what it was predicted from, at most
+        predictor, corrector = self.predictor_order, self.corrector_order
+        reached = min(corrector, predictor + 1) if corrector else predictor
+        return min(reached, 2) if self.stochastic else reached
+
+    @property
     def full_order(self) -> float:
-        return min(max(self.predictor_order, self.corrector_order), 2)
+        return min(
+            self.own_order, 3 if self.corrector_order else 2
+        )  # a corrector lifts the first step, Euler's, by one
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return self.integral(problem, s, past[0], past)

@@ -43,11 +43,12 @@ def test_the_table_has_every_solver_once_and_fits_a_terminal(lines):
         ("rk4", "one-step", "ODE", "4", "4", "0", "no"),
         ("ddim", "one-step", "ODE/SDE", "1", "1", "0", "eta"),
         ("dpmpp_2m", "multistep", "ODE", "2", "1", "0", "no"),
+        ("uni_pc", "multistep", "ODE", "3 of 4", "1", "0", "no"),  # order 3 and a corrector, from an Euler start
         ("lms", "multistep", "ODE", "2 of 4", "1", "0", "no"),  # its first step is Euler's
         ("plms", "multistep", "ODE", "2 of 4", "1", "+1", "no"),  # the first step is taken twice
         ("pndm", "multistep", "ODE", "2 of 4", "1", "+9", "no"),  # three steps of four stages
         ("ddpm", "sde", "SDE", "1", "1", "0", "yes"),
-        ("pc", "wrapper", "SDE + MCMC", "1", "2", "0", "yes"),
+        ("pc", "wrapper", "SDE+MCMC", "1", "2", "0", "yes"),
         ("rk45", "adaptive", "ODE", "5", "6", "-", "no"),
         ("scipy", "black box", "ODE", "5", "6", "-", "no"),
     ],
@@ -56,6 +57,24 @@ def test_lines_of_the_table(lines, name, group, kind, order, evaluations, startu
     row = lines[name]
     found = (row.group, row.kind, row.order, row.evaluations, row.startup, row.noise)
     assert found == (group, kind, order, evaluations, startup, noise)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("uni_pc(order=2)", "3"),
+        ("uni_pc(correct=False)", "2 of 3"),
+        ("uni_pc(order=4, start=runge_kutta)", "4 of 5"),
+        ("uni_pc(lower_order_final=True)", "2 of 4"),
+        ("sa_solver", "2"),
+        ("sa_solver(eta=0)", "3 of 4"),
+        ("sa_solver(predictor_order=3, corrector_order=1)", "1"),
+        ("dpmpp_3m(variant=released)", "2 of 3"),
+        ("dpmpp_3s(mode=grid, variant=flipped, eta=1)", "0 of 3"),
+    ],
+)
+def test_the_order_is_the_declared_one_and_the_methods_own_where_that_is_higher(spec, text):
+    assert cards.order_text(solvers.make(spec)) == text
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,7 @@ def test_bad_options(run, tmp_path, capsys):
     fails(capsys, ["sample", f"--workdir={run}"], "--out")
     fails(capsys, ["sing"], "sing")
     fails(capsys, ["solvers", "huen"], "did you mean heun")
+    fails(capsys, ["solvers", ""], "no solver ''; accepted: adams")
     fails(capsys, ["solvers", "ddim(etta=1)"], "etta", "eta")
     fails(capsys, ["check-solver", "huen"], "did you mean heun")
     fails(capsys, ["check-solver", "json:JSONDecoder"], "does not derive from Solver")

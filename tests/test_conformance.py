@@ -21,6 +21,13 @@ from solvers.exponential import DPMpp2M
 from solvers.runge_kutta import Euler, Heun, Tableau
 
 VARIANTS = [
+    "adams(order=3, start=lower)",  # these three come late to their order
+    "adams(order=5)",
+    "uni_pc(order=4)",
+    "adams(quantity=velocity, coordinate=flow, start=lower, order=2)",
+    "adams(quantity=v, coordinate=angle)",
+    "afs(solver=heun)",
+    "afs(solver=ddpm)",
     "ddim(eta=1)",
     "ddim(eta=0.5)",
     "ddpm(variance=beta)",
@@ -41,11 +48,17 @@ VARIANTS = [
     "dpm_solver_2m(eta=1)",
     "dpm_solver_3(mode=grid)",
     "er_sde(noise_scale=ode)",
+    "euler_maruyama(eta=0)",
+    "euler_maruyama(eta=0.5)",
     "heun(quantity=velocity)",
     "lms(start=runge_kutta)",
     "pc(corrector=annealed_langevin)",
+    "pc(corrector=noise_renewal)",
+    "pc(predictor=dpmpp_2m)",
     "rho_rk(tableau=kutta3)",
+    "sa_solver(eta=0)",
     "sa_solver(pece=True)",
+    "sa_solver(predictor_order=2, corrector_order=1)",
     "sa_solver(variant=few_steps)",
     "seeds_3(quantity=eps)",
     "uni_pc(lower_order_final=True)",
@@ -109,7 +122,7 @@ class OwnNoise(Declared):
 class NeighboursNoise(Declared):
     """Every row gets the draw of the row mirrored in the batch: right in law, wrong in ownership."""
 
-    stochastic = True
+    stochastic, linear = True, False
 
     def step(self, problem, x, t, s, carry, noise):
         return DDIM(eta=1.0).step(problem, x, t, s, carry, lambda t, s: noise(t, s).flip(0))
@@ -147,7 +160,19 @@ class SinglePrecision(Declared):
 
 
 @dataclass(frozen=True)
+class Cancelling(Declared):
+    """Right in float64; in float32 it loses what the difference of two large numbers loses."""
+
+    def step(self, problem, x, t, s, carry, noise):
+        eps = problem.predict(x, t).eps
+        large = 100 * eps + s.alpha * (x / t.alpha + (s.ratio - t.ratio) * eps)
+        return Step(large - 100 * eps)
+
+
+@dataclass(frozen=True)
 class Upcasting(Declared):
+    linear = False
+
     def step(self, problem, x, t, s, carry, noise):
         return Euler().step(problem, x.double(), t, s, carry, noise)
 
@@ -201,6 +226,7 @@ def failed(solver):
         (Upcasting(), {"float32 on vp"}),
         (OneWay(), {"encode and decode on vp"}),
         (NoLastStep(), {"few steps to sigma = 0 on vp"}),
+        (Cancelling(), {"few steps to sigma > 0 on vp", "few steps to sigma = 0 on vp"}),
         (Doubling(strength=1.0), {"spec round trip"}),
     ],
     ids=lambda value: type(value).__name__,
@@ -281,6 +307,23 @@ def test_the_terminal_variance_is_the_recursion_of_variances(eta):
         gain = s.alpha * t.alpha * problem.v / total + math.sqrt(s.sigma**2 - fresh) * t.sigma / total
         variance = gain**2 * variance + fresh
     assert terminal_variance(DDIM(eta=eta), problem, nodes) == pytest.approx(variance, rel=1e-12)
+
+
+def test_a_method_that_comes_late_to_its_order_is_measured_on_finer_grids():
+    solver = solvers.make("uni_pc(correct=False)")
+    order, points = measured_order(solver, VP)
+    slopes = [math.log2(before / after) for (_, before), (_, after) in pairwise(points)]
+    assert slopes[2] < 1.8 < slopes[-1]  # at 336 steps, and where it was stopped
+    assert order > 1.8
+    assert [nfe for nfe, _ in points] == [42 * 2**k for k in range(len(points))]
+
+
+@pytest.mark.parametrize(("spec", "order"), [("dpmpp_3m(variant=released, start=runge_kutta)", 3), ("euler", 1.5)])
+def test_finer_grids_do_not_help_a_lower_order(spec, order, monkeypatch):
+    solver = solvers.make(spec)
+    monkeypatch.setattr(type(solver), "declared_order", order)
+    (verdict,) = check_order(solver, (VP,))
+    assert not verdict.passed
 
 
 def test_the_measured_order_is_a_slope_of_the_reported_points():

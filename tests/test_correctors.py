@@ -53,6 +53,23 @@ def test_the_stationary_variance_of_annealed_langevin(snr, v):
     assert 0 < excess <= snr**2 / (1 - snr**2) * (1 + 1e-12)  # as its card says
 
 
+@pytest.mark.parametrize("v", [0.0, 0.04, 2.0])
+@pytest.mark.parametrize("delta", [0.01, 0.2, 1.0])
+def test_the_stationary_variance_of_noise_renewal(delta, v):
+    """x' = (alpha^2 v + sqrt(1 - delta) sigma^2) x / V + sigma sqrt(delta) z, from the fixed point on: it stays."""
+    problem = GaussianData(VP, v)
+    target, renewal = problem.variance(NODE), corrector(f"noise_renewal(delta={delta})")
+    stationary = renewal.limit_variance(target, NODE)
+    noise = OrthogonalNoise(4)
+    x = math.sqrt(stationary) * noise(NODE, NODE)
+    for _ in range(3):
+        x = renewal.correct(problem, x, NODE, noise)
+    assert float((x**2).mean()) == pytest.approx(stationary, rel=1e-12)
+    lack, share = 1 - stationary / target, NODE.sigma**2 / target
+    if delta < 1:  # as its card says, to first order
+        assert lack == pytest.approx(delta * (1 - share) / 4, rel=delta, abs=1e-14)
+
+
 def test_the_stationary_variance_of_langevin_in_high_dimension():
     """The fixed point of step = 2 (snr |z| / |score|)^2: an excess of snr^2, up to 1 / sqrt(d) of the norms."""
     d, snr = 20_000, 0.3

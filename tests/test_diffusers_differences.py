@@ -35,9 +35,8 @@ from diffusers_oracle import (
     start,
 )
 
-from solvers import exponential_runge_kutta, grid, make, solve
+from solvers import grid, make, resolve, solve
 from solvers.analytic import VP, GaussianData
-from solvers.coefficients import phi3
 from solvers.conformance import terminal_variance
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -118,18 +117,16 @@ def test_sa_solver_weighs_two_predictions_of_x0_as_unipc_bh1(tau: float, predict
         assert parity(scheduler, ours, steps, exact=True) < EXACT, (prediction, low, steps)
 
 
-def test_third_order_single_step_sde_by_heun_has_a_wrong_sign_and_does_not_converge(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_third_order_single_step_sde_by_heun_has_a_wrong_sign_and_does_not_converge() -> None:
     # 1/2 is subtracted in phi3 = 1/2 - 1 / H + (1 - e^-H) / H^2, whose factor, of stages with noise apart, is O(h^1/2)
-    solver = "dpmpp_3s(mode=grid, variant=taylor, eta=1)"
-    problem, errors = GaussianData(VP), []
-    monkeypatch.setattr(exponential_runge_kutta, "phi3", lambda h: phi3(h) - 1)
+    flags = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"}
+    solver, _ = resolve(f"DPMSolverSinglestepScheduler({', '.join(f'{key}={value}' for key, value in flags.items())})")
+    assert make(solver) == make("dpmpp_3s(mode=grid, variant=flipped, eta=1)")
+    assert make(solver).declared_order == 0
     for prediction, steps in product(PREDICTIONS, (*STEPS, 12)):
-        scheduler = DPMSolverSinglestepScheduler(
-            algorithm_type="sde-dpmsolver++", solver_order=3, solver_type="heun", prediction_type=prediction
-        )
+        scheduler = DPMSolverSinglestepScheduler(**flags, prediction_type=prediction)
         assert parity(scheduler, solver, steps, exact=True) < EXACT, (prediction, steps)
+    problem, errors = GaussianData(VP), []
     for steps in (160, 640):
         nodes = grid("logsnr", VP, steps)
         errors.append(terminal_variance(make(solver), problem, nodes) / problem.variance(nodes[-1]) - 1)

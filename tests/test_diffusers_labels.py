@@ -71,6 +71,10 @@ DIFFUSERS = {
         "dpm_solver_3m(variant=released, start=lower)",
         None,
     ),
+    "DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver++, solver_order=3, solver_type=heun)": (
+        "dpmpp_3s(mode=grid, eta=1.0, variant=flipped)",
+        None,
+    ),
     "DPMSolverMultistepScheduler(use_lu_lambdas=True)": ("dpmpp_2m", "logsnr(end=zero)"),
     "DPMSolverMultistepScheduler(use_exponential_sigmas=True, final_sigmas_type=sigma_min)": ("dpmpp_2m", "logsnr"),
     "DPMSolverMultistepScheduler(use_beta_sigmas=True, lower_order_final=True)": (
@@ -117,6 +121,19 @@ DIFFUSERS = {
     "PNDMScheduler(skip_prk_steps=True)": ("plms", None),
     "DDPMScheduler(variance_type=fixed_large)": ("ddpm(variance=beta)", None),
     "DDIMScheduler(timestep_spacing=trailing, beta_schedule=scaled_linear)": ("ddim", "trailing"),
+    "DDIMScheduler(set_alpha_to_one=False, steps_offset=1)": ("ddim", "leading(end=t_min, steps_offset=1)"),
+    "DDIMScheduler(set_alpha_to_one=False)": ("ddim", "leading(end=t_min)"),
+    "DDIMScheduler(set_alpha_to_one=True)": ("ddim", None),
+    "PNDMScheduler(timestep_spacing=trailing)": ("pndm", "trailing(end=t_min)"),  # not to one is its default
+    "PNDMScheduler(timestep_spacing=trailing, set_alpha_to_one=True)": ("pndm", "trailing"),
+    "DPMSolverMultistepScheduler(euler_at_final=True)": ("final(solver=dpmpp_2m, last=ddim)", None),
+    "DPMSolverMultistepScheduler(euler_at_final=True, algorithm_type=sde-dpmsolver++, final_sigmas_type=sigma_min, "
+    "use_karras_sigmas=True)": ("final(solver=dpmpp_2m_sde, last=euler_ancestral)", "karras(end=t_min)"),
+    "UniPCMultistepScheduler(disable_corrector=[])": ("uni_pc_bh2(order=2, lower_order_final=True)", None),
+    "UniPCMultistepScheduler(disable_corrector=[all])": (
+        "uni_pc_bh2(order=2, correct=False, lower_order_final=True)",
+        None,
+    ),
     "DDIMScheduler(steps_offset=1, clip_sample=False)": ("ddim", "leading(steps_offset=1)"),
     "EulerDiscreteScheduler(timestep_spacing=linspace, num_train_timesteps=100)": (
         "euler",
@@ -160,6 +177,8 @@ def test_a_class_and_its_flags_mean(label, parts):
         ("DPMSolverMultistepScheduler", {}),
         ("DPMSolverMultistepScheduler", {"solver_type": "heun"}),
         ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+        ("DPMSolverMultistepScheduler", {"euler_at_final": True} | TO_LEAST),
+        ("DPMSolverMultistepScheduler", {"euler_at_final": True, "algorithm_type": "sde-dpmsolver++"} | TO_LEAST),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "solver_order": 3} | TO_LEAST),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver", "solver_order": 1} | TO_LEAST),
         ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver"} | TO_LEAST),
@@ -197,14 +216,14 @@ def test_a_class_and_its_label_draw_the_same_samples(name, flags):
         ("DPMSolverMultistepScheduler(algorithm_type=sde-dpmsolver, solver_order=3)", "of order 3 has no counterpart"),
         ("DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver)", "of order 2 has no counterpart"),
         (
-            "DPMSolverSinglestepScheduler(algorithm_type=sde-dpmsolver++, solver_order=3, solver_type=heun)",
-            "of order 3 has no counterpart with solver_type=heun; with midpoint it has",
-        ),
-        (
             "DPMSolverMultistepScheduler(solver_order=3, solver_type=heun)",
             r"algorithm_type=dpmsolver\+\+ of order 3 has no counterpart with solver_type=heun",
         ),
         ("DPMSolverMultistepScheduler(thresholding=True)", "thresholding=True has no counterpart here"),
+        (
+            "UniPCMultistepScheduler(disable_corrector=[0, 1])",
+            r"disable_corrector=\[0, 1\] has no counterpart: the corrector is on or, by \[all\], off",
+        ),
         ("DDIMScheduler(timestep_spacing=middle)", "no timestep_spacing of DDIMScheduler 'middle'; accepted: leading"),
         ("EulerDiscreteScheduler(s_churn=40)", "no flag of EulerDiscreteScheduler 's_churn'"),
         ("UnCLIPScheduler(variance_type=learned_range)", "variance_type=learned_range has no counterpart"),

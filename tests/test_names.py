@@ -20,7 +20,7 @@ CANONICAL = (  # noqa: SIM905
     "dpm_solver_1 dpm_solver_2 dpm_solver_3 dpm_solver_2m dpm_solver_3m dpm_fast dpm_adaptive dpmpp_2s dpmpp_3s "
     "dpmpp_2m dpmpp_3m uni_pc uni_pc_bh2 res_2s res_3s res_2m euler_ancestral dpm_2_ancestral dpmpp_2s_ancestral "
     "dpmpp_sde dpmpp_2m_sde dpmpp_3m_sde seeds_1 seeds_2 seeds_3 sa_solver er_sde gotta_go_fast rk45 dopri5 "
-    "torchdiffeq scipy adams pc churn restart picard step_doubling"
+    "torchdiffeq scipy adams pc churn restart picard step_doubling afs gradient_estimation final"
 ).split()
 
 
@@ -71,7 +71,9 @@ def test_a_grid_in_the_table_is_a_grid(label):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_a_suffix_is_a_grid(suffix):
     solver, grid = resolve(f"heun_{suffix}")
-    assert (solver, grids.make(grid)) == ("heun", grids.make(suffix))
+    assert (solver, grids.make(grid)) == ("heun", grids.make(SUFFIXES[suffix]))
+    # what these programs call so goes to sigma = 0, all of them
+    assert grids.make(grid).nodes(scoresde.VP(), 8)[-1].sigma == 0
 
 
 # labels, each with the solver and the grid that it means
@@ -98,14 +100,17 @@ A1111 = {
     "DPM++ 2M Karras": ("dpmpp_2m", "karras"),
     "DPM++ SDE Karras": ("dpmpp_sde", "karras"),
     "DPM++ 2M SDE Karras": ("dpmpp_2m_sde", "karras"),
-    "DPM++ 2M SDE Exponential": ("dpmpp_2m_sde", "logsnr"),
+    "DPM++ 2M SDE Exponential": ("dpmpp_2m_sde", "logsnr(end=zero)"),
     "DPM++ 2M SDE Heun Karras": ("dpmpp_2m_sde(variant=heun)", "karras"),
-    "DPM++ 2M SDE Heun Exponential": ("dpmpp_2m_sde(variant=heun)", "logsnr"),
+    "DPM++ 2M SDE Heun Exponential": ("dpmpp_2m_sde(variant=heun)", "logsnr(end=zero)"),
     "DPM++ 3M SDE Karras": ("dpmpp_3m_sde", "karras"),
     "DPM++ 2S a Karras": ("dpmpp_2s_ancestral", "karras"),
     "DPM2 Karras": ("dpm_2", "karras"),
     "DPM2 a Karras": ("dpm_2_ancestral", "karras"),
     "LMS Karras": ("lms", "karras"),
+    "Euler Exponential": ("euler", "logsnr(end=zero)"),
+    "Euler Uniform": ("euler", "uniform(end=zero)"),
+    "Euler GITS": ("euler", "gits(end=zero)"),
     "Euler a SGM Uniform": ("euler_ancestral", "sgm_uniform"),
     "Heun Align Your Steps": ("heun", "ays"),
     "Euler KL Optimal": ("euler", "kl_optimal"),
@@ -115,7 +120,7 @@ A1111 = {
     "k_dpm_ad": ("dpm_adaptive", None),
     "k_dpmpp_2m_ka": ("dpmpp_2m", "karras"),
     "k_dpmpp_2s_a_ka": ("dpmpp_2s_ancestral", "karras"),
-    "k_dpmpp_2m_sde_exp": ("dpmpp_2m_sde", "logsnr"),
+    "k_dpmpp_2m_sde_exp": ("dpmpp_2m_sde", "logsnr(end=zero)"),
     "k_dpmpp_2m_sde_heun_ka": ("dpmpp_2m_sde(variant=heun)", "karras"),
 }
 COMFYUI = {
@@ -296,7 +301,7 @@ def test_a_label_with_a_grid_is_sampled_on_it():
     denoiser = scoresde.targets.Gaussian(torch.zeros(1), 0.25).denoiser(scoresde.VP())
     for label, solver, grid in [
         ("DPM++ 2M Karras", "dpmpp_2m", "karras"),
-        ("Heun exponential", "heun", "logsnr"),
+        ("Heun exponential", "heun", "logsnr(end=zero)"),
         ("EulerDiscreteScheduler(timestep_spacing=trailing)", "euler", "trailing"),
         ("dpmpp_2m_sde_heun simple", "dpmpp_2m_sde(variant=heun)", "trailing(rounding=up)"),
     ]:

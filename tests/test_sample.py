@@ -253,6 +253,7 @@ def call(**options):
         ({"condition": {"shift": torch.zeros(5)}}, "^shift has 5 rows for 2 "),
         ({"solver": "huen"}, "no solver 'huen'; did you mean heun"),
         ({"grid": "karass"}, "no grid 'karass'; did you mean karras"),
+        ({"noise": 3}, "no noise 3; accepted: "),
         ({"steps": 0}, "steps must be a positive integer, got 0"),
         ({"steps": 2.5}, "steps must be a positive integer, got 2.5"),
         ({"steps": None, "nfe": 1, "solver": "heun", "grid": "uniform"}, "nfe=1 is too small for heun"),

@@ -69,7 +69,7 @@ def test_levels_follow_the_law(spec, path, end):
 
 
 @each_path
-@pytest.mark.parametrize("name", sorted(set(solvers.grids.names()) - {"explicit", "resampled", "quadratic"}))
+@pytest.mark.parametrize("name", sorted(set(solvers.grids.names()) - {"explicit", "file", "resampled", "quadratic"}))
 @pytest.mark.parametrize("steps", [1, 2, 3, 20])
 def test_every_grid_serves_every_path(name, path, steps):
     for end in ("zero", "t_min"):
@@ -87,7 +87,7 @@ def test_a_card_says_what_it_is(name):
     info = solvers.grids.info(name)
     assert info.formula
     assert info.summary.endswith(".")
-    assert info.reference or name in ("explicit", "resampled")
+    assert info.reference or name in ("explicit", "file", "resampled")
     assert "end" in info.options
 
 
