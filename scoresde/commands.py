@@ -258,23 +258,34 @@ def show_program(arguments: argparse.Namespace, command: str) -> None:
         raise InputError("--show and --json - would mix on the screen: give --json a file")
     if arguments.out is not None and (not arguments.show or arguments.out.suffix.lower() != ".png"):
         raise InputError(f"--out is the PNG file of --show, got {arguments.out}")
-    spec, named = solvers.resolve(arguments.name)
-    solver, rule = solvers.make(spec), solvers.grids.make(arguments.grid or named or "karras")
-    if arguments.steps is None and not rule.fixed:
-        raise InputError(f"a program is of a number of steps: add --steps, such as --steps 8 (the grid is {rule})")
-    sde = make_sde(arguments.sde or "vp")
-    program = solvers.trace(solver, rule.nodes(sde, arguments.steps), sde, arguments.output or "x0")
+    program, title = _program(arguments)
     if arguments.json == "-":
         print(program_format.write(program, note=command), end="")
     elif arguments.json is not None:
         path = Path(arguments.json)
         write_atomically(writable(path.parent) / path.name, program_format.write(program, note=command))
     if arguments.show:
-        title = f"{solver} on {rule} of {sde}"
         print(show.text(program, title))
-        path = arguments.out or Path(f"{solvers.solvers.info_of(solver).name.rpartition(':')[2]}.png")
+        path = arguments.out or Path(f"{Path(title.split()[0].partition('(')[0].rpartition(':')[2]).stem}.png")
         write_figure(writable(path.parent) / path.name, show.picture(program, title))
         print(f"\n{path}")
+
+
+def _program(arguments: argparse.Namespace) -> tuple[solvers.Program, str]:
+    """The program that a command line asks for, and its title."""
+    solver_spec, named = solvers.resolve(arguments.name)
+    solver = solvers.make(solver_spec)
+    if isinstance(solver, File):
+        given = [name for name in ("steps", "grid", "sde", "output") if getattr(arguments, name) is not None]
+        if given:
+            raise InputError(f"{solver} has nodes and an output of its own: leave out --{given[0]}")
+        return solver.program, str(solver)
+    rule = solvers.grids.make(arguments.grid or named or "karras")
+    if arguments.steps is None and not rule.fixed:
+        raise InputError(f"a program is of a number of steps: add --steps, such as --steps 8 (the grid is {rule})")
+    sde = make_sde(arguments.sde or "vp")
+    program = solvers.trace(solver, rule.nodes(sde, arguments.steps), sde, arguments.output or "x0")
+    return program, f"{solver} on {rule} of {sde}"
 
 
 def check_solver(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:

@@ -225,7 +225,7 @@ def sample(
             hooks and bar, and networks that a graph can hold (no waiting for the device, no shapes that change).
 
     A linear solver runs as its ``Program``, which adds up states in place: a network that keeps the tensor that it was
-    shown has to copy it. Hooks may keep theirs.
+    shown, or writes over one that it has answered with, has to copy it. Hooks may keep theirs.
 
     >>> import scoresde, torch
     >>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)

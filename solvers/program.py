@@ -98,8 +98,9 @@ class Program:
         """The state at the last node, from x (B, *) at the first: the numbers of ``solve`` with the traced solver.
 
         Sums are accumulated in place in registers that are no longer needed, so memory does not grow with the number of
-        steps, and nothing is computed on the way but the sums; with gradients enabled every sum is a new tensor. A
-        problem with ``raw`` (see ``Problem``) is asked for its model's own output.
+        steps, and nothing is computed on the way but the sums; with gradients enabled every sum is a new tensor. 16-bit
+        states are carried in float32. A model that keeps the tensor that it was shown, or writes over one that it has
+        answered with, has to copy it. A problem with ``raw`` (see ``Problem``) is asked for its model's own output.
 
         Args:
             problem: the path and the model.
@@ -150,25 +151,24 @@ class Program:
             InputError: noise is missing, or no answer came.
         """
         inner = self._advance(x, noise, True, False)
-        request = next(inner)
+        request: Request | None = None
+        answer: Answer | None = None
         while True:
-            if not isinstance(request, Request):
-                request = inner.send(None)
-                continue
-            sent = yield request
-            given = request.given if sent is None else sent
-            if given is None:
-                raise InputError(f"the program waits for the model's answer at t={request.node.t:g}")
-            answer = given if isinstance(given, Answer) else Answer(given)
             try:
                 following = inner.send(answer)
-                while not isinstance(following, Request):
-                    following = inner.send(None)
             except StopIteration as stop:
                 outcome: Tensor = stop.value
-                request.outcome = outcome
+                if request is not None:
+                    request.outcome = outcome
                 return outcome
-            request = following
+            answer = None
+            if isinstance(following, Request):
+                request = following
+                sent = yield request
+                given = request.given if sent is None else sent
+                if given is None:
+                    raise InputError(f"the program waits for the model's answer at t={request.node.t:g}")
+                answer = given if isinstance(given, Answer) else Answer(given)
 
     def to_json(self) -> str:
         """The program as text, see docs/program_format.md; ``from_json`` gives an equal one back."""
@@ -194,12 +194,15 @@ class Program:
         every step where ``shown``, and is sent the state to go on with, or None."""
         if noise is None and self.stochastic:
             raise InputError(f"{self.solver} draws noise: give it a noise source")
-        values: dict[int, Any] = {0: x}
+        # dtype is that of every register, whatever the model, the noise and the hooks come with; 16 bits are too few to
+        # sum in, and some kernels round them otherwise at the end of a row than within
+        outer, dtype = x.dtype, torch.float32 if x.dtype.itemsize < 4 else x.dtype
+        narrow = outer != dtype
+        values: dict[int, Any] = {0: x.to(dtype)}
         mine: set[int] = set()  # registers in tensors that nobody else holds
         free: list[Tensor] = []
         ends = {state.register: state.node for state in self.states} if shown else {}
         nodes = self.nodes
-        dtype = x.dtype  # of every register, whatever the model, the noise and the hooks come with
         for k, (instruction, dying) in enumerate(zip(self._ordered, self.last_use, strict=True), 1):
             if isinstance(instruction, Combine):
                 (first, c), *rest = instruction.terms
@@ -214,14 +217,15 @@ class Program:
                         if c != 1.0:
                             value.mul_(c)
                     else:
-                        value = torch.mul(values[first], c, out=free.pop()) if free else values[first] * c
+                        fits = free and free[-1].shape == values[first].shape
+                        value = torch.mul(values[first], c, out=free.pop()) if fits else values[first] * c
                     mine.add(k)
                     for register, c in rest:
                         value.add_(values[register], alpha=c)
             elif isinstance(instruction, Evaluate):
                 register = instruction.x
                 state, node = values[register], nodes[instruction.node]
-                value = yield Request(state, node)
+                value = yield Request(state.to(outer) if narrow else state, node)
                 if type(value) is Answer:
                     if value.x is not None:
                         values[register] = state = value.x.to(dtype)
@@ -238,7 +242,7 @@ class Program:
                 value = noise(nodes[instruction.t], nodes[instruction.s]).to(dtype)
             values[k] = value
             if k in ends:
-                replaced = yield Shown(value, nodes[ends[k]])
+                replaced = yield Shown(value.to(outer) if narrow else value, nodes[ends[k]])
                 if replaced is not None:
                     values[k] = replaced.to(dtype)
                 mine.discard(k)  # somebody may have kept it
@@ -247,7 +251,7 @@ class Program:
                 if register in mine:
                     mine.discard(register)
                     free.append(gone)
-        outcome: Tensor = values[self.states[-1].register]
+        outcome: Tensor = values[self.states[-1].register].to(outer)
         return outcome
 
 

@@ -308,3 +308,15 @@ def test_the_scale_of_an_empty_response():
     document["rows"], document["states"] = [{"sum": [[0, 0.0]]}], [[1, 1]]
     program = Program.from_json(json.dumps(document))
     assert math.isfinite(pixels(show.picture(program)).mean())
+
+
+def test_a_program_in_a_file_is_shown_on_its_own_nodes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["solvers", "dpmpp_2m", "--steps", "4", "--json", "mine.json"]) == 0
+    capsys.readouterr()
+    assert main(["solvers", "file:mine.json", "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("file:mine.json\n4 steps, 4 NFE")
+    assert (tmp_path / "mine.png").exists()
+    assert main(["solvers", "file:mine.json", "--show", "--steps", "4"]) == 2
+    assert "has nodes and an output of its own: leave out --steps" in capsys.readouterr().err
