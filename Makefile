@@ -48,5 +48,5 @@ $(DEV): setup.py constraints.txt $(VENV)/.installed-torch
 	touch $@ $(RUN)
 
 $(DOC): setup.py constraints.txt $(VENV)/.installed-torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[metrics,docs]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[images,metrics,docs]"
 	touch $@ $(RUN)

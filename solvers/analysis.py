@@ -22,10 +22,9 @@ class Response(NamedTuple):
     """A program's values as rows of coefficients over its inputs x, m_1 .. m_P, z_1 .. z_Q: the start, the model's P
     outputs and the Q noise draws, in the order in which they are asked for.
 
-    Attributes:
-        registers: every register (1 + R, 1 + P + Q), the start first.
-        asked: the states that the model is shown (P, 1 + P + Q); row k has nothing to the right of m_k.
-        states: the states at the ends of the N steps (N, 1 + P + Q); the last is the outcome.
+    ``registers`` (1 + R, 1 + P + Q) is every register, the start first; ``asked`` (P, 1 + P + Q) the states that the
+    model is shown, of which row k has nothing to the right of m_k; ``states`` (N, 1 + P + Q) those at the ends of the
+    steps, the last of which is the outcome.
     """
 
     registers: Matrix
