@@ -144,7 +144,30 @@ def test_a_copy_begins_anew():
     scheduler.step(start(), scheduler.timesteps[0], start())
     for twin in (copy.deepcopy(scheduler), pickle.loads(pickle.dumps(scheduler))):
         assert twin.step_index is None
+        with pytest.raises(InputError, match=r"copied in the middle of a run, at entry 1 \(888\) of timesteps"):
+            copy.deepcopy(twin).step(start(), twin.timesteps[1], start())
         assert torch.equal(loop(twin, start()), once)
+        twin.step(start(), twin.timesteps[3], start())  # as image-to-image begins
+        assert twin.step_index == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec", ["dpmpp_2m", "heun", "res_2m", "rk4", "uni_pc"])
+def test_loops_that_write_into_their_own_tensors(spec, dtype):
+    scheduler = DiffusersScheduler(spec, ddim(), "trailing")
+    scheduler.set_timesteps(9)
+    plain = loop(scheduler, start(dtype=dtype))
+    latents, out = start(dtype=dtype), torch.empty_like(start(dtype=dtype))
+    for t in scheduler.timesteps:  # one buffer for the states and one for the network's answers
+        out.copy_(network(latents, t.expand(2)))
+        latents.copy_(scheduler.step(out, t, latents).prev_sample)
+    assert torch.equal(latents, plain)
+    x = start(dtype=dtype)
+    for t in scheduler.timesteps:  # the state that was returned, once it is done with
+        following = scheduler.step(network(x, t.expand(2)), t, x).prev_sample
+        x.fill_(torch.nan)
+        x = following
+    assert torch.equal(x, plain)
 
 
 def test_numbers_and_other_tensors_of_the_same_value_are_timesteps_too():
@@ -332,6 +355,9 @@ def test_bad_steps():
         ({"num_inference_steps": 2000}, "2000 steps, but the network has 1000"),
         ({"sigmas": [1.0], "timesteps": [5]}, "not both"),
         ({"sigmas": []}, "sigmas must be a list of finite numbers"),
+        ({"sigmas": "abc"}, "sigmas must be a list of finite numbers"),
+        ({"sigmas": [None]}, "sigmas must be a list of finite numbers"),
+        ({"timesteps": 5}, "timesteps must be a list of finite numbers"),
         ({"sigmas": [500.0, 1.0]}, r"sigma=500 is outside \[0.0100005, 157.4"),
         ({"sigmas": [1.0, 5.0]}, "nodes 0 and 1"),
         ({"timesteps": [1999, 1]}, r"timestep 1999 is outside \[0, 999\]"),
@@ -345,12 +371,28 @@ def test_bad_steps():
         ((x[:, :2], first, x), r"model_output is \(2, 2, 4\) for samples \(2, 3, 4\)"),
         ((x, 998, x), "the timestep 998 is none of timesteps"),
         ((x, torch.tensor([999, 899]), x), "one timestep for all samples"),
+        ((x, scheduler.timesteps[:2], x), r"one timestep for all samples, got \[999, 899\]"),
+        ((x, None, x), "timestep must be an entry of timesteps, got None"),
+        ((x, "a", x), "timestep must be an entry of timesteps, got 'a'"),
+        ((x.long(), first, x.long()), "sample must be a tensor of floating point, got torch.int64"),
+        ((x, first, None), "sample must be a tensor of floating point, got NoneType"),
     ):
         with pytest.raises(InputError, match=message):
             scheduler.step(*call)
     with pytest.raises(InputError, match=r"step\(eta=0.5\) is not for ddim"):
         scheduler.step(x, first, x, eta=0.5)
     scheduler.step(x, first, x, eta=0.0, use_clipped_model_output=None, s_noise=1.0)
-    with pytest.raises(InputError, match="out of order: step expects the timestep 899, entry 1 of timesteps, got 799"):
+    with pytest.raises(
+        InputError, match=r"out of order: step expects entry 1 \(899\) of timesteps, got entry 2 \(799\);"
+    ):
         scheduler.step(x, third, x)
+    with pytest.raises(InputError, match=r"expects entry 1 \(899\) of timesteps, got 5;"):
+        scheduler.step(x, torch.full((2,), 5), x)
+    with pytest.raises(InputError, match=r"sample is \(1, 3, 4\) in a run of \(2, 3, 4\)"):
+        scheduler.step(x[:1], second, x[:1])
     scheduler.step(x, second, x)
+    heun = DiffusersScheduler("heun", ddim(), "trailing")
+    heun.set_timesteps(3)
+    heun.step(x, heun.timesteps[0], x)
+    with pytest.raises(InputError, match=r"expects entry 1 \(666\) of timesteps, got entry 2 \(666\)"):
+        heun.step(x, heun.timesteps[2], x)

@@ -90,11 +90,36 @@ def test_what_the_callback_is_told(spec):
     assert [float(one["sigma"]) for one in told] == SIGMAS
     firsts = [next(a for a in asked if a[2] is one["denoised"]) for one in told]
     for one, (x_asked, sigma, _) in zip(told, firsts, strict=True):
-        assert torch.equal(one["x"], x_asked)  # kept as it was, though the program goes on in its memory
+        assert torch.equal(one["x"], x_asked)  # kept as it was
         assert sigma.tolist() == [float(one["sigma_hat"])] * 2
         assert torch.equal(one["denoised"], model(x_asked, sigma, bias=0.5))
     hats = [float(one["sigma_hat"]) / sigma for one, sigma in zip(told, SIGMAS, strict=True)]
     assert hats == pytest.approx([1.3 if "churn" in spec else 1.0] * len(SIGMAS))
+
+
+@pytest.mark.parametrize("spec", ["euler", "heun", "dpmpp_2m"])
+def test_what_models_and_callbacks_keep_stays(spec):
+    kept, copies, told = [], [], []
+
+    def keeps(x, sigma):
+        kept.append(x)
+        copies.append(x.clone())
+        return x  # its input, of which x0 = x: every state is the first
+
+    x = 14 * start()
+    sample_function(spec)(keeps, x, TO_ZERO, callback=lambda one: told.append((one, one["denoised"].clone())))
+    assert all(map(torch.equal, kept, copies))
+    assert all(torch.equal(one["denoised"], copy) and torch.equal(one["x"], copy) for one, copy in told)
+    kept, copies = [], []
+
+    def spied(x, sigma):
+        kept.append(x)
+        copies.append(x.clone())
+        return model(x, sigma)
+
+    sample_function(spec)(spied, x, TO_ZERO)
+    assert all(map(torch.equal, kept, copies))
+    assert gap(kept[-1], kept[0]) > 0.5  # the states are different ones
 
 
 def test_intervals_are_told_to_the_noise_sampler():
@@ -119,6 +144,9 @@ def test_dtypes_and_lists():
     assert gap(sample(model, x, SIGMAS, disable=True), sample(model, x.double(), DOUBLE, disable=True)) < 1e-5
     constant = sample(lambda x, sigma: torch.ones_like(x), x.half(), [*SIGMAS, 0], disable=True)
     assert torch.equal(constant, torch.ones_like(constant))
+    whole = [sample(model, x, levels, disable=True) for levels in ([14, 6, 1, 0], torch.tensor([14, 6, 1, 0]))]
+    assert torch.equal(whole[0], sample(model, x, [14.0, 6.0, 1.0, 0.0], disable=True))
+    assert torch.equal(whole[1], whole[0])
     x.requires_grad_()
     assert not sample(model, x, SIGMAS, disable=True).requires_grad
 
@@ -140,6 +168,9 @@ def test_names():
     [
         ([1.0], "list of at least two"),
         (torch.tensor(3.0), "list of at least two"),
+        (None, "list of at least two"),
+        ("abc", "list of at least two"),
+        (torch.ones(2, 2), "list of at least two"),
         ([1.0, 2.0], "strictly descend to at least 0, got 1 and 2 at 0 and 1"),
         ([2.0, 1.0, 1.0], "got 1 and 1 at 1 and 2"),
         ([2.0, 0.0, -1.0], "got 0 and -1 at 1 and 2"),
@@ -156,5 +187,7 @@ def test_other_bad_input():
         sample_function("rk45")
     with pytest.raises(InputError, match="no solver 'eulr'; did you mean euler"):
         sample_function("eulr")
+    with pytest.raises(InputError, match=r"x must be a tensor of floating point, got torch\.int64"):
+        sample_function("euler")(model, start().long(), SIGMAS, disable=True)
     with pytest.raises(InputError, match=r"the model answers \(2, 3, 2\) for samples \(2, 3, 4\)"):
         sample_function("euler")(lambda x, sigma: x[..., :2], start(), SIGMAS, disable=True)

@@ -19,6 +19,7 @@ from solvers.grids import Explicit
 from ..chains import ChainSDE
 from ..denoiser import TIME_LABELS
 from ..sde import EDM, SDE, RectifiedFlow, make_sde
+from .k_diffusion import numbers
 
 # diffusers' words for what a network puts out
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
@@ -182,7 +183,7 @@ class Reading:
             levels = self._plain_levels(config, solvers.errors.positive_integer("num_inference_steps", steps))
         else:
             name = "timesteps" if sigmas is None else "sigmas"
-            levels = [float(value) for value in given]
+            levels = numbers(given) or []
             if name == "sigmas" and levels and levels[-1] == 0:
                 levels.pop()
             if not levels or not all(map(math.isfinite, levels)):

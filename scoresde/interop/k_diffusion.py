@@ -14,6 +14,7 @@ import solvers
 from solvers import InputError, Node, Output, Prediction, Program, Solver
 from solvers.grids import node_of_lam
 from solvers.instructions import Evaluate
+from solvers.program import asker
 
 from ..sde import EDM
 
@@ -68,7 +69,7 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
 
     Raises:
         InputError: no such solver, or one that has no program; by the function, sigmas that are not a list of at least
-            two that strictly descend, and a model that answers with another shape.
+            two that strictly descend, an x that is not of floating point, and a model that answers with another shape.
     """
     method, _ = linear_solver(solver)
 
@@ -82,21 +83,35 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
         disable: bool | None = None,
         noise_sampler: NoiseSampler | None = None,
     ) -> Tensor:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise InputError(f"x must be a tensor of floating point, got {getattr(x, 'dtype', type(x).__name__)}")
         nodes = _nodes(sigmas)
         program = solvers.trace(method, nodes, PATH)
         work = working(x)
         with tqdm(total=len(nodes) - 1, disable=disable) as bar:
-            problem = _Asked(model, x.dtype, extra_args or {}, callback, program, bar)
-            return program.run(problem, work, _Noise(work, noise_sampler)).to(x.dtype)
+            ask = asker(program.output, _Asked(model, x.dtype, extra_args or {}, callback, program, bar))
+            # not run, which sums in place: models and callbacks may keep what they see
+            for request in program.steps(work, _Noise(work, noise_sampler)):
+                request.answer(ask(request.x, request.node))
+            outcome: Tensor = request.outcome
+            return outcome.to(x.dtype)
 
     sample_fn.__name__ = f"sample_{solvers.solvers.info_of(method).name}"
     sample_fn.__doc__ = f"k-diffusion's sampler signature around {method}; see ``scoresde.interop.sample_function``."
     return sample_fn
 
 
+def numbers(given: Any) -> list[float] | None:
+    """The numbers of a list or a tensor (N,) of any dtype; None where it is something else."""
+    try:
+        return [float(value) for value in (given.tolist() if isinstance(given, Tensor) else given)]
+    except (TypeError, ValueError):
+        return None
+
+
 def _nodes(sigmas: Tensor | Sequence[float]) -> list[Node]:
-    levels = sigmas.tolist() if isinstance(sigmas, Tensor) else [float(sigma) for sigma in sigmas]
-    if not isinstance(levels, list) or len(levels) < 2 or not all(isinstance(sigma, float) for sigma in levels):
+    levels = numbers(sigmas)
+    if levels is None or len(levels) < 2:
         raise InputError("sigmas must be a list of at least two noise levels")
     for i, (sigma, following) in enumerate(pairwise(levels)):
         if not sigma > following >= 0:
@@ -156,7 +171,7 @@ class _Asked:
             self.bar.update()
             if self.callback is not None:
                 sigma, sigma_hat = x.new_tensor(self.grid[i].sigma), x.new_tensor(node.sigma)
-                # a copy: the program goes on in the tensor of x
+                # a copy: what a callback writes into it is not the run's
                 self.callback(
                     {"x": asked.clone(), "i": i, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": denoised}
                 )

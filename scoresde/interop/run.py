@@ -17,7 +17,8 @@ class Run:
 
     The foreign loop asks the model at ``shown`` (B, *), which has the loop's dtype; inside, states of 16 bits are kept
     in float32. A loop that answers for another state than the one shown (it blended it with a known image, say)
-    has that state taken over.
+    has that state taken over. Nothing that is kept lies in the loop's memory, nor the other way round, so that a loop
+    may write into its tensors as it likes.
 
     Args:
         program: what to run.
@@ -28,7 +29,7 @@ class Run:
     """
 
     def __init__(self, program: Program, sample: Tensor, noise: Noise, place: int) -> None:
-        self.program, self.place = program, place
+        self.program, self.place, self.shape = program, place, sample.shape
         self._steps = program.steps(working(sample) / scale_before(program), noise)
         self.request = next(self._steps)
         self.shown: Tensor | None = None
@@ -40,14 +41,15 @@ class Run:
 
     def answer(self, output: Tensor | Prediction, sample: Tensor) -> Tensor:
         """The next state to show (B, *) in the dtype of ``sample``, or, after the last answer, the outcome."""
-        answer = Answer(output, working(sample) if self._replaced(sample) else None)
+        kept = output.clone() if isinstance(output, Tensor) else Prediction(output.x0.clone(), output.eps.clone())
+        answer = Answer(kept, working(sample).clone() if self._replaced(sample) else None)
         try:
             self.request = self._steps.send(answer)
             following = self.request.x
         except StopIteration as stop:
             following = stop.value
         self.place += 1
-        self.shown = following.to(sample.dtype)
+        self.shown = following.to(sample.dtype, copy=True)
         self._version = 0 if self.shown.is_inference() else self.shown._version
         return self.shown
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import solvers
 from solvers import InputError, Node, Prediction, Program, Solver
 from solvers.instructions import Evaluate
+from solvers.program import shares
 
 from ..sde import SDE
 from .configs import PREDICTIONS, Reading, config_of
@@ -104,6 +105,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._generator: Any = None
         self._run: Run | None = None
         self._begin_index: int | None = None
+        self._broken_off: int | None = None  # where the run stood of which this is a copy
         every = torch.arange(self._reading.num_train_timesteps - 1, -1, -1)
         self.timesteps, self.sigmas = every, torch.zeros(len(every) + 1)
 
@@ -171,7 +173,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             InputError: none of the three is given, or they leave the path.
         """
         self.num_inference_steps = None
-        self._run = self._begin_index = None
+        self._run = self._begin_index = self._broken_off = None
         config = self.config
         nodes = self._reading.nodes(config, config.get("grid"), num_inference_steps, sigmas, timesteps, mu)
         self._program = self._trace(nodes)
@@ -218,12 +220,17 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ignored: options of other schedulers' steps, at values that ask for nothing.
 
         Raises:
-            InputError: out of order; before ``set_timesteps``; another shape; an option that asks for something.
+            InputError: out of order; before ``set_timesteps``; another shape than the output's or than the run's; a
+                timestep that is none; a copy that was made in the middle of a run; an option that asks for something.
         """
         for name, value in ignored.items():
             neutral = (None, False, 0, *NEUTRAL.get(name, ()))
             if isinstance(value, Tensor) or value not in neutral:
                 raise InputError(f"step({name}={value!r}) is not for {self._solver}; its options stand in its spec")
+        if not isinstance(sample, Tensor) or not sample.is_floating_point():
+            raise InputError(
+                f"sample must be a tensor of floating point, got {getattr(sample, 'dtype', type(sample).__name__)}"
+            )
         if not isinstance(model_output, Tensor) or model_output.shape != sample.shape:
             shown = tuple(model_output.shape) if isinstance(model_output, Tensor) else type(model_output).__name__
             raise InputError(
@@ -257,17 +264,30 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             raise InputError("call set_timesteps before step")
         places = self._places(timestep)
         if self._run is not None and self._run.place in places:
+            if sample.shape != self._run.shape:
+                raise InputError(
+                    f"sample is {tuple(sample.shape)} in a run of {tuple(self._run.shape)}; set_timesteps begins anew"
+                )
             return self._run
         begin = 0 if self._begin_index is None else self._begin_index
         if self._run is not None and begin not in places:
             raise InputError(
-                f"out of order: step expects the timestep {self._labels[self._run.place]:g}, entry {self._run.place} "
-                f"of timesteps, got {float(timestep):g}; set_timesteps begins anew"
+                f"out of order: step expects {self._entry([self._run.place])} of timesteps, got "
+                f"{self._entry(places) if places else f'{_value(timestep):g}'}; set_timesteps begins anew"
             )
         if not places:
-            raise InputError(f"the timestep {float(timestep):g} is none of timesteps")
+            raise InputError(f"the timestep {_value(timestep):g} is none of timesteps")
+        if self._broken_off is not None and begin not in places:
+            raise InputError(
+                f"this scheduler was copied in the middle of a run, at {self._entry([self._broken_off])} of timesteps, "
+                "and a copy does not go on with it; set_timesteps begins anew"
+            )
+        self._broken_off = None
         place = next((i for i in places if self._begins(i)), places[0])
         return Run(self._program_from(place), sample, self._draw(sample), place)
+
+    def _entry(self, places: list[int]) -> str:
+        return f"entry {' or '.join(map(str, places))} ({self._labels[places[0]]:g})"
 
     def _begins(self, place: int) -> bool:
         """Whether a step of the grid begins with that evaluation."""
@@ -277,14 +297,14 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Where in ``timesteps`` an entry stands: known by its place in memory, which asks nothing of the device, or by
         its value."""
         if isinstance(timestep, Tensor):
-            if timestep.untyped_storage().data_ptr() == self.timesteps.untyped_storage().data_ptr():
+            if timestep.numel() == 1 and shares(timestep, self.timesteps):
                 return [int(timestep.storage_offset())]
             values = timestep.detach().cpu().flatten()
             if not len(values) or (values != values[0]).any():
                 raise InputError(f"step takes one timestep for all samples, got {values.tolist()}")
             labels = self._labels.to(values.dtype) if values.is_floating_point() else self._labels
             return [int(i) for i in (labels == values[0]).nonzero()]
-        return [int(i) for i in (self._labels.float() == torch.tensor(float(timestep))).nonzero()]
+        return [int(i) for i in (self._labels.float() == torch.tensor(_value(timestep))).nonzero()]
 
     def _program_from(self, place: int) -> Program:
         """The program whose first evaluation is that one of the whole program.
@@ -340,8 +360,16 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._reading.num_train_timesteps
 
     def __getstate__(self) -> dict[str, Any]:
-        # a run holds a generator, which cannot be copied; a copy begins anew
-        return {**self.__dict__, "_run": None, "_generator": None}
+        # a run holds a generator, which cannot be copied; a copy begins anew, and knows it
+        place = self._broken_off if self._run is None else self._run.place
+        return {**self.__dict__, "_run": None, "_generator": None, "_broken_off": place}
+
+
+def _value(timestep: Any) -> float:
+    try:
+        return float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+    except (TypeError, ValueError):
+        raise InputError(f"timestep must be an entry of timesteps, got {timestep!r}") from None
 
 
 def evaluated(program: Program) -> list[Node]:
