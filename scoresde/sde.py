@@ -9,6 +9,7 @@ form exists. ``t_min`` and ``t_max`` bound training, sampling and likelihood ali
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, overload
 
@@ -76,6 +77,20 @@ class SDE:
         if not (0 < alpha < math.inf and 0 <= sigma < math.inf):
             raise InputError(f"{self} has alpha={alpha:g} and sigma={sigma:g} at t={t:g}; narrow its range of t")
         return Node(float(t), alpha, sigma, dalpha, dsigma)
+
+    def nodes(self, times: Sequence[float]) -> list[Node]:
+        """The nodes of many times, as ``self(t)`` of each, in one evaluation of the schedule.
+
+        Raises:
+            InputError: see ``__call__``.
+        """
+        node = self._node(torch.tensor(list(times), dtype=torch.float64))
+        numbers = zip(*(v.tolist() for v in (node.alpha, node.sigma, node.dalpha, node.dsigma)), strict=True)
+        made = [Node(float(t), *values) for t, values in zip(times, numbers, strict=True)]
+        for each in made:
+            if not (self.t_min <= each.t <= self.t_max and 0 < each.alpha < math.inf and 0 <= each.sigma < math.inf):
+                self(each.t)  # which says what is wrong
+        return made
 
     def _node(self, t: Tensor) -> Node[Tensor]:
         with torch.enable_grad():

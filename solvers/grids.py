@@ -7,7 +7,7 @@ A grid covers the schedule's [t_min, t_max] unless told otherwise. ``end`` says 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, Protocol
@@ -22,7 +22,8 @@ End = Literal["t_min", "zero"]
 
 
 class Schedule(Protocol):
-    """What a grid needs of a Gaussian path; every ``scoresde`` SDE is one."""
+    """What a grid needs of a Gaussian path; every ``scoresde`` SDE is one. A path that has ``nodes(times)`` as well, a
+    sequence of nodes, is asked for all the times of a grid at once."""
 
     @property
     def t_min(self) -> float:
@@ -46,6 +47,12 @@ class Schedule(Protocol):
 def node_of_lam(schedule: Schedule, lam: float) -> Node:
     """The path where log(alpha / sigma) = lam, at the nearer end of the schedule where it does not reach lam."""
     return schedule(min(max(schedule.t_of_lam(lam), schedule.t_min), schedule.t_max))
+
+
+def nodes_at(schedule: Schedule, times: Sequence[float]) -> list[Node]:
+    """The path at every time."""
+    together: Callable[[Sequence[float]], Sequence[Node]] | None = getattr(schedule, "nodes", None)
+    return list(together(times)) if together else [schedule(t) for t in times]
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class Grid:
         lo, hi = time_range(schedule, t_min, t_max)
         count = self.intervals(steps)
         checked((schedule(hi), schedule(lo)), str(self))
-        nodes = [schedule(float(t)) for t in self.all_times(schedule, lo, hi, count)]
+        nodes = nodes_at(schedule, [float(t) for t in self.all_times(schedule, lo, hi, count)])
         return checked((*nodes, schedule.clean) if self.end == "zero" else tuple(nodes), str(self))
 
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
@@ -277,7 +284,7 @@ class Explicit(Grid):
         for t in times:
             if not lo - slack <= t <= hi + slack:
                 raise InputError(f"the explicit grid's t={t:g} is outside [{lo:g}, {hi:g}]")
-        nodes = [schedule(min(max(t, lo), hi)) for t in times]
+        nodes = nodes_at(schedule, [min(max(t, lo), hi) for t in times])
         made = checked((*nodes, schedule.clean) if to_zero else tuple(nodes), "the explicit grid")
         if made[0].ratio < made[-1].ratio:
             raise InputError("the explicit grid is out of order: list it from noise to data")

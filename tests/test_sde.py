@@ -258,3 +258,16 @@ def test_names_and_aliases():
     for alias, sde in [("VPSDE", VP()), ("sub-VP", SubVP()), ("smld", VE()), ("flow", RectifiedFlow())]:
         assert make_sde(alias) == sde
     assert make_sde("vp(0.2, beta_max=10)") == VP(0.2, 10.0) == VP(beta_min=0.2, beta_max=10.0)
+
+
+@each_sde
+def test_many_nodes_are_those_of_their_times(sde):
+    times = [float(t) for t in torch.linspace(sde.t_min, sde.t_max, 37, dtype=torch.float64)]
+    for node, t in zip(sde.nodes(times), times, strict=True):
+        one = sde(t)
+        # the last digit may differ: a processor has two ways to an exponential, for one number and for several
+        for name in ("t", "alpha", "sigma", "dalpha", "dsigma"):
+            assert getattr(node, name) == pytest.approx(getattr(one, name), rel=1e-14)
+    assert sde.nodes([]) == []
+    with pytest.raises(InputError, match=r"is outside \["):
+        sde.nodes([sde.t_max, sde.t_max + 1])
