@@ -9,21 +9,41 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import numpy as np
 from torch import Tensor
 
 from .errors import InputError
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .types import Node, Noise, Problem, Solver, Step, T, solvers
 
 
-def forward_kernel(t: Node, s: Node) -> tuple[float, float]:
+def forward_kernel(t: Node[T], s: Node[T]) -> tuple[T, T]:
     """(alpha_ts, var_ts) of q(x_t | x_s), s the less noisy of the two.
 
     The variance is alpha_t^2 (ratio_t^2 - ratio_s^2), factored so that close nodes do not cancel.
     """
     return t.alpha / s.alpha, t.alpha**2 * (t.ratio - s.ratio) * (t.ratio + s.ratio)
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior(Generic[T]):
+    """q(x_s | x_t, x0) = N(on_x x_t + on_x0 x0, variance): beta_tilde is the variance."""
+
+    on_x: T
+    on_x0: T
+    variance: T
+
+
+def posterior(t: Node[T], s: Node[T]) -> Posterior[T]:
+    """The forward process between t and a less noisy s, given both ends; of any Gaussian path.
+
+    on_x = alpha_ts sigma_s^2 / sigma_t^2, on_x0 = alpha_s var_ts / sigma_t^2, variance = sigma_s^2 var_ts / sigma_t^2
+    (Ho et al. 2020, arXiv:2006.11239, eq. 7; Kingma et al. 2021, arXiv:2107.00630, eq. 25).
+    """
+    alpha_ts, var_ts = forward_kernel(t, s)
+    keep = (s.sigma / t.sigma) ** 2
+    return Posterior(alpha_ts * keep, s.alpha * var_ts / t.sigma**2, keep * var_ts)
 
 
 def split_variance(eta: float, fall: float) -> tuple[float, float]:

@@ -85,10 +85,14 @@ class Node(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of x (B, *): the pair with x = alpha x0 + sigma eps, each (B, *)."""
+    """What a model says of x (B, *): the pair with x = alpha x0 + sigma eps, each (B, *).
+
+    ``nu`` (B, *), from models that learned it, says how the ancestral variance lies between beta_tilde (0) and beta (1).
+    """
 
     x0: Tensor
     eps: Tensor
+    nu: Tensor | None = None
 
     def score(self, node: Node) -> Tensor:
         """grad log p_t(x) = -eps / sigma."""
