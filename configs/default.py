@@ -14,7 +14,13 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.network = "mlp"  # mlp(width=256, depth=3), or unet(channels=[32, 64]) with the extra "images"
     config.model.predicts = "edm"  # what the network's output is: x0, eps, v, score, velocity, edm (preconditioned)
-    config.model.time_label = "c_noise"  # what it is told of the time: t, 999t, 1000t, index, sigma, log_sigma, c_noise
+    config.model.time_label = (
+        "c_noise"  # what it is told of the time: t, 999t, 1000t, index, sigma, ... (scoresde.labels)
+    )
+    config.model.num_train_timesteps = placeholder(int)  # N of labels that count steps; a chain's own, else 1000
+    config.model.round_labels = False  # show it the nearest label of its training, for labels that count steps
+    config.model.learned_variance = False  # it answers with the variance of ddpm(variance=learned) too
+    config.model.clip = placeholder(float)  # x0 is clamped to [-clip, clip]; leave it out in training
     config.model.sigma_data = 0.75  # standard deviation of the data, for predicts = "edm"
 
     config.data = ConfigDict()
@@ -31,8 +37,11 @@ def get_config() -> ConfigDict:
     config.training.warmup = 100  # updates over which the learning rate rises linearly
     config.training.clip = 1.0  # largest norm of the gradient
     config.training.ema_decay = 0.999  # of the averaged weights, which all the other commands use
+    config.training.loss = (
+        "dsm"  # or hybrid, chain_bound, continuous_bound; dsm and hybrid take the target, all the times
+    )
     config.training.target = "edm"  # what the loss compares: eps, x0, v, velocity, edm
-    config.training.times = "lognormal(mean=-1.0, std=1.2)"  # how times are drawn: also uniform, logsnr
+    config.training.times = "lognormal(mean=-1.0, std=1.2)"  # how times are drawn: also uniform, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints
     config.training.keep = 2  # checkpoints kept

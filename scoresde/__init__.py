@@ -3,8 +3,10 @@
 from solvers import InputError
 
 from . import chains, targets
-from .denoiser import Denoiser, time_labels
+from .bounds import chain_bound
+from .denoiser import Denoiser, label_shift, time_labels
 from .likelihood import LogProb, dequantise, log_prob
+from .load import load
 from .moments import eps_power
 from .sample import Sample, encode, sample
 from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
@@ -21,10 +23,13 @@ __all__ = [
     "RectifiedFlow",
     "Sample",
     "SubVP",
+    "chain_bound",
     "chains",
     "dequantise",
     "encode",
     "eps_power",
+    "label_shift",
+    "load",
     "log_prob",
     "make_sde",
     "sample",

@@ -1,171 +1,256 @@
-"""Discrete chains as continuous paths.
+"""Discrete chains and the SDEs that they are.
 
-A DDPM chain has betas beta_0 .. beta_{N-1} and alpha_i^2 = prod_{j <= i} (1 - beta_j). Its node i, counted from 0, sits
-at t = (i + 1) / N: t = 1 / N is the first noisy node and t = 1 the last, so that the label ``index`` is i.
+A chain is a path and N nodes on it. Index i, counted from 0, sits at t = (i + 1) / N of the path's range [0, t_max];
+index -1 is the data. Its steps are those of the path between neighbouring nodes,
+
+    q(x_i | x_{i-1}) = N(alpha_ts x_{i-1}, var_ts), alpha_ts = alpha_t / alpha_s, var_ts = sigma_t^2 - (alpha_ts sigma_s)^2,
+
+so that DDPM's chain, SMLD's and the chains of all other Gaussian paths are one thing: beta_i = 1 - alpha_ts^2.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import brentq
 from torch import Tensor
 
-from solvers import InputError
-from solvers.errors import positive_integer
+from solvers import InputError, Node, Prediction
+from solvers.ancestral import DDPM, forward_kernel, posterior
+from solvers.errors import positive_integer, unknown
+from solvers.grids import Explicit
 
-from .sde import SDE, sdes
+from . import schedules
+from .chain_sde import ChainSDE, NodesSDE, SMLDChainSDE
+from .schedules import Array
+from .sde import SDE
 
-Array = NDArray[np.float64]
-
-# alpha of a node without any signal: the root of 2^-24, the number that diffusers puts in the place of alpha^2 = 0
-FAINT = 2.0**-12
-
-
-def _cosine(start: float, end: float, count: int) -> Array:
-    kept = np.cos((np.linspace(0, 1, count + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
-    betas: Array = np.minimum(1 - kept[1:] / kept[:-1], 0.999)
-    return betas
+__all__ = ["Chain", "ChainSDE", "DDPMChain", "Kernel", "SMLDChain", "SMLDChainSDE", "embed"]
 
 
-# (beta_start, beta_end, N) -> betas (N,), by the names that checkpoints carry
-SCHEDULES: dict[str, Callable[[float, float, int], Array]] = {
-    # Ho et al. 2020, arXiv:2006.11239, section 4
-    "linear": lambda start, end, count: np.linspace(start, end, count),
-    # Rombach et al. 2022, arXiv:2112.10752: linear in the root
-    "scaled_linear": lambda start, end, count: np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2,
-    # Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17, with betas of at most 0.999
-    "squaredcos_cap_v2": _cosine,
-    # betas on a sigmoid's course from -6 to 6: Xu et al. 2022, arXiv:2203.02923
-    "sigmoid": lambda start, end, count: start + (end - start) / (1 + np.exp(-np.linspace(-6, 6, count))),
-}
+class Kernel(NamedTuple):
+    """A Gaussian N(mean, variance I): mean (B, *), variance a number, or a tensor that fits the mean."""
+
+    mean: Tensor
+    variance: float | Tensor
 
 
-def half_log_snr(betas: Array, zero_terminal_snr: bool = False) -> Array:
-    """lam = log(alpha / sigma) (N,) of a chain's nodes, without cancellation where beta is small.
-
-    With ``zero_terminal_snr``, of the betas after the rescaling of Lin et al. 2023 (arXiv:2305.08891, algorithm 1):
-    alpha is shifted and scaled so that the last is 0 and the first stays. lam would be -inf there; that alpha is set to
-    2^-12, or to half of its neighbour where that is less.
-    """
-    log_square = np.cumsum(np.log1p(-betas))
-    if zero_terminal_snr:
-        alphas = np.exp(0.5 * log_square)
-        alphas = (alphas - alphas[-1]) * (alphas[0] / (alphas[0] - alphas[-1]))
-        alphas[-1] = min(FAINT, alphas[-2] / 2)
-        log_square = 2 * np.log(alphas)
-    lams: Array = 0.5 * (log_square - np.log(-np.expm1(log_square)))
-    return lams
-
-
-@sdes.register("ddpm_chain", reference="Ho et al. 2020, arXiv:2006.11239, eq. 4, at the nodes t = (i + 1) / N")
 @dataclass(frozen=True)
-class ChainSDE(SDE):
-    """The path through a DDPM chain's nodes: alpha^2 = prod (1 - beta), sigma^2 = 1 - alpha^2 at t = (i + 1) / N.
-
-    Between the nodes lam(t) is the monotone piecewise cubic through them (Fritsch and Butland 1984), which has a
-    continuous derivative; alpha = sqrt(sigmoid(2 lam)), sigma = sqrt(sigmoid(-2 lam)), and t(lam) solves a cubic.
+class Chain:
+    """N nodes of a Gaussian path as a Markov chain.
 
     Args:
-        schedule: "linear", "scaled_linear", "squaredcos_cap_v2" or "sigmoid".
-        beta_start, beta_end: the ends of the first two and the last.
-        num_train_timesteps: N.
-        betas: the chain's own betas, in the place of all of these.
-        zero_terminal_snr: rescale the betas so that the last node holds no signal; see ``half_log_snr``.
-        t_min, t_max: 1 / N and 1, and nothing else, or the labels would shift.
+        path: the path through them; its t_min becomes t_max / N, the first node's.
+        count: N.
 
-    >>> sde = ChainSDE("scaled_linear", beta_start=0.00085, beta_end=0.012)
-    >>> round(sde(0.001).alpha ** 2, 12), round(sde(1.0).ratio, 4)
-    (0.99915, 14.6146)
+    >>> import scoresde
+    >>> chain = scoresde.VP().chain(1000)
+    >>> chain.node(499) == scoresde.VP()(0.5), round(float(chain.betas[0]), 8)
+    (True, 0.00010994)
 
     Raises:
-        InputError: an unknown schedule, fewer than three nodes, or betas that are not in (0, 1).
+        InputError: fewer than two nodes, or a number of them that is not the path's own.
     """
 
-    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    num_train_timesteps: int = 1000
-    betas: tuple[float, ...] = field(default=(), repr=False)
-    zero_terminal_snr: bool = False
-    t_min: float = field(default=1e-3, kw_only=True)
-    t_max: float = field(default=1.0, kw_only=True)
+    path: SDE
+    count: int
 
     def __post_init__(self) -> None:
-        if self.betas:
-            object.__setattr__(self, "betas", tuple(map(float, self.betas)))
-            object.__setattr__(self, "num_train_timesteps", len(self.betas))
-        count = positive_integer("ddpm_chain: num_train_timesteps", self.num_train_timesteps)
-        if count < 3:
-            raise InputError(f"ddpm_chain: a path goes through at least three nodes, got {count}")
-        own = {"t_min": 1 / count, "t_max": 1.0}
-        for name, default in (("t_min", 1e-3), ("t_max", 1.0)):
-            if getattr(self, name) not in (default, own[name]):
-                raise InputError(
-                    f"ddpm_chain: {name} is {own[name]:g} with {count} nodes, got {getattr(self, name):g}; "
-                    f"a solve takes a part of the range with its own {name}"
-                )
-            object.__setattr__(self, name, own[name])
-        betas = self.all_betas()
-        if bad := [i for i, beta in enumerate(betas) if not 0 < beta < 1]:
-            raise InputError(f"ddpm_chain: betas lie between 0 and 1, got {betas[bad[0]]:g} at node {bad[0]}")
-        if not (np.diff(self.lams) < 0).all():
-            raise InputError("ddpm_chain: two nodes have one noise level; the betas are too small or end at 1")
+        if positive_integer("a chain's number of nodes", self.count) < 2:
+            raise InputError("a chain has at least two nodes, got 1")
+        if isinstance(self.path, NodesSDE) and self.count != self.path.num_train_timesteps:
+            raise InputError(f"{self.path} has {self.path.num_train_timesteps} nodes, got {self.count}")
+        first = self.path.t_max / self.count
+        if first != self.path.t_min:  # the labels count from the first node
+            object.__setattr__(self, "path", dataclasses.replace(self.path, t_min=first))
 
-    def all_betas(self) -> Array:
-        """beta_i (N,) before any rescaling."""
-        if self.betas:
-            return np.array(self.betas, dtype=np.float64)
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"ddpm_chain: no schedule {self.schedule!r}; accepted: {', '.join(SCHEDULES)}")
-        return SCHEDULES[self.schedule](self.beta_start, self.beta_end, self.num_train_timesteps)
+    def sde(self) -> SDE:
+        """The continuous path through the nodes, exact there, from the first node on: every solver, likelihood and the
+        label ``index``, which is i there, take it."""
+        return self.path
+
+    def __len__(self) -> int:
+        return self.count
+
+    def node(self, index: int) -> Node:
+        """The node of an index 0..N-1; of -1, the data.
+
+        Raises:
+            InputError: another index.
+        """
+        if not -1 <= index < self.count:
+            raise InputError(f"index {index} is outside -1..{self.count - 1}, the nodes of this chain (-1 is the data)")
+        return self.path.clean if index == -1 else self.path(self.path.t_max * (index + 1) / self.count)
 
     @cached_property
-    def lams(self) -> Array:
-        """lam (N,) at the nodes."""
-        return half_log_snr(self.all_betas(), self.zero_terminal_snr)
+    def nodes(self) -> tuple[Node, ...]:
+        """All N of them, by index."""
+        return tuple(self.path.nodes([self.path.t_max * (i + 1) / self.count for i in range(self.count)]))
 
     @cached_property
-    def _cubics(self) -> Tensor:
-        """The coefficients (4, N - 1) of lam in the distance from the node below, in steps; highest power first."""
-        return torch.from_numpy(PchipInterpolator(np.arange(len(self.lams)), self.lams).c.copy())
+    def stacked(self) -> Node[Tensor]:
+        """The data's node and then all N, as tensors (N + 1,) in float64."""
+        t = self.path.t_max * torch.arange(1, self.count + 1, dtype=torch.float64) / self.count
+        node, clean = self.path(t), self.path.clean
+        names = ("t", "alpha", "sigma", "dalpha", "dsigma")
+        return Node(*(torch.cat([torch.tensor([getattr(clean, n)]).to(t), getattr(node, n)]) for n in names))
+
+    def steps(self, index: Tensor) -> tuple[Node[Tensor], Node[Tensor]]:
+        """The nodes (B,) of indices (B,) in 0..N-1, and those of the indices below."""
+        names = ("t", "alpha", "sigma", "dalpha", "dsigma")
+        at, below = (Node(*(getattr(self.stacked, n)[i] for n in names)) for i in (index + 1, index))
+        return at, below
+
+    @property
+    def grid(self) -> Explicit:
+        """The grid of a solve through all nodes, to the data; its ``steps`` is None."""
+        return Explicit(times=tuple(node.t for node in self.nodes[::-1]), end="zero")
 
     @cached_property
-    def _moved(self) -> dict[Any, Tensor]:
-        return {}
+    def betas(self) -> Array:
+        """beta_i = 1 - (alpha_i / alpha_{i-1})^2 (N,): DDPM's; 0 where alpha is 1, as on VE."""
+        betas: Array = -np.expm1(2 * np.diff(self.stacked.alpha.log().numpy()))
+        return betas
 
-    def lam(self, t: Tensor) -> Tensor:
-        """log(alpha / sigma) at t, in its dtype."""
-        cubics = self._moved.setdefault((t.device, t.dtype), self._cubics.to(t.device, t.dtype))
-        steps = self.num_train_timesteps * t - 1
-        below = steps.detach().floor().clamp(0, cubics.shape[1] - 1)
-        u = steps - below
-        a, b, c, d = cubics[:, below.long()]
-        lam: Tensor = ((a * u + b) * u + c) * u + d
-        return lam
+    @cached_property
+    def sigmas(self) -> Array:
+        """sigma_i (N,): the noise scales of a VE chain, and of every other path."""
+        return np.asarray(self.stacked.sigma[1:].numpy())
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.sigmoid(2 * self.lam(t)).sqrt()
+    def forward(self, index: int) -> tuple[float, float]:
+        """(alpha_ts, var_ts) of q(x_i | x_{i-1})."""
+        return forward_kernel(self.node(self._step(index)), self.node(index - 1))
 
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sigmoid(-2 * self.lam(t)).sqrt()
+    def marginal(self, x0: Tensor, index: int) -> Kernel:
+        """q(x_i | x0) = N(alpha_i x0, sigma_i^2), for x0 (B, *)."""
+        node = self.node(index)
+        return Kernel(node.alpha * x0, node.sigma**2)
 
-    def t_of_lam(self, lam: float) -> float:
-        if not self.lams[-1] < lam < self.lams[0]:
-            return self.t_max if lam <= self.lams[-1] else self.t_min
-        below = int(np.searchsorted(-self.lams, -lam, side="right")) - 1
-        a, b, c, d = self._cubics[:, below].tolist()
-        d -= lam
-        if d <= 0:  # the node itself, to rounding
-            return (below + 1) / self.num_train_timesteps
-        after = ((a + b) + c) + d
-        u = 1.0 if after >= 0 else float(brentq(lambda u: ((a * u + b) * u + c) * u + d, 0, 1, xtol=1e-15, rtol=1e-14))
-        return (below + 1 + u) / self.num_train_timesteps
+    def posterior(self, x: Tensor, x0: Tensor, index: int) -> Kernel:
+        """q(x_{i-1} | x_i = x, x0), for x and x0 (B, *); see ``solvers.ancestral.posterior``."""
+        q = posterior(self.node(self._step(index)), self.node(index - 1))
+        return Kernel(q.on_x * x + q.on_x0 * x0, q.variance)
+
+    def reverse(self, x: Tensor, prediction: Prediction, index: int, kernel: DDPM = DDPM()) -> Kernel:  # noqa: B008
+        """The model's p(x_{i-1} | x_i = x): the posterior's mean at the predicted x0, and the variance that a solver
+        ``ddpm(variance=beta)``, ``beta_tilde``, ``interpolated``, ``learned`` or ``optimal`` has; at index 0, where
+        beta_tilde is 0, that of index 1 stands for it (Nichol and Dhariwal 2021, arXiv:2102.09672)."""
+        at, below = self.node(self._step(index)), self.node(index - 1)
+        mean = self.posterior(x, prediction.x0, index).mean
+        return Kernel(mean, kernel.variance_of(at, below, prediction.nu, self.lowest))
+
+    @cached_property
+    def lowest(self) -> float:
+        """beta_tilde of index 1, which stands for that of index 0."""
+        return posterior(self.node(1), self.node(0)).variance
+
+    def _step(self, index: int) -> int:
+        """The index of a step.
+
+        Raises:
+            InputError: it is not one of 0..N-1.
+        """
+        if not 0 <= index < self.count:
+            raise InputError(f"a step ends at one of the indices 0..{self.count - 1}, got {index}")
+        return index
+
+
+class DDPMChain(Chain):
+    """DDPM's chain: x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z; Ho et al. 2020, arXiv:2006.11239, eq. 2.
+
+    Args:
+        betas: (N,), or the name of a schedule: "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid" (of beta),
+            "sigmoid_alpha" (of alpha^2).
+        options: of a named schedule, see ``ChainSDE``: beta_start, beta_end, num_train_timesteps, zero_terminal_snr.
+
+    >>> chain = DDPMChain("linear", num_train_timesteps=1000)
+    >>> str(chain.sde()), round(float(chain.betas[-1]), 12)
+    ('ddpm_chain', 0.02)
+
+    Raises:
+        InputError: see ``ChainSDE``.
+    """
+
+    def __init__(self, betas: str | Sequence[float] | Array, **options: Any) -> None:
+        if isinstance(betas, str):
+            path = ChainSDE(betas, **options)  # type: ignore[arg-type]
+        else:
+            path = ChainSDE(betas=_numbers("betas", betas), **options)
+        super().__init__(path, path.num_train_timesteps)
+
+
+class SMLDChain(Chain):
+    """SMLD's chain: x_i = x_{i-1} + sqrt(sigma_i^2 - sigma_{i-1}^2) z; Song et al. 2021, arXiv:2011.13456, eq. 20.
+
+    Args:
+        sigmas: (N,), increasing.
+
+    Raises:
+        InputError: see ``SMLDChainSDE``.
+    """
+
+    def __init__(self, sigmas: Sequence[float] | Array) -> None:
+        path = SMLDChainSDE(sigmas=_numbers("sigmas", sigmas))
+        super().__init__(path, path.num_train_timesteps)
+
+
+def _numbers(name: str, values: Sequence[float] | Array) -> tuple[float, ...]:
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty((0, 0))
+    if array.ndim != 1 or not array.size:
+        raise InputError(f"{name} must be a list of numbers, at least three")
+    return tuple(array.tolist())
+
+
+def _song(sde: SDE, count: int) -> Chain:
+    """beta_i = beta(t_i) / N (Song et al. 2021, arXiv:2011.13456, appendix B); on VE, geometric sigmas."""
+    times = torch.arange(1, count + 1, dtype=torch.float64) / count
+    node = sde(sde.t_max * times)
+    if bool((node.alpha == 1).all()):
+        return SMLDChain(schedules.sigmas(sde(sde.t_min).sigma, sde(sde.t_max).sigma, count))
+    _require_preserving(sde, node, "song")
+    return _linear(sde, "song", node.g2.numpy() * sde.t_max / count)
+
+
+def _ho(sde: SDE, count: int) -> Chain:
+    """betas on a line from beta(0) / N to beta(t_max) / N, both ends included: Ho et al. 2020's, 1e-4 to 0.02, for the
+    VP path with beta from 0.1 to 20 and N = 1000."""
+    ends = sde(sde.t_max * torch.tensor([0.0, 1.0], dtype=torch.float64))
+    start, end = (-2 * ends.f * sde.t_max / count).tolist()
+    _require_preserving(sde, sde(torch.tensor([sde.t_max], dtype=torch.float64)), "ho")
+    return _linear(sde, "ho", np.linspace(start, end, count))
+
+
+def _linear(sde: SDE, embedding: str, betas: Array) -> Chain:
+    if not betas.max() < 1:
+        raise InputError(
+            f"{len(betas)} nodes are too few for the embedding {embedding!r} of {sde}: beta_i would be "
+            f"{betas.max():.3g}; it takes more than {len(betas) * betas.max():.4g} nodes, 'exact' any number"
+        )
+    return DDPMChain(betas)
+
+
+def _require_preserving(sde: SDE, node: Node[Tensor], embedding: str) -> None:
+    if not torch.allclose(node.alpha**2 + node.sigma**2, torch.ones_like(node.t)):
+        raise InputError(f"the embedding {embedding!r} is of variance-preserving paths; {sde} has 'exact'")
+
+
+EMBEDDINGS = {"exact": Chain, "song": _song, "ho": _ho}
+
+
+def embed(sde: SDE, count: int, embedding: str = "exact") -> Chain:
+    """A chain of ``count`` nodes for an SDE; see ``SDE.chain``.
+
+    Raises:
+        InputError: an unknown embedding, one that this path does not have, or too few nodes for it.
+    """
+    if embedding not in EMBEDDINGS:
+        raise unknown("embedding", embedding, EMBEDDINGS)
+    return EMBEDDINGS[embedding](sde, positive_integer("a chain's number of nodes", count))

@@ -70,7 +70,7 @@ def fit(cfg: Any, workdir: Path) -> None:
     data = config.load_data(cfg)
     card = config.card_of(cfg, data)
     denoiser, network = config.build_denoiser(cfg, card.shape)
-    loss, options = config.build_loss(cfg), config.build_options(cfg, card, workdir)
+    loss, options = config.build_loss(cfg, card), config.build_options(cfg, card, workdir)
     config.claim(workdir, cfg, card)
     last = checkpoint.latest(workdir)
     weights = sum(p.numel() for p in network.parameters())
@@ -98,7 +98,16 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         buffer = io.BytesIO()
         image_grid(x[:100], run.card.low, run.card.high).save(buffer, "PNG")
         write_atomically(out / "grid.png", buffer.getvalue())
-    facts = {"solver": result.solver, "grid": result.grid, "steps": len(result.nodes) - 1, "nfe": result.nfe}
+    facts: dict[str, Any] = {
+        "solver": result.solver,
+        "grid": result.grid,
+        "steps": len(result.nodes) - 1,
+        "nfe": result.nfe,
+    }
+    cost = f"{result.nfe} NFE, {result.seconds:.2f} s"
+    if result.label_shift is not None:
+        facts["label_shift"] = result.label_shift
+        cost += f", labels rounded by at most {result.label_shift:.3g}"
     record(
         out / "samples.json",
         command,
@@ -108,7 +117,7 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         seconds=result.seconds,
         samples=fingerprint(x),
     )
-    print(f"{len(x)} samples by {result.solver} on {result.grid}, {result.nfe} NFE, {result.seconds:.2f} s: {out}")
+    print(f"{len(x)} samples by {result.solver} on {result.grid}, {cost}: {out}")
 
 
 def score(run: config.Run, x: Tensor, split: str, out: Path, command: str) -> LogProb:

@@ -9,7 +9,7 @@ import importlib.resources
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +21,12 @@ from torch import nn
 from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer, unknown
 
-from . import checkpoint
+from . import chain_losses, checkpoint  # noqa: F401  (the first registers its losses)
 from .configs import default
 from .data import Dataset, load
+from .decoders import Decoder, Discretised, Gaussian
 from .denoiser import Denoiser
-from .losses import DSM, times
+from .losses import Loss, losses, times
 from .networks import networks
 from .results import write_json
 from .sde import make_sde
@@ -168,20 +169,45 @@ def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser
     if not 0 <= config.seed < 2**63:
         raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
     torch.manual_seed(config.seed)
-    network = networks.make(config.model.network).build(shape).to(device_of(config))
-    model = config.model
-    denoiser = Denoiser(network, make_sde(config.sde), model.predicts, model.time_label, model.sigma_data)
+    model, recipe = config.model, networks.make(config.model.network)
+    network = (recipe.build(shape, outputs=2) if model.learned_variance else recipe.build(shape)).to(device_of(config))
+    denoiser = Denoiser(
+        network,
+        make_sde(config.sde),
+        model.predicts,
+        model.time_label,
+        model.sigma_data,
+        model.num_train_timesteps,
+        round_labels=model.round_labels,
+        learned_variance=model.learned_variance,
+        clip=model.clip,
+        shape=shape,
+    )
     return denoiser, network
 
 
-def build_loss(config: ConfigDict) -> DSM:
-    """The training loss of a config."""
-    return DSM(config.training.target, times.make(config.training.times))
+def build_loss(config: ConfigDict, card: DataCard) -> Loss:
+    """The training loss of a config, with its target, its times and the decoder that its data need."""
+    loss: Any = losses.make(config.training.loss)
+    given = {"target": config.training.target, "times": times.make(config.training.times)}
+    if getattr(loss, "decoder", 0) is None:
+        given["decoder"] = build_decoder(config, card)
+    names = {field.name for field in fields(loss)}
+    made: Loss = replace(loss, **{name: value for name, value in given.items() if name in names})
+    return made
+
+
+def build_decoder(config: ConfigDict, card: DataCard) -> Decoder:
+    """The last step of a bound: the mass of a level's bin where the data are discrete and not spread over their bins,
+    else the density."""
+    if card.bin_width is None or config.data.dequantise:
+        return Gaussian()
+    return Discretised(card.bin_width, card.low, card.high)
 
 
 def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:
     """The training options of a config."""
-    training = {k: v for k, v in config.training.items() if k not in ("target", "times")}
+    training = {k: v for k, v in config.training.items() if k not in ("loss", "target", "times")}
     width = card.bin_width if config.data.dequantise else None
     return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
 

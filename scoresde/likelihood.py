@@ -83,6 +83,7 @@ class LogProb:
             noise), ``offset`` (the log of the bin's volume, where a bin width is known).
         bin_width: distance between neighbouring levels of the data, None for continuous data.
         kind: what the number is.
+        terms: of a chain's bound, (B, N + 1) nats, see ``bounds.chain_bound``; None otherwise.
     """
 
     nats: Tensor
@@ -96,6 +97,7 @@ class LogProb:
     seconds: float
     bin_width: float | None = None
     kind: str = "exact ODE value"
+    terms: Tensor | None = None
 
     @property
     def dimensions(self) -> int:
@@ -124,9 +126,10 @@ class LogProb:
         if self.bin_width is not None:
             lines.append(f"bits/dim = {mean(self.bits_per_dim, 4)}")
         lines += [f"  {name:15s} {float(part.mean()):12.3f} nats" for name, part in self.budget.items()]
-        lines.append(
-            f"  trace estimate's standard error {float(self.stderr.mean()):.3g} nats a sample ({self.divergence})"
-        )
+        if self.divergence:
+            lines.append(
+                f"  trace estimate's standard error {float(self.stderr.mean()):.3g} nats a sample ({self.divergence})"
+            )
         lines.append(f"  {self.solver} on {self.grid}, {self.nfe} NFE, {self.seconds:.1f} s")
         return "\n".join(lines)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Registry
-from solvers.errors import unknown
+from solvers.errors import positive_integer, unknown
 
 from .sde import SDE, Denoises
 
@@ -72,6 +72,28 @@ class LogSNR(TimeSampler):
         return _inverse(sde, low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64))
 
 
+@times.register("discrete", reference="Ho et al. 2020, arXiv:2006.11239, algorithm 1")
+@dataclass(frozen=True)
+class Discrete(TimeSampler):
+    """Uniform over the nodes 0..N-1 of a chain, t = t_min + i / (N - 1) (t_max - t_min): with the target eps, DDPM's
+    L_simple and, on VE, SMLD's loss with weights sigma^2 (Song and Ermon 2019, arXiv:1907.05600, eq. 6).
+
+    ``num_train_timesteps`` is N; by default the SDE's own, or 1000.
+    """
+
+    num_train_timesteps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_train_timesteps is not None and positive_integer("discrete", self.num_train_timesteps) < 2:
+            raise InputError("option 'num_train_timesteps' of discrete must be at least 2")
+
+    def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
+        own: int = getattr(sde, "num_train_timesteps", 1000)
+        count = self.num_train_timesteps or own
+        share = torch.randint(count, (n,), generator=generator).double() / (count - 1)
+        return (1 - share) * sde.t_min + share * sde.t_max
+
+
 def _inverse(sde: SDE, lam: Tensor) -> Tensor:
     """t(lam) (n,), lam clipped to the path's range."""
     low, high = sde(sde.t_max).lam, sde(sde.t_min).lam
@@ -94,8 +116,35 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Any, float], Tensor]] = {
 }
 
 
+class Loss:
+    """What training minimises; a frozen dataclass whose fields are its options."""
+
+    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+        """The loss of each sample (B,), a mean over its dimensions.
+
+        Args:
+            denoiser: the model.
+            x0: clean data (B, *), on the denoiser's device.
+            generator: on the CPU; it alone decides times and noise, which are drawn in float64 and then rounded.
+            conditions: passed on to the denoiser, each (B, *).
+        """
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return losses.format(self)
+
+
+losses: Registry[Loss] = Registry("loss", Loss)
+
+
+def normal_like(x0: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of the shape, dtype and device of x0 (B, *), drawn in float64 on the CPU."""
+    return torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.dtype).to(x0.device)
+
+
+@losses.register("dsm", reference="Vincent 2011; Song et al. 2021, arXiv:2011.13456, eq. 7")
 @dataclass(frozen=True)
-class DSM:
+class DSM(Loss):
     """Denoising score matching.
 
     Args:
@@ -115,12 +164,7 @@ class DSM:
             raise unknown("training target", self.target, TARGETS)
 
     def __call__(self, denoiser: Denoises, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
-        """The loss of each sample (B,), a mean over its dimensions.
-
-        Args:
-            x0: clean data (B, *), on the denoiser's device.
-            generator: on the CPU; it alone decides times and noise, which are drawn in float64 and then rounded.
-            conditions: passed on to the denoiser, each (B, *).
+        """See ``Loss``.
 
         Raises:
             InputError: the target "edm" with a denoiser that has no ``sigma_data``.
@@ -129,7 +173,7 @@ class DSM:
         if self.target == "edm" and sigma_data is None:
             raise InputError("the training target 'edm' needs a denoiser with sigma_data")
         node = denoiser.sde(self.times.sample(denoiser.sde, len(x0), generator))
-        eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.dtype).to(x0.device)
+        eps = normal_like(x0, generator)
         wide = node.like(x0)
         prediction = denoiser.predict(wide.alpha * x0 + wide.sigma * eps, node, **conditions)
         error = TARGETS[self.target](prediction.x0 - x0, prediction.eps - eps, wide, sigma_data or 1.0)

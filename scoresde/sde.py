@@ -11,13 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, Literal, Protocol, overload
 
 import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
 from solvers import InputError, Node, Prediction, Registry
+
+if TYPE_CHECKING:
+    from .chains import Chain
 
 
 class Denoises(Protocol):
@@ -118,6 +121,21 @@ class SDE:
         """The law at t_max of data with unit second moment: N(0, (alpha^2 + sigma^2) I)."""
         node = self(self.t_max)
         return Prior(math.hypot(node.alpha, node.sigma))
+
+    def chain(self, count: int, embedding: Literal["exact", "song", "ho"] = "exact") -> Chain:
+        """A chain of ``count`` nodes, index i of which is meant for t = (i + 1) / count t_max.
+
+        ``exact`` takes the path's own nodes there, on VP beta_i = 1 - exp(-int beta). ``song`` has beta_i = beta(t_i) /
+        count (Song et al. 2021, arXiv:2011.13456, appendix B), on VE a geometric sequence from sigma(t_min) to
+        sigma(t_max); ``ho`` a line from beta(0) / count to beta(t_max) / count, on VP the betas of Ho et al. 2020. The
+        last two differ from the path by O(1 / count).
+
+        Raises:
+            InputError: an unknown embedding, one that this path does not have, or too few nodes for it: beta_i < 1.
+        """
+        from .chains import embed
+
+        return embed(self, count, embedding)
 
     def drift(self, x: Tensor, t: float) -> Tensor:
         """f(t) x of the forward SDE dx = f x dt + g dw, for x (B, *)."""

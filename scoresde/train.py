@@ -32,7 +32,7 @@ from solvers.errors import positive_integer
 
 from . import checkpoint, ema
 from .data import spread
-from .losses import DSM
+from .losses import Loss
 from .sde import Denoises
 
 # labels of the generators' streams, apart from those of sampling (0 and 1) and of the data's split
@@ -108,7 +108,7 @@ class TrainResult:
 
 
 def train(
-    denoiser: Denoises, network: nn.Module, data: Tensor, loss: DSM, options: TrainingOptions, progress: bool = True
+    denoiser: Denoises, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions, progress: bool = True
 ) -> TrainResult:
     """Trains the network inside a denoiser, in place, and resumes if ``workdir`` holds checkpoints.
 
@@ -156,7 +156,7 @@ class _Run:
     """The state of a run and its one operation, the update."""
 
     def __init__(
-        self, denoiser: Denoises, network: nn.Module, data: Tensor, loss: DSM, options: TrainingOptions
+        self, denoiser: Denoises, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions
     ) -> None:
         self.denoiser, self.network, self.data, self.loss, self.options = denoiser, network, data, loss, options
         self.parameters = [p for p in network.parameters() if p.requires_grad]

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any, Generic, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .errors import InputError
@@ -71,7 +72,8 @@ class DDPM(Solver):
 
     x_s = (alpha_ts sigma_s^2 / sigma_t^2) x + (alpha_s var_ts / sigma_t^2) x0 + sqrt(v) z, with
     v = sigma_s^2 var_ts / sigma_t^2 (``beta_tilde``, the posterior's variance), v = var_ts (``beta``), or
-    beta^w beta_tilde^(1 - w) (``interpolated``, w = ``interpolation``, as learned ranges do).
+    beta^w beta_tilde^(1 - w) (``interpolated``, w = ``interpolation``; ``learned``, w in [0, 1] of the model's own, an
+    element at a time: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
     ``optimal`` adds to beta_tilde what the spread of x0 given x adds,
     (alpha_s var_ts / sigma_t^2)^2 (sigma_t / alpha_t)^2 (1 - m), with m = E|eps|^2 / d the mean power of the model's
     eps in a dimension: ``eps_power`` lists pairs [lam, m] in order of lam, interpolated linearly, held beyond the ends.
@@ -80,7 +82,7 @@ class DDPM(Solver):
     eps_power or either the other way round, and for pairs that are unordered, not finite, or with m below 0.
     """
 
-    variance: Literal["beta_tilde", "beta", "interpolated", "optimal"] = "beta_tilde"
+    variance: Literal["beta_tilde", "beta", "interpolated", "learned", "optimal"] = "beta_tilde"
     interpolation: float | None = None
     eps_power: tuple[tuple[float, float], ...] = ()
 
@@ -100,20 +102,46 @@ class DDPM(Solver):
         if any(before >= after for before, after in pairwise(lams)):
             raise InputError("ddpm: eps_power must be in order of increasing lam")
 
-    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        assert noise is not None
-        x0 = problem.predict(x, t).x0
-        alpha_ts, var_ts = forward_kernel(t, s)
-        keep = (s.sigma / t.sigma) ** 2
-        weight = s.alpha * var_ts / t.sigma**2
-        v = var_ts if self.variance == "beta" else keep * var_ts
-        if self.interpolation is not None:
-            v = keep ** (1 - self.interpolation) * var_ts  # beta_tilde = keep beta
+    @property
+    def nonlinear(self) -> str:
+        return "the model says how much noise each number gets" if self.variance == "learned" else ""
+
+    def variance_of(self, t: Any, s: Any, nu: Any = None, lowest: float = 0.0) -> Any:
+        """v between two nodes, of numbers or of tensors.
+
+        ``nu`` is the model's w, for ``learned``. ``lowest`` stands for beta_tilde at s = data, where that is 0.
+
+        Raises:
+            InputError: ``learned`` with a model that has no w.
+        """
+        q, beta = posterior(t, s), forward_kernel(t, s)[1]
+        w = self.interpolation
+        if self.variance == "learned":
+            if nu is None:
+                raise InputError("ddpm(variance=learned) needs a model that learned its variance")
+            w = nu
+        if self.variance == "beta":
+            return beta
         if self.variance == "optimal":
             lams, powers = zip(*self.eps_power, strict=True)
-            power = float(np.interp(t.lam, lams, powers))
-            v += (weight * t.ratio) ** 2 * max(0.0, 1 - power)
-        return Step((alpha_ts * keep) * x + weight * x0 + math.sqrt(v) * noise(t, s))
+            power = np.interp(t.lam, lams, powers)
+            left = torch.as_tensor(power).to(t.lam) if isinstance(t.lam, Tensor) else float(power)
+            return q.variance + (q.on_x0 * t.ratio) ** 2 * _positive(1 - left)
+        tilde: Any = torch.where(s.sigma == 0, lowest, q.variance) if isinstance(s.sigma, Tensor) else q.variance
+        if not isinstance(s.sigma, Tensor) and s.sigma == 0:
+            tilde = lowest
+        return tilde if w is None else beta**w * tilde ** (1 - w)
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
+        assert noise is not None
+        prediction = problem.predict(x, t)
+        q = posterior(t, s)
+        v = self.variance_of(t, s, prediction.nu)
+        return Step(q.on_x * x + q.on_x0 * prediction.x0 + v**0.5 * noise(t, s))
+
+
+def _positive(value: Any) -> Any:
+    return value.clamp_min(0) if isinstance(value, Tensor) else max(0.0, value)
 
 
 @solvers.register(

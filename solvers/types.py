@@ -87,7 +87,7 @@ class Node(Generic[T]):
 class Prediction:
     """What a model says of x (B, *): the pair with x = alpha x0 + sigma eps, each (B, *).
 
-    ``nu`` (B, *), from models that learned it, says how the ancestral variance lies between beta_tilde (0) and beta (1).
+    ``nu`` (B, *), from models that learned it, places the ancestral variance between beta_tilde (0) and beta (1).
     """
 
     x0: Tensor

@@ -1,0 +1,200 @@
+"""The variational bound of a discrete chain, term by term.
+
+-log p(x0) <= L_N + sum_{0 < i < N} L_i + L_0 (Ho et al. 2020, arXiv:2006.11239, eq. 5): L_N = KL(q(x_{N-1} | x0), prior),
+L_i = E KL(q(x_{i-1} | x_i, x0), p(x_{i-1} | x_i)) and L_0 = -E log p(x0 | x_0), with indices as in ``chains``: x_0 is
+the least noisy node, one step from the data. It bounds the likelihood of the model's reverse chain, not of its ODE.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import solvers
+from solvers import InputError, Prediction, SeededNoise
+from solvers.ancestral import DDPM, posterior
+from solvers.errors import positive_integer
+
+from .chains import Chain
+from .decoders import Decoder, Discretised, decoders
+from .likelihood import LogProb
+from .sample import batches_of, check_batch
+from .sde import SDE, Denoises
+
+
+def chain_of(sde: SDE, count: int | None = None) -> Chain:
+    """The chain of an SDE: its own where it is a chain's path, else of ``count`` nodes, by default 1000."""
+    own: int = getattr(sde, "num_train_timesteps", 1000)
+    return Chain(sde, count or own)
+
+
+def reverse_kernel(kernel: str | DDPM) -> DDPM:
+    """The solver ``ddpm`` of a spec, which says what variance the reverse chain has.
+
+    Raises:
+        InputError: another solver.
+    """
+    made = solvers.make(kernel)
+    if not isinstance(made, DDPM):
+        raise InputError(f"the reverse chain is ddpm(variance=...), got {made}")
+    return made
+
+
+def prior_term(chain: Chain, x0: Tensor) -> Tensor:
+    """L_N = KL(q(x_{N-1} | x0) | N(0, std^2 I)) (B,) in nats, for x0 (B, *)."""
+    node, std = chain.node(chain.count - 1), chain.path.prior().std
+    square = node.alpha**2 * x0.flatten(1).double().square()
+    part = 0.5 * ((square + node.sigma**2) / std**2 - 1 - 2 * math.log(node.sigma / std))
+    return part.sum(1)
+
+
+def step_terms(
+    chain: Chain, index: Tensor, x0: Tensor, eps: Tensor, prediction: Prediction, kernel: DDPM, decoder: Decoder
+) -> Tensor:
+    """L_i at one draw of x_i = alpha_i x0 + sigma_i eps each: (B,) nats, float64.
+
+    With the posterior's variance beta_tilde and the model's v, L_i is the sum over dimensions of
+    (log(v / beta_tilde) + (beta_tilde + gap^2) / v - 1) / 2, gap = on_x0 (sigma_i / alpha_i) (eps_model - eps), the
+    distance of the means; L_0 is the decoder's.
+
+    Args:
+        index: (B,) in 0..N-1.
+        prediction: the model's at x_i, (B, *).
+    """
+    at, below = chain.steps(index)
+    wide, q = at.like(x0.double()), posterior(at, below)
+
+    def column(values: Any) -> Any:
+        return values.to(x0.device, torch.float64).view(wide.alpha.shape)
+
+    error = (prediction.eps - eps).double()
+    nu = None if prediction.nu is None else prediction.nu.double()
+    v = kernel.variance_of(at.like(x0.double()), below.like(x0.double()), nu, chain.lowest)
+    tilde = column(torch.where(index == 0, chain.lowest, q.variance))
+    gap = column(q.on_x0 * at.ratio) * error
+    terms: Tensor = (0.5 * (torch.log(v / tilde) + (tilde + gap**2) / v - 1)).expand(x0.shape).flatten(1).sum(1)
+    first = (index == 0).to(x0.device)
+    if not first.any():
+        return terms
+    mean = (x0 - wide.ratio * error)[first]  # the posterior's mean at the data is the prediction of x0
+    variance = (v * torch.ones_like(error))[first]
+    decoded = -decoder.log_prob(x0[first].double(), mean, variance).flatten(1).sum(1)
+    return terms.masked_scatter(first, decoded)
+
+
+def chain_bound(
+    denoiser: Denoises,
+    x: Tensor,
+    kernel: str | DDPM = "ddpm(variance=beta)",
+    *,
+    chain: Chain | None = None,
+    decoder: str | Decoder = "gaussian",
+    bin_width: float | None = None,
+    indices: int | None = None,
+    seeds: Iterable[int] | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> LogProb:
+    """The variational lower bound of log p(x) under the reverse chain of a model.
+
+    Args:
+        denoiser: the model; its SDE is a chain's, or is taken at the nodes of ``chain``.
+        x: data (B, *): levels for the decoder ``discretised``, else continuous, or spread over their bins.
+        kernel: ``ddpm(variance=...)``, the variance of the reverse chain.
+        chain: by default the SDE's own, else of 1000 nodes.
+        decoder: ``gaussian``, or ``discretised(bin_width=..., low=-1, high=1)``.
+        bin_width: of discrete data that were spread over their bins (``dequantise``), for bits/dim.
+        indices: how many of the terms between the first and the last to evaluate for each sample, spread evenly from
+            a random start: an unbiased estimate. By default all, one draw of the noise each.
+        seeds: of the noise, one per sample; 0, 1, ... by default.
+        batch_size: how many samples to carry at once; it does not change the values.
+
+    Returns:
+        nats (B,), a lower bound; the budget holds ``prior`` -L_N, ``diffusion`` the sum of -L_i, ``decoder`` -L_0,
+        ``dequantisation`` and ``offset``; ``terms`` (B, N + 1), where all were asked for, L_0 .. L_{N-1}, L_N.
+
+    >>> import scoresde
+    >>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
+    >>> x = target.sample(200, torch.Generator().manual_seed(0))
+    >>> bound = chain_bound(target.denoiser(scoresde.chains.DDPMChain("linear").sde()), x)
+    >>> abs(float((target.log_prob(x) - bound.nats).mean())) < 0.4  # of one draw each
+    True
+
+    Raises:
+        InputError: see ``Chain`` and ``DDPM``; also data that are empty, not floats or not finite.
+    """
+    check_batch("x", x, condition)
+    method = reverse_kernel(kernel)
+    rule = decoders.make(decoder)
+    chain = chain_of(denoiser.sde) if chain is None else chain
+    width = rule.bin_width if isinstance(rule, Discretised) else bin_width
+    if width is not None and not width > 0:
+        raise InputError(f"bin_width must be positive, got {width:g}")
+    seeds = list(range(len(x)) if seeds is None else seeds)
+    if len(seeds) != len(x):
+        raise InputError(f"{len(x)} samples with {len(seeds)} seeds; give one seed for each sample")
+    between = chain.count - 1
+    asked = between if indices is None else positive_integer("indices", indices)
+    if asked > between:
+        raise InputError(f"indices={asked}, but the chain has {between} terms between the first and the last")
+    began = time.perf_counter()
+    batches, first = batches_of(len(x), batch_size), chain.node(0)
+    columns, latents = [], []
+    bar = tqdm(total=(asked + 1) * len(batches), desc="bound", disable=not progress, leave=False)
+    with bar, torch.no_grad():
+        for rows in batches:
+            x0 = x[rows]
+            source = SeededNoise(seeds[rows], tuple(x.shape[1:]), x.dtype, x.device)
+            conditions = {name: value[rows] for name, value in (condition or {}).items()}
+            start = torch.zeros(len(x0), dtype=torch.float64)
+            if asked < between:  # of each sample's seed, apart from the streams of other uses
+                start = torch.stack(
+                    [torch.rand((), generator=solvers.generator(s, 5), dtype=torch.float64) for s in seeds[rows]]
+                )
+            found = []
+            for k in range(asked + 1):
+                index = torch.zeros(len(x0), dtype=torch.long)
+                if k:
+                    index = 1 + (between * (k - 1 + start) / asked).long().clamp(max=between - 1)
+                at, _ = chain.steps(index)
+                wide, eps = at.like(x0), source(first, first)
+                noisy = wide.alpha * x0 + wide.sigma * eps
+                prediction = denoiser.predict(noisy, at, **conditions)
+                found.append(step_terms(chain, index, x0, eps, prediction, method, rule).cpu())
+                bar.update()
+            columns.append(torch.stack(found, 1))
+            latents.append(noisy)
+    terms, last = torch.cat(columns), prior_term(chain, x).cpu()
+    ones = torch.ones(len(x), dtype=torch.float64)
+    spread = rule if isinstance(rule, Discretised) else None
+    budget = {
+        "prior": -last,
+        "diffusion": -(between / asked) * terms[:, 1:].sum(1),
+        "decoder": -terms[:, 0],
+        "dequantisation": 0 * ones,
+        "offset": x[0].numel() * math.log(width) * ones if width is not None and spread is None else 0 * ones,
+    }
+    nats = torch.stack(list(budget.values())).sum(0)
+    if not torch.isfinite(nats).all():
+        raise InputError(f"{int((~torch.isfinite(nats)).sum())} of {len(x)} bounds are not finite")
+    return LogProb(
+        nats=nats,
+        stderr=math.nan * ones,
+        nfe=asked + 1,
+        latent=torch.cat(latents),
+        budget=budget,
+        solver=str(method),
+        grid=f"a chain of {chain.count} nodes",
+        divergence="",
+        seconds=time.perf_counter() - began,
+        bin_width=width,
+        kind="lower bound, of the reverse chain",
+        terms=torch.cat([terms, last[:, None]], 1) if asked == between else None,
+    )
