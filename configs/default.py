@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
     config.model.num_train_timesteps = placeholder(int)  # N of labels that count steps; a chain's own, else 1000
     config.model.round_labels = False  # show it the nearest label of its training, for labels that count steps
     config.model.learned_variance = False  # it answers with the variance of ddpm(variance=learned) too
-    config.model.clip = placeholder(float)  # x0 is clamped to [-clip, clip]; leave it out in training
     config.model.sigma_data = 0.75  # standard deviation of the data, for predicts = "edm"
 
     config.data = ConfigDict()
@@ -37,9 +36,7 @@ def get_config() -> ConfigDict:
     config.training.warmup = 100  # updates over which the learning rate rises linearly
     config.training.clip = 1.0  # largest norm of the gradient
     config.training.ema_decay = 0.999  # of the averaged weights, which all the other commands use
-    config.training.loss = (
-        "dsm"  # or hybrid, chain_bound, continuous_bound; dsm and hybrid take the target, all the times
-    )
+    config.training.loss = "dsm"  # or hybrid (learned variance), chain_bound, continuous_bound
     config.training.target = "edm"  # what the loss compares: eps, x0, v, velocity, edm
     config.training.times = "lognormal(mean=-1.0, std=1.2)"  # how times are drawn: also uniform, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
@@ -59,6 +56,8 @@ def get_config() -> ConfigDict:
     config.likelihood.grid = placeholder(str)  # logsnr (default) or another
     config.likelihood.steps = 40  # of the grid; adaptive solvers choose their own
     config.likelihood.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
+    config.likelihood.bound = placeholder(str)  # also the bound of a reverse chain, such as ddpm(variance=beta)
+    config.likelihood.bound_indices = placeholder(int)  # terms of it to evaluate per sample; all by default
     config.likelihood.divergence = "hutchinson(probes=4)"  # or exact
     config.likelihood.batch_size = 256  # samples carried at once; does not change the values
     return config.lock()

@@ -1,8 +1,9 @@
 """The variational bound of a discrete chain, term by term.
 
--log p(x0) <= L_N + sum_{0 < i < N} L_i + L_0 (Ho et al. 2020, arXiv:2006.11239, eq. 5): L_N = KL(q(x_{N-1} | x0), prior),
+-log p(x0) <= L_N + sum_{0 < i < N} L_i + L_0 (Ho et al. 2020, arXiv:2006.11239, eq. 5): L_N = KL(q(x_N | x0), prior),
 L_i = E KL(q(x_{i-1} | x_i, x0), p(x_{i-1} | x_i)) and L_0 = -E log p(x0 | x_0), with indices as in ``chains``: x_0 is
-the least noisy node, one step from the data. It bounds the likelihood of the model's reverse chain, not of its ODE.
+the least noisy node, one step from the data, and x_N here the last. It bounds the likelihood of the model's reverse
+chain, not of its ODE.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import solvers
-from solvers import InputError, Prediction, SeededNoise
+from solvers import InputError, Prediction, SeededNoise, Solver
 from solvers.ancestral import DDPM, posterior
+from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer
 
 from .chains import Chain
@@ -30,11 +32,10 @@ from .sde import SDE, Denoises
 
 def chain_of(sde: SDE, count: int | None = None) -> Chain:
     """The chain of an SDE: its own where it is a chain's path, else of ``count`` nodes, by default 1000."""
-    own: int = getattr(sde, "num_train_timesteps", 1000)
-    return Chain(sde, count or own)
+    return Chain(sde, train_timesteps(sde, count))
 
 
-def reverse_kernel(kernel: str | DDPM) -> DDPM:
+def reverse_kernel(kernel: str | Solver) -> DDPM:
     """The solver ``ddpm`` of a spec, which says what variance the reverse chain has.
 
     Raises:
@@ -91,7 +92,7 @@ def step_terms(
 def chain_bound(
     denoiser: Denoises,
     x: Tensor,
-    kernel: str | DDPM = "ddpm(variance=beta)",
+    kernel: str | Solver = "ddpm(variance=beta)",
     *,
     chain: Chain | None = None,
     decoder: str | Decoder = "gaussian",

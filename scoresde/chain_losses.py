@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import InputError, Prediction
+from solvers import InputError, Prediction, Solver
 from solvers.ancestral import DDPM
 
-from .bounds import chain_of, prior_term, step_terms
+from .bounds import chain_of, prior_term, reverse_kernel, step_terms
 from .decoders import Decoder
 from .losses import Loss, losses, normal_like
 
@@ -34,9 +34,12 @@ class ChainBound(Loss):
         prior: add L_N, which depends on the path alone.
     """
 
-    kernel: DDPM = field(default_factory=lambda: DDPM(variance="beta"))
+    kernel: Solver = field(default=DDPM(variance="beta"))
     decoder: Decoder | None = None
     prior: bool = True
+
+    def __post_init__(self) -> None:
+        reverse_kernel(self.kernel)
 
     def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
         """See ``Loss``; bits/dim.
@@ -51,7 +54,7 @@ class ChainBound(Loss):
         wide = at.like(x0)
         prediction = denoiser.predict(wide.alpha * x0 + wide.sigma * eps, at, **conditions)
         nats = chain.count * step_terms(
-            chain, index, x0, eps, prediction, self.kernel, _needs(self.decoder, "chain_bound")
+            chain, index, x0, eps, prediction, reverse_kernel(self.kernel), _needs(self.decoder, "chain_bound")
         )
         if self.prior:
             nats = nats + prior_term(chain, x0)

@@ -3,7 +3,7 @@
 A chain is a path and N nodes on it. Index i, counted from 0, sits at t = (i + 1) / N of the path's range [0, t_max];
 index -1 is the data. Its steps are those of the path between neighbouring nodes,
 
-    q(x_i | x_{i-1}) = N(alpha_ts x_{i-1}, var_ts), alpha_ts = alpha_t / alpha_s, var_ts = sigma_t^2 - (alpha_ts sigma_s)^2,
+    q(x_i | x_{i-1}) = N(alpha_ts x_{i-1}, sigma_t^2 - (alpha_ts sigma_s)^2), alpha_ts = alpha_t / alpha_s,
 
 so that DDPM's chain, SMLD's and the chains of all other Gaussian paths are one thing: beta_i = 1 - alpha_ts^2.
 """

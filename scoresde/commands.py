@@ -21,6 +21,8 @@ from solvers.recorded import File
 from . import cards, checkpoint, config, show
 from .benchmark import Row, write
 from .benchmark import benchmark as run_benchmark
+from .bounds import chain_bound
+from .decoders import Discretised
 from .likelihood import LogProb, dequantise, log_prob
 from .report import image_grid, is_image, write_report
 from .results import environment, fingerprint, write_arrays, write_atomically, write_figure, write_json
@@ -138,12 +140,18 @@ def score(run: config.Run, x: Tensor, split: str, out: Path, command: str) -> Lo
     arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
     if width is not None:
         arrays["bits_per_dim"] = result.bits_per_dim
+    bound = chain_score(run, x)
+    if bound is not None:
+        arrays.update({f"bound_{name}": value for name, value in {"nats": bound.nats, **bound.budget}.items()})
+        if width is not None:
+            arrays["bound_bits_per_dim"] = bound.bits_per_dim
     arrays = {name: value.cpu() for name, value in arrays.items()}
     write_arrays(out / "likelihood.npz", latent=result.latent.cpu(), **arrays)
     means = {name: float(value.mean()) for name, value in arrays.items()}
     record(
         out / "likelihood.json", command, run, split=split, samples=len(x), solver=result.solver, grid=result.grid,
         divergence=result.divergence, nfe=result.nfe, kind=result.kind, seconds=result.seconds, means=means,
+        bound=None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
     )  # fmt: skip
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.add_subplot()
@@ -151,7 +159,28 @@ def score(run: config.Run, x: Tensor, split: str, out: Path, command: str) -> Lo
     axes.set(xlabel="log-likelihood (nats)" if width is None else "bits/dim", ylabel=f"{split} samples")
     write_figure(out / "histogram.png", figure)
     print(result)
+    if bound is not None:
+        print(bound)
     return result
+
+
+def chain_score(run: config.Run, x: Tensor) -> LogProb | None:
+    """The variational bound of a run's reverse chain, where its ``likelihood.bound`` names one."""
+    options, width = run.config.likelihood, run.card.bin_width
+    if options.bound is None:
+        return None
+    decoder = config.build_decoder(run.config, run.card)
+    spread = width is not None and not isinstance(decoder, Discretised)
+    return chain_bound(
+        run.denoiser,
+        dequantise(x, width, range(len(x))) if spread and width is not None else x,
+        options.bound,
+        decoder=decoder,
+        bin_width=width,
+        indices=options.bound_indices,
+        batch_size=options.batch_size,
+        progress=True,
+    )
 
 
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:

@@ -180,7 +180,6 @@ def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser
         model.num_train_timesteps,
         round_labels=model.round_labels,
         learned_variance=model.learned_variance,
-        clip=model.clip,
         shape=shape,
     )
     return denoiser, network

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from solvers import InputError, Node, Prediction
-from solvers.errors import unknown
+from solvers.discrete_grids import train_timesteps
 from solvers.outputs import Output
 
+from . import labels
 from .sde import SDE
-
-# what the network is told of the time: (node, sde, num_train_timesteps) -> label
-TIME_LABELS: dict[str, Callable[[Any, SDE, int], Any]] = {
-    "t": lambda node, sde, count: node.t,
-    "999t": lambda node, sde, count: 999 * node.t,
-    "1000t": lambda node, sde, count: 1000 * node.t,
-    "index": lambda node, sde, count: _whole((count - 1) / (sde.t_max - sde.t_min) * (node.t - sde.t_min)),
-    "sigma": lambda node, sde, count: node.sigma,
-    "log_sigma": lambda node, sde, count: _log(node.sigma),
-    "c_noise": lambda node, sde, count: -node.lam / 4,
-}
-
-
-def _log(value: Any) -> Any:
-    return torch.log(value) if isinstance(value, Tensor) else math.log(value)
-
-
-def _whole(value: Any) -> Any:
-    """The nearest integer where that is all that rounding took; between integers, the value itself."""
-    if isinstance(value, Tensor):
-        return torch.where((value - value.round()).abs() < 1e-6, value.round(), value)
-    return float(round(value)) if abs(value - round(value)) < 1e-6 else value
 
 
 @dataclass(frozen=True)
@@ -49,17 +28,29 @@ class Denoiser:
         sde: the path it was trained on.
         predicts: its output: "x0", "eps", "v" (alpha eps - sigma x0), "score", "velocity" (dx/dt of the ODE), or
             "edm" (the raw network F inside EDM's preconditioning).
-        time_label: the label it sees: "t", "999t", "1000t", "index", "sigma", "log_sigma" or "c_noise"
-            (log(sigma / alpha) / 4); by default "c_noise" for "edm" and "t" otherwise.
+        time_label: the label it sees, a name in ``scoresde.labels``: "t", "999t", "1000t", "index", "index+1",
+            "reversed_index", "(N-1)t", "Nt", "sigma", "log_sigma", "c_noise" (log(sigma / alpha) / 4) or "1000sigma";
+            by default "c_noise" for "edm" and "t" otherwise.
         sigma_data: standard deviation of the data, for "edm".
-        num_train_timesteps: for "index", the steps T of a network trained in discrete time. Step i of 0..T-1 is
-            t = t_min + i / (T - 1) (t_max - t_min): on VP's own [0.001, 1] with T = 1000, t = (i + 1) / 1000. The
+        num_train_timesteps: N, the steps of a network trained in discrete time, for the labels that count them; by
+            default the SDE's own, as a chain's, else 1000. Step i of 0..N-1 is
+            t = t_min + i / (N - 1) (t_max - t_min): on VP's own [0.001, 1] with N = 1000, t = (i + 1) / 1000. The
             discrete grids of ``solvers`` (leading, trailing, linspace, ...) place their nodes there, and the network
             sees exactly their integers.
         compile: run the network through ``torch.compile``.
+        round_labels: show the network the nearest label that it was trained on, for labels that count steps.
+        learned_variance: the network answers (B, 2 C, ...) for x (B, C, ...): its output and then v, between -1 and 1;
+            ``predict`` says nu = (v + 1) / 2 (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15), and ``raw`` leaves
+            it out.
+        clip: a bound c > 0: x0 is clamped to [-c, c] and eps = (x - alpha x0) / sigma follows. What the denoiser puts
+            out is then that x0, whatever the network predicts.
+        shape: of one sample, where it is known.
+        shifts: where each shift of a label that was rounded is noted, for ``sample``.
 
     Raises:
-        InputError: an unknown ``predicts`` or ``time_label``, or fewer than two steps.
+        InputError: an unknown ``predicts`` or ``time_label``, or fewer than two steps; a label that counts steps and
+            leaves those of the network over the SDE's range; ``round_labels`` with a label that counts none; a ``clip``
+            that is not positive.
     """
 
     network: Callable[..., Tensor]
@@ -67,26 +58,49 @@ class Denoiser:
     predicts: str = "eps"
     time_label: str | None = None
     sigma_data: float = 0.5
-    num_train_timesteps: int = 1000
+    num_train_timesteps: int | None = None
     compile: bool = False
+    round_labels: bool = False
+    learned_variance: bool = False
+    clip: float | None = None
+    shape: tuple[int, ...] | None = None
+    shifts: list[float] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.output.check()
-        if self.time_label is not None and self.time_label not in TIME_LABELS:
-            raise unknown("time label", self.time_label, TIME_LABELS)
-        if self.num_train_timesteps < 2:
-            raise InputError(f"num_train_timesteps must be at least 2, got {self.num_train_timesteps!r}")
-
+        self._native.check()
+        if self.train_timesteps < 2:
+            raise InputError(f"num_train_timesteps must be at least 2, got {self.train_timesteps!r}")
+        labels.checked(self.label, self.sde, self.train_timesteps)
+        if self.round_labels:
+            labels.rounded(self.label, 0.0, self.train_timesteps)  # which says of which labels it can
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise InputError(f"clip must be a positive number, got {self.clip!r}")
+        if self.shape is not None:
+            object.__setattr__(self, "shape", tuple(self.shape))
         if self.compile and not hasattr(self.network, "_orig_mod"):
             object.__setattr__(self, "network", torch.compile(self.network))
 
     @property
     def output(self) -> Output:
-        """What the network puts out."""
+        """What ``raw`` puts out: the network's own output, or x0 where it is clipped."""
+        return Output("x0") if self.clip is not None else self._native
+
+    @property
+    def label(self) -> str:
+        """The name of the time label that the network sees."""
+        return self.time_label or ("c_noise" if self.predicts == "edm" else "t")
+
+    @property
+    def train_timesteps(self) -> int:
+        """N, the steps of a network trained in discrete time."""
+        return train_timesteps(self.sde, self.num_train_timesteps)
+
+    @property
+    def _native(self) -> Output:
         return Output(self.predicts, self.sigma_data)
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        """One evaluation of the network, as the pair (x0, eps).
+        """One evaluation of the network, as the pair (x0, eps), and nu where the network learned its variance.
 
         Args:
             x: (B, *). The network sees it in its own dtype; the prediction has the dtype of x.
@@ -96,29 +110,47 @@ class Denoiser:
         Raises:
             InputError: the network refuses x, or answers with another shape.
         """
-        return self.output.read(self.raw(x, node, **conditions), x, node.like(x))
+        out, nu = self._ask(x, node, conditions)
+        found = self.output.read(out, x, node.like(x))
+        return found if nu is None else Prediction(found.x0, found.eps, nu)
 
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
-        """One evaluation of the network, as it puts it out: (B, *) in the dtype of x. Arguments as of ``predict``."""
-        dtype, scaled = self._dtype(x), x
+        """One evaluation of the network, as ``output`` says: (B, *) in the dtype of x. Arguments as of ``predict``."""
+        return self._ask(x, node, conditions)[0]
+
+    def _ask(self, x: Tensor, node: Node | Node[Tensor], conditions: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What ``output`` says, and nu where the network learned it: each (B, *) in the dtype of x."""
+        dtype, scaled, nu = self._dtype(x), x, None
         if self.predicts == "edm":
             wide = node.like(x)
             scaled = x / (wide.alpha * (wide.ratio**2 + self.sigma_data**2) ** 0.5)
-        return self._call(scaled.to(dtype), self._labels(node, dtype, x), conditions).to(x.dtype)
+        out = self._call(scaled.to(dtype), self._labels(node, dtype, x), conditions).to(x.dtype)
+        if self.learned_variance:
+            out, v = out.chunk(2, 1)
+            nu = (v + 1) / 2
+        if self.clip is not None:
+            out = self._native.read(out, x, node.like(x)).x0.clamp(-self.clip, self.clip)
+        return out, nu
 
     def _labels(self, node: Node | Node[Tensor], dtype: torch.dtype, x: Tensor) -> Tensor:
         """The labels (B,) on the device of x (B, *)."""
-        name = self.time_label or ("c_noise" if self.predicts == "edm" else "t")
-        label = TIME_LABELS[name](node, self.sde, self.num_train_timesteps)
+        label = exact = self._exact_label(node)
+        if self.round_labels:
+            label = labels.rounded(self.label, exact, self.train_timesteps)
+            if self.shifts is not None:
+                self.shifts.append(float(abs(label - exact).max()) if isinstance(label, Tensor) else abs(label - exact))
         # a 16-bit label would confuse neighbouring times: 988.49 is 988 in bfloat16
         precise = torch.float32 if dtype.itemsize < 4 else dtype
         if isinstance(label, Tensor):
             return label.to(precise).to(x.device).expand(len(x))
         return torch.full((len(x),), label, dtype=precise, device=x.device)  # filled there: no copy, no waiting
 
-    def _call(self, x: Tensor, labels: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+    def _exact_label(self, node: Node | Node[Tensor]) -> Any:
+        return labels.LABELS[self.label].of(node, self.sde, self.train_timesteps)
+
+    def _call(self, x: Tensor, label: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         try:
-            out = self.network(x, labels, **conditions)
+            out = self.network(x, label, **conditions)
         except torch.cuda.OutOfMemoryError:  # its message speaks of sizes too
             raise
         except RuntimeError as error:
@@ -127,9 +159,11 @@ class Denoiser:
                 raise InputError(f"the network refuses samples of shape {tuple(x.shape[1:])}: {line}") from error
             raise
         out = getattr(out, "sample", out)  # diffusers' backbones answer with an object
-        if not isinstance(out, Tensor) or out.shape != x.shape:
+        expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else tuple(x.shape)
+        if not isinstance(out, Tensor) or out.shape != expected:
             shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(f"the network answers {shown} for samples {tuple(x.shape)}")
+            wanted = f"; with a learned variance it has to be {expected}" if self.learned_variance else ""
+            raise InputError(f"the network answers {shown} for samples {tuple(x.shape)}{wanted}")
         return out
 
     def _dtype(self, x: Tensor) -> torch.dtype:
@@ -150,3 +184,19 @@ def time_labels(denoiser: Denoiser, nodes: Sequence[Node]) -> list[float]:
     """
     one = torch.empty(1, dtype=torch.float32)
     return [float(denoiser._labels(node, denoiser._dtype(one), one)) for node in nodes if node.sigma > 0]
+
+
+def label_shift(denoiser: Denoiser, nodes: Sequence[Node]) -> float | None:
+    """How far rounding moves the label at most at the nodes of a solve, the one of sigma = 0 left out; None where the
+    denoiser does not round. Solvers ask between the nodes too: what a solve saw is ``Sample.label_shift``.
+
+    >>> import solvers, scoresde
+    >>> denoiser = Denoiser(lambda x, label: x, scoresde.VP(), time_label="index", round_labels=True)
+    >>> round(label_shift(denoiser, solvers.grid("uniform", denoiser.sde, steps=2)), 9)  # the middle is 499.5
+    0.5
+    """
+    if not denoiser.round_labels:
+        return None
+    noting = replace(denoiser, shifts=[])
+    time_labels(noting, nodes)
+    return max(noting.shifts or [0.0])

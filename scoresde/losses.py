@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Registry
+from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer, unknown
 
 from .sde import SDE, Denoises
@@ -88,8 +89,7 @@ class Discrete(TimeSampler):
             raise InputError("option 'num_train_timesteps' of discrete must be at least 2")
 
     def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        own: int = getattr(sde, "num_train_timesteps", 1000)
-        count = self.num_train_timesteps or own
+        count = train_timesteps(sde, self.num_train_timesteps)
         share = torch.randint(count, (n,), generator=generator).double() / (count - 1)
         return (1 - share) * sde.t_min + share * sde.t_max
 

@@ -24,8 +24,10 @@ _DIFFUSERS_LABELS = 1000.0  # diffusers' sinusoids are spaced for steps 0 .. 100
 class Network:
     """A recipe for a network; a frozen dataclass whose fields are its options."""
 
-    def build(self, shape: tuple[int, ...]) -> nn.Module:
-        """A freshly initialised module for samples of ``shape``; it draws from torch's global generator.
+    def build(self, shape: tuple[int, ...], outputs: int = 1) -> nn.Module:
+        """A freshly initialised module for samples of ``shape`` (C, *); it draws from torch's global generator.
+
+        With ``outputs`` = 2, as a learned variance asks for, it answers (B, 2 C, *).
 
         Raises:
             InputError: the network cannot take that shape.
@@ -39,6 +41,11 @@ class Network:
 networks: Registry[Network] = Registry("network", Network)
 
 
+def _check_scale(name: str, scale: float) -> None:
+    if not 0 < scale < math.inf:
+        raise InputError(f"option 'label_scale' of {name} must be positive, got {scale!r}")
+
+
 @networks.register("mlp")
 @dataclass(frozen=True)
 class MLP(Network):
@@ -48,23 +55,26 @@ class MLP(Network):
         width: of the hidden layers.
         depth: number of residual blocks.
         time_features: sines and cosines of the label, together.
+        label_scale: multiplies the label: 0.004 brings the indices 0 .. 999 into the features' range.
     """
 
     width: int = 256
     depth: int = 3
     time_features: int = 64
+    label_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "time_features"):
             positive_integer(f"option {name!r} of mlp", getattr(self, name))
         if self.time_features % 2:
             raise InputError(f"option 'time_features' of mlp must be even, got {self.time_features}")
+        _check_scale("mlp", self.label_scale)
 
-    def build(self, shape: tuple[int, ...]) -> nn.Module:
+    def build(self, shape: tuple[int, ...], outputs: int = 1) -> nn.Module:
         size = math.prod(shape)
         if not shape or size < 1:
             raise InputError(f"mlp needs samples of at least one dimension and one number, got shape {tuple(shape)}")
-        return ResidualMLP(size, self.width, self.depth, self.time_features)
+        return ResidualMLP(size, self.width, self.depth, self.time_features, outputs, self.label_scale)
 
 
 class FourierFeatures(nn.Module):
@@ -97,26 +107,29 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """What ``MLP`` builds: x (B, *) of ``size`` numbers each and label (B,) to (B, *)."""
+    """What ``MLP`` builds: x (B, C, *) of ``size`` numbers each and label (B,) to (B, outputs C, *)."""
 
-    def __init__(self, size: int, width: int, depth: int, time_features: int) -> None:
+    def __init__(
+        self, size: int, width: int, depth: int, time_features: int, outputs: int = 1, scale: float = 1.0
+    ) -> None:
         super().__init__()
+        self.outputs, self.scale = outputs, scale
         self.features = FourierFeatures(time_features)
         self.embed = nn.Sequential(nn.Linear(time_features, width), nn.SiLU())
         self.enter = nn.Linear(size, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.leave = nn.Linear(width, size)
+        self.leave = nn.Linear(width, outputs * size)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        emb = self.embed(self.features(label).to(x.dtype))
+        emb = self.embed(self.features(self.scale * label).to(x.dtype))
         h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = block(h, emb)
         out: Tensor = self.leave(nn.functional.silu(self.norm(h)))
-        return out.view(x.shape)
+        return out.view(len(x), self.outputs * x.shape[1], *x.shape[2:])
 
 
 @networks.register("unet", reference="Ho et al. 2020, arXiv:2006.11239, appendix B")
@@ -129,15 +142,18 @@ class UNet(Network):
         layers: residual blocks per resolution.
         attention: self-attention at the coarsest resolution.
         groups: of the group normalisation.
+        label_scale: multiplies the label: 0.001 for networks that are told the indices 0 .. 999.
     """
 
     channels: tuple[int, ...] = (32, 64)
     layers: int = 1
     attention: bool = False
     groups: int = 8
+    label_scale: float = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
+        _check_scale("unet", self.label_scale)
         if not self.channels:
             raise InputError("option 'channels' of unet needs at least one number")
         for count in self.channels:
@@ -154,7 +170,7 @@ class UNet(Network):
             if count % self.groups:
                 raise InputError(f"unet: channels={list(self.channels)} must be multiples of groups={self.groups}")
 
-    def build(self, shape: tuple[int, ...]) -> nn.Module:
+    def build(self, shape: tuple[int, ...], outputs: int = 1) -> nn.Module:
         factor = 2 ** (len(self.channels) - 1)
         if len(shape) != 3 or min(shape) < 1:
             raise InputError(f"unet needs samples of shape (C, H, W), got {tuple(shape)}")
@@ -170,7 +186,7 @@ class UNet(Network):
         backbone = make(
             sample_size=tuple(shape[1:]),
             in_channels=shape[0],
-            out_channels=shape[0],
+            out_channels=outputs * shape[0],
             layers_per_block=self.layers,
             block_out_channels=self.channels,
             down_block_types=("DownBlock2D",) * plain + ("AttnDownBlock2D",) * self.attention,
@@ -179,16 +195,16 @@ class UNet(Network):
             attention_head_dim=self.channels[-1],  # one head: it fits any number of channels
             norm_num_groups=self.groups,
         )
-        return LabelledUNet(backbone)
+        return LabelledUNet(backbone, self.label_scale)
 
 
 class LabelledUNet(nn.Module):
     """What ``UNet`` builds: labels of order 1, scaled to the 0 .. 1000 that diffusers' time embedding is made for."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, scale: float = 1.0) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.scale = backbone, _DIFFUSERS_LABELS * scale
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        out: Tensor = self.backbone(x, _DIFFUSERS_LABELS * label).sample
+        out: Tensor = self.backbone(x, self.scale * label).sample
         return out

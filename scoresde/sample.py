@@ -18,6 +18,7 @@ from solvers.errors import unknown
 from solvers.trace import NoProgram
 
 from . import graphs
+from .denoiser import Denoiser
 from .problem import Diffusion
 from .sde import SDE, Denoises
 
@@ -40,6 +41,8 @@ class Sample:
         solver, grid: canonical specs.
         nodes: where the solve went.
         seconds: wall-clock time.
+        label_shift: how far a denoiser that rounds its labels moved one at most, over all that the solve asked; None
+            where it does not round.
     """
 
     x: Tensor
@@ -53,6 +56,7 @@ class Sample:
     grid: str
     nodes: tuple[Node, ...]
     seconds: float
+    label_shift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -320,6 +324,10 @@ def _run(
     if count == 0:
         raise InputError("nothing to do: no seeds or no data")
     check_conditions(condition, count)
+    shifts: list[float] | None = None
+    if isinstance(denoiser, Denoiser) and denoiser.round_labels:
+        shifts = []
+        denoiser = dataclasses.replace(denoiser, shifts=shifts)
     problem = Diffusion(denoiser, dict(condition or {}))
     batches = batches_of(count, batch_size)
     began = time.perf_counter()
@@ -361,4 +369,5 @@ def _run(
         grid=plan.grid,
         nodes=plan.nodes,
         seconds=time.perf_counter() - began,
+        label_shift=None if shifts is None else max(shifts, default=0.0),
     )

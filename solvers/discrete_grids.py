@@ -3,7 +3,7 @@
 Step i is t = t_min + i / (T - 1) (t_max - t_min) of the schedule's own range, whatever part of it is solved. On VP's
 [0.001, 1] with T = 1000 that is t = (i + 1) / 1000, where the continuous path meets DDPM's chain; on a path over [0, 1]
 it is i / 999, score_sde's label. A denoiser with the time label ``index`` shows its network exactly these integers;
-``scoresde.time_labels`` lists them.
+``scoresde.time_labels`` lists them. T is 1000 unless the schedule says its own, as a chain of betas does.
 
 N steps are N network steps and then sigma = 0; with ``end=t_min`` the last node is step 0 instead. A solve of a part of
 the range spreads over the network steps in that part. More steps than the network has are refused.
@@ -25,26 +25,33 @@ from .grids import End, Grid, Schedule, grids
 LIN = "Lin et al. 2023, arXiv:2305.08891, table 2"
 
 
-def time_of_index(schedule: Schedule, index: float, num_train_timesteps: int = 1000) -> float:
-    """The time of a network's step 0..T-1."""
-    share = index / (num_train_timesteps - 1)
+def train_timesteps(schedule: Schedule, given: int | None = None) -> int:
+    """T of a network on a schedule: what is given, else the schedule's own ``num_train_timesteps``, else 1000."""
+    return int(getattr(schedule, "num_train_timesteps", 1000)) if given is None else given
+
+
+def time_of_index(schedule: Schedule, index: float, num_train_timesteps: int | None = None) -> float:
+    """The time of a network's step 0..T-1; T as of ``train_timesteps``."""
+    share = index / (train_timesteps(schedule, num_train_timesteps) - 1)
     return (1 - share) * schedule.t_min + share * schedule.t_max
 
 
-def index_of_time(schedule: Schedule, t: float, num_train_timesteps: int = 1000) -> float:
-    """The network's step of a time; between two steps, a fraction."""
-    return (num_train_timesteps - 1) * (t - schedule.t_min) / (schedule.t_max - schedule.t_min)
+def index_of_time(schedule: Schedule, t: float, num_train_timesteps: int | None = None) -> float:
+    """The network's step of a time; between two steps, a fraction. T as of ``train_timesteps``."""
+    steps = train_timesteps(schedule, num_train_timesteps) - 1
+    return steps * (t - schedule.t_min) / (schedule.t_max - schedule.t_min)
 
 
 @dataclass(frozen=True)
 class DiscreteGrid(Grid):
-    """A rule that picks steps of a discrete-time network."""
+    """A rule that picks steps of a discrete-time network; ``num_train_timesteps`` is T as of ``train_timesteps``."""
 
     end: End = field(default="zero", kw_only=True)
-    num_train_timesteps: int = field(default=1000, kw_only=True)
+    num_train_timesteps: int | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        if positive_integer("num_train_timesteps", self.num_train_timesteps) < 2:
+        given = self.num_train_timesteps
+        if given is not None and positive_integer("num_train_timesteps", given) < 2:
             raise InputError("num_train_timesteps must be at least 2")
 
     def indices(self, count: int, steps: int) -> list[int]:
@@ -52,7 +59,7 @@ class DiscreteGrid(Grid):
         raise NotImplementedError
 
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
-        total = self.num_train_timesteps
+        total = train_timesteps(schedule, self.num_train_timesteps)
         # the network steps in the range; its ends may differ from theirs by rounding
         first = math.ceil(index_of_time(schedule, lo, total) - 1e-6)
         last = math.floor(index_of_time(schedule, hi, total) + 1e-6)

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 import scoresde
 import solvers
 from scoresde import InputError, make_sde
-from scoresde.chain_sde import ChainSDE, SMLDChainSDE
+from scoresde.chain_sde import ChainSDE
 from scoresde.schedules import SCHEDULES
 from solvers.discrete_grids import index_of_time
 

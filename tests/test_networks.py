@@ -155,3 +155,20 @@ def test_bad_shapes_and_missing_packages(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(InputError, match=r'pip install "scoresde\[images\]"'):
         UNet().build((1, 8, 8))
+
+
+@pytest.mark.parametrize("recipe", [MLP(width=8, depth=1), UNet((16,))], ids=str)
+def test_two_outputs_are_one_after_the_other_along_the_channels(recipe):
+    x, label = torch.randn(3, 2, 4, 4), torch.rand(3)
+    net, one = recipe.build((2, 4, 4), outputs=2), recipe.build((2, 4, 4))
+    for module in (net, one):
+        for parameter in module.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    weights = net.state_dict()
+    # the first half of the last layer's rows is the network of one output
+    one.load_state_dict({name: weights[name][: len(value)] for name, value in one.state_dict().items()})
+    with torch.no_grad():
+        both, first = net(x, label), one(x, label)
+    assert both.shape == (3, 4, 4, 4)
+    assert torch.allclose(both[:, :2], first, atol=1e-5)
+    assert float((both[:, 2:] - both[:, :2]).abs().max()) > 0.1

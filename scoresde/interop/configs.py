@@ -8,23 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 import solvers
 from solvers import InputError, Node, Output, diffusers_labels
-from solvers.discrete_grids import time_of_index
 from solvers.errors import unknown
 from solvers.grids import Explicit
 
+from .. import labels
 from ..chains import ChainSDE
-from ..denoiser import TIME_LABELS
 from ..sde import EDM, SDE, RectifiedFlow, make_sde
 from .k_diffusion import numbers
 
 # diffusers' words for what a network puts out
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
-# "flow", N t, is the label of flow-matching networks
-LINEAR_LABELS = {"t": 1.0, "999t": 999.0, "1000t": 1000.0}
 # lam is -inf at sigma = 1 of a flow, and nearer to it than this methods in eps multiply rounding by sigma / alpha
 FLOW_END, FLOW_START = 1 - 1e-6, 0.999
 # flags that change the network's output or its path in ways that have no counterpart here
@@ -88,8 +84,8 @@ class Reading:
     Attributes:
         sde: the path.
         output: what the network puts out.
-        label: the name of its time label, one of ``Denoiser``'s or "flow" (num_train_timesteps t).
-        num_train_timesteps: N of the labels "index" and "flow".
+        label: the name of its time label, one of ``scoresde.labels``.
+        num_train_timesteps: N of the labels that count the network's steps.
         shift: of a flow's sigmas, as FlowMatchEulerDiscreteScheduler's; None on other paths.
     """
 
@@ -110,7 +106,7 @@ class Reading:
             if config.get(key) in values:
                 raise InputError(f"the config's {key}={config[key]!r} has no counterpart here")
         sde, output, label, shift = _path(config, given)
-        count = sde.num_train_timesteps if isinstance(sde, ChainSDE) else config.get("num_train_timesteps", 1000)
+        count = getattr(sde, "num_train_timesteps", config.get("num_train_timesteps", 1000))
         word = config.get("prediction_type") or output
         if sde.t_max == FLOW_END and word in ("v_prediction", "v"):
             raise InputError("the config's prediction_type='v_prediction' has no counterpart on a flow's path")
@@ -122,15 +118,11 @@ class Reading:
             word = "edm"
         made = Output(PREDICTIONS.get(word, word), float(config.get("sigma_data") or 0.5)).check()
         chosen = config.get("time_label") or ("c_noise" if made.name == "edm" else label)
-        if chosen not in TIME_LABELS and chosen != "flow":
-            raise unknown("time label", chosen, [*TIME_LABELS, "flow"])
-        return cls(sde, made, chosen, int(count), shift)
+        return cls(sde, made, labels.checked(chosen, sde, int(count)), int(count), shift)
 
     def label_of(self, node: Node) -> float:
         """The label that the network was trained to see at a node."""
-        if self.label == "flow":
-            return self.num_train_timesteps * node.t
-        return float(TIME_LABELS[self.label](node, self.sde, self.num_train_timesteps))
+        return float(labels.LABELS[self.label].of(node, self.sde, self.num_train_timesteps))
 
     def node_of_label(self, label: float) -> Node:
         """The node of a label.
@@ -138,18 +130,7 @@ class Reading:
         Raises:
             InputError: the label is outside the range of the path's.
         """
-        low, high = self.sde(self.sde.t_min), self.sde(self.sde.t_max)
-        first, last = sorted((self.label_of(low), self.label_of(high)))
-        if not first - 1e-3 * abs(last) - 1e-6 <= label <= last + 1e-3 * abs(last) + 1e-6:
-            raise InputError(f"the timestep {label:g} is outside [{first:g}, {last:g}], where the network was trained")
-        label = min(max(label, first), last)
-        if self.label == "index":
-            t = time_of_index(self.sde, label, self.num_train_timesteps)
-        elif self.label in LINEAR_LABELS or self.label == "flow":
-            t = label / LINEAR_LABELS.get(self.label, self.num_train_timesteps)
-        else:
-            t = float(brentq(lambda t: self.label_of(self.sde(t)) - label, low.t, high.t, xtol=1e-15))
-        return self.sde(min(max(t, low.t), high.t))
+        return labels.node_of_label(self.label, label, self.sde, self.num_train_timesteps)
 
     def level(self, node: Node) -> float:
         """What diffusers calls sigma at a node: sigma of a flow, sigma / alpha of the other paths."""
@@ -257,7 +238,7 @@ def _path(config: Mapping[str, Any], given: SDE | None) -> tuple[SDE, str, str, 
     """(path, prediction type where none is given, time label, shift) of a config."""
     if "sde" in config:
         sde = given or make_sde(config["sde"])
-        return (sde, "velocity", "flow", 1.0) if isinstance(sde, RectifiedFlow) else (sde, "eps", "index", None)
+        return (sde, "velocity", "Nt", 1.0) if isinstance(sde, RectifiedFlow) else (sde, "eps", "index", None)
     name = config.get("source_class") or ""
     flow_like = name.startswith("FlowMatch") or (not name and "base_shift" in config)
     if flow_like or config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
@@ -266,7 +247,7 @@ def _path(config: Mapping[str, Any], given: SDE | None) -> tuple[SDE, str, str, 
             raise InputError(f"the config's {shifted[0]} has no counterpart on a flow's path; name a grid instead")
         shift = float(config.get("shift", config.get("flow_shift")) or 1.0)
         least = min(1.0, shift) ** 2 / int(config.get("num_train_timesteps", 1000))
-        return RectifiedFlow(t_min=least, t_max=FLOW_END), "velocity", "flow", shift
+        return RectifiedFlow(t_min=least, t_max=FLOW_END), "velocity", "Nt", shift
     if "beta_schedule" in config:
         if config.get("snr_shift_scale", 1.0) != 1.0:
             raise InputError("the config's snr_shift_scale has no counterpart here")

@@ -64,8 +64,8 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             = 1, where lam is not finite, the first is put at 0.999.
         prediction_type: what the network puts out: "epsilon", "sample", "v_prediction", "flow_prediction" or one of
             ``Denoiser``'s words; by default the config's, else "epsilon", or "flow_prediction" on a flow.
-        time_label: what it sees of the time: one of ``Denoiser``'s labels or "flow", which is num_train_timesteps t. By
-            default "flow" on a flow, "c_noise" inside EDM's preconditioning, and otherwise "index".
+        time_label: what it sees of the time: one of ``scoresde.labels``. By default "Nt" (num_train_timesteps t) on a
+            flow, "c_noise" inside EDM's preconditioning, and otherwise "index".
         num_train_timesteps: N of the labels; by default the config's, else 1000.
 
     >>> scheduler = DiffusersScheduler("heun", "vp", grid="trailing")

@@ -1,0 +1,20 @@
+"""8x8 digits as a DDPM of 1000 steps: Ho et al.'s betas and loss (arXiv:2006.11239), the network told the step's index.
+
+Its own chain: --config.sampling.solver="ddpm(variance=beta)" --config.sampling.grid=leading
+--config.sampling.steps=1000.
+"""
+
+from scoresde.configs.default import ConfigDict
+from scoresde.configs.default import get_config as default
+
+
+def get_config() -> ConfigDict:
+    config = default()
+    config.sde = "ddpm_chain(schedule=linear, beta_start=0.0001, beta_end=0.02, num_train_timesteps=1000)"
+    config.model.network = "mlp(label_scale=0.004)"  # labels in 0 .. 4
+    config.model.predicts = "eps"
+    config.model.time_label = "index"
+    config.training.target = "eps"
+    config.training.times = "discrete"
+    config.likelihood.bound = "ddpm(variance=beta)"
+    return config

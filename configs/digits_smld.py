@@ -1,0 +1,19 @@
+"""8x8 digits as an SMLD chain of 232 noise scales (Song et al. 2021, arXiv:2011.13456, appendix F), told their index.
+
+Its own chain: --config.sampling.solver=smld --config.sampling.grid=leading --config.sampling.steps=232.
+"""
+
+from scoresde.configs.default import ConfigDict
+from scoresde.configs.default import get_config as default
+
+
+def get_config() -> ConfigDict:
+    config = default()
+    config.sde = "smld_chain(sigma_min=0.01, sigma_max=50, num_train_timesteps=232)"
+    config.model.network = "mlp(label_scale=0.017)"  # labels in 0 .. 4
+    config.model.predicts = "edm"
+    config.model.time_label = "index"
+    config.training.target = "eps"
+    config.training.times = "discrete"
+    config.likelihood.bound = "ddpm(variance=beta)"
+    return config
