@@ -17,55 +17,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import solvers
-from solvers import Grid, InputError, Node, Registry, Solver, generator
+from solvers import Grid, InputError, Node, Solver, generator
 
 from .data import spread
+from .divergence import Divergence, Exact, divergences
 from .problem import WithLogDensity
 from .sample import Plan, batches_of, check_batch, check_finite
 from .sde import Denoises
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """How the trace of the denoiser's Jacobian is found."""
-
-    def draw(self, seeds: list[int], d: int) -> Tensor | None:
-        """The probes of a solve (B, m, d), float64, row i from seed i alone; None for the exact trace."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return divergences.format(self)
-
-
-divergences: Registry[Divergence] = Registry("divergence", Divergence)
-
-
-@divergences.register("exact")
-@dataclass(frozen=True)
-class Exact(Divergence):
-    """Every diagonal entry: d vector-Jacobian products per evaluation, no error."""
-
-    def draw(self, seeds: list[int], d: int) -> None:
-        return None
-
-
-@divergences.register("hutchinson", reference="Hutchinson 1989; Grathwohl et al. 2019, arXiv:1810.01367, section 3.1")
-@dataclass(frozen=True)
-class Hutchinson(Divergence):
-    """The mean of v . J v over probes v of random signs, fixed for the whole solve.
-
-    Random signs are exact for a diagonal Jacobian, so the parts known in closed form (the linear drift, a
-    preconditioner's skip) cost no variance. The standard error comes from the spread over the probes.
-    """
-
-    probes: int = 4
-
-    def __post_init__(self) -> None:
-        solvers.errors.positive_integer("hutchinson: probes", self.probes)
-
-    def draw(self, seeds: list[int], d: int) -> Tensor:
-        rows = [torch.randint(0, 2, (self.probes, d), generator=generator(seed, 2)) for seed in seeds]
-        return torch.stack(rows).double() * 2 - 1
 
 
 @dataclass(frozen=True)
@@ -75,8 +33,9 @@ class LogProb:
     Attributes:
         nats: (B,) float64, the sum of the budget.
         stderr: (B,) nats, the standard error of the trace estimate; 0 for the exact trace, NaN for a single probe.
-        nfe: model evaluations per sample, the largest of the batch; each is a forward pass and its vector-Jacobian
-            products.
+        nfe: model evaluations per sample, the largest of the batch: forward passes.
+        nfe_per_sample: (B,).
+        products: vector-Jacobian products per sample, the largest of the batch; each costs about a backward pass.
         latent: the states (B, *) at t_max.
         budget: (B,) nats each: ``prior`` log p_T(x_T), ``divergence`` integral, ``truncation`` (the change of scale
             at t_min), ``dequantisation`` (minus the log-density of the noise in units of the bin: 0 for uniform
@@ -98,6 +57,8 @@ class LogProb:
     bin_width: float | None = None
     kind: str = "exact ODE value"
     terms: Tensor | None = None
+    nfe_per_sample: Tensor | None = None
+    products: int = 0
 
     @property
     def dimensions(self) -> int:
@@ -130,7 +91,8 @@ class LogProb:
             lines.append(
                 f"  trace estimate's standard error {float(self.stderr.mean()):.3g} nats a sample ({self.divergence})"
             )
-        lines.append(f"  {self.solver} on {self.grid}, {self.nfe} NFE, {self.seconds:.1f} s")
+        work = f"{self.nfe} NFE" + (f", {self.products} vector-Jacobian products" if self.products else "")
+        lines.append(f"  {self.solver} on {self.grid}, {work}, {self.seconds:.1f} s")
         return "\n".join(lines)
 
 
@@ -207,7 +169,8 @@ def log_prob(
     with bar:
         for rows in batches:
             conditions = {name: value[rows] for name, value in (condition or {}).items()}
-            problem = WithLogDensity(denoiser, shape, conditions, rule.draw(seeds[rows], d), x.dtype, x.device)
+            vectors = rule.draw(seeds[rows], d)
+            problem = WithLogDensity(denoiser, shape, conditions, rule, vectors, dtype=x.dtype, device=x.device)
             state = problem.start(x[rows], start)
             solution = solvers.solve(plan.solver, problem, state, plan.nodes[::-1], hooks=[advance])
             latent, channels = problem.split(solution.x)
@@ -216,9 +179,8 @@ def log_prob(
             latents.append(latent)
             integrals.append(-change)
             counts.append(solution.nfe)
-    latent, integral = torch.cat(latents), torch.cat(integrals)
+    latent, integral, nfe = torch.cat(latents), torch.cat(integrals), torch.cat(counts)
     check_finite(torch.cat([latent.flatten(1), integral], 1), plan)
-    probes = integral.shape[1]
     ones = torch.ones(len(x), dtype=torch.float64, device=latent.device)
     budget = {
         "prior": (prior or denoiser.sde.prior().log_prob)(latent).double(),
@@ -227,14 +189,12 @@ def log_prob(
         "dequantisation": 0 * ones,
         "offset": d * math.log(1.0 if bin_width is None else bin_width) * ones,
     }
-    if problem.probes is None:
-        stderr = 0 * ones
-    else:
-        stderr = integral.std(1) / math.sqrt(probes) if probes > 1 else math.nan * ones
     return LogProb(
         nats=torch.stack(list(budget.values())).sum(0),
-        stderr=stderr,
-        nfe=int(torch.cat(counts).max()),
+        stderr=rule.stderr(integral, d),
+        nfe=int(nfe.max()),
+        nfe_per_sample=nfe,
+        products=int(nfe.max()) * rule.products(d),
         latent=latent,
         budget=budget,
         solver=str(plan.solver),
@@ -242,5 +202,5 @@ def log_prob(
         divergence=str(rule),
         seconds=time.perf_counter() - began,
         bin_width=bin_width,
-        kind="exact ODE value" if problem.probes is None else "estimate of the ODE value",
+        kind="exact ODE value" if isinstance(rule, Exact) else "estimate of the ODE value",
     )

@@ -14,6 +14,7 @@ from solvers import Node, Prediction, Rows
 from solvers.grids import node_of_lam
 from solvers.outputs import Output
 
+from .divergence import Divergence, Exact
 from .sde import Denoises
 
 # vector-Jacobian products taken at once: enough to fill a processor, few enough to bound memory
@@ -60,6 +61,21 @@ class Diffusion:
         return Diffusion(self.denoiser, {name: value[rows] for name, value in self.conditions.items()})
 
 
+def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
+    """v^T d out / d leaf (k, B, *) of vectors (k, B, *): all at once, or one by one where the network has a function
+    that cannot be batched."""
+    try:
+        (found,) = torch.autograd.grad(
+            out, leaf, vectors, retain_graph=True, create_graph=create_graph, is_grads_batched=True
+        )
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        rows = [torch.autograd.grad(out, leaf, v, retain_graph=True, create_graph=create_graph)[0] for v in vectors]
+        found = torch.stack(rows)
+    return found
+
+
 @dataclass(frozen=True)
 class WithLogDensity:
     """The same samples with channels that carry the log-density, each solved like one more coordinate.
@@ -69,24 +85,27 @@ class WithLogDensity:
     d / (1 + r^2). The channel carries the difference, u = r (l - l_0 + d/2 log((1 + r^2) / (1 + r_0^2))), for which
     du/dr = (u - M) / r with M = -r (tr dD/dy - d / (1 + r^2)): the equation of y itself with M as its prediction. So
     alpha u is appended to the state, and every deterministic solver integrates it at its own order; M vanishes at both
-    ends of the path, so that little is left to integrate. There is one channel per probe of the divergence, so that
-    the spread over the probes is seen in the result; u starts at 0.
+    ends of the path, so that little is left to integrate. There are the m channels of the divergence, so that the
+    spread over its probes is seen in the result; u starts at 0.
 
     The state (B, d + m) is float64, on the CPU where the model's device has no float64; the model sees samples in
-    ``dtype`` on ``device``. ``probes`` is (B, m, d), or None for the exact trace (m = 1).
+    ``dtype`` on ``device``. ``vectors`` (B, k, d) are those that the divergence drew. With ``create_graph`` the result
+    can be differentiated, by x, by the network's parameters and by the conditions; it holds every evaluation in memory.
     """
 
     denoiser: Denoises
     shape: tuple[int, ...]
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
-    probes: Tensor | None = None
+    divergence: Divergence = field(default=Exact())
+    vectors: Tensor | None = None
+    create_graph: bool = False
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
 
     @property
     def channels(self) -> int:
         """m, the number of log-density channels."""
-        return 1 if self.probes is None else self.probes.shape[1]
+        return self.divergence.channels(math.prod(self.shape))
 
     def node(self, t: float) -> Node:
         """The path at t."""
@@ -115,9 +134,10 @@ class WithLogDensity:
         """One forward pass and one batch of vector-Jacobian products, at one node or at one a sample."""
         samples, channels = self.split(x)
         with torch.enable_grad():
-            leaf = samples.detach().to(self.dtype).to(self.device).requires_grad_()
+            leaf = (samples if self.create_graph else samples.detach()).to(self.dtype).to(self.device)
+            leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
             prediction = self.denoiser.predict(leaf, node, **self.conditions)
-            trace = self._trace(prediction.x0, leaf).to(x.device).double()
+            trace = self._trace(prediction.x0, leaf, node).to(x.device)
         # alpha r = sigma turns the trace in x into the trace in y
         wide: Any = node.like(channels)
         drive = wide.ratio * math.prod(self.shape) / (1 + wide.ratio**2) - wide.sigma * trace
@@ -125,27 +145,30 @@ class WithLogDensity:
             (prediction.x0, drive),
             (prediction.eps, (channels - wide.alpha * drive) / wide.sigma),
         )
-        x0, eps = (torch.cat([a.detach().flatten(1).to(x.device).double(), b], 1) for a, b in pairs)
-        return Prediction(x0, eps)
+        x0, eps = (torch.cat([a.flatten(1).to(x.device).double(), b], 1) for a, b in pairs)
+        return Prediction(x0, eps) if self.create_graph else Prediction(x0.detach(), eps.detach())
 
-    def _trace(self, out: Tensor, leaf: Tensor) -> Tensor:
-        """tr(d out / d leaf) (B, 1), or its estimates v . J v (B, m)."""
-        d = math.prod(self.shape)
+    def _trace(self, out: Tensor, leaf: Tensor, node: Node | Node[Tensor]) -> Tensor:
+        """tr(d out / d leaf) by channels (B, m), float64."""
+        flat, d = leaf.flatten(1), math.prod(self.shape)
         if not out.requires_grad:  # a model that does not look at x
-            return out.new_zeros(len(leaf), self.channels)
-        if self.probes is None:
-            vectors = torch.eye(d, dtype=leaf.dtype, device=leaf.device).unsqueeze(1).expand(d, len(leaf), d)
-        else:
-            vectors = self.probes.to(leaf).transpose(0, 1)
-        parts = []
-        for chunk in torch.split(vectors, CHUNK):
-            shaped = chunk.reshape(len(chunk), *leaf.shape)
-            (products,) = torch.autograd.grad(out, leaf, shaped, retain_graph=True, is_grads_batched=True)
-            parts.append((products * shaped).flatten(2).sum(2))
-        values = torch.cat(parts).transpose(0, 1)
-        return values.sum(1, keepdim=True) if self.probes is None else values
+            return flat.new_zeros(len(leaf), self.channels, dtype=torch.float64)
+        # x0 = share x + ...: that much of the Jacobian is known
+        output: Output | None = getattr(self.denoiser, "output", None)
+        share: Any = 0.0 if output is None else output.weights(node.like(flat))[0][0]  # type: ignore[arg-type]
+
+        def products(vectors: Tensor) -> Tensor:
+            parts = []
+            for chunk in torch.split(vectors, CHUNK):
+                found = _products(out, leaf, chunk.reshape(len(chunk), *leaf.shape), self.create_graph)
+                parts.append(found.flatten(2) - share * chunk)
+            return torch.cat(parts)
+
+        vectors = None if self.vectors is None else self.vectors.to(flat)
+        unknown = self.divergence.trace(products, vectors, flat)
+        return (unknown + share * d).double()
 
     def select(self, rows: Rows) -> WithLogDensity:
         """The problem of some of the samples."""
         conditions = {name: value[rows] for name, value in self.conditions.items()}
-        return replace(self, conditions=conditions, probes=None if self.probes is None else self.probes[rows])
+        return replace(self, conditions=conditions, vectors=None if self.vectors is None else self.vectors[rows])

@@ -1,0 +1,165 @@
+"""Estimators of a trace against matrices that are known."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import scoresde
+from scoresde.divergence import Exact, Hutchinson, HutchPP, Orthogonal, divergences
+from scoresde.problem import WithLogDensity
+from solvers import InputError, generator
+
+D = 12
+A = torch.randn(D, D, generator=generator(0), dtype=torch.float64)
+LOW_RANK = A[:, :2] @ A[:, :2].T + 1e-3 * torch.eye(D, dtype=torch.float64)
+ESTIMATORS = [
+    Hutchinson(3),
+    Hutchinson(3, "gaussian"),
+    Hutchinson(3, "sphere"),
+    Orthogonal(3),
+    HutchPP(2),
+]
+
+
+def found(rule, matrix, seeds):
+    """The channels (B, m) of an estimator for one matrix, and its standard errors."""
+    like = torch.zeros(len(seeds), D, dtype=torch.float64)
+    vectors = rule.draw(seeds, D)
+    channels = rule.trace(lambda v: v @ matrix, vectors, like)
+    return channels, rule.stderr(channels, D)
+
+
+def spread(rule, matrix, n=4000):
+    estimates = found(rule, matrix, list(range(n)))[0].mean(1)
+    return float(estimates.mean()), float(estimates.var())
+
+
+@pytest.mark.parametrize("matrix", [A, LOW_RANK], ids=["full", "low rank"])
+@pytest.mark.parametrize("rule", ESTIMATORS, ids=str)
+def test_the_mean_is_the_trace(rule, matrix):
+    mean, variance = spread(rule, matrix)
+    assert abs(mean - float(matrix.trace())) < 4.5 * math.sqrt(variance / 4000)
+
+
+def test_the_variances_of_single_probes_are_their_closed_forms():
+    s = (A + A.T) / 2
+    norm, diagonal = float((s**2).sum()), float((s.diagonal() ** 2).sum())
+    sphere = D / (D + 2) * 2 * (norm - float(s.trace()) ** 2 / D)
+    # the variance of 4000 near-normal draws is known to 1 / sqrt(2000) of itself: 4.5 of those, and some for the tails
+    for law, expected in (("rademacher", 2 * (norm - diagonal)), ("gaussian", 2 * norm), ("sphere", sphere)):
+        assert spread(Hutchinson(1, law), A)[1] == pytest.approx(expected, rel=0.15)
+        assert spread(Hutchinson(4, law), A)[1] == pytest.approx(expected / 4, rel=0.15)
+    # four of a frame of twelve: a finite population
+    assert spread(Orthogonal(4), A)[1] == pytest.approx(sphere / 4 * (D - 4) / (D - 1), rel=0.15)
+
+
+def test_orthogonal_probes_are_exact_when_there_are_as_many_as_dimensions():
+    channels, error = found(Orthogonal(D), A, [3, 4])
+    assert channels.mean(1).tolist() == pytest.approx([float(A.trace())] * 2, abs=1e-12)
+    assert error.tolist() == [0, 0]
+
+
+def test_exact_is_exact():
+    channels, error = found(Exact(), A, [0, 1])
+    assert channels.tolist() == [[pytest.approx(float(A.trace()), abs=1e-13)]] * 2
+    assert error.tolist() == [0, 0]
+
+
+def test_hutchpp_is_nearly_exact_on_what_has_low_rank():
+    # at the same six products; the span misses the two large directions by 1e-3 of their length
+    assert spread(HutchPP(2), LOW_RANK, 200)[1] < 1e-5 * spread(Hutchinson(6), LOW_RANK, 200)[1]
+
+
+@pytest.mark.parametrize("rule", [*ESTIMATORS[:4], Orthogonal(10)], ids=str)
+def test_the_standard_error_is_the_spread_of_the_estimate(rule):
+    channels, error = found(rule, A, list(range(4000)))
+    # its square is unbiased
+    assert float((error**2).mean()) == pytest.approx(float(channels.mean(1).var()), rel=0.12)
+
+
+def test_draws_belong_to_their_seeds():
+    for rule in ESTIMATORS:
+        assert torch.equal(rule.draw([5, 8], D)[1], rule.draw([8], D)[0])
+
+
+class Odd(torch.autograd.Function):
+    """tanh, by a function that cannot be batched."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * (1 - torch.tanh(x) ** 2)
+
+
+def test_networks_whose_functions_cannot_be_batched():
+    sde, weight = scoresde.VP(), A[:4, :4].clone()
+    plain = scoresde.Denoiser(lambda x, label: torch.tanh(x @ weight), sde)
+    odd = scoresde.Denoiser(lambda x, label: Odd.apply(x @ weight), sde)
+    x = torch.randn(3, 4, generator=generator(1), dtype=torch.float64)
+    for divergence in ("exact", "hutchinson(probes=2)"):
+        values = [scoresde.log_prob(d, x, steps=5, divergence=divergence).nats for d in (plain, odd)]
+        assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v", "edm", "score"])
+def test_what_is_known_of_the_jacobian_is_not_estimated(predicts):
+    # a network that ignores x: the trace is the share of x in the output, whatever the probes
+    class Bias(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(5, dtype=torch.float64))
+
+        def forward(self, x, label):
+            return self.bias.expand_as(x) + 0 * x
+
+    sde = scoresde.VP()
+    denoiser, node = scoresde.Denoiser(Bias(), sde, predicts=predicts), sde(0.3)
+    x = torch.randn(2, 5, generator=generator(1), dtype=torch.float64)
+    share = denoiser.output.weights(node)[0][0]
+    for rule in (Hutchinson(2, "gaussian"), Hutchinson(2, "sphere"), Orthogonal(2), HutchPP(2), Exact()):
+        problem = WithLogDensity(denoiser, (5,), divergence=rule, vectors=rule.draw([0, 1], 5), dtype=torch.float64)
+        leaf = x.clone().requires_grad_()
+        trace = problem._trace(denoiser.predict(leaf, node).x0, leaf, node)
+        assert trace.flatten().tolist() == pytest.approx([5 * share] * trace.numel(), abs=1e-12)
+
+
+def test_products_are_counted_apart():
+    target = scoresde.targets.GaussianMixture(torch.tensor([[-1.0, 0.0, 0.5], [1.0, 0.5, 0.0]]), 0.04)
+    denoiser = target.denoiser(scoresde.VP())
+    x = target.sample(4, generator(0))
+    for rule, each in (
+        ("exact", 3),
+        ("hutchinson(probes=2)", 2),
+        ("orthogonal(probes=3)", 3),
+        ("hutchpp(vectors=2)", 6),
+    ):
+        result = scoresde.log_prob(denoiser, x, steps=10, divergence=rule)
+        assert (result.nfe, result.products) == (20, 20 * each)
+        assert f"{20 * each} vector-Jacobian products" in str(result)
+    adaptive = scoresde.log_prob(denoiser, x, "rk45", divergence="exact")
+    assert adaptive.nfe == int(adaptive.nfe_per_sample.max())
+    assert adaptive.products == 3 * adaptive.nfe
+    assert len(set(adaptive.nfe_per_sample.tolist())) > 1
+
+
+def test_names_and_bad_input():
+    assert divergences.names() == ["exact", "hutchinson", "hutchpp", "orthogonal"]
+    for rule in ESTIMATORS:
+        assert divergences.make(str(rule)) == rule
+    with pytest.raises(InputError, match="probes=13 of data with 12 dimensions; take at most 12"):
+        Orthogonal(13).draw([0], D)
+    with pytest.raises(InputError, match="vectors=12 must be below the data's 12 dimensions"):
+        HutchPP(12).draw([0], D)
+    with pytest.raises(InputError, match="hutchinson: probes must be a positive integer, got 0"):
+        Hutchinson(0)
+    with pytest.raises(InputError, match="did you mean hutchinson"):
+        divergences.make("hutchinsn")
+    with pytest.raises(InputError, match="option 'law' of hutchinson"):
+        divergences.make("hutchinson(law=uniform)")
