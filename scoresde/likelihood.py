@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 import solvers
-from solvers import Grid, InputError, Node, Solver, generator
+from solvers import Grid, InputError, Node, Solver
 
 from .data import spread
+from .dequantisation import Dequantiser, dequantisers, uniforms
 from .divergence import Divergence, Exact, divergences
 from .problem import WithLogDensity
 from .sample import Plan, batches_of, check_batch, check_finite
@@ -39,9 +41,13 @@ class LogProb:
         latent: the states (B, *) at t_max.
         budget: (B,) nats each: ``prior`` log p_T(x_T), ``divergence`` integral, ``truncation`` (the change of scale
             at t_min), ``dequantisation`` (minus the log-density of the noise in units of the bin: 0 for uniform
-            noise), ``offset`` (the log of the bin's volume, where a bin width is known).
+            noise), ``offset`` (the log of the bin's volume, where a bin width is known); of several draws the means,
+            and ``importance``, what weighting them gained over their mean.
         bin_width: distance between neighbouring levels of the data, None for continuous data.
         kind: what the number is.
+        solver_error: (B,) nats, the distance to the same solve with half the steps, or 1.5 times the distance to one
+            with tolerances 32 times as tight: more than the error of the value as long as the method converges. None
+            where it was not asked for.
         terms: of a chain's bound, (B, N + 1) nats, see ``bounds.chain_bound``; None otherwise.
     """
 
@@ -59,6 +65,7 @@ class LogProb:
     terms: Tensor | None = None
     nfe_per_sample: Tensor | None = None
     products: int = 0
+    solver_error: Tensor | None = None
 
     @property
     def dimensions(self) -> int:
@@ -91,6 +98,9 @@ class LogProb:
             lines.append(
                 f"  trace estimate's standard error {float(self.stderr.mean()):.3g} nats a sample ({self.divergence})"
             )
+        if self.solver_error is not None:
+            worst, average = float(self.solver_error.max()), float(self.solver_error.mean())
+            lines.append(f"  solver's error {average:.3g} nats a sample, {worst:.3g} at most")
         work = f"{self.nfe} NFE" + (f", {self.products} vector-Jacobian products" if self.products else "")
         lines.append(f"  {self.solver} on {self.grid}, {work}, {self.seconds:.1f} s")
         return "\n".join(lines)
@@ -98,8 +108,7 @@ class LogProb:
 
 def dequantise(x: Tensor, bin_width: float, seeds: Iterable[int]) -> Tensor:
     """x (B, *) spread uniformly over its bins: x + bin_width (u - 1/2), u from each sample's seed."""
-    rows = [torch.rand(x.shape[1:], generator=generator(seed, 3), dtype=torch.float64) for seed in seeds]
-    return spread(x, bin_width, torch.stack(rows).to(x))
+    return spread(x, bin_width, uniforms(tuple(x.shape[1:]), list(seeds)).to(x))
 
 
 def log_prob(
@@ -114,9 +123,13 @@ def log_prob(
     seeds: Iterable[int] | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     bin_width: float | None = None,
+    dequantiser: str | Dequantiser | None = None,
+    draws: int = 1,
+    error: bool = False,
     t_min: float | None = None,
     t_max: float | None = None,
     condition: Mapping[str, Tensor] | None = None,
+    differentiable: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
@@ -125,12 +138,16 @@ def log_prob(
     Args:
         solver, grid, steps, nfe: as for ``sample``; the solver must be deterministic, and the default grid of this
             function is ``logsnr``. The state is float64, the network's input has the dtype of x.
-        divergence: ``exact`` or ``hutchinson(probes=4)``.
-        seeds: of the probes, one per sample; 0, 1, ... by default.
+        divergence: ``exact``, ``hutchinson(probes=4)``, ``orthogonal(probes=4)`` or ``hutchpp(vectors=2)``.
+        seeds: of the probes and of the dequantiser's draws, one per sample; 0, 1, ... by default.
         prior: log-density (B,) at t_max of states (B, *); by default the SDE's prior. A solve that ends before the
             SDE's t_max has no default.
-        bin_width: of discrete data (x already dequantised, see ``dequantise``): nats are then of the level's
-            probability, and ``bits_per_dim`` is defined.
+        bin_width: of discrete data: nats are then of the level's probability, and ``bits_per_dim`` is defined. x are
+            levels for a ``dequantiser``, and otherwise dequantised already, see ``dequantise``.
+        dequantiser: ``uniform`` or ``truncated_normal``: x are levels, and it draws the noise.
+        draws: of the dequantiser, importance-weighted: a solve each, for a tighter bound.
+        error: solve once more with half the steps, or with tighter tolerances, for ``solver_error``; it counts.
+        differentiable: keep the graph, so that ``nats`` can be differentiated by x, the parameters and the conditions.
         batch_size: how many samples to carry at once; it does not change the values.
 
     >>> import scoresde, torch
@@ -142,7 +159,7 @@ def log_prob(
 
     Raises:
         InputError: see ``Plan.make``; also a stochastic solver, data that are empty, not floats or not finite, a
-            shortened range without a prior, a result that is not finite.
+            shortened range without a prior, a dequantiser without a bin width, a result that is not finite.
     """
     plan = Plan.make(denoiser, solver, grid or "logsnr", steps, nfe, t_min, t_max, stop=True)
     rule = divergences.make(divergence)
@@ -157,45 +174,58 @@ def log_prob(
     start, end = plan.nodes[-1], plan.nodes[0]
     if prior is None and not math.isclose(end.t, denoiser.sde.t_max, rel_tol=1e-9):
         raise InputError(f"the solve ends at t={end.t:g}, before t_max={denoiser.sde.t_max:g}: give the prior there")
-    shape, d = tuple(x.shape[1:]), x[0].numel()
-    batches = batches_of(len(x), batch_size)
+    noise = None if dequantiser is None else dequantisers.make(dequantiser)
+    if noise is not None and bin_width is None:
+        raise InputError(f"the dequantiser {noise} needs the bin width of discrete data: give bin_width")
+    if solvers.errors.positive_integer("draws", draws) > 1 and noise is None:
+        raise InputError(f"draws={draws} are of a dequantiser: name one")
     began = time.perf_counter()
-    latents, integrals, counts = [], [], []
-    bar = tqdm(total=(len(plan.nodes) - 1) * len(batches), desc="log p", disable=not progress, leave=False)
+    work = _Work(denoiser, rule, seeds, dict(condition or {}), differentiable, batch_size, progress)
+    shape, d = tuple(x.shape[1:]), x[0].numel()
+    log_prior = prior or denoiser.sde.prior().log_prob
 
-    def advance(state: Tensor, node: Node) -> None:
-        bar.update()
+    def value(path: Plan, draw: int) -> tuple[dict[str, Tensor], _Integral]:
+        y, law = x, None
+        if noise is not None and bin_width is not None:
+            u, law = noise.spread(uniforms(shape, seeds, draw), bin_width, start)
+            y = x + u.to(x)
+        found = work.integrate(y, path)
+        ones = torch.ones(len(x), dtype=torch.float64, device=found.latent.device)
+        volume = d * math.log(1.0 if bin_width is None else bin_width)
+        parts = {
+            "prior": log_prior(found.latent).double(),
+            "divergence": found.integral.mean(1),
+            "truncation": d * math.log(start.alpha) * ones,
+            "dequantisation": 0 * ones if law is None else -law.to(ones) - volume,
+            "offset": volume * ones,
+        }
+        return parts, found
 
-    with bar:
-        for rows in batches:
-            conditions = {name: value[rows] for name, value in (condition or {}).items()}
-            vectors = rule.draw(seeds[rows], d)
-            problem = WithLogDensity(denoiser, shape, conditions, rule, vectors, dtype=x.dtype, device=x.device)
-            state = problem.start(x[rows], start)
-            solution = solvers.solve(plan.solver, problem, state, plan.nodes[::-1], hooks=[advance])
-            latent, channels = problem.split(solution.x)
-            # l is the log-density of x / alpha: back to that of x at both ends
-            change = problem.log_density_change(channels, start, end) - d * math.log(end.alpha / start.alpha)
-            latents.append(latent)
-            integrals.append(-change)
-            counts.append(solution.nfe)
-    latent, integral, nfe = torch.cat(latents), torch.cat(integrals), torch.cat(counts)
-    check_finite(torch.cat([latent.flatten(1), integral], 1), plan)
-    ones = torch.ones(len(x), dtype=torch.float64, device=latent.device)
-    budget = {
-        "prior": (prior or denoiser.sde.prior().log_prob)(latent).double(),
-        "divergence": integral.mean(1),
-        "truncation": d * math.log(start.alpha) * ones,
-        "dequantisation": 0 * ones,
-        "offset": d * math.log(1.0 if bin_width is None else bin_width) * ones,
-    }
+    with torch.set_grad_enabled(differentiable):
+        made = [value(plan, draw) for draw in range(draws)]
+        totals = torch.stack([torch.stack(list(parts.values())).sum(0) for parts, _ in made])
+        budget = {name: torch.stack([parts[name] for parts, _ in made]).mean(0) for name in made[0][0]}
+        nats = totals[0]
+        if draws > 1:
+            nats = torch.logsumexp(totals, 0) - math.log(draws)
+            budget["importance"] = nats - totals.mean(0)
+        errors = torch.stack([rule.stderr(found.integral, d) for _, found in made])
+        stderr = (torch.softmax(totals, 0) * errors).square().sum(0).sqrt() if draws > 1 else errors[0]
+        counts, gap = [found.nfe for _, found in made], None
+        if error:
+            other, factor = _compared(denoiser, plan, grid or "logsnr", t_min, t_max)
+            parts, found = value(other, 0)
+            gap = factor * (torch.stack(list(parts.values())).sum(0) - totals[0]).abs().detach()
+            counts.append(found.nfe)
+    spent = torch.stack(counts).sum(0)
     return LogProb(
-        nats=torch.stack(list(budget.values())).sum(0),
-        stderr=rule.stderr(integral, d),
-        nfe=int(nfe.max()),
-        nfe_per_sample=nfe,
-        products=int(nfe.max()) * rule.products(d),
-        latent=latent,
+        nats=nats,
+        stderr=stderr,
+        nfe=int(spent.max()),
+        nfe_per_sample=spent,
+        products=int(spent.max()) * rule.products(d),
+        solver_error=gap,
+        latent=made[0][1].latent,
         budget=budget,
         solver=str(plan.solver),
         grid=plan.grid,
@@ -204,3 +234,81 @@ def log_prob(
         bin_width=bin_width,
         kind="exact ODE value" if isinstance(rule, Exact) else "estimate of the ODE value",
     )
+
+
+class _Integral(NamedTuple):
+    """The states (B, *) at the far end, the integrals of the divergence (B, m) in nats, and the evaluations (B,)."""
+
+    latent: Tensor
+    integral: Tensor
+    nfe: Tensor
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every solve of a likelihood shares."""
+
+    denoiser: Denoises
+    rule: Divergence
+    seeds: list[int]
+    conditions: Mapping[str, Tensor]
+    differentiable: bool
+    batch_size: int | None
+    progress: bool
+
+    def integrate(self, x: Tensor, plan: Plan) -> _Integral:
+        """Carries x (B, *) to the first node of a plan.
+
+        Raises:
+            InputError: the outcome is not finite.
+        """
+        start, end, d = plan.nodes[-1], plan.nodes[0], x[0].numel()
+        batches = batches_of(len(x), self.batch_size)
+        parts = []
+        total = (len(plan.nodes) - 1) * len(batches)
+        bar = tqdm(total=total, desc="log p", disable=not self.progress, leave=False)
+
+        def advance(state: Tensor, node: Node) -> None:
+            bar.update()
+
+        with bar:
+            for rows in batches:
+                problem = WithLogDensity(
+                    self.denoiser,
+                    tuple(x.shape[1:]),
+                    {name: value[rows] for name, value in self.conditions.items()},
+                    self.rule,
+                    self.rule.draw(self.seeds[rows], d),
+                    self.differentiable,
+                    x.dtype,
+                    x.device,
+                )
+                state = problem.start(x[rows], start)
+                solution = solvers.solve(plan.solver, problem, state, plan.nodes[::-1], hooks=[advance])
+                latent, channels = problem.split(solution.x)
+                # l is the log-density of x / alpha: back to that of x at both ends
+                change = problem.log_density_change(channels, start, end) - d * math.log(end.alpha / start.alpha)
+                parts.append(_Integral(latent, -change, solution.nfe))
+        found = _Integral(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        check_finite(torch.cat([found.latent.flatten(1), found.integral], 1), plan)
+        return found
+
+
+def _compared(
+    denoiser: Denoises, plan: Plan, grid: str | Grid, t_min: float | None, t_max: float | None
+) -> tuple[Plan, float]:
+    """The plan that a value is compared with, and the factor on the distance: half the steps, whose own error is the
+    greater; or tolerances a 32nd as large. (Looser ones may agree with the value, and both be wrong.)
+
+    Raises:
+        InputError: the plan has one step.
+    """
+    if plan.solver.adaptive:
+        solver: Any = plan.solver
+        return replace(plan, solver=replace(solver, rtol=solver.rtol / 32, atol=solver.atol / 32)), 1.5
+    count = len(plan.nodes) - 1
+    if count < 2:
+        raise InputError("error=True halves the steps of a grid: it takes at least two")
+    if solvers.grids.make(grid).fixed:
+        return replace(plan, nodes=(*plan.nodes[:-1][::2], plan.nodes[-1])), 1.0
+    return Plan.make(denoiser, plan.solver, grid, count // 2, None, t_min, t_max, stop=True), 1.0

@@ -1,0 +1,118 @@
+"""Levels as continuous data: laws of the noise, bounds in their order, masses that sum to one."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import norm, truncnorm
+
+import scoresde
+from scoresde.dequantisation import TruncatedNormal, UniformNoise, dequantisers, uniforms
+from solvers import InputError
+
+SDE = scoresde.VP()
+WIDTH = 0.25
+LEVELS = torch.linspace(-0.875, 0.875, 8, dtype=torch.float64).view(8, 1)
+OPTIONS = {"solver": "heun", "steps": 60, "divergence": "exact", "bin_width": WIDTH}
+
+
+def masses(target):
+    """The exact probability of each level's bin, of a mixture of normals in one dimension seen at t_min."""
+    ratio = SDE(SDE.t_min).ratio
+    total = torch.zeros(8, dtype=torch.float64)
+    for mean, value, weight in zip(target.means, target.values, target.log_weights.exp(), strict=True):
+        std = math.sqrt(float(value) + ratio**2)
+        a, b = ((LEVELS.flatten() + side * WIDTH / 2 - mean) / std for side in (-1, 1))
+        total += weight * torch.from_numpy(norm.cdf(b.numpy()) - norm.cdf(a.numpy()))
+    return total
+
+
+SMOOTH = scoresde.targets.GaussianMixture(torch.tensor([[-0.5], [0.45]], dtype=torch.float64), 0.03, [0.3, 0.7])
+
+
+def test_the_levels_of_a_toy_sum_to_one():
+    # exp of one draw is an unbiased estimate of a level's mass; beyond the levels there is little
+    n = 400
+    x = LEVELS.repeat(n, 1)
+    found = scoresde.log_prob(SMOOTH.denoiser(SDE), x, dequantiser="uniform", **OPTIONS).nats.exp().view(n, 8)
+    exact, error = masses(SMOOTH), found.std(0) / math.sqrt(n)
+    assert ((found.mean(0) - exact).abs() < 4.5 * error + 2e-4).all()  # 2e-4: heun in 60 steps
+    assert abs(float(found.sum(1).mean()) - float(exact.sum())) < 4.5 * float(found.sum(1).std()) / math.sqrt(n) + 1e-3
+    assert float(exact.sum()) == pytest.approx(1, abs=0.02)
+
+
+def test_more_draws_are_a_tighter_bound():
+    n = 60
+    x, exact = LEVELS[2:6].repeat(n, 1), masses(SMOOTH)[2:6].log()
+    gaps = []
+    for draws in (1, 4, 16):
+        found = scoresde.log_prob(SMOOTH.denoiser(SDE), x, dequantiser="uniform", draws=draws, **OPTIONS)
+        assert torch.stack(list(found.budget.values())).sum(0).tolist() == pytest.approx(found.nats.tolist(), abs=1e-12)
+        gaps.append(float((exact - found.nats.view(n, 4)).mean()))
+    # to first order the gap is the variance of the ratio over twice the number of draws
+    assert gaps[0] > 1.8 * gaps[1] > 1.8**2 * gaps[2] > 0
+    assert found.nfe == 16 * 2 * 60
+
+
+def test_for_a_model_of_levels_the_truncated_normal_beats_uniform_noise():
+    # the exact score of the levels themselves: all mass sits within ratio of them, a twelfth of the bin's half
+    weights = torch.tensor([1.0, 2, 3, 4, 4, 3, 2, 1], dtype=torch.float64)
+    target = scoresde.targets.GaussianMixture(LEVELS, 1e-12, weights)
+    n, exact = 6, (weights / weights.sum()).log()
+    values = {}
+    for spec in ("uniform", "truncated_normal"):
+        options = OPTIONS | {"solver": "rk45", "steps": None, "dequantiser": spec}
+        values[spec] = scoresde.log_prob(target.denoiser(SDE), LEVELS.repeat(n, 1), **options).nats.view(n, 8).mean(0)
+    assert (values["uniform"] < exact - 10).all()
+    assert values["truncated_normal"].tolist() == pytest.approx(exact.tolist(), abs=5e-3)  # the solver's tolerance
+
+
+def test_the_laws_are_what_they_say():
+    node = SDE(0.02)
+    u = uniforms((50,), [1, 2])
+    noise, law = UniformNoise().spread(u, WIDTH, node)
+    assert float(noise.abs().max()) <= WIDTH / 2
+    assert law.tolist() == pytest.approx([-50 * math.log(WIDTH)] * 2)
+    for width in (0.01, 0.25, 4.0):
+        noise, law = TruncatedNormal().spread(u, width, node)
+        tau = width / 2 / node.ratio
+        theirs = truncnorm(-tau, tau, scale=node.ratio)
+        assert noise.numpy() == pytest.approx(theirs.ppf(u.numpy()), rel=1e-7, abs=1e-12)
+        assert law.numpy() == pytest.approx(theirs.logpdf(noise.numpy()).sum(1), rel=1e-9)
+
+
+def test_entropies_of_the_truncated_normal():
+    # in units of sigma, in bits: 2.024 at tau = 3, 2.047 without a cut, log2(2 tau) for a narrow one
+    u = torch.linspace(0, 1, 20001, dtype=torch.float64)[1:-1].view(-1, 1)
+    node = SDE(0.02)
+    for tau, entropy in ((3.0, 2.024), (8.0, 0.5 * math.log2(2 * math.pi * math.e)), (0.01, math.log2(0.02))):
+        _, law = TruncatedNormal().spread(u, 2 * tau * node.ratio, node)
+        assert -float(law.mean()) / math.log(2) - math.log2(node.ratio) == pytest.approx(entropy, abs=1e-3)
+
+
+def test_it_is_the_same_as_by_hand_and_belongs_to_the_seed():
+    x = LEVELS[1:4]
+    own = scoresde.log_prob(SMOOTH.denoiser(SDE), x, dequantiser="uniform", seeds=[4, 5, 6], **OPTIONS)
+    spread = scoresde.dequantise(x, WIDTH, [4, 5, 6])
+    hand = scoresde.log_prob(SMOOTH.denoiser(SDE), spread, seeds=[4, 5, 6], **OPTIONS)
+    assert torch.equal(own.nats, hand.nats)
+    alone = scoresde.log_prob(SMOOTH.denoiser(SDE), x[1:2], dequantiser="uniform", seeds=[5], draws=2, **OPTIONS)
+    among = scoresde.log_prob(SMOOTH.denoiser(SDE), x, dequantiser="uniform", seeds=[4, 5, 6], draws=2, **OPTIONS)
+    assert alone.nats[0] == among.nats[1]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bin_width": None}, "the dequantiser uniform needs the bin width of discrete data"),
+        ({"dequantiser": None, "draws": 3}, "draws=3 are of a dequantiser: name one"),
+        ({"draws": 0}, "draws must be a positive integer, got 0"),
+        ({"dequantiser": "unifrm"}, "did you mean uniform"),
+    ],
+)
+def test_bad_input(change, message):
+    with pytest.raises(InputError, match=message):
+        scoresde.log_prob(SMOOTH.denoiser(SDE), LEVELS, **({"dequantiser": "uniform"} | OPTIONS | change))
+    with pytest.raises(InputError, match="begins with noise"):
+        TruncatedNormal().spread(LEVELS, WIDTH, SDE.clean)
+    assert dequantisers.names() == ["truncated_normal", "uniform"]
