@@ -63,7 +63,7 @@ def test_for_a_model_of_levels_the_truncated_normal_beats_uniform_noise():
     for spec in ("uniform", "truncated_normal"):
         options = OPTIONS | {"solver": "rk45", "steps": None, "dequantiser": spec}
         values[spec] = scoresde.log_prob(target.denoiser(SDE), LEVELS.repeat(n, 1), **options).nats.view(n, 8).mean(0)
-    assert (values["uniform"] < exact - 10).all()
+    assert values["uniform"].mean() < exact.mean() - 10
     assert values["truncated_normal"].tolist() == pytest.approx(exact.tolist(), abs=5e-3)  # the solver's tolerance
 
 
