@@ -1,5 +1,5 @@
-"""Writes the README's table of solvers, docs/solvers.md and the figures of docs/programs.md from the registry and the
-committed results: python benchmarks/readme.py
+"""Writes the README's table of solvers, docs/solvers.md and the figures of docs/programs.md and docs/ddpm_and_sde.md
+from the registry and the committed results: python benchmarks/readme.py
 
 With --check it only tells whether they are up to date (exit status 1 if not).
 """
@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import ddpm_and_sde_tables
 
 import solvers
 from scoresde import cards
@@ -252,10 +254,13 @@ def updated(text: str, parts: Mapping[str, str]) -> str:
 
 
 def main() -> int:
-    readme, programs = ROOT / "README.md", ROOT / "docs" / "programs.md"
+    readme, programs, chains = (ROOT / name for name in ("README.md", "docs/programs.md", "docs/ddpm_and_sde.md"))
     fresh = {
         readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
+        chains: updated(
+            chains.read_text(encoding="utf-8"), ddpm_and_sde_tables.tables(results("ddpm_and_sde.json")[1])
+        ),
         ROOT / "docs" / "solvers.md": page(),
     }
     if "--check" in sys.argv:

@@ -11,10 +11,12 @@ from scoresde.configs.default import get_config as default
 def get_config() -> ConfigDict:
     config = default()
     config.sde = "ddpm_chain(schedule=linear, beta_start=0.0001, beta_end=0.02, num_train_timesteps=1000)"
-    config.model.network = "mlp(label_scale=0.004)"  # labels in 0 .. 4
+    config.model.network = "mlp(label_scale=0.016)"  # tells one step from the next
     config.model.predicts = "eps"
     config.model.time_label = "index"
     config.training.target = "eps"
     config.training.times = "discrete"
+    config.training.steps = 12000
+    config.training.ema_decay = 0.9995
     config.likelihood.bound = "ddpm(variance=beta)"
     return config

@@ -4,7 +4,9 @@ from solvers import InputError
 
 from . import chains, targets
 from .bounds import chain_bound
+from .continuous_bound import continuous_bound
 from .denoiser import Denoiser, label_shift, time_labels
+from .learned_vp import LearnedVP
 from .likelihood import LogProb, dequantise, log_prob
 from .load import load
 from .moments import eps_power
@@ -19,12 +21,14 @@ __all__ = [
     "Cosine",
     "Denoiser",
     "InputError",
+    "LearnedVP",
     "LogProb",
     "RectifiedFlow",
     "Sample",
     "SubVP",
     "chain_bound",
     "chains",
+    "continuous_bound",
     "dequantise",
     "encode",
     "eps_power",

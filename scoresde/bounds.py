@@ -27,12 +27,32 @@ from .chains import Chain
 from .decoders import Decoder, Discretised, decoders
 from .likelihood import LogProb
 from .sample import batches_of, check_batch
-from .sde import SDE, Denoises
+from .sde import SDE, Denoises, sdes
 
 
 def chain_of(sde: SDE, count: int | None = None) -> Chain:
-    """The chain of an SDE: its own where it is a chain's path, else of ``count`` nodes, by default 1000."""
-    return Chain(sde, train_timesteps(sde, count))
+    """The chain of an SDE: its own where it is a chain's path, else of ``count`` nodes, by default 1000.
+
+    Raises:
+        InputError: its nodes leave the SDE's range, where its models know the labels.
+    """
+    return within(Chain(sde, train_timesteps(sde, count)), sde)
+
+
+def within(chain: Chain, sde: SDE) -> Chain:
+    """The chain.
+
+    Raises:
+        InputError: its nodes leave an SDE's range of t.
+    """
+    first, last = chain.path.t_min, chain.path.t_max
+    slack = 1e-9 * (sde.t_max - sde.t_min)
+    if first < sde.t_min - slack or last > sde.t_max + slack:
+        raise InputError(
+            f"the chain's {chain.count} nodes go over t in [{first:g}, {last:g}], but the model's path, "
+            f"{sdes.info_of(sde).name}, over [{sde.t_min:g}, {sde.t_max:g}]: give another chain, or the model its path"
+        )
+    return chain
 
 
 def reverse_kernel(kernel: str | Solver) -> DDPM:
@@ -47,10 +67,15 @@ def reverse_kernel(kernel: str | Solver) -> DDPM:
     return made
 
 
+def _double(x: Tensor) -> Tensor:
+    """x in float64; on the CPU where its device, Apple's, has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def prior_term(chain: Chain, x0: Tensor) -> Tensor:
     """L_N = KL(q(x_{N-1} | x0) | N(0, std^2 I)) (B,) in nats, for x0 (B, *)."""
     node, std = chain.node(chain.count - 1), chain.path.prior().std
-    square = node.alpha**2 * x0.flatten(1).double().square()
+    square = node.alpha**2 * _double(x0).flatten(1).square()
     part = 0.5 * ((square + node.sigma**2) / std**2 - 1 - 2 * math.log(node.sigma / std))
     return part.sum(1)
 
@@ -69,14 +94,15 @@ def step_terms(
         prediction: the model's at x_i, (B, *).
     """
     at, below = chain.steps(index)
-    wide, q = at.like(x0.double()), posterior(at, below)
+    error = _double(prediction.eps - eps)
+    nu = None if prediction.nu is None else _double(prediction.nu)
+    x0 = _double(x0)
+    wide, q = at.like(x0), posterior(at, below)
 
     def column(values: Any) -> Any:
-        return values.to(x0.device, torch.float64).view(wide.alpha.shape)
+        return values.to(x0.device).view(wide.alpha.shape)
 
-    error = (prediction.eps - eps).double()
-    nu = None if prediction.nu is None else prediction.nu.double()
-    v = kernel.variance_of(at.like(x0.double()), below.like(x0.double()), nu, chain.lowest)
+    v = kernel.variance_of(wide, below.like(x0), nu, chain.lowest)
     tilde = column(torch.where(index == 0, chain.lowest, q.variance))
     gap = column(q.on_x0 * at.ratio) * error
     terms: Tensor = (0.5 * (torch.log(v / tilde) + (tilde + gap**2) / v - 1)).expand(x0.shape).flatten(1).sum(1)
@@ -85,7 +111,7 @@ def step_terms(
         return terms
     mean = (x0 - wide.ratio * error)[first]  # the posterior's mean at the data is the prediction of x0
     variance = (v * torch.ones_like(error))[first]
-    decoded = -decoder.log_prob(x0[first].double(), mean, variance).flatten(1).sum(1)
+    decoded = -decoder.log_prob(x0[first], mean, variance).flatten(1).sum(1)
     return terms.masked_scatter(first, decoded)
 
 
@@ -129,12 +155,15 @@ def chain_bound(
     True
 
     Raises:
-        InputError: see ``Chain`` and ``DDPM``; also data that are empty, not floats or not finite.
+        InputError: see ``Chain`` and ``DDPM``; also data that are empty, not floats, not finite, or, for the decoder
+            ``discretised``, not at its levels, and a chain that leaves the range of the model's path.
     """
     check_batch("x", x, condition)
     method = reverse_kernel(kernel)
     rule = decoders.make(decoder)
-    chain = chain_of(denoiser.sde) if chain is None else chain
+    chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
+    if isinstance(rule, Discretised):
+        rule.check(x)
     width = rule.bin_width if isinstance(rule, Discretised) else bin_width
     if width is not None and not width > 0:
         raise InputError(f"bin_width must be positive, got {width:g}")

@@ -58,7 +58,7 @@ class ChainBound(Loss):
         )
         if self.prior:
             nats = nats + prior_term(chain, x0)
-        return (nats / (x0[0].numel() * math.log(2))).to(x0.dtype)
+        return (nats / (x0[0].numel() * math.log(2))).to(x0)
 
 
 @losses.register("hybrid", reference="Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 16")
@@ -95,6 +95,6 @@ class Hybrid(Loss):
         fixed = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.nu)
         decoder = _needs(self.decoder, "hybrid")
         nats = chain.count * step_terms(chain, index, x0, eps, fixed, DDPM(variance="learned"), decoder)
-        bits = (nats / (x0[0].numel() * math.log(2))).to(x0.dtype)
+        bits = (nats / (x0[0].numel() * math.log(2))).to(x0)
         simple: Tensor = (prediction.eps - eps).square().flatten(1).mean(1)
         return simple + self.weight * bits

@@ -176,8 +176,8 @@ class SMLDChainSDE(NodesSDE):
             object.__setattr__(self, "sigmas", tuple(map(float, self.sigmas)))
         self._place(len(self.sigmas) or self.num_train_timesteps)
         levels = self.all_sigmas()
-        if not (np.isfinite(levels).all() and levels[0] > 0):
-            raise InputError(f"smld_chain: sigmas are finite and above 0, got {levels[0]:g} at node 0")
+        if bad := np.flatnonzero(~(np.isfinite(levels) & (levels > 0))).tolist():
+            raise InputError(f"smld_chain: sigmas are finite and above 0, got {levels[bad[0]]:g} at node {bad[0]}")
         if bad := np.flatnonzero(~(np.diff(levels) > 0)).tolist():
             i = bad[0]
             raise InputError(

@@ -28,7 +28,7 @@ from solvers.grids import Explicit
 from . import schedules
 from .chain_sde import ChainSDE, NodesSDE, SMLDChainSDE
 from .schedules import Array
-from .sde import SDE
+from .sde import SDE, sdes
 
 __all__ = ["Chain", "ChainSDE", "DDPMChain", "Kernel", "SMLDChain", "SMLDChainSDE", "embed"]
 
@@ -64,14 +64,16 @@ class Chain:
         if positive_integer("a chain's number of nodes", self.count) < 2:
             raise InputError("a chain has at least two nodes, got 1")
         if isinstance(self.path, NodesSDE) and self.count != self.path.num_train_timesteps:
-            raise InputError(f"{self.path} has {self.path.num_train_timesteps} nodes, got {self.count}")
+            name = sdes.info_of(self.path).name
+            raise InputError(f"this {name} has {self.path.num_train_timesteps} nodes, got {self.count}")
         first = self.path.t_max / self.count
         if first != self.path.t_min:  # the labels count from the first node
             object.__setattr__(self, "path", dataclasses.replace(self.path, t_min=first))
 
     def sde(self) -> SDE:
         """The continuous path through the nodes, exact there, from the first node on: every solver, likelihood and the
-        label ``index``, which is i there, take it."""
+        label ``index``, which is i there (of a denoiser with ``num_train_timesteps`` N, the default on the paths of
+        ``DDPMChain`` and ``SMLDChain``), take it."""
         return self.path
 
     def __len__(self) -> int:
@@ -85,23 +87,33 @@ class Chain:
         """
         if not -1 <= index < self.count:
             raise InputError(f"index {index} is outside -1..{self.count - 1}, the nodes of this chain (-1 is the data)")
-        return self.path.clean if index == -1 else self.path(self.path.t_max * (index + 1) / self.count)
+        return self.path.clean if index == -1 else self.path(self._time(index))
+
+    def _time(self, index: int) -> float:
+        """t of an index 0..N-1; the last is t_max itself, which t_max N / N may miss by a rounding."""
+        return self.path.t_max * (index + 1) / self.count if index < self.count - 1 else self.path.t_max
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
         """All N of them, by index."""
-        return tuple(self.path.nodes([self.path.t_max * (i + 1) / self.count for i in range(self.count)]))
+        return tuple(self.path.nodes([self._time(i) for i in range(self.count)]))
 
     @cached_property
     def stacked(self) -> Node[Tensor]:
         """The data's node and then all N, as tensors (N + 1,) in float64."""
-        t = self.path.t_max * torch.arange(1, self.count + 1, dtype=torch.float64) / self.count
+        t = torch.tensor([self._time(i) for i in range(self.count)], dtype=torch.float64)
         node, clean = self.path(t), self.path.clean
         names = ("t", "alpha", "sigma", "dalpha", "dsigma")
         return Node(*(torch.cat([torch.tensor([getattr(clean, n)]).to(t), getattr(node, n)]) for n in names))
 
     def steps(self, index: Tensor) -> tuple[Node[Tensor], Node[Tensor]]:
-        """The nodes (B,) of indices (B,) in 0..N-1, and those of the indices below."""
+        """The nodes (B,) of indices (B,) in 0..N-1, and those of the indices below.
+
+        Raises:
+            InputError: another index.
+        """
+        for outside in index[(index < 0) | (index >= self.count)].tolist():
+            self._step(outside)
         names = ("t", "alpha", "sigma", "dalpha", "dsigma")
         at, below = (Node(*(getattr(self.stacked, n)[i] for n in names)) for i in (index + 1, index))
         return at, below
@@ -114,7 +126,7 @@ class Chain:
     @cached_property
     def betas(self) -> Array:
         """beta_i = 1 - (alpha_i / alpha_{i-1})^2 (N,): DDPM's; 0 where alpha is 1, as on VE."""
-        betas: Array = -np.expm1(2 * np.diff(self.stacked.alpha.log().numpy()))
+        betas: Array = 0.0 - np.expm1(2 * np.diff(self.stacked.alpha.log().numpy()))
         return betas
 
     @cached_property
@@ -229,7 +241,7 @@ def _ho(sde: SDE, count: int) -> Chain:
 
 
 def _linear(sde: SDE, embedding: str, betas: Array) -> Chain:
-    if not betas.max() < 1:
+    if not betas.max() < 1 - 1e-9:  # at N = beta_max it is 1 but for its rounding
         raise InputError(
             f"{len(betas)} nodes are too few for the embedding {embedding!r} of {sde}: beta_i would be "
             f"{betas.max():.3g}; it takes more than {len(betas) * betas.max():.4g} nodes, 'exact' any number"

@@ -26,6 +26,7 @@ from .configs import default
 from .data import Dataset, load
 from .decoders import Decoder, Discretised, Gaussian
 from .denoiser import Denoiser
+from .learned_vp import with_schedule
 from .losses import Loss, losses, times
 from .networks import networks
 from .results import write_json
@@ -170,10 +171,12 @@ def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser
         raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
     torch.manual_seed(config.seed)
     model, recipe = config.model, networks.make(config.model.network)
-    network = (recipe.build(shape, outputs=2) if model.learned_variance else recipe.build(shape)).to(device_of(config))
+    network = recipe.build(shape, outputs=2) if model.learned_variance else recipe.build(shape)
+    sde = make_sde(config.sde)
+    network = with_schedule(network, sde).to(device_of(config))
     denoiser = Denoiser(
         network,
-        make_sde(config.sde),
+        sde,
         model.predicts,
         model.time_label,
         model.sigma_data,

@@ -35,7 +35,7 @@ class Gaussian(Decoder):
     """The normal density itself, for continuous data."""
 
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Any) -> Tensor:
-        v = torch.as_tensor(variance).to(mean)
+        v = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device)
         return -0.5 * ((x0 - mean) ** 2 / v + torch.log(2 * math.pi * v))
 
 
@@ -58,10 +58,10 @@ class Discretised(Decoder):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (self.bin_width > 0 and self.low < self.high):
+        if not (0 < self.bin_width < math.inf and -math.inf < self.low < self.high < math.inf):
             raise InputError(
-                f"discretised: bin_width must be positive and low below high, got {self.bin_width:g}, {self.low:g} and "
-                f"{self.high:g}"
+                f"discretised: bin_width must be positive, low below high, all finite, got {self.bin_width:g}, "
+                f"{self.low:g} and {self.high:g}"
             )
         bins = (self.high - self.low) / self.bin_width
         if abs(bins - round(bins)) > 1e-6 * bins:
@@ -76,8 +76,22 @@ class Discretised(Decoder):
             self.low, self.high, 1 + round((self.high - self.low) / self.bin_width), dtype=torch.float64
         )
 
+    def check(self, x0: Tensor) -> None:
+        """Refuses data (B, *) that are not at the levels.
+
+        Raises:
+            InputError: a number is more than a thousandth of a bin off.
+        """
+        place = (x0.detach().cpu().double() - self.low) / self.bin_width
+        wrong = (place - place.round().clamp(0, len(self.levels) - 1)).abs() > 1e-3
+        if wrong.any():
+            raise InputError(
+                f"{self} takes data at its levels, got {float(x0[wrong.to(x0.device)][0]):g}; data that were spread "
+                "over their bins take the decoder gaussian"
+            )
+
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Any) -> Tensor:
-        std = torch.as_tensor(variance).to(mean).sqrt()
+        std = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device).sqrt()
         half = 0.5 * self.bin_width
         gap = x0 - mean
         # the interval [a, b] in standard deviations, mirrored so that it is the lower tail that is small
@@ -89,4 +103,19 @@ class Discretised(Decoder):
         log_a, log_b = torch.special.log_ndtr(a), torch.special.log_ndtr(b)
         ratio = torch.exp((log_a - log_b).clamp(max=0.0))
         mass: Tensor = log_b + torch.log1p(-ratio.clamp(max=1 - torch.finfo(mean.dtype).eps))
+        return mass
+
+
+@decoders.register("levels", reference="Kingma et al. 2021, arXiv:2107.00630")
+@dataclass(frozen=True)
+class Levels(Discretised):
+    """The normal density at the levels, normalised over them: log p = -(x0 - mean)^2 / (2 v) - log sum_k
+    exp(-(x_k - mean)^2 / (2 v)). It takes memory for every level at once: (B, *, K).
+    """
+
+    def log_prob(self, x0: Tensor, mean: Tensor, variance: Any) -> Tensor:
+        v = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device)
+        gaps = mean.unsqueeze(-1) - self.levels.to(mean)
+        exponents = -0.5 * gaps**2 / (v.unsqueeze(-1) if v.ndim else v)
+        mass: Tensor = -0.5 * (x0 - mean) ** 2 / v - torch.logsumexp(exponents, -1)
         return mass

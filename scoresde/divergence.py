@@ -186,10 +186,11 @@ class HutchPP(Divergence):
 
     def trace(self, products: Products, vectors: Tensor | None, like: Tensor) -> Tensor:
         assert vectors is not None
-        first, g = vectors.split(self.vectors, 1)
+        first, g = vectors[:, : self.vectors], vectors[:, self.vectors :]
         spanned = products(first.transpose(0, 1))  # (k, B, d)
         q = torch.linalg.qr(spanned.permute(1, 2, 0))[0]  # (B, d, k)
         rows = q.permute(2, 0, 1)
         inside = (products(rows) * rows).sum(2).sum(0)
         left = (g - (g @ q) @ q.mT).transpose(0, 1)
-        return inside.unsqueeze(1) + (products(left) * left).sum(2).T
+        channels: Tensor = inside.unsqueeze(1) + (products(left) * left).sum(2).T
+        return channels

@@ -114,11 +114,12 @@ def dequantise(x: Tensor, bin_width: float, seeds: Iterable[int]) -> Tensor:
 def log_prob(
     denoiser: Denoises,
     x: Tensor,
-    solver: str | Solver = "heun",
+    solver: str | Solver | None = None,
     grid: str | Grid | None = None,
     steps: int | None = None,
     *,
     nfe: int | None = None,
+    tolerance: float | None = None,
     divergence: str | Divergence = "hutchinson",
     seeds: Iterable[int] | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
@@ -137,7 +138,10 @@ def log_prob(
 
     Args:
         solver, grid, steps, nfe: as for ``sample``; the solver must be deterministic, and the default grid of this
-            function is ``logsnr``. The state is float64, the network's input has the dtype of x.
+            function is ``logsnr``. By default ``heun``, and ``rk45`` for a tolerance. The state is float64, the
+            network's input has the dtype of x.
+        tolerance: instead of steps and nfe, the total error: in bits/dim where a bin width is known, else in nats.
+            Steps and probes are chosen for it, see ``tolerance.meet``.
         divergence: ``exact``, ``hutchinson(probes=4)``, ``orthogonal(probes=4)`` or ``hutchpp(vectors=2)``.
         seeds: of the probes and of the dequantiser's draws, one per sample; 0, 1, ... by default.
         prior: log-density (B,) at t_max of states (B, *); by default the SDE's prior. A solve that ends before the
@@ -161,6 +165,28 @@ def log_prob(
         InputError: see ``Plan.make``; also a stochastic solver, data that are empty, not floats or not finite, a
             shortened range without a prior, a dequantiser without a bin width, a result that is not finite.
     """
+    if tolerance is not None:
+        if (steps, nfe, draws) != (None, None, 1):
+            raise InputError("tolerance chooses the steps: leave out steps, nfe and draws")
+        check_batch("x", x, condition)
+        rows_seeds = list(range(len(x)) if seeds is None else seeds)
+
+        def attempt(method: Solver, count: int | None, trace: Divergence, rows: slice) -> LogProb:
+            part = {name: value[rows] for name, value in (condition or {}).items()}
+            options: dict[str, Any] = {"prior": prior, "bin_width": bin_width, "dequantiser": dequantiser}
+            options |= {"t_min": t_min, "t_max": t_max, "batch_size": batch_size, "progress": progress}
+            given = grid if count is not None else None
+            return log_prob(
+                denoiser, x[rows], method, given, count, divergence=trace, seeds=rows_seeds[rows], error=True,
+                condition=part, differentiable=differentiable, **options,
+            )  # fmt: skip
+
+        from . import tolerance as budget_of
+
+        method, rule = budget_of.solver_of(solver or "rk45"), divergences.make(divergence)
+        nats_of_it = budget_of.in_nats(tolerance, bin_width, x)
+        return budget_of.meet(attempt, method, rule, nats_of_it, len(x), x[0].numel())
+    solver = solver or "heun"
     plan = Plan.make(denoiser, solver, grid or "logsnr", steps, nfe, t_min, t_max, stop=True)
     rule = divergences.make(divergence)
     check_batch("x", x, condition)

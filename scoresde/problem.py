@@ -165,8 +165,8 @@ class WithLogDensity:
             return torch.cat(parts)
 
         vectors = None if self.vectors is None else self.vectors.to(flat)
-        unknown = self.divergence.trace(products, vectors, flat)
-        return (unknown + share * d).double()
+        trace: Tensor = self.divergence.trace(products, vectors, flat) + share * d
+        return trace.double()
 
     def select(self, rows: Rows) -> WithLogDensity:
         """The problem of some of the samples."""

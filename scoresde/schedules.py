@@ -28,6 +28,13 @@ def _cosine(start: float, end: float, count: int) -> Array:
     return betas_of(np.cos((np.linspace(0, 1, count + 1) + 0.008) / 1.008 * math.pi / 2) ** 2)
 
 
+def _scaled_linear(start: float, end: float, count: int) -> Array:
+    for beta in (start, end):
+        if not beta > 0:
+            raise InputError(f"scaled_linear: betas lie between 0 and 1, got {beta:g} at an end")
+    return np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2
+
+
 def _sigmoid(u: Array) -> Array:
     value: Array = 1 / (1 + np.exp(-u))
     return value
@@ -43,7 +50,7 @@ SCHEDULES: dict[str, Callable[[float, float, int], Array]] = {
     # Ho et al. 2020, arXiv:2006.11239, section 4
     "linear": lambda start, end, count: np.linspace(start, end, count),
     # Rombach et al. 2022, arXiv:2112.10752: linear in the root
-    "scaled_linear": lambda start, end, count: np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2,
+    "scaled_linear": _scaled_linear,
     # Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17, with betas of at most 0.999
     "squaredcos_cap_v2": _cosine,
     # betas on a sigmoid's course from -6 to 6: Xu et al. 2022, arXiv:2203.02923

@@ -90,4 +90,4 @@ class _Answered:
         self.first = False
         size = math.hypot(node.alpha, node.sigma)
         # x0 = (x - sigma eps) / alpha = alpha x / (size (size + sigma)), without cancellation
-        return Prediction((node.alpha / (size * (size + node.sigma))) * x, (1 / size) * x)
+        return Prediction((node.alpha / (size * (size + node.sigma))) * x, (1 / size) * x, 0 * x)

@@ -96,7 +96,7 @@ class Mixture:
         return node_of_lam(self.schedule, lam)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        """The posterior mean of x0, and eps."""
+        """The posterior mean of x0, eps, and nu = 1/2 as of a model that learned its variance."""
         node = node.like(x)
         y, spread = x / node.alpha, self.v + node.ratio**2
         logits = [math.log(w) - 0.5 * (y - m) ** 2 / spread for w, m in zip(self.weights, self.means, strict=True)]
@@ -104,7 +104,7 @@ class Mixture:
         shares = [torch.exp(logit - top) for logit in logits]
         mean = sum(share * m for share, m in zip(shares, self.means, strict=True)) / sum(shares)
         gap = (y - mean) / spread
-        return Prediction(mean + self.v * gap, node.ratio * gap)
+        return Prediction(mean + self.v * gap, node.ratio * gap, torch.full_like(x, 0.5))
 
 
 @dataclass(frozen=True)
@@ -134,10 +134,10 @@ class GaussianData:
         return node.alpha**2 * self.v + node.sigma**2
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        """The posterior mean of x0, and eps."""
+        """The posterior mean of x0, eps, and nu = 1/2."""
         node = node.like(x)
         var = self.variance(node)
-        return Prediction((node.alpha * self.v / var) * x, (node.sigma / var) * x)
+        return Prediction((node.alpha * self.v / var) * x, (node.sigma / var) * x, torch.full_like(x, 0.5))
 
 
 class OrthogonalNoise:

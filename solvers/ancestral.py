@@ -124,12 +124,15 @@ class DDPM(Solver):
             return beta
         if self.variance == "optimal":
             lams, powers = zip(*self.eps_power, strict=True)
-            power = np.interp(t.lam, lams, powers)
+            where = t.lam.cpu() if isinstance(t.lam, Tensor) else t.lam
+            power = np.interp(where, lams, powers)
             left = torch.as_tensor(power).to(t.lam) if isinstance(t.lam, Tensor) else float(power)
             return q.variance + (q.on_x0 * t.ratio) ** 2 * _positive(1 - left)
         tilde: Any = torch.where(s.sigma == 0, lowest, q.variance) if isinstance(s.sigma, Tensor) else q.variance
         if not isinstance(s.sigma, Tensor) and s.sigma == 0:
             tilde = lowest
+        if isinstance(w, Tensor):  # not as powers, whose last bit depends on the size of the batch
+            return torch.exp(w * _log(beta) + (1 - w) * _log(tilde))
         return tilde if w is None else beta**w * tilde ** (1 - w)
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
@@ -138,6 +141,12 @@ class DDPM(Solver):
         q = posterior(t, s)
         v = self.variance_of(t, s, prediction.nu)
         return Step(q.on_x * x + q.on_x0 * prediction.x0 + v**0.5 * noise(t, s))
+
+
+def _log(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.log()
+    return math.log(value) if value > 0 else -math.inf
 
 
 def _positive(value: Any) -> Any:

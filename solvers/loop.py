@@ -148,7 +148,7 @@ class _Silent:
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         node = node.like(x)
-        return Prediction(0 * x, (1 / node.sigma) * x)
+        return Prediction(0 * x, (1 / node.sigma) * x, 0 * x)
 
     def log_prob(self, x: Tensor, node: Any) -> Tensor:
         return torch.zeros(len(x), dtype=x.dtype)

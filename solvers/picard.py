@@ -64,7 +64,7 @@ class _Tape:
         return self.problem.node_of_lam(lam)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        return Prediction(0.0 * x, 0.0 * x)
+        return Prediction(0.0 * x, 0.0 * x, 0.0 * x)
 
     def __call__(self, t: Node, s: Node) -> Tensor:
         self.draws.append(self.noise(t, s))
@@ -287,5 +287,8 @@ def _together(problem: Problem, asked: Sequence[tuple[Rows, Tensor, Node]]) -> l
     rows = torch.cat([places[chosen] if isinstance(chosen, slice) else chosen for chosen, _, _ in asked])
     nodes = Node.stack([node for (_, _, node), n in zip(asked, each, strict=True) for _ in range(n)])
     prediction = select(problem, rows).predict(torch.cat([x for _, x, _ in asked]), nodes)
-    parts = (torch.split(v, each) for v in (prediction.x0, prediction.eps))
-    return [Prediction(x0, eps) for x0, eps in zip(*parts, strict=True)]
+    x0, eps, nu = (
+        [None] * len(each) if v is None else torch.split(v, each)
+        for v in (prediction.x0, prediction.eps, prediction.nu)
+    )
+    return [Prediction(*parts) for parts in zip(x0, eps, nu, strict=True)]

@@ -304,6 +304,9 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
             return registry.make(value)
         raise InputError(f"{where} takes a {registry.kind}, got {value!r}")
     if origin in (Union, types.UnionType):
+        wanted_types = [option for option in options if option is not type(None)]
+        if len(wanted_types) == 1 and value is not None and Registry.by_base.get(wanted_types[0]):
+            return coerce(value, wanted_types[0], where)  # whose own message is the better one
         for option in options:
             try:
                 return coerce(value, option, where)

@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 import scoresde
 import solvers
 from scoresde import InputError, make_sde
-from scoresde.chain_sde import ChainSDE
+from scoresde.chain_sde import ChainSDE, SMLDChainSDE
 from scoresde.schedules import SCHEDULES
 from solvers.discrete_grids import index_of_time
 
@@ -22,7 +22,9 @@ CHAINS = [
     ChainSDE(betas=BETAS),
     ChainSDE(zero_terminal_snr=True),
 ]
-each_chain = pytest.mark.parametrize("chain", CHAINS, ids=lambda c: str(c)[:60])
+SIGMAS = tuple(np.geomspace(0.05, 7, 20) * (1 + 0.2 * np.sin(np.arange(20))))
+SMLD = [SMLDChainSDE(num_train_timesteps=232), SMLDChainSDE(0.02, 30.0, 40), SMLDChainSDE(sigmas=SIGMAS)]
+each_chain = pytest.mark.parametrize("chain", CHAINS + SMLD, ids=lambda c: str(c)[:60])
 
 
 def nodes_of(chain):
@@ -38,6 +40,23 @@ def test_the_nodes_are_the_chains(chain):
     assert np.array([node.sigma**2 for node in nodes]) == pytest.approx(1 - squares, rel=1e-11)
     assert chain.t_min == 1 / chain.num_train_timesteps
     assert chain.t_max == 1.0
+
+
+@pytest.mark.parametrize("chain", SMLD, ids=lambda c: str(c)[:60])
+def test_the_nodes_are_the_noise_scales(chain):
+    count = chain.num_train_timesteps
+    own = np.geomspace(chain.sigma_min, chain.sigma_max, count)
+    expected = np.array(SIGMAS) if chain.sigmas else own
+    nodes = nodes_of(chain)
+    assert np.array([node.sigma for node in nodes]) == pytest.approx(expected, rel=1e-13)
+    assert {node.alpha for node in nodes} == {1.0}
+    assert (chain.t_min, chain.t_max) == (1 / count, 1.0)
+    if not chain.sigmas:  # equal steps of log sigma are a line, halfway between two nodes too
+        middle = [chain((i + 1.5) / count).sigma for i in range(count - 1)]
+        assert np.array(middle) == pytest.approx(np.sqrt(own[1:] * own[:-1]), rel=1e-12)
+        path = scoresde.VE(own[0], own[-1])  # VE's, whose t is 0 where the chain's is 1 / N
+        t = 0.37
+        assert chain(t).sigma == pytest.approx(path((t * count - 1) / (count - 1)).sigma, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES.keys() - {"sigmoid_alpha"}))
@@ -84,7 +103,8 @@ def test_its_derivatives(chain):
         # h times the jump of the second derivative, which is about lam'' = 1e2
         assert (node.dalpha, node.dsigma) == pytest.approx((alpha, sigma), rel=1e-3)
         assert node.g2 > 0
-    assert chain(0.4).alpha ** 2 + chain(0.4).sigma ** 2 == pytest.approx(1, abs=1e-15)
+    kept = 1 if isinstance(chain, SMLDChainSDE) else chain(0.4).alpha ** 2 + chain(0.4).sigma ** 2
+    assert kept == pytest.approx(1, abs=1e-15)
 
 
 def test_it_tends_to_songs_path():
@@ -97,9 +117,9 @@ def test_it_tends_to_songs_path():
     assert [gaps[0] / gaps[1], gaps[1] / gaps[2]] == pytest.approx([2, 2], rel=0.03)
 
 
-def test_tensors_and_floats_agree():
-    chain = CHAINS[1]
-    times = torch.linspace(0.001, 1, 501, dtype=torch.float64)
+@pytest.mark.parametrize("chain", [CHAINS[1], SMLD[0]], ids=str)
+def test_tensors_and_floats_agree(chain):
+    times = torch.linspace(chain.t_min, 1, 501, dtype=torch.float64)
     node = chain(times)
     singly = [chain(float(t)) for t in times]
     for name in ("alpha", "sigma", "dalpha", "dsigma"):
@@ -110,13 +130,14 @@ def test_tensors_and_floats_agree():
 
 
 @pytest.mark.parametrize("spec", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("chain", [CHAINS[0], CHAINS[4]], ids=str)
+@pytest.mark.parametrize("chain", [CHAINS[0], CHAINS[4], SMLD[1]], ids=str)
 def test_discrete_grids_meet_the_nodes(spec, chain):
     count = chain.num_train_timesteps
     nodes = solvers.grid(f"{spec}(num_train_timesteps={count})", chain, 17)[:-1]
     indices = [round(index_of_time(chain, node.t, count)) for node in nodes]
-    squares = np.cumprod(1 - chain.all_betas())[indices]
-    assert np.array([node.alpha**2 for node in nodes]) == pytest.approx(squares, rel=1e-11)
+    smld = isinstance(chain, SMLDChainSDE)
+    squares = chain.all_sigmas() ** 2 if smld else 1 / np.cumprod(1 - chain.all_betas()) - 1
+    assert np.array([node.ratio**2 for node in nodes]) == pytest.approx(squares[indices], rel=1e-10)
     denoiser = scoresde.Denoiser(lambda x, label: x, chain, time_label="index", num_train_timesteps=count)
     assert scoresde.time_labels(denoiser, nodes) == indices
 
