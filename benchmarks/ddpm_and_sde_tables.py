@@ -109,3 +109,34 @@ def sums(rows: Rows) -> str:
 def tables(rows: Rows) -> dict[str, str]:
     """Every table by the name of its place."""
     return {each.__name__: each(rows) for each in (embeddings, labels, strong, spreads, gaps, sums)}
+
+
+def digits(found: dict[str, Any]) -> dict[str, str]:
+    """The tables of benchmarks/results/digits_chains.json by marker name."""
+    names = {"digits_ddpm": "DDPM, 1000 steps", "digits_smld": "SMLD, 232 noise scales"}
+
+    def cell(part: dict[str, float]) -> str:
+        return f"{part['mean']:.4f} ± {part['stderr']:.4f}"
+
+    samples = []
+    for name, title in names.items():
+        for row in found[name]["samples"]:
+            distance = row["sliced_wasserstein"]
+            interval = f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})"
+            samples.append((title, f"`{row['solver']}`", f"`{row['grid']}`", row["nfe"], interval))
+    values = {"ode": "the ODE's value", "beta": "the chain's bound, `beta`", "beta_tilde": "the same, `beta_tilde`"}
+    values |= {"optimal": "the same, `optimal`", "continuous": "the continuous bound"}
+    scores = [(text, *(cell(found[name]["bits_per_dim"][key]) for name in names)) for key, text in values.items()]
+    parts = {
+        "beta - optimal": "`beta` instead of `optimal`",
+        "optimal - continuous": "steps instead of continuous time, and the last step's decoder",
+        "continuous - ode": "the SDE's bound instead of the ODE's value",
+        "beta - ode": "in all",
+    }
+    between = [(text, *(cell(found[name]["parts"][key]) for name in names)) for key, text in parts.items()]
+    head = ("", *names.values())
+    return {
+        "digits samples": table(("model", "solver", "grid", "NFE", "sliced Wasserstein distance"), samples),
+        "digits scores": table(head, scores),
+        "digits parts": table(head, between),
+    }

@@ -42,7 +42,7 @@ SEEDS = range(1024)
 LEVELS = 200  # of eps_power
 REPEATS = 4  # draws of the noise of a chain's bound
 DRAWS = 1024  # of the continuous bound, per sample
-SHOWN = 16
+SHOWN = 10
 
 
 def bits(result: LogProb) -> Tensor:
@@ -117,18 +117,18 @@ def draw(run: config.Run, test: Tensor) -> tuple[list[dict[str, Any]], dict[str,
 
 def picture(found: dict[str, Any]) -> Figure:
     """Samples of each way, and the terms of the bounds."""
-    figure = Figure(figsize=(10, 6.4), layout="constrained")
-    axes = figure.subplots(2, 2, width_ratios=[1.5, 1])
+    figure = Figure(figsize=(10, 7.6), layout="constrained")
+    axes = figure.subplots(2, 2, width_ratios=[1.25, 1])
     for (name, (shown, terms)), (left, right) in zip(found.items(), axes, strict=True):
-        strips = [np.asarray(image_grid(x[:SHOWN], -1, 1, columns=SHOWN, tile=24)) for x in shown.values()]
+        strips = [np.asarray(image_grid(x[:SHOWN], -1, 1, columns=SHOWN, tile=40)) for x in shown.values()]
         height = strips[0].shape[0]
         left.imshow(np.concatenate(strips), cmap="gray", interpolation="nearest")
         left.set_yticks([height * (k + 0.5) for k in range(len(strips))], list(shown), fontsize=8)
         left.set_xticks([])
         left.set_title(f"{name}: solver and evaluations", fontsize=10)
         for (kernel, term), style in zip(terms.items(), ("-", "--", ":"), strict=True):
-            right.loglog(range(2, len(term)), term[1:-1].clamp_min(1e-6), style, label=kernel, lw=1.4)
-        right.set(xlabel="t N", ylabel="bits/dim of a step")
+            right.loglog(range(1, len(term) - 1), term[1:-1].clamp_min(1e-6), style, label=kernel, lw=1.4)
+        right.set(xlabel="index i", ylabel="bits/dim of step i")
         right.legend(fontsize=8)
         right.set_title("terms of the bound", fontsize=10)
     return figure

@@ -96,12 +96,14 @@ def picture(document: dict[str, Any], curves: dict[str, Any]) -> Figure:
     for (ends, (gammas, losses)), (left, middle, right) in zip(curves.items(), axes, strict=True):
         found = document[ends]
         for name, colour in colours.items():
-            style = "--" if name == "control" else "-"
+            style, order = ("--", 1) if name == "control" else ("-", 2)
             t = torch.linspace(0, 1, len(gammas[name]))
-            left.plot(t, gammas[name], style, color=colour, label=name)
-            left.plot([0, 1], [gammas[name][0], gammas[name][-1]], "o", color=colour, ms=5, clip_on=False)
+            left.plot(t, gammas[name], style, color=colour, label=name, zorder=order)
+            left.plot([0, 1], [gammas[name][0], gammas[name][-1]], "o", color=colour, ms=5, zorder=order)
             window = torch.tensor(losses[name]).unfold(0, 20, 5).mean(1)  # of 20 logged updates
-            middle.semilogy(10 * (10 + 5 * torch.arange(len(window))), window, style, color=colour, lw=1.2)
+            middle.semilogy(
+                10 * (10 + 5 * torch.arange(len(window))), window, style, color=colour, lw=1.2, zorder=order
+            )
         left.set(xlabel="t", ylabel="gamma(t)", ylim=(-14.5, 9.5), title=f"first ends: for {ends}")
         middle.set(xlabel="update", ylabel="bits/dim", ylim=(2, 9), title="bound in training, 200 updates each")
         middle.set_yticks([2, 3, 4, 5, 6, 7, 8], ["2", "3", "4", "5", "6", "7", "8"])

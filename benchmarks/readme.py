@@ -37,9 +37,15 @@ solver with its formula, options and an example: `scoresde solvers NAME`.
 """
 
 
+def read(name: str) -> dict[str, Any]:
+    """A committed result file."""
+    document: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    return document
+
+
 def results(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The header and the rows of a committed result file."""
-    document = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    document = read(name)
     return document["header"], document["rows"]
 
 
@@ -259,7 +265,9 @@ def main() -> int:
         readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
         chains: updated(
-            chains.read_text(encoding="utf-8"), ddpm_and_sde_tables.tables(results("ddpm_and_sde.json")[1])
+            chains.read_text(encoding="utf-8"),
+            ddpm_and_sde_tables.tables(results("ddpm_and_sde.json")[1])
+            | ddpm_and_sde_tables.digits(read("digits_chains.json")),
         ),
         ROOT / "docs" / "solvers.md": page(),
     }

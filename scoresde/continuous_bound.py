@@ -148,14 +148,12 @@ def reconstruction(x0: Tensor, node: Node[Tensor], noise: Tensor, decoder: Decod
     return -decoder.log_prob(clean, clean + ratio * draw, ratio**2).flatten(1).sum(1)
 
 
-def diffusion(
-    denoiser: Denoises, x0: Tensor, place: _Place, eps: Tensor, conditions: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """weight |eps - eps_model|^2 (B,) in nats, and the x (B, *) that the model saw."""
+def diffusion(denoiser: Denoises, x0: Tensor, place: _Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    """weight |eps - eps_model|^2 (B,) in nats, at x = alpha x0 + sigma eps, both (B, *)."""
     node = place.at.like(x0)
-    x = node.alpha * x0 + node.sigma * eps
-    error = _wide(denoiser.predict(x, place.at, **conditions).eps - eps).flatten(1)
-    return place.weight.to(error) * error.square().sum(1), x
+    found = denoiser.predict(node.alpha * x0 + node.sigma * eps, place.at, **conditions)
+    error = _wide(found.eps - eps).flatten(1)
+    return place.weight.to(error) * error.square().sum(1)
 
 
 @losses.register("continuous_bound", reference="Kingma et al. 2021, arXiv:2107.00630, eq. 11-17")
@@ -194,10 +192,9 @@ class ContinuousBound(Loss):
         place = _place(sde, self.times.sample(sde, len(x0), generator), _over(self.times))
         eps, noise = normal_like(x0, generator), normal_like(x0, generator)
         bits = x0[0].numel() * math.log(2)
-        between = diffusion(denoiser, x0, place, eps, conditions)[0] / bits
-        if torch.is_grad_enabled():
-            for inner in place.interior:
-                inner.register_hook(_scaled(2 * between.detach()))  # type: ignore[no-untyped-call]
+        between = diffusion(denoiser, x0, place, eps, conditions) / bits
+        for inner in place.interior:
+            inner.register_hook(_scaled(2 * between.detach()))  # type: ignore[no-untyped-call]
         ends = prior_kl(x0, place.last, sde.prior().std) + reconstruction(x0, place.first, noise, self.decoder)
         return (between + ends / bits).to(x0.dtype)
 
@@ -276,7 +273,7 @@ def continuous_bound(
             points = torch.stack([_points(sampler, sde, seed, draws, sets) for seed in seeds[rows]])
             parts, recovered = [], []
             for k in range(draws):
-                part, _ = diffusion(denoiser, x0, _place(sde, points[:, k], over), source(*_ANY), conditions)
+                part = diffusion(denoiser, x0, _place(sde, points[:, k], over), source(*_ANY), conditions)
                 parts.append(part.cpu().double())
                 recovered.append(reconstruction(x0, ends.first, source(*_ANY), rule).cpu().double())
                 bar.update()

@@ -32,7 +32,7 @@ _SHARE, _SLOPE, _MARGIN = 0.5, 16.0, 0.25
 
 
 class GammaNetwork(nn.Module):
-    """The ends and the interior of gamma, in float32 parameters; it starts as a line, to a part in a thousand of its range.
+    """The ends and the interior of gamma, in float32 parameters; it starts as a line, to a thousandth of its range.
 
     gamma_0 = middle - reach exp(p_0) and gamma_1 = middle + reach exp(p_1): each end has a parameter of its own whose
     unit is half the range, so that an optimiser moves ends and network at one learning rate, and the ends never cross.

@@ -177,7 +177,7 @@ def log_prob(
             options |= {"t_min": t_min, "t_max": t_max, "batch_size": batch_size, "progress": progress}
             given = grid if count is not None else None
             return log_prob(
-                denoiser, x[rows], method, given, count, divergence=trace, seeds=rows_seeds[rows], error=True,
+                denoiser, x[rows], method, given, count, divergence=trace, seeds=rows_seeds[rows],
                 condition=part, differentiable=differentiable, **options,
             )  # fmt: skip
 

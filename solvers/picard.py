@@ -287,8 +287,6 @@ def _together(problem: Problem, asked: Sequence[tuple[Rows, Tensor, Node]]) -> l
     rows = torch.cat([places[chosen] if isinstance(chosen, slice) else chosen for chosen, _, _ in asked])
     nodes = Node.stack([node for (_, _, node), n in zip(asked, each, strict=True) for _ in range(n)])
     prediction = select(problem, rows).predict(torch.cat([x for _, x, _ in asked]), nodes)
-    x0, eps, nu = (
-        [None] * len(each) if v is None else torch.split(v, each)
-        for v in (prediction.x0, prediction.eps, prediction.nu)
-    )
+    x0, eps = torch.split(prediction.x0, each), torch.split(prediction.eps, each)
+    nu = [None] * len(each) if prediction.nu is None else torch.split(prediction.nu, each)
     return [Prediction(*parts) for parts in zip(x0, eps, nu, strict=True)]
