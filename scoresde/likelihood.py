@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -45,6 +46,7 @@ class LogProb:
             and ``importance``, what weighting them gained over their mean.
         bin_width: distance between neighbouring levels of the data, None for continuous data.
         kind: what the number is.
+        probes: channels of the trace's estimate, whose spread is the standard error.
         solver_error: (B,) nats, the distance to the same solve with half the steps, or 1.5 times the distance to one
             with tolerances 32 times as tight: more than the error of the value as long as the method converges. None
             where it was not asked for.
@@ -65,6 +67,7 @@ class LogProb:
     terms: Tensor | None = None
     nfe_per_sample: Tensor | None = None
     products: int = 0
+    probes: int = 1
     solver_error: Tensor | None = None
 
     @property
@@ -82,6 +85,19 @@ class LogProb:
         if self.bin_width is None:
             raise InputError("bits/dim need the bin width of discrete data; give log_prob(bin_width=...) or use .nats")
         return -self.nats / (self.dimensions * math.log(2))
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Bounds (B,) of the exact trace's nats: nats -+ q stderr, q of Student's law with as many degrees of freedom
+        as there are probes, less one. What the solver errs is beside it.
+
+        Raises:
+            InputError: a level that is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise InputError(f"level must lie between 0 and 1, got {level!r}")
+        q = float(student.ppf(0.5 + level / 2, self.probes - 1)) if self.probes > 1 else math.nan
+        half = 0 * self.nats if bool((self.stderr == 0).all()) else q * self.stderr
+        return self.nats - half, self.nats + half
 
     def __str__(self) -> str:
 
@@ -250,6 +266,7 @@ def log_prob(
         nfe=int(spent.max()),
         nfe_per_sample=spent,
         products=int(spent.max()) * rule.products(d),
+        probes=rule.channels(d),
         solver_error=gap,
         latent=made[0][1].latent,
         budget=budget,
