@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import Node, Prediction, Rows
+from solvers import InputError, Node, Prediction, Rows
 from solvers.grids import node_of_lam
 from solvers.outputs import Output
 
@@ -64,16 +64,15 @@ class Diffusion:
 def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
     """v^T d out / d leaf (k, B, *) of vectors (k, B, *): all at once, or one by one where the network has a function
     that cannot be batched."""
+    options = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
     try:
-        (found,) = torch.autograd.grad(
-            out, leaf, vectors, retain_graph=True, create_graph=create_graph, is_grads_batched=True
-        )
+        (found,) = torch.autograd.grad(out, leaf, vectors, is_grads_batched=True, **options)
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
-        rows = [torch.autograd.grad(out, leaf, v, retain_graph=True, create_graph=create_graph)[0] for v in vectors]
-        found = torch.stack(rows)
-    return found
+        rows = [torch.autograd.grad(out, leaf, v, **options)[0] for v in vectors]
+        found = None if rows[0] is None else torch.stack(rows)
+    return torch.zeros_like(vectors) if found is None else found  # None: out does not come from leaf
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,7 @@ class WithLogDensity:
         """tr(d out / d leaf) by channels (B, m), float64."""
         flat, d = leaf.flatten(1), math.prod(self.shape)
         if not out.requires_grad:  # a model that does not look at x
+            self._check_gradients(leaf, node)
             return flat.new_zeros(len(leaf), self.channels, dtype=torch.float64)
         # x0 = share x + ...: that much of the Jacobian is known
         output: Output | None = getattr(self.denoiser, "output", None)
@@ -162,11 +162,35 @@ class WithLogDensity:
             for chunk in torch.split(vectors, CHUNK):
                 found = _products(out, leaf, chunk.reshape(len(chunk), *leaf.shape), self.create_graph)
                 parts.append(found.flatten(2) - share * chunk)
-            return torch.cat(parts)
+            whole = torch.cat(parts)
+            if float(whole.detach().abs().max() - 1e-6 * (share * vectors).abs().max()) <= 0:
+                self._check_gradients(leaf, node)  # nothing but what is known beforehand
+            return whole
 
         vectors = None if self.vectors is None else self.vectors.to(flat)
         trace: Tensor = self.divergence.trace(products, vectors, flat) + share * d
         return trace.double()
+
+    def _check_gradients(self, leaf: Tensor, node: Node | Node[Tensor]) -> None:
+        """Refuses a model whose output changes with x, but has no gradient by it.
+
+        Raises:
+            InputError: it runs under no_grad or inference_mode, detaches x, or is no function of torch's.
+        """
+
+        def ask(x: Tensor) -> Tensor:
+            if hasattr(self.denoiser, "raw"):
+                out: Tensor = self.denoiser.raw(x, node, **self.conditions)
+                return out
+            return self.denoiser.predict(x, node, **self.conditions).x0
+
+        out = ask(leaf)
+        slope = torch.autograd.grad(out.sum(), leaf, allow_unused=True)[0] if out.requires_grad else None
+        if slope is None and bool(out.isfinite().all()) and not torch.equal(out, ask(leaf.detach() * 1.25 + 0.25)):
+            raise InputError(
+                "the model answers x without a gradient by x, which a likelihood needs: does it run under "
+                "torch.no_grad or inference_mode, or detach x?"
+            )
 
     def select(self, rows: Rows) -> WithLogDensity:
         """The problem of some of the samples."""

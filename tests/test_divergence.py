@@ -163,3 +163,30 @@ def test_names_and_bad_input():
         divergences.make("hutchinsn")
     with pytest.raises(InputError, match="option 'law' of hutchinson"):
         divergences.make("hutchinson(law=uniform)")
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "edm"])
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson(probes=2)"])
+def test_a_model_without_gradients_is_told(predicts, divergence):
+    weight = nn.Parameter(torch.eye(3, dtype=torch.float64))
+
+    @torch.no_grad()
+    def silent(x, label):
+        return torch.tanh(x @ weight)
+
+    def detached(x, label):
+        return torch.tanh(x.detach() @ weight)
+
+    def blind(x, label):
+        return 0.3 * torch.ones_like(x)
+
+    sde, x = scoresde.VP(), torch.randn(2, 3, generator=generator(0), dtype=torch.float64)
+    for network in (silent, detached):
+        with pytest.raises(InputError, match="without a gradient by x, which a likelihood needs"):
+            scoresde.log_prob(scoresde.Denoiser(network, sde, predicts), x, steps=3, divergence=divergence)
+    # a model that does not look at x has no gradient, and needs none
+    assert (
+        scoresde.log_prob(scoresde.Denoiser(blind, sde, predicts), x, steps=3, divergence=divergence)
+        .nats.isfinite()
+        .all()
+    )
