@@ -140,3 +140,30 @@ def digits(found: dict[str, Any]) -> dict[str, str]:
         "digits scores": table(head, scores),
         "digits parts": table(head, between),
     }
+
+
+def learned(found: dict[str, Any]) -> dict[str, str]:
+    """The tables of benchmarks/results/learned_schedule.json by marker name."""
+    names = {
+        "fixed": "fixed line",
+        "linear": "learned line",
+        "monotone": "learned, monotone",
+        "control": "fixed line, the learned ends",
+    }
+    lines, controls = [], []
+    for block in ("256 levels", "17 levels"):
+        for key, title in names.items():
+            row = found[block][key]
+            bits, gap = row["bits_per_dim"], row["minus_fixed"]
+            difference = "" if key == "fixed" else f"{gap['mean']:.3f} ± {gap['stderr']:.3f}"
+            parts = (f"{row['parts'][part] + 0.0:.4g}" for part in ("prior", "diffusion", "decoder"))
+            ends = ", ".join(f"{end:.2f}" for end in row["ends"])
+            value = f"{bits['mean']:.3f} ± {bits['stderr']:.3f}"
+            lines.append((block, title, ends, value, difference, *parts, f"{row['one_sample_variance']['mean']:.2f}"))
+        gap = found[block]["monotone"]["minus_control"]
+        controls.append(f"{-gap['mean']:.3f} ± {gap['stderr']:.3f}")
+    head = "first ends", "path", "ends after training", "bound, bits/dim", "difference", "prior", "diffusion", "decoder"
+    return {
+        "learned schedules": table((*head, "variance"), lines),
+        "learned control": f"It is worse than the monotone path by {' and '.join(controls)} bits/dim.",
+    }

@@ -253,7 +253,9 @@ def updated(text: str, parts: Mapping[str, str]) -> str:
     """A page with its marked parts written anew."""
     for name, body in parts.items():
         start, end = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(start)
+        before, found, rest = text.partition(start)
+        if not found:
+            raise SystemExit(f"no place for {name!r}")
         _, _, after = rest.partition(end)
         text = f"{before}{start}\n{body}\n{end}{after}"
     return text
@@ -267,7 +269,8 @@ def main() -> int:
         chains: updated(
             chains.read_text(encoding="utf-8"),
             ddpm_and_sde_tables.tables(results("ddpm_and_sde.json")[1])
-            | ddpm_and_sde_tables.digits(read("digits_chains.json")),
+            | ddpm_and_sde_tables.digits(read("digits_chains.json"))
+            | ddpm_and_sde_tables.learned(read("learned_schedule.json")),
         ),
         ROOT / "docs" / "solvers.md": page(),
     }

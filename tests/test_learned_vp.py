@@ -308,4 +308,5 @@ def test_runs_from_the_command_line_train_resume_sample_and_score(tmp_path):
     assert json.loads((out / "likelihood.json").read_text())["config"]["sde"].startswith("learned_vp(")
     x = scoresde.dequantise(scoresde.data.load("digits").test[:3], 0.125, range(3))
     nats = scoresde.log_prob(run.denoiser, x, steps=4, divergence="hutchinson(probes=1)", bin_width=0.125).nats
-    assert np.allclose(np.load(out / "likelihood.npz")["nats"], nats.numpy(), rtol=0, atol=1e-9)
+    # the network sees float32; the schedule of the last update instead of the average would move this by 4e-3
+    assert np.allclose(np.load(out / "likelihood.npz")["nats"], nats.numpy(), rtol=0, atol=1e-4)
