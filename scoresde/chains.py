@@ -85,7 +85,7 @@ class Chain:
         Raises:
             InputError: another index.
         """
-        if not -1 <= index < self.count:
+        if int(index) != index or not -1 <= index < self.count:
             raise InputError(f"index {index} is outside -1..{self.count - 1}, the nodes of this chain (-1 is the data)")
         return self.path.clean if index == -1 else self.path(self._time(index))
 
