@@ -134,6 +134,9 @@ def digits(found: dict[str, Any]) -> dict[str, str]:
         "beta - ode": "in all",
     }
     between = [(text, *(cell(found[name]["parts"][key]) for name in names)) for key, text in parts.items()]
+    between.append(
+        ("change of the ODE's value on half the steps", *(f"{found[name]['ode_error']:.4f}" for name in names))
+    )
     head = ("", *names.values())
     return {
         "digits samples": table(("model", "solver", "grid", "NFE", "sliced Wasserstein distance"), samples),

@@ -121,6 +121,8 @@ def picture(found: dict[str, Any]) -> Figure:
     axes = figure.subplots(2, 2, width_ratios=[1.25, 1])
     for (name, (shown, terms)), (left, right) in zip(found.items(), axes, strict=True):
         strips = [np.asarray(image_grid(x[:SHOWN], -1, 1, columns=SHOWN, tile=40)) for x in shown.values()]
+        gap = np.full((6, *strips[0].shape[1:]), 255, dtype=strips[0].dtype)
+        strips = [np.concatenate([strip, gap]) for strip in strips]
         height = strips[0].shape[0]
         left.imshow(np.concatenate(strips), cmap="gray", interpolation="nearest")
         left.set_yticks([height * (k + 0.5) for k in range(len(strips))], list(shown), fontsize=8)

@@ -23,11 +23,14 @@ from solvers.ancestral import DDPM, posterior
 from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer
 
-from .chains import Chain
+from .chains import Chain, reverse_kernel
 from .decoders import Decoder, Discretised, decoders
 from .likelihood import LogProb
 from .sample import batches_of, check_batch
 from .sde import SDE, Denoises, sdes
+
+# how far the mean log(alpha / sigma) of a chain may be from that of the model's path
+FAR = 0.6
 
 
 def chain_of(sde: SDE, count: int | None = None) -> Chain:
@@ -52,19 +55,16 @@ def within(chain: Chain, sde: SDE) -> Chain:
             f"the chain's {chain.count} nodes go over t in [{first:g}, {last:g}], but the model's path, "
             f"{sdes.info_of(sde).name}, over [{sde.t_min:g}, {sde.t_max:g}]: give another chain, or the model its path"
         )
+    # the model's path is another: Song's and Ho's betas stay near it, but for the coarsest chains
+    nodes = chain.stacked
+    inside = nodes.t[1:].clamp(sde.t_min, sde.t_max)
+    away = float((torch.log(nodes.alpha[1:] / nodes.sigma[1:]) - sde(inside).lam).abs().mean())
+    if not away < FAR:
+        raise InputError(
+            f"the chain has other noise levels than the model's path, {sdes.info_of(sde).name}: their "
+            f"log(alpha / sigma) are {away:.3g} apart on average"
+        )
     return chain
-
-
-def reverse_kernel(kernel: str | Solver) -> DDPM:
-    """The solver ``ddpm`` of a spec, which says what variance the reverse chain has.
-
-    Raises:
-        InputError: another solver.
-    """
-    made = solvers.make(kernel)
-    if not isinstance(made, DDPM):
-        raise InputError(f"the reverse chain is ddpm(variance=...), got {made}")
-    return made
 
 
 def _double(x: Tensor) -> Tensor:
@@ -161,6 +161,8 @@ def chain_bound(
     check_batch("x", x, condition)
     method = reverse_kernel(kernel)
     rule = decoders.make(decoder)
+    if chain is not None and not isinstance(chain, Chain):
+        raise InputError(f"chain is a Chain, such as sde.chain(1000), got {chain!r}")
     chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
     if isinstance(rule, Discretised):
         rule.check(x)

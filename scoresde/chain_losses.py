@@ -12,7 +12,8 @@ from torch import Tensor
 from solvers import InputError, Prediction, Solver
 from solvers.ancestral import DDPM
 
-from .bounds import chain_of, prior_term, reverse_kernel, step_terms
+from .bounds import chain_of, prior_term, step_terms
+from .chains import reverse_kernel
 from .decoders import Decoder
 from .losses import Loss, losses, normal_like
 

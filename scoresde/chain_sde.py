@@ -36,8 +36,9 @@ class NodesSDE(SDE):
             InputError: fewer than three nodes, or ends that are not theirs.
         """
         name = sdes.info_of(self).name
+        if count != 0:  # an empty list
+            positive_integer(f"{name}: num_train_timesteps", count)
         object.__setattr__(self, "num_train_timesteps", count)
-        positive_integer(f"{name}: num_train_timesteps", count)
         if count < 3:
             raise InputError(f"{name}: a path goes through at least three nodes, got {count}")
         own = {"t_min": 1 / count, "t_max": 1.0}
@@ -113,15 +114,15 @@ class ChainSDE(NodesSDE):
     beta_start: float = 1e-4
     beta_end: float = 0.02
     num_train_timesteps: int = 1000
-    betas: tuple[float, ...] = field(default=(), repr=False)
+    betas: tuple[float, ...] | None = field(default=None, repr=False)
     zero_terminal_snr: bool = False
     t_min: float = field(default=1e-3, kw_only=True)
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.betas:
+        if self.betas is not None:
             object.__setattr__(self, "betas", tuple(map(float, self.betas)))
-        self._place(len(self.betas) or self.num_train_timesteps)
+        self._place(self.num_train_timesteps if self.betas is None else len(self.betas))
         betas = self.all_betas()
         if bad := [i for i, beta in enumerate(betas) if not 0 < beta < 1]:
             raise InputError(f"ddpm_chain: betas lie between 0 and 1, got {betas[bad[0]]:g} at node {bad[0]}")
@@ -130,7 +131,7 @@ class ChainSDE(NodesSDE):
 
     def all_betas(self) -> Array:
         """beta_i (N,) before any rescaling."""
-        if self.betas:
+        if self.betas is not None:
             return np.array(self.betas, dtype=np.float64)
         return schedules.betas(self.schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
 
@@ -167,14 +168,14 @@ class SMLDChainSDE(NodesSDE):
     sigma_min: float = 0.01
     sigma_max: float = 50.0
     num_train_timesteps: int = 1000
-    sigmas: tuple[float, ...] = field(default=(), repr=False)
+    sigmas: tuple[float, ...] | None = field(default=None, repr=False)
     t_min: float = field(default=1e-3, kw_only=True)
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.sigmas:
+        if self.sigmas is not None:
             object.__setattr__(self, "sigmas", tuple(map(float, self.sigmas)))
-        self._place(len(self.sigmas) or self.num_train_timesteps)
+        self._place(self.num_train_timesteps if self.sigmas is None else len(self.sigmas))
         levels = self.all_sigmas()
         if bad := np.flatnonzero(~(np.isfinite(levels) & (levels > 0))).tolist():
             raise InputError(f"smld_chain: sigmas are finite and above 0, got {levels[bad[0]]:g} at node {bad[0]}")
@@ -192,7 +193,7 @@ class SMLDChainSDE(NodesSDE):
 
     def all_sigmas(self) -> Array:
         """sigma_i (N,)."""
-        if self.sigmas:
+        if self.sigmas is not None:
             return np.array(self.sigmas, dtype=np.float64)
         return schedules.sigmas(self.sigma_min, self.sigma_max, self.num_train_timesteps)
 

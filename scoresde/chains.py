@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers import InputError, Node, Prediction
+import solvers
+from solvers import InputError, Node, Prediction, Solver
 from solvers.ancestral import DDPM, forward_kernel, posterior
 from solvers.errors import positive_integer, unknown
 from solvers.grids import Explicit
@@ -38,6 +39,18 @@ class Kernel(NamedTuple):
 
     mean: Tensor
     variance: float | Tensor
+
+
+def reverse_kernel(kernel: str | Solver) -> DDPM:
+    """The solver ``ddpm`` of a spec, which says what variance the reverse chain has.
+
+    Raises:
+        InputError: another solver.
+    """
+    made = solvers.make(kernel)
+    if not isinstance(made, DDPM):
+        raise InputError(f"the reverse chain is ddpm(variance=...), got {made}")
+    return made
 
 
 @dataclass(frozen=True)
@@ -148,13 +161,13 @@ class Chain:
         q = posterior(self.node(self._step(index)), self.node(index - 1))
         return Kernel(q.on_x * x + q.on_x0 * x0, q.variance)
 
-    def reverse(self, x: Tensor, prediction: Prediction, index: int, kernel: DDPM = DDPM()) -> Kernel:  # noqa: B008
+    def reverse(self, x: Tensor, prediction: Prediction, index: int, kernel: str | Solver = "ddpm") -> Kernel:
         """The model's p(x_{i-1} | x_i = x): the posterior's mean at the predicted x0, and the variance that a solver
         ``ddpm(variance=beta)``, ``beta_tilde``, ``interpolated``, ``learned`` or ``optimal`` has; at index 0, where
         beta_tilde is 0, that of index 1 stands for it (Nichol and Dhariwal 2021, arXiv:2102.09672)."""
         at, below = self.node(self._step(index)), self.node(index - 1)
         mean = self.posterior(x, prediction.x0, index).mean
-        return Kernel(mean, kernel.variance_of(at, below, prediction.nu, self.lowest))
+        return Kernel(mean, reverse_kernel(kernel).variance_of(at, below, prediction.nu, self.lowest))
 
     @cached_property
     def lowest(self) -> float:

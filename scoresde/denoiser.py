@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from solvers import InputError, Node, Prediction
 from solvers.discrete_grids import train_timesteps
+from solvers.errors import positive_integer
 from solvers.outputs import Output
 
 from . import labels
@@ -68,12 +69,15 @@ class Denoiser:
 
     def __post_init__(self) -> None:
         self._native.check()
-        if self.train_timesteps < 2:
+        if positive_integer("num_train_timesteps", self.train_timesteps) < 2:
             raise InputError(f"num_train_timesteps must be at least 2, got {self.train_timesteps!r}")
+        own = getattr(self.sde, "num_train_timesteps", self.train_timesteps)
+        if own != self.train_timesteps:
+            raise InputError(f"num_train_timesteps={self.train_timesteps}, but the chain of {self.sde} has {own}")
         labels.checked(self.label, self.sde, self.train_timesteps)
         if self.round_labels:
             labels.rounded(self.label, 0.0, self.train_timesteps)  # which says of which labels it can
-        if self.clip is not None and not 0 < self.clip < math.inf:
+        if self.clip is not None and not (isinstance(self.clip, (int, float)) and 0 < self.clip < math.inf):
             raise InputError(f"clip must be a positive number, got {self.clip!r}")
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
@@ -88,7 +92,9 @@ class Denoiser:
     @property
     def label(self) -> str:
         """The name of the time label that the network sees."""
-        return self.time_label or ("c_noise" if self.predicts == "edm" else "t")
+        if self.time_label is not None:
+            return self.time_label
+        return "c_noise" if self.predicts == "edm" else "t"
 
     @property
     def train_timesteps(self) -> int:

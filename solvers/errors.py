@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
 
 
@@ -28,8 +29,12 @@ def positive_integer(name: str, value: object) -> int:
     Raises:
         InputError: anything else, booleans and 10.0 included.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # numpy's integers too
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or number < 1:
         raise InputError(f"{name} must be a positive integer, got {value!r}")
-    if value > 1_000_000:
-        raise InputError(f"{name} must be at most 1000000, got {value}")
-    return value
+    if number > 1_000_000:
+        raise InputError(f"{name} must be at most 1000000, got {number}")
+    return number

@@ -14,7 +14,7 @@ from scoresde.chains import Chain, DDPMChain, SMLDChain
 from scoresde.decoders import Gaussian
 from scoresde.losses import DSM, Discrete
 from scoresde.targets import Gaussian as GaussianTarget
-from solvers import Node, Prediction, SeededNoise
+from solvers import InputError, Node, Prediction, SeededNoise
 from solvers.ancestral import DDPM, forward_kernel, posterior
 
 VP = scoresde.VP()
@@ -343,3 +343,16 @@ def test_multinomial_chains_have_the_same_betas(levels):
     assert np.abs(law(VP.chain(500).betas[:200]) - exact).max() < 1e-13
     gaps = [np.abs(law(VP.chain(n, "song").betas[: 2 * n // 5]) - exact).max() for n in (500, 1000, 2000)]
     assert [gaps[0] / gaps[1], gaps[1] / gaps[2]] == pytest.approx([2, 2], rel=0.02)
+
+
+def test_a_chain_of_another_path_is_refused():
+    target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
+    x = target.sample(3, solvers.generator(0))
+    denoiser = target.denoiser(scoresde.VP())
+    for path in (scoresde.VE(), scoresde.Cosine()):
+        with pytest.raises(InputError, match="other noise levels than the model's path, vp"):
+            scoresde.chain_bound(denoiser, x, chain=path.chain(900))
+    for embedding in ("exact", "song", "ho"):  # which are near enough
+        assert scoresde.chain_bound(denoiser, x, chain=scoresde.VP().chain(100, embedding)).nats.isfinite().all()
+    with pytest.raises(InputError, match=r"chain is a Chain, such as sde\.chain\(1000\), got 3"):
+        scoresde.chain_bound(denoiser, x, chain=3)

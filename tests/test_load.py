@@ -100,7 +100,7 @@ def test_own_solvers(tmp_path):
     for kind in ("fixed_small", "fixed_small_log", "fixed_large"):
         saved(tmp_path / kind, diffusers.DDPMScheduler(**BETAS, variance_type=kind))
         found[kind] = own_solver(tmp_path / kind)
-    saved(tmp_path / "ddim", diffusers.DDIMScheduler(**BETAS), pipeline=diffusers.DDIMPipeline)
+    saved(tmp_path / "ddim", diffusers.DDIMScheduler(**BETAS, clip_sample=False), pipeline=diffusers.DDIMPipeline)
     saved(tmp_path / "dpm", diffusers.DPMSolverMultistepScheduler(**BETAS, algorithm_type="sde-dpmsolver++"))
     saved(tmp_path / "ours", DiffusersScheduler("heun", diffusers.DDPMScheduler(**BETAS)))
     found |= {name: own_solver(f"diffusers:{tmp_path / name}") for name in ("ddim", "dpm", "ours")}
@@ -112,6 +112,9 @@ def test_own_solvers(tmp_path):
         "dpm": "dpmpp_2m_sde(lower_order_final=True)",
         "ours": "heun",
     }
+    saved(tmp_path / "clipped", diffusers.DDIMScheduler(**BETAS), pipeline=diffusers.DDIMPipeline)
+    with pytest.raises(InputError, match="goes on with an eps that does not fit the clipped x0"):
+        own_solver(tmp_path / "clipped")
     assert scoresde.load(f"diffusers:{tmp_path / 'ours'}").sde == ChainSDE("linear", 0.002, 0.25, N)
 
 

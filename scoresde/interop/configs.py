@@ -256,7 +256,7 @@ def _path(config: Mapping[str, Any], given: SDE | None) -> tuple[SDE, str, str, 
             float(config.get("beta_start", 1e-4)),
             float(config.get("beta_end", 0.02)),
             int(config.get("num_train_timesteps", 1000)),
-            tuple(map(float, config.get("trained_betas") or ())),
+            tuple(map(float, betas)) if (betas := config.get("trained_betas")) is not None else None,
             bool(config.get("rescale_betas_zero_snr", False)),
         )
         return chain, "epsilon", "index", None

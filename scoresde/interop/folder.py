@@ -80,6 +80,11 @@ def own_solver(folder: str | Path) -> str:
     if "solver" in config:  # a scheduler of ours
         return str(config["solver"])
     name = config["source_class"]
+    if name == "DDIMScheduler" and config.get("clip_sample"):
+        raise InputError(
+            f"{path}: DDIMScheduler with clip_sample=True goes on with an eps that does not fit the clipped x0, which "
+            "has no counterpart here; its samples differ from those of ddim"
+        )
     if config.get("variance_type") == "learned_range":
         return "ddpm(variance=learned)"
     told = {key: value for key, value in config.items() if key in diffusers_labels.FLAGS or key == "variance_type"}
