@@ -12,7 +12,7 @@ scikit-learn fitted to the training digits, whose density is known, and the netw
 
 All integrate from the same states at t_min to the same density at t_max with the same traces: all 64 products, or one
 random probe as score_sde takes, so that an error is the solver's alone. On the mixture it is the distance to the exact
-density, on the network that to a solve in float64 with tolerance 1e-9 (the methods see the network in float32).
+density, on the network that to a solve in float64 with tolerance 1e-8 (the methods see the network in float32).
 
 For every tolerance or number of steps: the worst and the mean error in bits/dim; right-hand sides, forward passes and
 vector-Jacobian products per sample, on average over the samples and at most; how often the model was called; seconds in
@@ -54,16 +54,16 @@ RESULTS = Path(__file__).parent / "results"
 CONFIG = "digits_vp"
 COMPONENTS, FLOOR = 10, 1e-3  # of the mixture; what its covariances have added on the diagonal
 RECIPE = "score_sde"
-LOOSE, TIGHT = 1e-2, 1e-5
+TIGHT = 1e-5
 TOLERANCES = {
-    RECIPE: (1e-3, 1e-4, TIGHT, 1e-6),
-    "torchdiffeq": (1e-3, 1e-4, 1e-5, 1e-6),
-    "rk45": (LOOSE, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6),
-    "tsit5": (LOOSE, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6),
+    RECIPE: (1e-3, 1e-4, TIGHT),
+    "torchdiffeq": (1e-3, 1e-4, 1e-5),
+    "rk45": (1e-3, 1e-4, 3e-5, 1e-5, 3e-6),
+    "tsit5": (1e-3, 1e-4, 3e-5, 1e-5, 3e-6),
 }
-STEPS = {"heun": (20, 40, 80), "dpmpp_2m": (20, 40, 80, 160)}
+STEPS = {"heun": (20, 40), "dpmpp_2m": (20, 40, 80)}
 TARGETS = {"right_hand_sides": 4, "forward_passes": 8, "seconds": 5}  # how many times less than the recipe
-TIMED, LIMIT = 3, 6.0  # runs of a setting; no more are begun after so many seconds
+TIMED, LIMIT = 3, 2.0  # runs of a setting; no more are begun after so many seconds
 
 
 class Counter:
@@ -85,14 +85,7 @@ class Counter:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be scored, and how.
-
-    Attributes:
-        x: (B, *).
-        prior: the log-density (B,) at t_max.
-        probes: (k, B, d), None for the exact trace.
-        truth: log-densities (B,) in nats.
-    """
+    """What is to be scored, and how: data x (B, *), the log-density (B,) at t_max, and the true one in nats (B,)."""
 
     denoiser: Denoises
     x: Tensor
@@ -102,6 +95,7 @@ class Task:
 
     @property
     def probes(self) -> Tensor | None:
+        """(k, B, d), None for the exact trace."""
         drawn = self.divergence.draw(list(range(len(self.x))), self.x[0].numel())
         return None if drawn is None else drawn.transpose(0, 1)
 
@@ -273,11 +267,8 @@ def on_network(run: config.Run, precise: config.Run, x: Tensor, trace: str) -> t
     """The network, whose truth is a tight solve in float64; and how far two such solves lie apart, in bits/dim."""
     divergence = divergences.make(trace)
     values = []
-    for solver in ("tsit5", "rk45"):
-        found = scoresde.log_prob(
-            precise.denoiser, x.double(), f"{solver}(rtol=1e-9, atol=1e-9)", divergence=divergence
-        )
-        values.append(found.nats)
+    for solver in ("tsit5(rtol=1e-8, atol=1e-8)", "rk45(rtol=1e-7, atol=1e-7)"):
+        values.append(scoresde.log_prob(precise.denoiser, x.double(), solver, divergence=divergence).nats)
     prior = run.denoiser.sde.prior().log_prob
     return Task(run.denoiser, x, prior, divergence, values[0]), float(bits(values[1] - values[0], x).max())
 
@@ -304,7 +295,7 @@ def main() -> None:
     """Trains, scores, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, help="keep the network here, or find it")
-    parser.add_argument("--samples", type=int, default=64, help="held-out digits")
+    parser.add_argument("--samples", type=int, default=32, help="held-out digits")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -343,7 +334,7 @@ def main() -> None:
         print(f"\n{title}")
         document["tasks"][title] = measure(task)
         for method, facts in document["tasks"][title]["same_error"].items():
-            print(method, {k: round(v, 4) if isinstance(v, float) else v for k, v in facts.items()})
+            print(method, ", ".join(f"{k} {v:.3g}" for k, v in facts.items() if isinstance(v, (int, float))))
         write_json(arguments.out / "likelihood.json", document)
     write_figure(arguments.out / "likelihood.png", picture(document["tasks"]), dpi=100)
 

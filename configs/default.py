@@ -52,12 +52,16 @@ def get_config() -> ConfigDict:
     config.sampling.batch_size = 512  # samples carried at once; does not change them
 
     config.likelihood = ConfigDict()
-    config.likelihood.solver = "heun"  # any deterministic solver
+    config.likelihood.solver = placeholder(str)  # any deterministic solver: heun, or rk45 for a tolerance
     config.likelihood.grid = placeholder(str)  # logsnr (default) or another
     config.likelihood.steps = 40  # of the grid; adaptive solvers choose their own
     config.likelihood.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
+    config.likelihood.tolerance = placeholder(float)  # instead of steps: a total error, in bits/dim or else nats
+    config.likelihood.error = True  # measure the solver's error with a second solve of half the steps
+    config.likelihood.dequantiser = "uniform"  # of discrete data, or truncated_normal
+    config.likelihood.draws = 1  # of it, importance-weighted: a solve each, for a tighter bound
     config.likelihood.bound = placeholder(str)  # also the bound of a reverse chain, such as ddpm(variance=beta)
     config.likelihood.bound_indices = placeholder(int)  # terms of it to evaluate per sample; all by default
     config.likelihood.divergence = "hutchinson(probes=4)"  # or exact
-    config.likelihood.batch_size = 256  # samples carried at once; does not change the values
+    config.likelihood.batch_size = 256  # samples carried at once and kept together; does not change the values
     return config.lock()

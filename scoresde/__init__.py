@@ -10,8 +10,11 @@ from .learned_vp import LearnedVP
 from .likelihood import LogProb, dequantise, log_prob
 from .load import load
 from .moments import eps_power
+from .plug_in_bound import plug_in_bound
 from .sample import Sample, encode, sample
+from .sampled_density import sample_with_log_prob
 from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
+from .variational_dequantisation import VariationalDequantiser, fit_dequantiser
 
 __all__ = [
     "EDM",
@@ -26,17 +29,21 @@ __all__ = [
     "RectifiedFlow",
     "Sample",
     "SubVP",
+    "VariationalDequantiser",
     "chain_bound",
     "chains",
     "continuous_bound",
     "dequantise",
     "encode",
     "eps_power",
+    "fit_dequantiser",
     "label_shift",
     "load",
     "log_prob",
     "make_sde",
+    "plug_in_bound",
     "sample",
+    "sample_with_log_prob",
     "sdes",
     "targets",
     "time_labels",

@@ -25,10 +25,10 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def _shown(read: Callable[[str], list[T]]) -> Callable[[str], list[T]]:
+def _shown(read: Callable[[str], T]) -> Callable[[str], T]:
     """A reader whose errors argparse shows as they are; other ValueErrors it would replace."""
 
-    def reader(text: str) -> list[T]:
+    def reader(text: str) -> T:
         try:
             return read(text)
         except InputError as error:
@@ -67,6 +67,21 @@ def counts_of(text: str) -> list[int]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise InputError(f"cannot read the evaluations {text!r}; expected positive integers such as 5,10,20,50")
     return [int(part) for part in parts]
+
+
+def share_of(text: str) -> tuple[int, int]:
+    """Which of how many processes this one is.
+
+    >>> share_of("2/4")
+    (2, 4)
+
+    Raises:
+        InputError: anything else.
+    """
+    which, slash, count = text.partition("/")
+    if not (slash and which.isdecimal() and count.isdecimal() and 1 <= int(which) <= int(count)):
+        raise InputError(f"cannot read the shards {text!r}; expected k/n with k from 1 to n, such as 2/4")
+    return int(which), int(count)
 
 
 def specs_of(text: str) -> list[str]:
@@ -112,10 +127,14 @@ def _parser() -> argparse.ArgumentParser:
     workdir_and_out(sample)
     sample.add_argument("--seeds", type=_shown(seeds_of), default="0-63", help="one sample per seed: 0-63 or 0,5,9")
 
-    likelihood = command("likelihood", "log-likelihood of data under a trained model")
-    workdir_and_out(likelihood)
+    likelihood = command("likelihood", "log-likelihood of data under a trained model; started again, it goes on")
+    likelihood.add_argument("--workdir", type=Path, required=True, help="the run's folder")
+    likelihood.add_argument("--out", type=Path, help="folder for the results; by default WORKDIR/likelihood")
     likelihood.add_argument("--split", choices=("train", "test"), default="test", help="which part of the data")
     likelihood.add_argument("--limit", type=int, default=None, help="only the first samples of it")
+    likelihood.add_argument("--tolerance", type=float, help="total error, bits/dim or nats; instead of the steps")
+    shards = "k/n: do every n-th batch, from the k-th, beside n - 1 other processes on the same --out"
+    likelihood.add_argument("--shards", type=_shown(share_of), default="1/1", metavar="K/N", help=shards)
 
     bench = command("benchmark", "steps versus quality: every solver at every number of evaluations")
     workdir_and_out(bench)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from torch import Tensor
 
 import solvers
 from solvers import InputError, conformance, program_format
@@ -21,12 +19,11 @@ from solvers.recorded import File
 from . import cards, checkpoint, config, show
 from .benchmark import Row, write
 from .benchmark import benchmark as run_benchmark
-from .bounds import chain_bound
-from .decoders import Discretised
-from .likelihood import LogProb, dequantise, log_prob
+from .likelihood import LogProb
 from .report import image_grid, is_image, write_report
 from .results import environment, fingerprint, write_arrays, write_atomically, write_figure, write_json
 from .sample import sample as draw
+from .scoring import score
 from .sde import make_sde
 from .train import train as run_training
 
@@ -122,76 +119,17 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     print(f"{len(x)} samples by {result.solver} on {result.grid}, {cost}: {out}")
 
 
-def score(run: config.Run, x: Tensor, split: str, out: Path, command: str) -> LogProb:
-    """Log-likelihood of data by a run's ``likelihood`` section into likelihood.npz, likelihood.json and histogram.png.
-
-    The data are dequantised where a bin width is known.
-    """
-    width = run.card.bin_width
-    x = x.to(config.device_of(run.config))
-    result = log_prob(
-        run.denoiser,
-        x if width is None else dequantise(x, width, range(len(x))),
-        **config.solve_options(run.config.likelihood),
-        divergence=run.config.likelihood.divergence,
-        bin_width=width,
-        progress=True,
-    )
-    arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
-    if width is not None:
-        arrays["bits_per_dim"] = result.bits_per_dim
-    bound = chain_score(run, x)
-    if bound is not None:
-        arrays.update({f"bound_{name}": value for name, value in {"nats": bound.nats, **bound.budget}.items()})
-        if width is not None:
-            arrays["bound_bits_per_dim"] = bound.bits_per_dim
-    arrays = {name: value.cpu() for name, value in arrays.items()}
-    write_arrays(out / "likelihood.npz", latent=result.latent.cpu(), **arrays)
-    means = {name: float(value.mean()) for name, value in arrays.items()}
-    record(
-        out / "likelihood.json", command, run, split=split, samples=len(x), solver=result.solver, grid=result.grid,
-        divergence=result.divergence, nfe=result.nfe, kind=result.kind, seconds=result.seconds, means=means,
-        bound=None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
-    )  # fmt: skip
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.hist(arrays["nats" if width is None else "bits_per_dim"].numpy(), bins=40, color="#4477aa")
-    axes.set(xlabel="log-likelihood (nats)" if width is None else "bits/dim", ylabel=f"{split} samples")
-    write_figure(out / "histogram.png", figure)
-    print(result)
-    if bound is not None:
-        print(bound)
-    return result
-
-
-def chain_score(run: config.Run, x: Tensor) -> LogProb | None:
-    """The variational bound of a run's reverse chain, where its ``likelihood.bound`` names one."""
-    options, width = run.config.likelihood, run.card.bin_width
-    if options.bound is None:
-        return None
-    decoder = config.build_decoder(run.config, run.card)
-    spread = width is not None and not isinstance(decoder, Discretised)
-    return chain_bound(
-        run.denoiser,
-        dequantise(x, width, range(len(x))) if spread and width is not None else x,
-        options.bound,
-        decoder=decoder,
-        bin_width=width,
-        indices=options.bound_indices,
-        batch_size=options.batch_size,
-        progress=True,
-    )
-
-
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Scores a split."""
+    """Scores a split, or this process's share of it."""
     run = config.load_run(arguments.workdir, overrides)
     if arguments.limit is not None:
         positive_integer("--limit", arguments.limit)
-    out = writable(arguments.out)
+    if arguments.tolerance is not None:
+        run.config.likelihood.tolerance = arguments.tolerance
     x = getattr(config.load_data(run.config, run.card), arguments.split)[: arguments.limit]
-    score(run, x, arguments.split, out, command)
-    print(out)
+    out = writable(arguments.out or arguments.workdir / "likelihood")
+    if score(run, x, arguments.split, out, command, out / "parts", arguments.shards) is not None:
+        print(out / "likelihood.html")
 
 
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:

@@ -20,8 +20,9 @@ _STREAM = 3  # of the generators of the draws
 class Dequantiser:
     """A law of the noise around a level; a frozen dataclass whose fields are its options."""
 
-    def spread(self, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
-        """Noise (B, *) and its log-density in nats (B,), from uniform numbers u (B, *) in [0, 1), float64.
+    def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
+        """Noise (B, *) around levels x (B, *) and its log-density (B,) in nats, from uniform numbers u (B, *) in
+        [0, 1), float64 on the CPU.
 
         Args:
             bin_width: the distance between levels.
@@ -41,7 +42,7 @@ dequantisers: Registry[Dequantiser] = Registry("dequantiser", Dequantiser)
 class UniformNoise(Dequantiser):
     """Uniform over the bin."""
 
-    def spread(self, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
+    def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
         d = u[0].numel()
         return bin_width * (u - 0.5), torch.full((len(u),), -d * math.log(bin_width), dtype=torch.float64)
 
@@ -55,7 +56,7 @@ class TruncatedNormal(Dequantiser):
     of the path itself, and nothing is lost to truncation at t_min. For models that were trained on levels.
     """
 
-    def spread(self, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
+    def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
         if not node.ratio > 0:
             raise InputError("truncated_normal takes a path that begins with noise, sigma(t_min) > 0")
         tau = bin_width / (2 * node.ratio)

@@ -229,7 +229,7 @@ def log_prob(
     def value(path: Plan, draw: int) -> tuple[dict[str, Tensor], _Integral]:
         y, law = x, None
         if noise is not None and bin_width is not None:
-            u, law = noise.spread(uniforms(shape, seeds, draw), bin_width, start)
+            u, law = noise.spread(x, uniforms(shape, seeds, draw), bin_width, start)
             y = x + u.to(x)
         found = work.integrate(y, path)
         ones = torch.ones(len(x), dtype=torch.float64, device=found.latent.device)

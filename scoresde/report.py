@@ -70,7 +70,7 @@ def write_report(
         notes=list(notes),
         summary=_summary(rows),
         likelihood=likelihood and _likelihood(likelihood),
-        curves=_inline(curves(rows)) if any(row.metrics for row in rows) else "",
+        curves=inline(curves(rows)) if any(row.metrics for row in rows) else "",
         command=command,
         config=json.dumps(config, indent=2, default=str) if config else "",
         facts=[(name, _text(value)) for name, value in header.items()],
@@ -246,7 +246,7 @@ def _template() -> jinja2.Template:
     return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
 
 
-def _inline(picture: Figure | Image.Image) -> str:
+def inline(picture: Figure | Image.Image) -> str:
     """A picture as the address of itself."""
     buffer = io.BytesIO()
     if isinstance(picture, Figure):
@@ -333,9 +333,9 @@ def _pictures(rows: Sequence[Row], low: float, high: float, reference: Tensor | 
     def draw(samples: Tensor, behind: Tensor | None) -> dict[str, Any]:
         if pixels:
             picture = image_grid(samples, low, high, columns=4, tile=_TILE)
-            return {"image": _inline(picture), "width": picture.width, "text": "samples"}
+            return {"image": inline(picture), "width": picture.width, "text": "samples"}
         figure = drawing(samples, behind, limits)
-        return {"image": _inline(figure), "width": round(100 * figure.get_figwidth()), "text": "samples"}
+        return {"image": inline(figure), "width": round(100 * figure.get_figwidth()), "text": "samples"}
 
     def cell(row: Row | None) -> dict[str, Any]:
         if row is None:
@@ -377,7 +377,7 @@ def _likelihood(result: LogProb) -> dict[str, Any]:
         ("NFE", str(result.nfe)),
     ]
     shown, label = (result.nats, "log-likelihood, nats") if per_dim is None else (per_dim, "bits per dimension")
-    return {"facts": facts, "histogram": _inline(histogram(shown, label))}
+    return {"facts": facts, "histogram": inline(histogram(shown, label))}
 
 
 def _mean(values: Tensor) -> str:

@@ -94,7 +94,10 @@ def finer(solver: Solver, steps: int | None) -> tuple[Solver, int | None]:
     method: Any = solver
     if method.rtol / 10 < TIGHTEST:
         raise InputError(f"{solver} does not meet the tolerance")
-    return replace(method, rtol=method.rtol / 10, atol=method.atol / 10), None
+    rtol, atol = (
+        float(f"{value / 10:.3g}") for value in (method.rtol, method.atol)
+    )  # 1e-6, not 1.0000000000000002e-06
+    return replace(method, rtol=rtol, atol=atol), None
 
 
 def in_nats(tolerance: float, bin_width: float | None, x: Tensor) -> float:

@@ -86,13 +86,15 @@ def test_likelihood_matches_the_library(run, tmp_path):
     options = ["--config.likelihood.steps=6", "--config.likelihood.divergence=exact"]
     assert main(["likelihood", f"--workdir={run}", "--split=test", "--limit=5", f"--out={tmp_path}", *options]) == 0
     saved = np.load(tmp_path / "likelihood.npz")
-    trained = load_run(run)
-    x = scoresde.dequantise(scoresde.data.load("digits").test[:5], 0.125, range(5))
-    again = scoresde.log_prob(trained.denoiser, x, steps=6, divergence="exact", bin_width=0.125)
+    x = scoresde.data.load("digits").test[:5]
+    given = {"divergence": "exact", "bin_width": 0.125, "dequantiser": "uniform", "error": True}
+    again = scoresde.log_prob(load_run(run).denoiser, x, steps=6, **given)
     assert np.allclose(saved["nats"], again.nats.numpy(), rtol=0, atol=1e-9)
     assert np.allclose(saved["bits_per_dim"], -again.nats.numpy() / (64 * np.log(2)), rtol=0, atol=1e-9)
+    assert np.allclose(saved["solver_error"], again.solver_error.numpy(), rtol=0, atol=1e-9)
     record = json.loads((tmp_path / "likelihood.json").read_text())
-    assert (record["samples"], record["nfe"], record["kind"]) == (5, 12, "exact ODE value")
+    # 12 evaluations, and 6 of half the steps
+    assert (record["samples"], record["nfe"], record["kind"]) == (5, 18, "exact ODE value")
 
 
 def test_benchmark_writes_rows_that_were_measured(run, tmp_path, capsys):

@@ -70,11 +70,11 @@ def test_for_a_model_of_levels_the_truncated_normal_beats_uniform_noise():
 def test_the_laws_are_what_they_say():
     node = SDE(0.02)
     u = uniforms((50,), [1, 2])
-    noise, law = UniformNoise().spread(u, WIDTH, node)
+    noise, law = UniformNoise().spread(0 * u, u, WIDTH, node)
     assert float(noise.abs().max()) <= WIDTH / 2
     assert law.tolist() == pytest.approx([-50 * math.log(WIDTH)] * 2)
     for width in (0.01, 0.25, 4.0):
-        noise, law = TruncatedNormal().spread(u, width, node)
+        noise, law = TruncatedNormal().spread(0 * u, u, width, node)
         tau = width / 2 / node.ratio
         theirs = truncnorm(-tau, tau, scale=node.ratio)
         assert noise.numpy() == pytest.approx(theirs.ppf(u.numpy()), rel=1e-7, abs=1e-12)
@@ -86,7 +86,7 @@ def test_entropies_of_the_truncated_normal():
     u = torch.linspace(0, 1, 20001, dtype=torch.float64)[1:-1].view(-1, 1)
     node = SDE(0.02)
     for tau, entropy in ((3.0, 2.024), (8.0, 0.5 * math.log2(2 * math.pi * math.e)), (0.01, math.log2(0.02))):
-        _, law = TruncatedNormal().spread(u, 2 * tau * node.ratio, node)
+        _, law = TruncatedNormal().spread(0 * u, u, 2 * tau * node.ratio, node)
         assert -float(law.mean()) / math.log(2) - math.log2(node.ratio) == pytest.approx(entropy, abs=1e-3)
 
 
@@ -114,5 +114,5 @@ def test_bad_input(change, message):
     with pytest.raises(InputError, match=message):
         scoresde.log_prob(SMOOTH.denoiser(SDE), LEVELS, **({"dequantiser": "uniform"} | OPTIONS | change))
     with pytest.raises(InputError, match="begins with noise"):
-        TruncatedNormal().spread(LEVELS, WIDTH, SDE.clean)
+        TruncatedNormal().spread(LEVELS, LEVELS, WIDTH, SDE.clean)
     assert dequantisers.names() == ["truncated_normal", "uniform"]

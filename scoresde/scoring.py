@@ -1,0 +1,338 @@
+"""Scoring a data set: shard by shard, each kept as soon as it is done, then put together, written and shown.
+
+A shard is a batch of ``likelihood.batch_size`` samples, a file such as ``parts/00003.npz`` once it is done. A sample's
+seed is its place in the split: its value depends neither on where an evaluation stopped nor on which process did it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from solvers import InputError
+from solvers.errors import positive_integer
+
+from . import config
+from .bounds import chain_bound
+from .decoders import Discretised
+from .dequantisation import dequantisers
+from .likelihood import LogProb, dequantise, log_prob
+from .report import histogram, image_grid, inline, is_image, number
+from .results import environment, fingerprint, write_arrays, write_atomically, write_json
+from .sample import batches_of
+from .shards import join, read_part, refuse_another, write_part
+
+SHOWN = 12  # samples at either end of the page
+# of the config, what decides a value; the rest of it is in the weights
+_DECIDES = ("sde", "model", "likelihood", "device", "data.dequantise")
+
+
+def score(
+    run: config.Run,
+    x: Tensor,
+    split: str,
+    out: Path,
+    command: str,
+    parts: Path | None = None,
+    share: tuple[int, int] = (1, 1),
+) -> LogProb | None:
+    """Log-likelihood of data (N, *) by a run's ``likelihood`` section, into likelihood.npz, .json and .html.
+
+    Args:
+        parts: a folder that keeps the shards; those of the same evaluation that it holds are not done again.
+        share: (k, n): only every n-th shard, from the k-th. The files are written once all of them are there.
+
+    Returns:
+        the likelihood of all samples in order; None while shards of other processes are missing.
+
+    Raises:
+        InputError: see ``log_prob``; also discrete data outside the model's levels, and parts of another evaluation.
+    """
+    found = evaluate(run, x, split, parts, share)
+    if found is None:
+        return None
+    result, bound = found["ode"], found.get("bound")
+    arrays = {
+        **_arrays(result),
+        **{f"bound_{name}": value for name, value in (_arrays(bound) if bound else {}).items()},
+    }
+    write_arrays(out / "likelihood.npz", latent=result.latent, **arrays)
+    title = f"{run.config.data.name} {split}: {len(x)} samples, step {run.step}"
+    text = "\n".join([title, block(result), *([] if bound is None else [str(bound)])])
+    document = {
+        "command": command,
+        "split": split,
+        "samples": len(x),
+        **{
+            name: getattr(result, name)
+            for name in ("kind", "solver", "grid", "divergence", "nfe", "products", "seconds")
+        },
+        "means": {name: _plain(value.double().mean()) for name, value in arrays.items()},
+        "standard_errors": {name: _plain(_error(value)) for name, value in arrays.items()},
+        "solver_error_max": None if result.solver_error is None else _plain(result.solver_error.max()),
+        "uncertainty": {name: _plain(value) for name, value in uncertainty(result).items()},
+        "bound": None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
+        "evaluation": facts_of(run, x, split),
+        "step": run.step,
+        "config": run.config.to_dict(),
+        "environment": environment(config.device_of(run.config)),
+    }
+    write_json(out / "likelihood.json", document)
+    write_atomically(out / "likelihood.html", page(title, text, found, x, run.card, document))
+    print(text)
+    return result
+
+
+def evaluate(
+    run: config.Run, x: Tensor, split: str, parts: Path | None = None, share: tuple[int, int] = (1, 1)
+) -> dict[str, LogProb] | None:
+    """The likelihood ``ode`` of data (N, *), and the ``bound`` of a chain where the config names one; see ``score``."""
+    options, facts = options_of(run), facts_of(run, x, split)
+    check_range(x, run.card, split)
+    shards = dict(enumerate(batches_of(len(x), run.config.likelihood.batch_size)))
+    done: dict[int, dict[str, LogProb]] = {}
+    if parts is not None:
+        parts.mkdir(exist_ok=True)
+        refuse_another(parts, facts)
+    elif share != (1, 1):
+        raise InputError("processes that share the shards need a folder of parts")
+    files = {k: parts / f"{k:05d}.npz" for k in shards} if parts is not None else {}
+    mine = [k for k in shards if k % share[1] == share[0] - 1]
+    kept = [k for k in mine if k in files and files[k].exists()]
+    sizes = {k: rows.stop - rows.start for k, rows in shards.items()}
+    total, before = sum(sizes[k] for k in mine), sum(sizes[k] for k in kept)
+    try:
+        with tqdm(total=total, initial=before, desc=f"{split} samples", leave=False) as bar:
+            for k in mine:
+                if k in kept:
+                    continue
+                done[k] = _values(run, x, shards[k], options)
+                if parts is not None:
+                    write_part(files[k], facts, shards[k], done[k])
+                bar.update(sizes[k])
+    except KeyboardInterrupt:
+        there = sum(file.exists() for file in files.values())
+        note = f"{there} of {len(shards)} shards are in {parts}; the same command goes on" if there else ""
+        raise KeyboardInterrupt(note) from None
+    missing = [k for k in shards if k not in done and not (k in files and files[k].exists())]
+    if missing:
+        print(
+            f"{len(shards) - len(missing)} of {len(shards)} shards are in {parts}: the last process puts them together"
+        )
+        return None
+    whole = [done[k] if k in done else read_part(files[k], facts, shards[k]) for k in shards]
+    return {name: join([part[name] for part in whole]) for name in whole[0]}
+
+
+def options_of(run: config.Run) -> dict[str, Any]:
+    """A run's ``likelihood`` section as arguments of ``log_prob``: a tolerance goes before the steps, and without a bin
+    width there is no dequantiser.
+
+    Raises:
+        InputError: an unknown dequantiser, a tolerance that is not positive, draws that are no positive integer.
+    """
+    section, width = run.config.likelihood.copy_and_resolve_references(), run.card.bin_width
+    tolerance, draws = section.tolerance, positive_integer("likelihood.draws", section.draws)
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise InputError(f"tolerance must be positive, got {tolerance!r}")
+    section.solver = section.solver or ("heun" if tolerance is None else "rk45")
+    dequantisers.make(section.dequantiser)
+    options = config.solve_options(section)
+    del options["batch_size"]
+    return {
+        **options,
+        "steps": options["steps"] if tolerance is None else None,
+        "tolerance": tolerance,
+        "divergence": section.divergence,
+        "bin_width": width,
+        "dequantiser": None if width is None else section.dequantiser,
+        "draws": draws,
+        "error": section.error and tolerance is None,  # a tolerance brings its own
+    }
+
+
+def facts_of(run: config.Run, x: Tensor, split: str) -> dict[str, Any]:
+    """Everything that decides the values, as JSON knows it."""
+    network = run.denoiser.network
+    assert isinstance(network, nn.Module)
+    weights = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        weights.update(f"{name} {fingerprint(value)} ".encode())
+    versions = environment()
+    given = config._flat(run.config.to_dict())
+    facts = {
+        "the checkpoint's step": run.step,
+        "the weights": weights.hexdigest()[:16],
+        "the split": split,
+        "the number of samples": len(x),
+        "the data": fingerprint(x),
+        "the bin width": run.card.bin_width,
+        "the levels' range": [run.card.low, run.card.high],
+        **{name: value for name, value in given if name in _DECIDES or name.partition(".")[0] in _DECIDES},
+        "scoresde": versions["scoresde"],
+        "torch": versions["torch"],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def check_range(x: Tensor, card: config.DataCard, split: str) -> None:
+    """Refuses discrete data (N, *) that the model's levels do not hold.
+
+    Raises:
+        InputError: a number is more than half a bin below the lowest or above the highest level.
+    """
+    if card.bin_width is None:
+        return
+    low, high, half = float(x.min()), float(x.max()), 0.5 * card.bin_width
+    if low < card.low - half or high > card.high + half:
+        raise InputError(
+            f"the {split} data go from {low:g} to {high:g}, but the model's levels, {card.bin_width:g} apart, from "
+            f"{card.low:g} to {card.high:g}: scale the data like those of the training"
+        )
+
+
+def _values(run: config.Run, x: Tensor, rows: slice, options: Mapping[str, Any]) -> dict[str, LogProb]:
+    """The values of some samples."""
+    part, seeds = x[rows].to(config.device_of(run.config)), range(rows.start, rows.stop)
+    began = time.perf_counter()
+    result = log_prob(run.denoiser, part, seeds=seeds, **options, progress=True)
+    found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # with the trials of a tolerance
+    bound = chain_score(run, part, seeds)
+    return found if bound is None else {**found, "bound": bound}
+
+
+def chain_score(run: config.Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
+    """The variational bound of a run's reverse chain, where its ``likelihood.bound`` names one."""
+    options, width = run.config.likelihood, run.card.bin_width
+    if options.bound is None:
+        return None
+    decoder = config.build_decoder(run.config, run.card)
+    spread = width is not None and not isinstance(decoder, Discretised)
+    return chain_bound(
+        run.denoiser,
+        dequantise(x, width, seeds) if spread and width is not None else x,
+        options.bound,
+        decoder=decoder,
+        bin_width=width,
+        indices=options.bound_indices,
+        seeds=seeds,
+        progress=True,
+    )
+
+
+def _arrays(result: LogProb) -> dict[str, Tensor]:
+    """Everything of it that is one number a sample."""
+    arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
+    arrays |= {"nfe": result.nfe_per_sample} if result.nfe_per_sample is not None else {}
+    arrays |= {"solver_error": result.solver_error} if result.solver_error is not None else {}
+    arrays |= {"bits_per_dim": result.bits_per_dim} if result.bin_width is not None else {}
+    return arrays
+
+
+def _error(values: Tensor) -> float:
+    """The standard error of the mean of values (B,); NaN of a single one."""
+    if len(values) < 2:
+        return math.nan
+    equal = bool((values == values[0]).all())  # whose mean may round to another
+    return 0.0 if equal else float(values.double().std()) / math.sqrt(len(values))
+
+
+def _plain(value: Tensor | float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def uncertainty(result: LogProb) -> dict[str, float]:
+    """What the mean of a likelihood may be off by, in nats a sample; NaN where a part is not known.
+
+    ``samples``: its standard error over samples (which holds that of the probes and of the dequantiser's draws);
+    ``trace``: the standard error of the probes; ``solver``: the mean of ``solver_error``, 0 where it was not asked for.
+    ``of_these`` = sqrt(trace^2 + solver^2) is of the mean of these very samples at their draws, ``total`` =
+    sqrt(samples^2 + solver^2) of the mean over the distribution that they come from.
+    """
+    samples = _error(result.nats)
+    trace = float(result.stderr.double().square().sum().sqrt()) / len(result.nats)
+    solver = 0.0 if result.solver_error is None else float(result.solver_error.double().mean())
+    of_these, total = math.hypot(trace, solver), math.hypot(samples, solver)
+    return {"samples": samples, "trace": trace, "solver": solver, "of_these": of_these, "total": total}
+
+
+def block(result: LogProb) -> str:
+    """A likelihood as text, for people."""
+    parts, bits = uncertainty(result), result.dimensions * math.log(2)
+
+    def shown(name: str) -> str:
+        also = "" if result.bin_width is None else f" = {number(parts[name] / bits)} bits/dim"
+        return f"{number(parts[name])} nats{also}"
+
+    lines = [str(result)]
+    if result.nfe_per_sample is not None:
+        lines.append(f"  NFE a sample {float(result.nfe_per_sample.double().mean()):.1f}, {result.nfe} at most")
+    how = f"trace {number(parts['trace'])}, solver " + (
+        "not measured" if result.solver_error is None else number(parts["solver"])
+    )
+    lines.append(f"  the mean is uncertain by {shown('of_these')} for these samples ({how}),")
+    lines.append(f"  by {shown('total')} for the distribution they come from (samples {number(parts['samples'])})")
+    return "\n".join(lines)
+
+
+def page(
+    title: str,
+    text: str,
+    found: Mapping[str, LogProb],
+    x: Tensor,
+    card: config.DataCard,
+    document: Mapping[str, Any],
+) -> str:
+    """The page of a likelihood of data (N, *): text, budget, histogram, and the samples at either end."""
+    result = found["ode"]
+    discrete = result.bin_width is not None
+    values = result.bits_per_dim if discrete else result.nats
+    label = "bits per dimension" if discrete else "log-likelihood, nats"
+    order = torch.argsort(result.nats, stable=True).tolist()
+
+    def shown(places: Sequence[int]) -> Iterator[dict[str, str]]:
+        for i in places:
+            picture = inline(image_grid(x[i : i + 1], card.low, card.high)) if is_image(x) else ""
+            yield {"image": picture, "value": f"{float(values[i]):.4g}", "place": str(i)}
+
+    facts = [(k, str(v)) for k, v in {**document["environment"], **document["evaluation"]}.items()]
+    source = resources.files("scoresde").joinpath("likelihood.html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    return template.render(
+        title=title,
+        text=text,
+        discrete=discrete,
+        label=label,
+        tables=[_table(part) for part in found.values()],
+        histogram=inline(histogram(values, label)),
+        ends=[("least", list(shown(order[:SHOWN]))), ("most", list(shown(order[::-1][:SHOWN])))],
+        command=document["command"],
+        facts=facts,
+        config=json.dumps(document["config"], indent=2, default=str),
+    )
+
+
+def _table(result: LogProb) -> dict[str, Any]:
+    """The budget, mean and standard error, in nats and, where there are any, bits/dim."""
+    bits = -result.dimensions * math.log(2)
+
+    def row(name: str, part: Tensor) -> list[str]:
+        mean, error = float(part.double().mean()), _error(part)
+        cells = [name, f"{mean:.3f}", number(error)]
+        return cells if result.bin_width is None else [*cells, f"{mean / bits:.4f}", number(-error / bits)]
+
+    rows = [row(name, part) for name, part in result.budget.items()]
+    return {"kind": result.kind, "rows": rows, "total": row("log p", result.nats)}

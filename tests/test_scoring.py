@@ -1,0 +1,345 @@
+"""Scoring a data set from the command line: shards, resumption, several processes, tolerance, page, bad input."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+
+import scoresde
+from scoresde import scoring, shards
+from scoresde.cli import main, share_of
+from scoresde.config import load_run
+from scoresde.likelihood import LogProb
+from solvers import InputError
+
+SMALL = ["--config.model.network=mlp(width=16, depth=1)", "--config.training.steps=20"]
+CHEAP = ["--config.likelihood.steps=4", "--config.likelihood.divergence=hutchinson(probes=2)"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A short run on the digits; tests must not change it."""
+    workdir = tmp_path_factory.mktemp("runs") / "digits"
+    assert main(["train", "--config=digits_vp", f"--workdir={workdir}", *SMALL]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def continuous(tmp_path_factory):
+    """A run on numbers without a bin width: the folder, the data."""
+    folder = tmp_path_factory.mktemp("continuous")
+    np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(40, 3)))
+    data = ["--config.data.name=file", f"--config.data.path={folder / 'x.npy'}"]
+    assert main(["train", "--config=digits_vp", f"--workdir={folder / 'run'}", *data, *SMALL]) == 0
+    return folder
+
+
+def command(run, out, *more, limit=10):
+    given = ["likelihood", f"--workdir={run}", f"--out={out}", f"--limit={limit}", *CHEAP]
+    return [*given, "--config.likelihood.batch_size=4", *more]
+
+
+def saved(out):
+    with np.load(out / "likelihood.npz") as file:
+        return {name: file[name] for name in file}
+
+
+def same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
+
+
+def fails(capsys, arguments, *words):
+    capsys.readouterr()
+    assert main(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert [word for word in words if word not in errors[0]] == [], errors[0]
+
+
+def stop_after(monkeypatch, count):
+    """Ctrl-C while the shard after ``count`` of them is scored; a list that counts those done."""
+    done, real = [], scoring.log_prob
+
+    def scored(*arguments, **options):
+        if len(done) == count:
+            raise KeyboardInterrupt
+        done.append(list(options["seeds"]))
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(scoring, "log_prob", scored)
+    return done
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert main(command(run, whole)) == 0
+    stop_after(monkeypatch, 2)
+    assert main(command(run, halves)) == 130
+    assert f"stopped: 2 of 3 shards are in {halves / 'parts'}; the same command goes on" in capsys.readouterr().err
+    assert sorted(p.name for p in halves.rglob("*") if p.is_file()) == ["00000.npz", "00001.npz"]
+    monkeypatch.undo()
+    done = stop_after(monkeypatch, 99)
+    assert main(command(run, halves)) == 0
+    assert done == [[8, 9]]
+    same(saved(halves), saved(whole))
+    # and once more: nothing is left to do
+    assert main(command(run, halves)) == 0
+    assert len(done) == 1
+    ours, theirs = (json.loads((out / "likelihood.json").read_text()) for out in (halves, whole))
+    for key in ("means", "standard_errors", "uncertainty", "evaluation", "nfe", "products", "samples"):
+        assert ours[key] == theirs[key]
+
+
+def test_processes_share_the_shards_and_the_last_puts_them_together(run, tmp_path, monkeypatch, capsys):
+    assert main(command(run, tmp_path / "one")) == 0
+    done = stop_after(monkeypatch, 99)
+    assert main(command(run, tmp_path / "two", "--shards=2/2")) == 0
+    assert done == [[4, 5, 6, 7]]
+    assert "1 of 3 shards" in capsys.readouterr().out
+    assert not (tmp_path / "two" / "likelihood.npz").exists()
+    assert main(command(run, tmp_path / "two", "--shards=1/2")) == 0
+    assert done[1:] == [[0, 1, 2, 3], [8, 9]]
+    same(saved(tmp_path / "two"), saved(tmp_path / "one"))
+
+
+def test_processes_at_the_same_time_with_different_numbers_of_adaptive_steps(run, tmp_path):
+    options = ["--config.likelihood.solver=rk45(rtol=1e-6, atol=1e-6)"]
+    assert main(command(run, tmp_path / "one", *options)) == 0
+    both = [
+        subprocess.Popen([sys.executable, "-m", "scoresde.cli", *command(run, tmp_path / "two", *options, share)])
+        for share in ("--shards=1/2", "--shards=2/2")
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
+    ours = saved(tmp_path / "two")
+    assert len(set(ours["nfe"].tolist())) > 1
+    same(ours, saved(tmp_path / "one"))
+
+
+def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
+    """In shards of 4, 4, 2 and 10 at once: the seeds are the places, so nothing but rounding in the network differs."""
+    assert main(command(run, tmp_path)) == 0
+    model, x = load_run(run).denoiser, scoresde.data.load("digits").test[:10]
+    direct = scoresde.log_prob(
+        model, x, steps=4, divergence="hutchinson(probes=2)", bin_width=0.125, dequantiser="uniform", error=True
+    )
+    ours = saved(tmp_path)
+    for name in ("nats", "stderr", "solver_error", "bits_per_dim", "latent"):
+        assert ours[name] == pytest.approx(getattr(direct, name).numpy(), rel=1e-4, abs=1e-4)
+    for name, part in direct.budget.items():
+        assert ours[name] == pytest.approx(part.numpy(), rel=1e-4, abs=1e-4)
+    budget = ("prior", "divergence", "truncation", "dequantisation", "offset")
+    assert sum(ours[name] for name in budget) == pytest.approx(ours["nats"], rel=1e-12)
+    record = json.loads((tmp_path / "likelihood.json").read_text())
+    assert record["means"]["bits_per_dim"] == pytest.approx(ours["bits_per_dim"].mean(), rel=1e-12)
+    spread = ours["nats"].std(ddof=1) / math.sqrt(10)
+    assert record["standard_errors"]["nats"] == pytest.approx(spread, rel=1e-12)
+    assert record["solver_error_max"] == ours["solver_error"].max()
+    assert (record["nfe"], record["products"], record["means"]["nfe"]) == (12, 24, 12)  # 8 + 4 evaluations, 2 probes
+    assert record["evaluation"]["the data"] == scoresde.results.fingerprint(x)
+
+
+def test_parts_of_another_evaluation_are_refused_and_named(run, tmp_path, monkeypatch, capsys):
+    assert main(command(run, tmp_path)) == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    there = f"{tmp_path / 'parts'} holds parts of another evaluation"
+    steps = command(run, tmp_path, "--config.likelihood.steps=6")
+    fails(capsys, steps, there, "likelihood.steps is 4 there and 6 here", "take another --out")
+    fails(capsys, command(run, tmp_path, "--split=train"), "the split is 'test' there and 'train' here")
+    fails(capsys, command(run, tmp_path, limit=9), "the number of samples is 10 there and 9 here")
+    fails(capsys, command(run, tmp_path, "--config.likelihood.batch_size=5"), "batch_size is 4 there and 5 here")
+    fails(capsys, command(run, tmp_path, "--tolerance=0.5"), "likelihood.tolerance is None there and 0.5 here")
+    another = scoresde.data.load("digits", seed=1)
+    monkeypatch.setattr(scoring.config, "load_data", lambda *_: another)
+    fails(capsys, command(run, tmp_path), "the data is")
+    monkeypatch.undo()
+    trained = load_run(run)
+    with torch.no_grad():
+        next(trained.denoiser.network.parameters())[0] += 1e-6
+    x = scoresde.data.load("digits").test[:10]
+    with pytest.raises(InputError, match="the weights is"):
+        scoring.evaluate(trained, x, "test", tmp_path / "parts")
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_damaged_parts_and_parts_in_the_wrong_place(run, tmp_path, capsys):
+    assert main(command(run, tmp_path)) == 0
+    parts = tmp_path / "parts"
+    whole = (parts / "00001.npz").read_bytes()
+    (parts / "00001.npz").write_bytes(whole[:-50])
+    fails(capsys, command(run, tmp_path), "00001.npz is damaged", "remove it")
+    (parts / "00001.npz").write_bytes((parts / "00000.npz").read_bytes())
+    fails(capsys, command(run, tmp_path), "00001.npz holds other samples than 4 to 7")
+    (parts / "00001.npz").unlink()
+    before = saved(tmp_path)
+    assert main(command(run, tmp_path)) == 0
+    same(saved(tmp_path), before)
+
+
+def test_a_tolerance_from_the_command_line_is_met(continuous, tmp_path):
+    """In nats, as the data have no bins; the probes' part of it holds in the root mean square."""
+    run, out = continuous / "run", tmp_path / "out"
+    options = ["--tolerance=0.01", "--config.likelihood.batch_size=4"]
+    assert main(["likelihood", f"--workdir={run}", f"--out={out}", *options]) == 0
+    trained = load_run(run)
+    x = scoresde.data.load("file", str(continuous / "x.npy")).test
+    truth = scoresde.log_prob(trained.denoiser, x, "rk45(rtol=1e-9, atol=1e-9)", divergence="exact").nats.numpy()
+    ours = saved(out)
+    assert np.sqrt(np.square(ours["nats"] - truth).mean()) < 0.01
+    assert ours["solver_error"].max() < 0.01
+    assert "bits_per_dim" not in ours
+    record = json.loads((out / "likelihood.json").read_text())
+    assert record["config"]["likelihood"]["tolerance"] == 0.01
+    assert record["solver"].startswith("rk45(")
+    assert record["nfe"] == ours["nfe"].max()
+
+
+def test_the_dequantiser_and_its_draws_come_from_the_config(run, tmp_path):
+    options = ["--config.likelihood.dequantiser=truncated_normal", "--config.likelihood.draws=2"]
+    assert main(command(run, tmp_path, *options, "--config.likelihood.error=False", limit=4)) == 0
+    model, x = load_run(run).denoiser, scoresde.data.load("digits").test[:4]
+    direct = scoresde.log_prob(
+        model, x, steps=4, divergence="hutchinson(probes=2)", bin_width=0.125, dequantiser="truncated_normal", draws=2
+    )
+    ours = saved(tmp_path)
+    assert np.array_equal(ours["nats"], direct.nats.numpy())
+    assert np.array_equal(ours["importance"], direct.budget["importance"].numpy())
+    assert "solver_error" not in ours
+
+
+class Links(HTMLParser):
+    """The pictures and whatever else a page would fetch or run."""
+
+    def __init__(self):
+        super().__init__()
+        self.pictures, self.outside, self.text = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("src", "href"):
+                (self.pictures if value.startswith("data:image/png;base64,") else self.outside).append(value)
+        if tag in ("script", "iframe", "link"):
+            self.outside.append(tag)
+
+    def handle_data(self, data):
+        self.text += data.split()
+
+
+def test_the_page_holds_the_block_the_budget_and_both_ends(run, tmp_path, capsys):
+    capsys.readouterr()
+    options = ["--config.likelihood.bound=ddpm(variance=beta)", "--config.likelihood.bound_indices=2"]
+    assert main(command(run, tmp_path, *options, limit=30)) == 0
+    printed = capsys.readouterr().out
+    html = (tmp_path / "likelihood.html").read_text(encoding="utf-8")
+    found = Links()
+    found.feed(html)
+    assert found.outside == []
+    assert len(found.pictures) == 1 + 2 * 12  # the histogram, and the two ends
+    words = " ".join(found.text)
+    ours = saved(tmp_path)
+    for line in printed.strip().splitlines()[:-1]:
+        assert " ".join(line.split()) in words
+    places = [int(place) for place in re.findall(r"no\. (\d+)", words)]
+    order = np.argsort(ours["nats"])
+    assert places == [*order[:12], *order[::-1][:12]]
+    assert f"{ours['bits_per_dim'][order[0]]:.4g} no. {order[0]}" in words
+    prior = ours["prior"]
+    error = prior.std(ddof=1) / math.sqrt(30)
+    per_dim = -prior.mean() / (64 * math.log(2))
+    row = f"prior {prior.mean():.3f} {error:.3g} {per_dim:.4f} {error / (64 * math.log(2)):.3g}"
+    assert row in words
+    assert f"{ours['bound_prior'].mean():.3f}" in words
+    assert "solver's error" in printed
+    assert "NFE a sample 12.0, 12 at most" in printed
+
+
+def test_the_page_of_numbers_has_no_pictures_of_them_and_is_escaped(continuous, tmp_path):
+    run, out = continuous / "run", tmp_path / "<b>&out"
+    assert main(["likelihood", f"--workdir={run}", f"--out={out}", *CHEAP]) == 0
+    html = (out / "likelihood.html").read_text(encoding="utf-8")
+    assert "<b>" not in html
+    assert "&lt;b&gt;&amp;out" in html
+    assert html.count("<img") == 1
+    assert "bits" not in html.partition("To run this again")[0]
+
+
+def made(nats, stderr, solver_error):
+    return LogProb(
+        torch.tensor(nats, dtype=torch.float64), torch.tensor(stderr), 4, torch.zeros(len(nats), 2), {}, "s", "g", "d",
+        1.0, solver_error=None if solver_error is None else torch.tensor(solver_error),
+    )  # fmt: skip
+
+
+def test_uncertainty_adds_up_by_hand():
+    found = scoring.uncertainty(made([0.0, 2.0, 4.0, 6.0], [3.0, 0.0, 4.0, 0.0], [1.0, 3.0, 2.0, 2.0]))
+    assert found["samples"] == pytest.approx(math.sqrt(20 / 3 / 4))
+    assert found["trace"] == pytest.approx(5 / 4)
+    assert found["solver"] == pytest.approx(2.0)
+    assert found["of_these"] == pytest.approx(math.hypot(1.25, 2))
+    assert found["total"] == pytest.approx(math.sqrt(20 / 12 + 4))
+    single = scoring.uncertainty(made([1.0], [0.5], None))
+    assert math.isnan(single["samples"])
+    assert single["of_these"] == 0.5
+
+
+def test_joined_shards():
+    joined = shards.join([made([1.0, 2.0], [0.0, 0.0], None), made([3.0], [1.0], None)])
+    assert joined.nats.tolist() == [1, 2, 3]
+    assert joined.stderr.tolist() == [0, 0, 1]
+    assert (joined.nfe, joined.seconds, joined.solver, joined.solver_error) == (4, 2.0, "s", None)
+
+
+def test_bad_input(run, continuous, tmp_path, capsys):
+    out = tmp_path / "out"
+    fails(capsys, command(run, out, "--tolerance=-0.1"), "tolerance must be positive, got -0.1")
+    fails(capsys, command(run, out, "--tolerance=nan"), "tolerance must be positive, got nan")
+    fails(capsys, command(run, out, "--tolerance=tight"), "--tolerance", "'tight'")
+    fails(capsys, command(run, out, "--tolerance=1", "--config.likelihood.nfe=9"), "tolerance chooses the steps", "nfe")
+    fails(capsys, command(run, out, "--tolerance=1", "--config.likelihood.draws=2"), "tolerance chooses", "draws")
+    fails(
+        capsys, command(run, out, "--config.likelihood.draws=0"), "likelihood.draws must be a positive integer, got 0"
+    )
+    fails(capsys, command(run, out, "--config.likelihood.dequantiser=unifrom"), "no dequantiser 'unifrom'", "uniform")
+    fails(capsys, command(run, out, "--config.likelihood.solver=ddpm"), "ddpm", "draws noise")
+    fails(capsys, command(run, out, "--config.likelihood.divergence=hutchinsen"), "did you mean hutchinson")
+    fails(capsys, command(run, out, "--config.likelihood.batch_size=0"), "batch_size must be a positive integer, got 0")
+    fails(capsys, command(run, out, "--config.likelihood.steps=1"), "at least two")
+    to_zero = "--config.likelihood.grid=explicit(times=[1.0, 0.0])"
+    fails(capsys, command(run, out, to_zero), "t=0 is outside [0.001, 1]")
+    for text in ("3/2", "0/2", "2", "a/b", "1/0"):
+        fails(capsys, command(run, out, f"--shards={text}"), f"cannot read the shards '{text}'")
+    # data without a bin width have no levels to draw in
+    several = ["likelihood", f"--workdir={continuous / 'run'}", f"--out={out}", "--config.likelihood.draws=2"]
+    fails(capsys, several, "draws=2")
+    assert not (out / "likelihood.npz").exists()
+    assert share_of("2/3") == (2, 3)
+
+
+def test_data_outside_the_levels_of_the_training(tmp_path, capsys):
+    """Levels 0, 1, 2, 3 in training: half a bin further is the end."""
+    levels = np.random.default_rng(0).integers(0, 4, size=(60, 2)).astype(float)
+    levels[0], path, run = (0, 3), tmp_path / "x.npz", tmp_path / "run"
+    np.savez(path, train=levels, test=levels[:6])
+    data = ["--config.data.name=file", f"--config.data.path={path}", "--config.data.bin_width=1.0"]
+    assert main(["train", "--config=digits_vp", f"--workdir={run}", *data, *SMALL]) == 0
+    score = ["likelihood", f"--workdir={run}", *CHEAP]
+    assert main([*score, f"--out={tmp_path / 'inside'}"]) == 0
+    assert saved(tmp_path / "inside")["offset"] == pytest.approx(np.zeros(6))  # two bins of volume one
+    for value in (4.0, -1.0):
+        moved = levels[:6].copy()
+        moved[3, 1] = value
+        np.savez(tmp_path / "moved.npz", train=levels, test=moved)
+        arguments = [*score, f"--out={tmp_path / 'outside'}", f"--config.data.path={tmp_path / 'moved.npz'}"]
+        fails(capsys, arguments, "the test data go from", f"{value:g}", "the model's levels, 1 apart, from 0 to 3")
+
+
+def test_by_default_the_results_lie_in_the_run(run, capsys):
+    assert main(["likelihood", f"--workdir={run}", "--limit=2", *CHEAP]) == 0
+    assert str(run / "likelihood" / "likelihood.html") in capsys.readouterr().out
+    assert len(saved(run / "likelihood")["nats"]) == 2
