@@ -60,8 +60,10 @@ def get_config() -> ConfigDict:
     config.likelihood.error = True  # measure the solver's error with a second solve of half the steps
     config.likelihood.dequantiser = "uniform"  # of discrete data, or truncated_normal
     config.likelihood.draws = 1  # of it, importance-weighted: a solve each, for a tighter bound
-    config.likelihood.bound = placeholder(str)  # also the bound of a reverse chain, such as ddpm(variance=beta)
-    config.likelihood.bound_indices = placeholder(int)  # terms of it to evaluate per sample; all by default
+    config.likelihood.bound = placeholder(str)  # also a bound: of a chain, ddpm(variance=beta), or continuous
+    config.likelihood.bound_indices = placeholder(
+        int
+    )  # evaluations of it per sample; by default all, and 128 of continuous
     config.likelihood.divergence = "hutchinson(probes=4)"  # or exact
     config.likelihood.batch_size = 256  # samples carried at once and kept together; does not change the values
     return config.lock()

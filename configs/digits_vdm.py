@@ -14,4 +14,5 @@ def get_config() -> ConfigDict:
     config.data.dequantise = False
     config.training.loss = "continuous_bound(decoder=levels(bin_width=0.125))"
     config.training.times = "low_discrepancy"
+    config.likelihood.bound = "continuous"
     return config

@@ -164,7 +164,8 @@ def log_prob(
             SDE's t_max has no default.
         bin_width: of discrete data: nats are then of the level's probability, and ``bits_per_dim`` is defined. x are
             levels for a ``dequantiser``, and otherwise dequantised already, see ``dequantise``.
-        dequantiser: ``uniform`` or ``truncated_normal``: x are levels, and it draws the noise.
+        dequantiser: ``uniform``, ``truncated_normal`` or a ``VariationalDequantiser``: x are levels, and it draws the
+            noise.
         draws: of the dequantiser, importance-weighted: a solve each, for a tighter bound.
         error: solve once more with half the steps, or with tighter tolerances, for ``solver_error``; it counts.
         differentiable: keep the graph, so that ``nats`` can be differentiated by x, the parameters and the conditions.

@@ -26,6 +26,7 @@ from solvers.errors import positive_integer
 
 from . import config
 from .bounds import chain_bound
+from .continuous_bound import continuous_bound
 from .decoders import Discretised
 from .dequantisation import dequantisers
 from .likelihood import LogProb, dequantise, log_prob
@@ -215,22 +216,17 @@ def _values(run: config.Run, x: Tensor, rows: slice, options: Mapping[str, Any])
 
 
 def chain_score(run: config.Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
-    """The variational bound of a run's reverse chain, where its ``likelihood.bound`` names one."""
+    """The bound of a run's reverse chain, or the ``continuous`` one, where its ``likelihood.bound`` names one."""
     options, width = run.config.likelihood, run.card.bin_width
     if options.bound is None:
         return None
     decoder = config.build_decoder(run.config, run.card)
     spread = width is not None and not isinstance(decoder, Discretised)
-    return chain_bound(
-        run.denoiser,
-        dequantise(x, width, seeds) if spread and width is not None else x,
-        options.bound,
-        decoder=decoder,
-        bin_width=width,
-        indices=options.bound_indices,
-        seeds=seeds,
-        progress=True,
-    )
+    data = dequantise(x, width, seeds) if spread and width is not None else x
+    shared: dict[str, Any] = {"decoder": decoder, "bin_width": width, "seeds": seeds, "progress": True}
+    if options.bound == "continuous":
+        return continuous_bound(run.denoiser, data, draws=options.bound_indices or 128, **shared)
+    return chain_bound(run.denoiser, data, options.bound, indices=options.bound_indices, **shared)
 
 
 def _arrays(result: LogProb) -> dict[str, Tensor]:

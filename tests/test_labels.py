@@ -130,7 +130,7 @@ def test_the_number_of_steps_is_the_sdes_own():
     assert Denoiser(network, CHAIN).train_timesteps == N
     assert Denoiser(network, VP).train_timesteps == 1000
     assert Denoiser(network, VP, num_train_timesteps=7).train_timesteps == 7
-    with pytest.raises(InputError, match="num_train_timesteps=7, but the chain of ddpm_chain.* has 40"):
+    with pytest.raises(InputError, match=r"num_train_timesteps=7, but the chain of ddpm_chain.* has 40"):
         Denoiser(network, CHAIN, num_train_timesteps=7)
     with pytest.raises(InputError, match=r"must be a positive integer, got 2\.5"):
         Denoiser(network, VP, num_train_timesteps=2.5)

@@ -310,3 +310,8 @@ def test_runs_from_the_command_line_train_resume_sample_and_score(tmp_path):
     nats = scoresde.log_prob(run.denoiser, x, steps=4, divergence="hutchinson(probes=1)", bin_width=0.125).nats
     # the network sees float32; the schedule of the last update instead of the average would move this by 4e-3
     assert np.allclose(np.load(out / "likelihood.npz")["nats"], nats.numpy(), rtol=0, atol=1e-4)
+    # the bound that it was trained by, at the levels themselves
+    levels = scoresde.data.load("digits").test[:3]
+    decoder = scoresde.decoders.Discretised(0.125)
+    bound = scoresde.continuous_bound(run.denoiser, levels, draws=128, decoder=decoder, seeds=range(3))
+    assert np.allclose(np.load(out / "likelihood.npz")["bound_nats"], bound.nats.numpy(), rtol=1e-6, atol=1e-3)
