@@ -38,6 +38,7 @@ import sklearn
 import torch
 import torchdiffeq
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
@@ -239,11 +240,15 @@ def picture(tasks: dict[str, dict[str, Any]]) -> Figure:
             axes.plot(base[name], base["worst"], "o", ms=12, mfc="none", mec="black", label="the recipe's 1e-5")
             axes.plot(base[name] / TARGETS[name], base["worst"], "k*", ms=11, label="target")
             axes.grid(alpha=0.3, which="both")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel("right-hand sides per sample (mean)" if name == "right_hand_sides" else "seconds, 1 thread")
         grid[0, column].set_title(title, fontsize=11)
         grid[0, 0].set_ylabel("worst error, bits/dim")
         grid[1, 0].set_ylabel("worst error, bits/dim")
-    grid[0, 0].legend(fontsize=8)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     return figure
 
 
