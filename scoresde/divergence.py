@@ -174,9 +174,9 @@ class HutchPP(Divergence):
     def draw(self, seeds: list[int], d: int) -> Tensor:
         if self.vectors >= d:
             raise InputError(f"hutchpp: vectors={self.vectors} must be below the data's {d} dimensions")
-        shape = (2 * self.vectors, d)
-        rows = [torch.randint(0, 2, shape, generator=generator(seed, 2)) for seed in seeds]
-        return torch.stack(rows).double() * 2 - 1
+        # S is normal: columns of signs may be equal, and the span then holds rounding noise
+        rows = [_normal(seed, (2 * self.vectors, d)) for seed in seeds]
+        return torch.stack([torch.cat([v[: self.vectors], v[self.vectors :].sign()]) for v in rows])
 
     def channels(self, d: int) -> int:
         return self.vectors
@@ -188,7 +188,8 @@ class HutchPP(Divergence):
         assert vectors is not None
         first, g = vectors[:, : self.vectors], vectors[:, self.vectors :]
         spanned = products(first.transpose(0, 1))  # (k, B, d)
-        q = torch.linalg.qr(spanned.permute(1, 2, 0))[0]  # (B, d, k)
+        wide = spanned.permute(1, 2, 0).to(torch.promote_types(spanned.dtype, torch.float32))
+        q = torch.linalg.qr(wide)[0].to(spanned.dtype)  # (B, d, k)
         rows = q.permute(2, 0, 1)
         inside = (products(rows) * rows).sum(2).sum(0)
         left = (g - (g @ q) @ q.mT).transpose(0, 1)

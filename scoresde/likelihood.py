@@ -47,8 +47,8 @@ class LogProb:
         bin_width: distance between neighbouring levels of the data, None for continuous data.
         kind: what the number is.
         probes: channels of the trace's estimate, whose spread is the standard error.
-        solver_error: (B,) nats, the distance to the same solve with half the steps, or 1.5 times the distance to one
-            with tolerances 32 times as tight: more than the error of the value as long as the method converges. None
+        solver_error: (B,) nats, twice the distance to the same solve with half the steps, or to one with tolerances 32
+            times as tight: more than the error of the value as long as the method converges. None
             where it was not asked for.
         terms: of a chain's bound, (B, N + 1) nats, see ``bounds.chain_bound``; None otherwise.
     """
@@ -252,8 +252,9 @@ def log_prob(
         if draws > 1:
             nats = torch.logsumexp(totals, 0) - math.log(draws)
             budget["importance"] = nats - totals.mean(0)
-        errors = torch.stack([rule.stderr(found.integral, d) for _, found in made])
-        stderr = (torch.softmax(totals, 0) * errors).square().sum(0).sqrt() if draws > 1 else errors[0]
+        # the draws share their probes: of each probe the weighted mean, and then the spread over the probes
+        shares = torch.softmax(totals, 0).unsqueeze(2)
+        stderr = rule.stderr((shares * torch.stack([found.integral for _, found in made])).sum(0), d)
         counts, gap = [found.nfe for _, found in made], None
         if error:
             other, factor = _compared(denoiser, plan, grid or "logsnr", t_min, t_max)
@@ -276,7 +277,8 @@ def log_prob(
         divergence=str(rule),
         seconds=time.perf_counter() - began,
         bin_width=bin_width,
-        kind="exact ODE value" if isinstance(rule, Exact) else "estimate of the ODE value",
+        kind=("" if noise is None else f"lower bound by {type(noise).__name__}, ")
+        + ("exact ODE value" if isinstance(rule, Exact) else "estimate of the ODE value"),
     )
 
 
@@ -349,10 +351,10 @@ def _compared(
     """
     if plan.solver.adaptive:
         solver: Any = plan.solver
-        return replace(plan, solver=replace(solver, rtol=solver.rtol / 32, atol=solver.atol / 32)), 1.5
+        return replace(plan, solver=replace(solver, rtol=solver.rtol / 32, atol=solver.atol / 32)), 2.0
     count = len(plan.nodes) - 1
     if count < 2:
         raise InputError("error=True halves the steps of a grid: it takes at least two")
     if solvers.grids.make(grid).fixed:
-        return replace(plan, nodes=(*plan.nodes[:-1][::2], plan.nodes[-1])), 1.0
-    return Plan.make(denoiser, plan.solver, grid, count // 2, None, t_min, t_max, stop=True), 1.0
+        return replace(plan, nodes=(*plan.nodes[:-1][::2], plan.nodes[-1])), 2.0
+    return Plan.make(denoiser, plan.solver, grid, count // 2, None, t_min, t_max, stop=True), 2.0

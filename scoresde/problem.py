@@ -136,7 +136,7 @@ class WithLogDensity:
             leaf = (samples if self.create_graph else samples.detach()).to(self.dtype).to(self.device)
             leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
             prediction = self.denoiser.predict(leaf, node, **self.conditions)
-            trace = self._trace(prediction.x0, leaf, node).to(x.device)
+            trace = self._trace(prediction.x0, leaf, node).to(x.device).double()
         # alpha r = sigma turns the trace in x into the trace in y
         wide: Any = node.like(channels)
         drive = wide.ratio * math.prod(self.shape) / (1 + wide.ratio**2) - wide.sigma * trace
@@ -148,11 +148,11 @@ class WithLogDensity:
         return Prediction(x0, eps) if self.create_graph else Prediction(x0.detach(), eps.detach())
 
     def _trace(self, out: Tensor, leaf: Tensor, node: Node | Node[Tensor]) -> Tensor:
-        """tr(d out / d leaf) by channels (B, m), float64."""
+        """tr(d out / d leaf) by channels (B, m)."""
         flat, d = leaf.flatten(1), math.prod(self.shape)
         if not out.requires_grad:  # a model that does not look at x
             self._check_gradients(leaf, node)
-            return flat.new_zeros(len(leaf), self.channels, dtype=torch.float64)
+            return flat.new_zeros(len(leaf), self.channels)
         # x0 = share x + ...: that much of the Jacobian is known
         output: Output | None = getattr(self.denoiser, "output", None)
         share: Any = 0.0 if output is None else output.weights(node.like(flat))[0][0]  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ class WithLogDensity:
 
         vectors = None if self.vectors is None else self.vectors.to(flat)
         trace: Tensor = self.divergence.trace(products, vectors, flat) + share * d
-        return trace.double()
+        return trace
 
     def _check_gradients(self, leaf: Tensor, node: Node | Node[Tensor]) -> None:
         """Refuses a model whose output changes with x, but has no gradient by it.

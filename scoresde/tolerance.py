@@ -28,7 +28,7 @@ def meet(attempt: Attempt, solver: Solver, divergence: Divergence, tolerance: fl
 
     Half of the squared error is allowed to the solver, in every sample, and half to the probes, in the root mean square
     over the samples. Adaptive solvers get tighter tolerances, the others twice the steps, until two solves in a row
-    agree: their distance, which is ``solver_error``, is more than the error of the finer, which is returned. There are
+    agree: ``solver_error`` is twice their distance, and the finer one is returned. There are
     as many probes as the spread of the first few asks for, and the exact trace once that is no dearer. All this is
     chosen on a few samples and checked on all. What it cost (``nfe``, ``nfe_per_sample``, ``products``) includes every
     trial.
@@ -63,7 +63,7 @@ def meet(attempt: Attempt, solver: Solver, divergence: Divergence, tolerance: fl
         before = method, steps
         method, steps = finer(method, steps)
         fine = run(rows)
-        gap = (fine.nats - coarse.nats).abs().detach()
+        gap = 2 * (fine.nats - coarse.nats).abs().detach()
         coarse = replace(fine, solver_error=gap)
         if float(gap.max()) > share:
             continue

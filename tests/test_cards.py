@@ -121,7 +121,7 @@ def test_every_solver_has_a_measured_order_that_is_the_declared_one_or_more():
         ("pc", "predictor", "any solver"),
         ("rk45", "first_step", "number | None"),
         ("ddim", "eta", "number"),
-        ("ddpm", "variance", "beta_tilde | beta | interpolated | optimal"),
+        ("ddpm", "variance", "beta_tilde | beta | interpolated | learned | optimal"),
     ],
 )
 def test_accepted_values_of_options(name, option, values):
