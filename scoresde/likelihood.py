@@ -277,7 +277,7 @@ def log_prob(
         divergence=str(rule),
         seconds=time.perf_counter() - began,
         bin_width=bin_width,
-        kind=("" if noise is None else f"lower bound by {type(noise).__name__}, ")
+        kind=("" if noise is None else "lower bound of the levels, by the ")
         + ("exact ODE value" if isinstance(rule, Exact) else "estimate of the ODE value"),
     )
 

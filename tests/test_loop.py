@@ -349,7 +349,7 @@ def test_solvers_import_nothing_of_scoresde():
     assert {package for path in files for package in imported(path)} <= {
         *("__future__", "solvers", "torch", "numpy", "scipy", "torchdiffeq", "typing_extensions"),
         *("ast", "collections", "dataclasses", "difflib", "functools", "importlib", "inspect", "itertools", "json"),
-        *("keyword", "logging", "math", "os", "pathlib", "re", "sys", "traceback", "types", "typing"),
+        *("keyword", "logging", "math", "operator", "os", "pathlib", "re", "sys", "traceback", "types", "typing"),
     }
     assert "solvers" in set(imported(ROOT / "scoresde" / "sample.py"))  # the walk finds what there is
 
