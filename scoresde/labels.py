@@ -24,7 +24,7 @@ from .sde import SDE
 class Label(NamedTuple):
     """One time label.
 
-    Attributes:
+    Args:
         of: (node, sde, N) -> label, of floats or of tensors (B,).
         time: (label, sde, N) -> t, where there is a closed form.
         trained: N -> the first and the last label of a network's N steps, where the label counts them.
