@@ -13,7 +13,7 @@ from solvers import InputError, Prediction, Solver
 from solvers.ancestral import DDPM
 
 from .bounds import chain_of, prior_term, step_terms
-from .chains import reverse_kernel
+from .chains import Chain, reverse_kernel
 from .decoders import Decoder
 from .losses import Loss, losses, normal_like
 
@@ -22,6 +22,18 @@ def _needs(decoder: Decoder | None, name: str) -> Decoder:
     if decoder is None:
         raise InputError(f"{name} needs a decoder: gaussian for continuous data, discretised for levels")
     return decoder
+
+
+def _drawn(
+    denoiser: Any, x0: Tensor, generator: torch.Generator, conditions: dict[str, Tensor]
+) -> tuple[Chain, Tensor, Tensor, Prediction]:
+    """The chain, a random index each (B,), the noise (B, *), and what the model says of x_i."""
+    chain = chain_of(denoiser.sde)
+    index = torch.randint(chain.count, (len(x0),), generator=generator)
+    eps = normal_like(x0, generator)
+    at, _ = chain.steps(index)
+    wide = at.like(x0)
+    return chain, index, eps, denoiser.predict(wide.alpha * x0 + wide.sigma * eps, at, **conditions)
 
 
 @losses.register("chain_bound", reference="Ho et al. 2020, arXiv:2006.11239, eq. 5")
@@ -48,12 +60,7 @@ class ChainBound(Loss):
         Raises:
             InputError: no decoder.
         """
-        chain = chain_of(denoiser.sde)
-        index = torch.randint(chain.count, (len(x0),), generator=generator)
-        eps = normal_like(x0, generator)
-        at, _ = chain.steps(index)
-        wide = at.like(x0)
-        prediction = denoiser.predict(wide.alpha * x0 + wide.sigma * eps, at, **conditions)
+        chain, index, eps, prediction = _drawn(denoiser, x0, generator, conditions)
         nats = chain.count * step_terms(
             chain, index, x0, eps, prediction, reverse_kernel(self.kernel), _needs(self.decoder, "chain_bound")
         )
@@ -85,12 +92,7 @@ class Hybrid(Loss):
         Raises:
             InputError: no decoder, or a model that does not learn its variance.
         """
-        chain = chain_of(denoiser.sde)
-        index = torch.randint(chain.count, (len(x0),), generator=generator)
-        eps = normal_like(x0, generator)
-        at, _ = chain.steps(index)
-        wide = at.like(x0)
-        prediction = denoiser.predict(wide.alpha * x0 + wide.sigma * eps, at, **conditions)
+        chain, index, eps, prediction = _drawn(denoiser, x0, generator, conditions)
         if prediction.nu is None:
             raise InputError("hybrid trains a model that learns its variance: Denoiser(learned_variance=True)")
         fixed = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.nu)
