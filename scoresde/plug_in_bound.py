@@ -187,8 +187,8 @@ def _climb(
     def at(y: Tensor, node: Node) -> tuple[Tensor, Tensor]:
         """eps (B, d), and d - c = r div eps (B,)."""
         found = problem.predict(torch.cat([node.alpha * y, y.new_zeros(len(y), m)], 1), node)
-        # the channel's drive is -r (c - d / (1 + r^2))
-        c = d / (1 + node.ratio**2) - found.x0[:, d:].mean(1) / node.ratio
+        # of channels at 0, x0 is (1 + r) M / r with M = -r (c - d / (1 + r^2))
+        c = d / (1 + node.ratio**2) - found.x0[:, d:].mean(1) / (1 + node.ratio)
         return found.eps[:, :d], d - c
 
     def integrand(eps: Tensor, spread: Tensor) -> Tensor:

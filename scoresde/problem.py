@@ -81,11 +81,13 @@ class WithLogDensity:
 
     Let r = sigma / alpha, y = x / alpha, D the denoiser and l the log-density of y along the probability-flow ODE,
     dl/dr = -(d - tr dD/dy) / r. For data N(0, I) that is known: l = -d/2 log(1 + r^2) + const, with the trace
-    d / (1 + r^2). The channel carries the difference, u = r (l - l_0 + d/2 log((1 + r^2) / (1 + r_0^2))), for which
-    du/dr = (u - M) / r with M = -r (tr dD/dy - d / (1 + r^2)): the equation of y itself with M as its prediction. So
-    alpha u is appended to the state, and every deterministic solver integrates it at its own order; M vanishes at both
-    ends of the path, so that little is left to integrate. There are the m channels of the divergence, so that the
-    spread over its probes is seen in the result; u starts at 0.
+    d / (1 + r^2). What is left is k = l - l_0 + d/2 log((1 + r^2) / (1 + r_0^2)), for which dk/dr = -M / r^2 with
+    M = -r (tr dD/dy - d / (1 + r^2)), which vanishes at both ends of the path. The channel carries w = (1 + r) k: with
+    x0 = k + (1 + r) M / r and eps = k - (1 + r) M / r^2 it is one more coordinate of the path, w = x0 + r eps and
+    dw/dr = eps. So alpha w is appended to the state, and every deterministic solver integrates it at its own order. The
+    pairs divide it by alpha + sigma and so integrate k itself: an error of k stays what it is, where that of r k would
+    grow or shrink like r. There are the m channels of the divergence, so that the spread over its probes is seen in the
+    result; they start at 0.
 
     The state (B, d + m) is float64, on the CPU where the model's device has no float64; the model sees samples in
     ``dtype`` on ``device``. ``vectors`` (B, k, d) are those that the divergence drew. With ``create_graph`` the result
@@ -127,7 +129,7 @@ class WithLogDensity:
     def log_density_change(self, channels: Tensor, start: Node, end: Node) -> Tensor:
         """l_end - l_start (B, m) in nats, from the channels at ``end``."""
         normal = 0.5 * (math.log1p(end.ratio**2) - math.log1p(start.ratio**2))
-        return channels / end.sigma - math.prod(self.shape) * normal
+        return channels / (end.alpha + end.sigma) - math.prod(self.shape) * normal
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
         """One forward pass and one batch of vector-Jacobian products, at one node or at one a sample."""
@@ -140,10 +142,8 @@ class WithLogDensity:
         # alpha r = sigma turns the trace in x into the trace in y
         wide: Any = node.like(channels)
         drive = wide.ratio * math.prod(self.shape) / (1 + wide.ratio**2) - wide.sigma * trace
-        pairs = (
-            (prediction.x0, drive),
-            (prediction.eps, (channels - wide.alpha * drive) / wide.sigma),
-        )
+        known, change = channels / (wide.alpha + wide.sigma), (1 + wide.ratio) * drive / wide.ratio
+        pairs = ((prediction.x0, known + change), (prediction.eps, known - change / wide.ratio))
         x0, eps = (torch.cat([a.flatten(1).to(x.device).double(), b], 1) for a, b in pairs)
         return Prediction(x0, eps) if self.create_graph else Prediction(x0.detach(), eps.detach())
 
@@ -163,7 +163,7 @@ class WithLogDensity:
                 found = _products(out, leaf, chunk.reshape(len(chunk), *leaf.shape), self.create_graph)
                 parts.append(found.flatten(2) - share * chunk)
             whole = torch.cat(parts)
-            if float(whole.detach().abs().max() - 1e-6 * (share * vectors).abs().max()) <= 0:
+            if float(whole.detach().abs().max() - 1e-6 * (share * vectors.detach()).abs().max()) <= 0:
                 self._check_gradients(leaf, node)  # nothing but what is known beforehand
             return whole
 

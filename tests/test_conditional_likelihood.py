@@ -51,7 +51,12 @@ def exact(targets, x):
 
 def test_the_likelihood_under_an_images_own_class_is_the_mixtures(digits):
     targets, x, y = digits
-    options = {"divergence": "exact", "condition": {"y": y[:6]}}
+    far = SDE(SDE.t_max)
+
+    def prior(z):
+        return torch.cat([targets[k].log_prob(z[i : i + 1], far) for i, k in enumerate(y[:6].tolist())])
+
+    options = {"divergence": "exact", "condition": {"y": y[:6]}, "prior": prior}
     errors = []
     for steps in (50, 100):
         found = log_prob(PerClass(targets), x[:6], "dpmpp_2m", steps=steps, **options).nats

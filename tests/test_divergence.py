@@ -105,7 +105,7 @@ def test_networks_whose_functions_cannot_be_batched():
     x = torch.randn(3, 4, generator=generator(1), dtype=torch.float64)
     for divergence in ("exact", "hutchinson(probes=2)"):
         values = [scoresde.log_prob(d, x, steps=5, divergence=divergence).nats for d in (plain, odd)]
-        assert torch.equal(*values)
+        assert float((values[0] - values[1]).abs().max()) < 1e-12
 
 
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v", "edm", "score"])
