@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401  (they register)
     adams,
+    adaptive_adams,
     adaptive_sde,
     afs,
     ancestral,

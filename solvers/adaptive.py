@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, positive_integer
-from .loop import select
+from .loop import nodes_of_lam, select
 from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
 
+MEMORY = 8  # places of a sample that are kept
 # below this share of the place on the clock a step is lost in rounding
 UNDERFLOW = 1e-12
 
@@ -34,6 +35,7 @@ class Row:
         errors: of the accepted inner steps that the controller remembers, the latest first.
         known: its prediction at ``node`` is at hand.
         retried: the last inner step was rejected.
+        places: on the clock, where it stood with a known slope: here, and before this in the solve, the latest last.
         path: what it draws its noise from, for stochastic solvers.
     """
 
@@ -42,6 +44,7 @@ class Row:
     errors: tuple[float, ...] = ()
     known: bool = False
     retried: bool = False
+    places: tuple[float, ...] = ()
     accepted: int = 0
     rejected: int = 0
     error: float = 0.0
@@ -50,7 +53,7 @@ class Row:
 
 class Attempt(NamedTuple):
     """An inner step of n samples, each (n, *): the new state, its error, the state that tolerances compare with the
-    last one, and the slope at the new state where the method has it."""
+    last one, and what is remembered of slopes at the new state where the method has it."""
 
     x: Tensor
     error: Tensor
@@ -59,7 +62,8 @@ class Attempt(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the next interval goes on with: the state it must start from, the slope there, and each sample's row."""
+    """What the next interval goes on with: the state it must start from, the slopes that are remembered there, and each
+    sample's row."""
 
     x: Tensor
     slope: Tensor
@@ -81,6 +85,7 @@ class Adaptive(Solver):
     first_step: float | None = None
     max_steps: int = 10000
 
+    ramps: ClassVar[bool] = False  # a solve begins at a low order
     reuses: ClassVar[bool] = False  # the prediction at the end of an inner step is that at the start of the next
     smallest: ClassVar[float] = 0.2  # factor on a step
     largest: ClassVar[float] = 10.0
@@ -93,9 +98,15 @@ class Adaptive(Solver):
         """The variable that steps are lengths of."""
         return node.lam
 
-    def at(self, problem: Problem, value: float) -> Node:
-        """The node where the clock shows ``value``."""
-        return problem.node_of_lam(value)
+    def lam_at(self, value: float) -> float:
+        """lam where the clock shows ``value``."""
+        return value
+
+    def nodes_at(self, problem: Problem, values: Sequence[float]) -> list[Node]:
+        """The nodes where the clock shows each of ``values``; steps are coarse, so many coincide."""
+        places = list(dict.fromkeys(values))
+        found = dict(zip(places, nodes_of_lam(problem, [self.lam_at(value) for value in places]), strict=True))
+        return [found[value] for value in values]
 
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
         """The first step of every sample x (B, *) with its slope at t, where ``first_step`` is None."""
@@ -104,6 +115,10 @@ class Adaptive(Solver):
     def slope(self, prediction: Prediction) -> Tensor:
         """What of a prediction the method adds up (n, *)."""
         return prediction.eps
+
+    def remembered(self, slope: Tensor) -> Tensor:
+        """What is remembered where a slope (n, *) is all that is known."""
+        return slope
 
     def ask(self, problem: Problem, x: Tensor, nodes: Sequence[Node], dtype: torch.dtype) -> Tensor:
         """The slope (n, *) at a node a sample, asked in ``dtype``, in the dtype of x."""
@@ -120,11 +135,12 @@ class Adaptive(Solver):
     def attempt(
         self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
     ) -> Attempt:
-        """One inner step of samples x (n, *) with their slopes, to a node each; the model is asked in ``dtype``."""
+        """One inner step of samples x (n, *) with what is remembered of slopes, to a node each; the model is asked in
+        ``dtype``."""
         raise NotImplementedError
 
-    def control(self, errors: tuple[float, ...], retried: bool) -> tuple[bool, float]:
-        """Whether to accept, and the factor on the step: from the error now and those before it."""
+    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
+        """Whether to accept a sample's step, and the factor on the next: from the error now and those before it."""
         raise NotImplementedError
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
@@ -133,23 +149,26 @@ class Adaptive(Solver):
         if isinstance(carry, Carry) and carry.x is x:
             slope, previous, known = carry.slope, carry.previous, self.reuses
         else:  # the first interval, or a hook has moved the state
-            slope, previous, known = torch.zeros_like(state), state, False
+            slope, previous, known = self.remembered(torch.zeros_like(state)), state, False
         rows = [Row(t, path=self.path(noise, i, count), known=known) for i in range(count)]
         for i, row in enumerate(rows):
             row.h = math.inf if self.first_step is None else self.first_step
             if isinstance(carry, Carry):
                 row.h, row.errors = carry.rows[i].h, carry.rows[i].errors
+                row.places = carry.rows[i].places if known else ()
         active = list(range(count))
         while active:
             if missing := [i for i in active if not rows[i].known]:
                 nodes = [rows[i].node for i in missing]
                 found = self.ask(_part(problem, missing, count), state[missing], nodes, x.dtype)
-                slope = _put(slope, missing, found)
+                slope = _put(slope, missing, self.remembered(found))
+                for i in missing:
+                    rows[i].places = (self.clock(rows[i].node),)
                 if carry is None and self.first_step is None and not any(r.accepted + r.rejected for r in rows):
                     self._check(rows, missing, found)
                     for row, h in zip(rows, self.automatic(state, slope, t, s), strict=True):
                         row.h = h
-            ends = [self._end(problem, rows[i], i, s) for i in active]
+            ends = self._ends(problem, rows, active, s)
             lengths = [abs(self.clock(end) - self.clock(rows[i].node)) for i, end in zip(active, ends, strict=True)]
             made = self.attempt(
                 _part(problem, active, count), state[active], slope[active], [rows[i] for i in active], ends, x.dtype
@@ -171,27 +190,31 @@ class Adaptive(Solver):
         total = torch.tensor([row.error for row in rows], dtype=torch.float64)
         return Step(out, Carry(out, slope, previous, rows), total, accepted, rejected)
 
-    def _end(self, problem: Problem, row: Row, i: int, s: Node) -> Node:
-        """Where the next inner step of sample i goes; a step that nearly arrives is stretched."""
-        now, goal = self.clock(row.node), self.clock(s)
-        if 1.01 * row.h >= abs(goal - now):
-            return s
-        if row.h <= UNDERFLOW * max(1.0, abs(now)):
-            raise InputError(
-                f"{self}: the step of sample {i} underflows at lam={row.node.lam:.6g}; loosen rtol or atol"
-            )
-        if row.accepted + row.rejected >= self.max_steps:
-            raise InputError(
-                f"{self}: sample {i} took max_steps={self.max_steps} inner steps and is at lam={row.node.lam:.6g}, "
-                f"on its way to {s.lam:.6g}"
-            )
-        return self.at(problem, now + math.copysign(row.h, goal - now))
+    def _ends(self, problem: Problem, rows: Sequence[Row], active: Sequence[int], s: Node) -> list[Node]:
+        """Where the next inner steps of some samples go; a step that nearly arrives is stretched."""
+        goal, short = self.clock(s), {}
+        for i in active:
+            row, now = rows[i], self.clock(rows[i].node)
+            if 1.01 * row.h >= abs(goal - now):
+                continue
+            if row.h <= UNDERFLOW * max(1.0, abs(now)):
+                raise InputError(
+                    f"{self}: the step of sample {i} underflows at lam={row.node.lam:.6g}; loosen rtol or atol"
+                )
+            if row.accepted + row.rejected >= self.max_steps:
+                raise InputError(
+                    f"{self}: sample {i} took max_steps={self.max_steps} inner steps and is at lam={row.node.lam:.6g}, "
+                    f"on its way to {s.lam:.6g}"
+                )
+            short[i] = now + math.copysign(row.h, goal - now)
+        nodes = dict(zip(short, self.nodes_at(problem, list(short.values())), strict=True))
+        return [nodes.get(i, s) for i in active]
 
     def _settle(self, row: Row, norm: float, error: float, length: float, end: Node) -> bool:
         """Accepts or rejects an inner step of a sample, and sets its next."""
         accept, factor = False, self.smallest
         if math.isfinite(norm):
-            accept, factor = self.control((max(norm, 1e-10), *row.errors), row.retried)
+            accept, factor = self.control((max(norm, 1e-10), *row.errors), row)
         if row.path is not None:
             row.path.settle(accept)
         row.retried = not accept
@@ -201,7 +224,7 @@ class Adaptive(Solver):
             return False
         # a step cut short by the interval's end does not shorten the next
         row.h = coarse(factor * length if length >= 0.99 * row.h else max(row.h, factor * length))
-        row.node, row.known = end, self.reuses
+        row.node, row.known, row.places = end, self.reuses, (*row.places, self.clock(end))[-MEMORY:]
         row.errors = (max(norm, 1e-10), *row.errors)[:2]
         row.accepted += 1
         row.error += error

@@ -102,8 +102,8 @@ class GottaGoFast(Adaptive):
     def clock(self, node: Node) -> float:
         return node.t
 
-    def at(self, problem: Problem, value: float) -> Node:
-        return problem.node(value)
+    def nodes_at(self, problem: Problem, values: Sequence[float]) -> list[Node]:
+        return [problem.node(value) for value in values]
 
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
         return [0.01 * abs(s.t - t.t)] * len(x)
@@ -131,7 +131,7 @@ class GottaGoFast(Adaptive):
         mean = 0.5 * (euler + other)
         return Attempt(mean if self.extrapolate else euler, euler - mean, euler)
 
-    def control(self, errors: tuple[float, ...], retried: bool) -> tuple[bool, float]:
+    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
         return errors[0] <= 1, self.safety * errors[0] ** -self.exponent
 
 

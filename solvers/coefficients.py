@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
+Rows = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 # nodes and weights on [0, 1]: 32 points integrate exp(-30 u) times a cubic to rounding
 GAUSS: tuple[Array, Array] = tuple(0.5 * v + 0.5 * (i == 0) for i, v in enumerate(np.polynomial.legendre.leggauss(32)))  # type: ignore[assignment]
@@ -47,11 +48,15 @@ def phi3(h: float) -> float:
 def lagrange(at: Sequence[float], points: Array, measure: Array) -> list[float]:
     """The integrals of Lagrange's polynomials, each 1 at one of ``at`` and 0 at the others, over a measure that sits at
     ``points``."""
-    gaps, weights = [points - u for u in at], []
-    for j, u in enumerate(at):
-        product, scale = measure, 1.0
-        for k, other in enumerate(at):
-            if k != j:
-                product, scale = product * gaps[k], scale * (u - other)
-        weights.append(float(product.sum()) / scale)
-    return weights
+    found: list[float] = lagrange_rows(np.array([at]), points[None], measure[None])[0].tolist()
+    return found
+
+
+def lagrange_rows(at: Rows, points: Rows, measure: Rows) -> Rows:
+    """The same (n, K) for n sets of K nodes (n, K) and measures (n, G), each row by itself."""
+    others = ~np.eye(at.shape[1], dtype=bool)
+    scales = np.prod(at[:, :, None] - at[:, None, :], axis=2, where=others)  # (n, j): over k != j
+    gaps = points[:, :, None, None] - at[:, None, None, :]  # (n, G, 1, k)
+    values = np.prod(np.broadcast_to(gaps, (*points.shape, *others.shape)), axis=3, where=others)
+    integrals: Rows = (values * measure[:, :, None]).sum(1) / scales
+    return integrals

@@ -121,21 +121,23 @@ def measured_order(
     three runs, less those whose error is rounding. There are four runs. Where these fall short of the declared order
     there is one more, of twice the steps, and up to two after it while the slope still rises: errors of opposite sign
     bend the line at a few hundred steps, the more so at high order. Adaptive solvers are held to one inner step an
-    interval.
+    interval, but those that begin at a low order, which are run at falling tolerances, by their evaluations.
     """
     counts: tuple[int, ...] = STOCHASTIC_STEPS if solver.stochastic else STEPS
     if solver.adaptive:
         counts = ADAPTIVE_STEPS
         solver = dataclasses.replace(solver, **{"rtol": 1e9, "atol": 1e9, "first_step": math.inf})  # type: ignore[type-var]
-    measure = _variance_error if solver.stochastic else _path_error
+    measure, ramps = _variance_error if solver.stochastic else _path_error, getattr(solver, "ramps", False)
     points: list[tuple[int, float]] = []
     pairs: list[tuple[int, float]] = []
     for n in (*counts, *(counts[-1] * 2**k for k in range(1, FINER + 1))):
         more = len(points) - len(counts)
         if more >= 0 and (reaches(solver, slope(pairs)) or (more > 0 and not _rising(pairs))):
             break
-        points.append(measure(solver, schedule, grid(spacing, schedule, n)))
-        pairs.append((n, abs(points[-1][1])))
+        points.append(
+            _tolerance_error(solver, schedule, n) if ramps else measure(solver, schedule, grid(spacing, schedule, n))
+        )
+        pairs.append((points[-1][0] if ramps else n, abs(points[-1][1])))
     return slope(pairs), points
 
 
@@ -158,6 +160,13 @@ def _path_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tu
     solution = solve(solver, problem, x, nodes)
     error = (solution.x - exact_solution(problem, x, nodes[0], nodes[-1])).abs().max()
     return int(solution.nfe.max()), float(error)
+
+
+def _tolerance_error(solver: Solver, schedule: Schedule, n: int) -> tuple[int, float]:
+    """Of an adaptive solver, at a tolerance at which it takes some n steps."""
+    tolerance = (6 / n) ** (solver.declared_order + 1)
+    options = {"rtol": tolerance, "atol": tolerance, "first_step": None}
+    return _path_error(dataclasses.replace(solver, **options), schedule, grid("uniform", schedule, 1))  # type: ignore[type-var]
 
 
 def _variance_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tuple[int, float]:

@@ -59,8 +59,7 @@ class Pair(Adaptive):
             nodes = ends
             if c != 1:
                 places = [self.clock(node) + c * h for node, h in zip(starts, lengths, strict=True)]
-                known = {place: self.at(problem, place) for place in set(places)}  # steps are coarse: many coincide
-                nodes = [known[place] for place in places]
+                nodes = self.nodes_at(problem, places)
             moved = self._move(x, starts, nodes, [w.stages[k] for w in weights], found)
             found.append(self.ask(problem, moved, nodes, dtype))
         new = moved if self.reuses else self._move(x, starts, ends, [w.new for w in weights], found)
@@ -143,7 +142,8 @@ class RungeKuttaPair(Pair):
     safety 0.9 and factors in [0.2, 10]; after a rejection h takes the factor 0.9 err^(-1/p), and does not grow in the
     next step (Hairer, Norsett and Wanner 1993, section II.4). The first step, where none is given, is
     (0.01 / |slope|)^(1 / (p + 1)), the slope in units of the tolerance: their rule for a solution whose second
-    derivative is at most about its first.
+    derivative is at most about its first; from data to noise at most 2 r, since predictions may change with every
+    decade of r, and an error estimate that steps over them sees nothing.
     """
 
     tableau: ClassVar[Tableau]
@@ -156,8 +156,8 @@ class RungeKuttaPair(Pair):
     def clock(self, node: Node) -> float:
         return node.sigma / self.scale(node)
 
-    def at(self, problem: Problem, value: float) -> Node:
-        return problem.node_of_lam(math.log((1 - value) / value))
+    def lam_at(self, value: float) -> float:
+        return math.log((1 - value) / value)
 
     def scale(self, node: Node) -> float:
         return node.alpha + node.sigma
@@ -171,13 +171,14 @@ class RungeKuttaPair(Pair):
 
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
         norms = row_norms(self.scale(t) * slope / self.tolerance(x, x))
-        return [(0.01 / max(norm, 1e-10)) ** (1 / (self.order + 1)) for norm in norms]
+        most = 2 * self.clock(t) if t.lam > s.lam else math.inf
+        return [min((0.01 / max(norm, 1e-10)) ** (1 / (self.order + 1)), most) for norm in norms]
 
-    def control(self, errors: tuple[float, ...], retried: bool) -> tuple[bool, float]:
+    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
         if errors[0] > 1:
             return False, max(0.9 * errors[0] ** (-1 / self.order), self.smallest)
         factor = 0.9 * pid(errors, self.order, 0.2, 0.4, 0.0)
-        return True, min(max(factor, self.smallest), 1.0 if retried else self.largest)
+        return True, min(max(factor, self.smallest), 1.0 if row.retried else self.largest)
 
 
 @solvers.register(
@@ -307,6 +308,6 @@ class DPMAdaptive(Pair):
     def compared(self, new: Tensor, low: Tensor) -> Tensor:
         return low
 
-    def control(self, errors: tuple[float, ...], retried: bool) -> tuple[bool, float]:
+    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
         factor = 1 + math.atan(pid(errors, self.order, self.pcoeff, self.icoeff, self.dcoeff) - 1)
         return factor >= self.accept_safety, factor

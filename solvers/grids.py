@@ -46,7 +46,16 @@ class Schedule(Protocol):
 
 def node_of_lam(schedule: Schedule, lam: float) -> Node:
     """The path where log(alpha / sigma) = lam, at the nearer end of the schedule where it does not reach lam."""
-    return schedule(min(max(schedule.t_of_lam(lam), schedule.t_min), schedule.t_max))
+    return schedule(_time_of_lam(schedule, lam))
+
+
+def nodes_of_lam(schedule: Schedule, lams: Sequence[float]) -> list[Node]:
+    """``node_of_lam`` of each, in one evaluation of a schedule that has ``nodes``."""
+    return nodes_at(schedule, [_time_of_lam(schedule, lam) for lam in lams])
+
+
+def _time_of_lam(schedule: Schedule, lam: float) -> float:
+    return min(max(schedule.t_of_lam(lam), schedule.t_min), schedule.t_max)
 
 
 def nodes_at(schedule: Schedule, times: Sequence[float]) -> list[Node]:

@@ -59,6 +59,9 @@ class Counted:
     def node_of_lam(self, lam: float) -> Node:
         return self.problem.node_of_lam(lam)
 
+    def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
+        return nodes_of_lam(self.problem, lams)
+
     def predict(self, x: Tensor, node: Any) -> Prediction:
         self.tally.nfe.index_add_(0, self.rows, torch.ones_like(self.rows))
         self.tally.calls += 1
@@ -72,6 +75,12 @@ def select(problem: Problem, rows: Rows) -> Problem:
     """The problem of some of the samples; the problem itself where samples carry nothing of their own."""
     chosen: Callable[[Rows], Problem] | None = getattr(problem, "select", None)
     return chosen(rows) if chosen else problem
+
+
+def nodes_of_lam(problem: Problem, lams: Sequence[float]) -> list[Node]:
+    """The path at every lam, at once where the problem can."""
+    together: Callable[[Sequence[float]], list[Node]] | None = getattr(problem, "nodes_of_lam", None)
+    return together(lams) if together else [problem.node_of_lam(lam) for lam in lams]
 
 
 def solve(

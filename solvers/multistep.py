@@ -207,11 +207,11 @@ def adams(
     return Row(keep, lagrange(at, points, h * GAUSS[1] * density), noise)
 
 
-def check_order(name: str, order: int, largest: int) -> None:
+def check_order(name: str, order: int, largest: int, least: int = 1) -> None:
     """Refuses an order that a method does not have.
 
     Raises:
-        InputError: the order is not one of 1 to ``largest``.
+        InputError: the order is not one of ``least`` to ``largest``.
     """
-    if not 1 <= order <= largest:
-        raise InputError(f"{name}: order must be one of 1 to {largest}, got {order}")
+    if not least <= order <= largest:
+        raise InputError(f"{name}: order must be one of {least} to {largest}, got {order}")

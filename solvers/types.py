@@ -109,8 +109,9 @@ Rows = slice | Tensor
 
 class Problem(Protocol):
     """What a solver integrates. A problem whose samples carry data of their own (conditions, probes) also has
-    ``select(rows: Rows) -> Problem``, the problem of those samples alone. One whose model has an output of its own also
-    has ``output``, an ``Output``, and ``raw(x, node) -> Tensor``, that output (B, *): programs use it as it is."""
+    ``select(rows: Rows) -> Problem``, the problem of those samples alone. One that finds many nodes sooner than each
+    may have ``nodes_of_lam(lams: Sequence[float]) -> list[Node]``. One whose model has an output of its own also has
+    ``output``, an ``Output``, and ``raw(x, node) -> Tensor``, that output (B, *): programs use it as it is."""
 
     def node(self, t: float) -> Node:
         """The path at time t."""

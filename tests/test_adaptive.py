@@ -11,11 +11,11 @@ from torch import Tensor
 import scoresde
 import solvers
 from solvers import InputError, SeededNoise, grid, solve
-from solvers.adaptive import coarse, pid
+from solvers.adaptive import Row, coarse, pid
 from solvers.analytic import EDM, PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture, exact_solution
 from solvers.embedded import BOGACKI_SHAMPINE, DORMAND_PRINCE, TSITOURAS
 
-ODE = ["rk45", "rk23", "tsit5", "dpm_adaptive", "dpm_adaptive(order=2)"]
+ODE = ["rk45", "rk23", "tsit5", "dpm_adaptive", "dpm_adaptive(order=2)", "adams_adaptive", "adams_adaptive(order=3)"]
 ALL = [*ODE, "gotta_go_fast"]
 
 
@@ -78,13 +78,13 @@ def test_evaluations_are_those_of_accepted_and_rejected_steps(spec):
     assert (found.accepted >= 1).all()
     assert int(found.accepted.max()) > 5
     assert found.nfe.sum() == sum(problem.asked)
-    if spec in ("rk45", "rk23", "tsit5"):  # the first stage is the last one of the step before
+    if solver.reuses:  # the first stage is the last one of the step before
         wanted = 1 + solver.evaluations * (found.accepted + found.rejected)
     else:  # the first stage outlives a rejection
         wanted = solver.evaluations * found.accepted + (solver.evaluations - 1) * found.rejected
     assert torch.equal(found.nfe, wanted)
     assert found.calls <= int((found.accepted + found.rejected).max()) * solver.evaluations + 1 + int(
-        found.rejected.sum() * (spec not in ("rk45", "rk23", "tsit5"))
+        found.rejected.sum() * (not solver.reuses)
     )
 
 
@@ -196,19 +196,19 @@ def test_controllers():
     assert pid((0.5,), 3, 0.0, 1.0, 0.0) == pytest.approx(0.5 ** (-1 / 3))
     wanted = (0.5**-0.9 * 0.25**0.6 * 0.1**-0.2) ** (1 / 3)  # p = 0.2, i = 0.5, d = 0.2
     assert pid((0.5, 0.25, 0.1), 3, 0.2, 0.5, 0.2) == pytest.approx(wanted)
-    dpm = solvers.make("dpm_adaptive")
-    assert dpm.control((1.0,), False) == (True, 1.0)
-    accept, factor = dpm.control((1.99,), False)  # 1 + atan(w - 1) = 0.81 at w = 1 + tan(-0.19), E = w^-3 = 1.898
+    dpm, here = solvers.make("dpm_adaptive"), Row(VP(0.5))
+    assert dpm.control((1.0,), here) == (True, 1.0)
+    accept, factor = dpm.control((1.99,), here)  # 1 + atan(w - 1) = 0.81 at w = 1 + tan(-0.19), E = w^-3 = 1.898
     assert not accept
-    assert dpm.control((1.89,), False)[0]
+    assert dpm.control((1.89,), here)[0]
     assert factor == pytest.approx(1 + math.atan(1.99 ** (-1 / 3) - 1))
     rk45 = solvers.make("rk45")
-    assert rk45.control((32.0,), False) == (False, pytest.approx(0.45))
-    assert rk45.control((1e9,), False) == (False, 0.2)
-    assert rk45.control((1e-10,), False) == (True, pytest.approx(min(10.0, 0.9 * 1e10**0.08)))
-    assert rk45.control((1e-10,), True) == (True, 1.0)
+    assert rk45.control((32.0,), here) == (False, pytest.approx(0.45))
+    assert rk45.control((1e9,), here) == (False, 0.2)
+    assert rk45.control((1e-10,), here) == (True, pytest.approx(min(10.0, 0.9 * 1e10**0.08)))
+    assert rk45.control((1e-10,), Row(VP(0.5), retried=True)) == (True, 1.0)
     go = solvers.make("gotta_go_fast")
-    assert go.control((2.0,), False) == (False, pytest.approx(0.9 * 2**-0.9))
+    assert go.control((2.0,), here) == (False, pytest.approx(0.9 * 2**-0.9))
     assert [coarse(h) for h in (1.0, 1.06, 0.99, 3e-7)] == [1.0, 1.0, 31 / 32, math.ldexp(20 / 32, -21)]
 
 
@@ -216,7 +216,7 @@ def test_controllers():
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
-@pytest.mark.parametrize("spec", ["rk45", "tsit5", "rk23"])
+@pytest.mark.parametrize("spec", ["rk45", "tsit5", "rk23", "adams_adaptive"])
 def test_the_error_follows_the_tolerance(path, spec):
     """Over three decades a local tolerance bounds the error, and the error falls about in proportion.
 
@@ -295,6 +295,8 @@ def test_the_error_that_is_reported_is_of_the_size_of_the_error():
         ("dpm_adaptive(order=4)", "no value for option 'order' of dpm_adaptive '4'; accepted: 2, 3"),
         ("dpm_adaptive(icoeff=0)", "dpm_adaptive: pcoeff . icoeff . dcoeff must be positive"),
         ("dpm_adaptive(accept_safety=1.5)", r"dpm_adaptive: accept_safety must lie in \(0, 1\], got 1.5"),
+        ("adams_adaptive(order=8)", "adams_adaptive: order must be one of 2 to 7, got 8"),
+        ("adams_adaptive(order=1)", "adams_adaptive: order must be one of 2 to 7, got 1"),
         ("gotta_go_fast(safety=0)", r"gotta_go_fast: safety must lie in \(0, 1\], got 0"),
         ("gotta_go_fast(exponent=2)", r"gotta_go_fast: exponent must lie in \(0, 1\], got 2"),
     ],

@@ -1,0 +1,113 @@
+"""Adams' methods with per-sample steps, against their integrals done by quadrature, and where they are exact."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import quad
+
+import solvers
+from solvers import Node, grid, solve
+from solvers.analytic import PATHS, VE, VP, Mixture
+from solvers.coefficients import lagrange, lagrange_rows
+
+
+def clock(node):
+    r = node.sigma / (node.alpha + node.sigma)
+    return math.log((r + 0.1) / (1.1 - r))
+
+
+def integral(at, j, start, end):
+    """Of Lagrange's polynomial j through ``at``, over dr from the clock's ``start`` to ``end``."""
+
+    def rate(c):
+        r = (1.1 * math.exp(c) - 0.1) / (1 + math.exp(c))
+        return (r + 0.1) * (1.1 - r) / 1.2
+
+    def value(c):
+        return rate(c) * math.prod((c - other) / (at[j] - other) for k, other in enumerate(at) if k != j)
+
+    return quad(value, start, end, epsabs=1e-14, epsrel=1e-12)[0]
+
+
+@pytest.mark.parametrize("order", [2, 3, 5])
+@pytest.mark.parametrize("path", [VP, VE], ids=str)
+def test_steps_are_the_integrals_of_polynomials_through_the_slopes(path, order):
+    """Of fixed, uneven steps: tolerances that accept everything leave the grid's own."""
+    nodes, problem = grid("karras(end=t_min)", path, 6), Mixture(path)
+    z = torch.linspace(-1.5, 1.5, 5, dtype=torch.float64).view(5, 1)
+    x = math.hypot(nodes[0].alpha, nodes[0].sigma) * z
+    found = solve(solvers.make(f"adams_adaptive(order={order}, rtol=1e9, atol=1e9, first_step=inf)"), problem, x, nodes)
+
+    def slope(y, node):
+        said = problem.predict((node.alpha + node.sigma) * y, node)
+        return said.eps - said.x0
+
+    y = x / (nodes[0].alpha + nodes[0].sigma)
+    places, slopes, errors = [clock(nodes[0])], [slope(y, nodes[0])], torch.zeros(5, dtype=torch.float64)
+    for t, s in pairwise(nodes):
+        here, there = clock(t), clock(s)
+
+        def moved(at, known, y=y, here=here, there=there):
+            return y + sum(integral(at, j, here, there) * f for j, f in enumerate(known))
+
+        used = min(order - 1, len(places))
+        places.append(there)
+        slopes.append(slope(moved(places[-used - 1 : -1], slopes[-used:]), s))
+        new = moved(places[-used - 1 :], slopes[-used - 1 :])
+        gap = (s.alpha + s.sigma) * (new - moved(places[-used:], slopes[-used:]))
+        errors += gap.abs().flatten()
+        y = new
+    assert torch.allclose(found.x, (nodes[-1].alpha + nodes[-1].sigma) * y, rtol=1e-11, atol=1e-11)
+    assert torch.allclose(found.error, errors, rtol=1e-8, atol=1e-11)
+    assert found.nfe.tolist() == [7] * 5
+
+
+@pytest.mark.parametrize("path", PATHS, ids=str)
+def test_a_standing_prediction_is_a_line(path):
+    """Data in one point: x0 and eps do not change along a solution, and no step errs."""
+    nodes, problem = grid("uniform", path, 1), Mixture(path, (0.7,), (1.0,), 0.0)
+    start, end = (0.7 * n.alpha + n.sigma * torch.tensor([[-1.0], [2.0]]).double() for n in (nodes[0], nodes[-1]))
+    found = solve(solvers.make("adams_adaptive"), problem, start, nodes)
+    assert torch.allclose(found.x, end, rtol=0, atol=1e-11)
+    assert found.rejected.sum() == 0
+    both = solve(solvers.make("adams_adaptive"), problem, end, nodes[::-1])
+    assert torch.allclose(both.x, start, rtol=1e-10, atol=1e-10)
+
+
+def test_what_it_remembers_survives_the_grid_and_not_a_moved_state():
+    """One interval or many, the polynomials go on; after a hook has moved the state they begin anew."""
+    problem, x = Mixture(VP), torch.tensor([[0.8]], dtype=torch.float64)
+    nodes = grid("logsnr", VP, 8)
+    solver = solvers.make("adams_adaptive(rtol=1e9, atol=1e9, first_step=inf)")
+    straight = solve(solver, problem, x, nodes).x
+    touched = solve(solver, problem, x, nodes, hooks=[lambda x, node: x.clone()])
+    assert int(touched.nfe) == 16  # a slope at every beginning
+    # and each interval is then a solve of its own
+    y = x
+    for t, s in pairwise(nodes):
+        y = solve(solver, problem, y, (t, s)).x
+    assert torch.equal(touched.x, y)
+    assert not torch.allclose(touched.x, straight, rtol=1e-3)
+
+
+def test_weights_of_rows_are_those_of_each():
+    generator = np.random.default_rng(0)
+    at, points, measure = (generator.normal(size=shape) for shape in ((5, 4), (5, 9), (5, 9)))
+    whole = lagrange_rows(at, points, measure)
+    for i in range(5):
+        assert np.array_equal(whole[i : i + 1], lagrange_rows(at[i : i + 1], points[i : i + 1], measure[i : i + 1]))
+        cubic = np.polyval([2.0, -1.0, 0.5, 3.0], points[i]) @ measure[i]
+        weights = lagrange(at[i].tolist(), points[i], measure[i])
+        assert np.dot(weights, np.polyval([2.0, -1.0, 0.5, 3.0], at[i])) == pytest.approx(cubic, rel=1e-9)
+
+
+def test_the_ends_of_the_path_are_on_its_clock():
+    solver = solvers.make("adams_adaptive")
+    assert solver.clock(Node(1.0, 0.0, 1.0)) == pytest.approx(math.log(11))  # alpha = 0, of rectified flow
+    assert solver.clock(Node(0.0, 1.0, 0.0)) == pytest.approx(-math.log(11))
+    for ratio in (1e-6, 0.01, 1.0, 300.0):
+        node = Node(0.5, 1.0, ratio)
+        assert solver.lam_at(solver.clock(node)) == pytest.approx(node.lam, rel=1e-8, abs=1e-9)
