@@ -95,6 +95,8 @@ def load(name: str, path: str = "", seed: int = 0, test_fraction: float = 1 / 6)
 def spread(x: Tensor, bin_width: float, noise: Tensor) -> Tensor:
     """x (B, *) spread uniformly over its bins: x + bin_width (u - 1/2), whose density bounds the levels' probability.
 
+    It has the wider dtype of the two, and at least float32: in 16 bits few numbers lie within a bin.
+
     Uniform dequantisation, Theis et al. 2016 (arXiv:1511.01844), section 3.1.
 
     Args:
@@ -108,7 +110,8 @@ def spread(x: Tensor, bin_width: float, noise: Tensor) -> Tensor:
         raise InputError(f"bin_width must be positive, got {bin_width!r}")
     if noise.shape != x.shape:
         raise InputError(f"dequantisation noise has shape {tuple(noise.shape)}, x {tuple(x.shape)}")
-    return x + bin_width * (noise - 0.5)
+    wide = torch.promote_types(torch.promote_types(x.dtype, noise.dtype), torch.float32)
+    return x.to(wide) + bin_width * (noise.to(wide) - 0.5)
 
 
 def _floats(rows: np.ndarray, levels: int | None, source: str) -> Tensor:

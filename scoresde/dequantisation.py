@@ -22,7 +22,7 @@ class Dequantiser:
 
     def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
         """Noise (B, *) around levels x (B, *) and its log-density (B,) in nats, from uniform numbers u (B, *) in
-        [0, 1), float64 on the CPU.
+        [0, 1), float64 on the CPU. Both results are float64 where the device has it, whatever the dtype of x.
 
         Args:
             bin_width: the distance between levels.

@@ -19,8 +19,11 @@ from torch import Tensor
 from solvers import InputError, Registry, generator
 from solvers.errors import positive_integer
 
-# (k, B, d) vectors -> v^T J, (k, B, d)
+# (k, B, d) vectors -> v^T J, (k, B, d), in at least float32 whatever the network computes in
 Products = Callable[[Tensor], Tensor]
+
+# an orthonormal basis leaves out what is this many units of rounding, beside the largest column
+_ROUNDING = 32
 
 
 class Divergence:
@@ -43,11 +46,20 @@ class Divergence:
         raise NotImplementedError
 
     def trace(self, products: Products, vectors: Tensor | None, like: Tensor) -> Tensor:
-        """The trace (B, m) for samples ``like`` (B, d), ``vectors`` (B, k, d) as drawn."""
+        """The trace (B, m) for samples ``like`` (B, d), ``vectors`` (B, k, d) as drawn; sums have the products' dtype.
+
+        The dtype of ``like`` is that in which products are rounded.
+        """
         raise NotImplementedError
 
+    def exact(self, d: int) -> bool:
+        """Whether the trace has no error in d dimensions, whatever is drawn."""
+        return False
+
     def stderr(self, integrals: Tensor, d: int) -> Tensor:
-        """The standard error (B,) of the mean of integrals (B, m): NaN for a single channel."""
+        """The standard error (B,) of the mean of integrals (B, m): 0 where it is exact, NaN for a single channel."""
+        if self.exact(d):
+            return torch.zeros_like(integrals[:, 0])
         m = integrals.shape[1]
         return integrals.std(1) / math.sqrt(m) if m > 1 else integrals[:, 0] * math.nan
 
@@ -77,8 +89,8 @@ class Exact(Divergence):
         basis = torch.eye(d, dtype=like.dtype, device=like.device).unsqueeze(1).expand(d, len(like), d)
         return torch.diagonal(products(basis), dim1=0, dim2=2).sum(1, keepdim=True)
 
-    def stderr(self, integrals: Tensor, d: int) -> Tensor:
-        return torch.zeros_like(integrals[:, 0])
+    def exact(self, d: int) -> bool:
+        return True
 
 
 def _normal(seed: int, shape: tuple[int, ...]) -> Tensor:
@@ -149,10 +161,30 @@ class Orthogonal(Divergence):
     products = Hutchinson.products
     trace = Hutchinson.trace
 
+    def exact(self, d: int) -> bool:
+        return self.probes == d
+
     def stderr(self, integrals: Tensor, d: int) -> Tensor:
-        if self.probes == d:
-            return torch.zeros_like(integrals[:, 0])
         return super().stderr(integrals, d) * math.sqrt(1 - self.probes / d)
+
+
+def orthonormal(columns: Tensor, rounding: float) -> Tensor:
+    """An orthonormal basis (k, B, d) of what columns (k, B, d) span, by Gram-Schmidt's method, twice over.
+
+    A column that is in the span of those before it but for ``rounding`` of the largest is 0 in the basis. What is left
+    of it is noise, which would turn with every evaluation, and by which there is no derivative; those of the other
+    columns are the span's own.
+    """
+    sizes = columns.detach().norm(dim=2).amax(0)
+    basis = columns.new_zeros(0, *columns.shape[1:])
+    for column in columns:
+        for _ in range(2):
+            column = column - torch.einsum("kb,kbd->bd", torch.einsum("kbd,bd->kb", basis, column), basis)
+        kept = (column.detach().norm(dim=1) > rounding * sizes).unsqueeze(1)
+        # the root is taken of 1 where the column is dropped: that of 0 has no derivative
+        length = torch.where(kept, column, 1.0).square().sum(1, keepdim=True).sqrt()
+        basis = torch.cat([basis, (torch.where(kept, column, 0.0) / length).unsqueeze(0)])
+    return basis
 
 
 @divergences.register("hutchpp", aliases=("hutch++",), reference="Meyer et al. 2021, arXiv:2010.09649, algorithm 1")
@@ -163,7 +195,9 @@ class HutchPP(Divergence):
     tr(Q^T J Q) + mean of g^T (I - Q Q^T) J (I - Q Q^T) g, with ``vectors`` columns in each of S, Q and G.
 
     Its error falls like 1 / m in the number m of products where J is nearly of low rank, and like 1 / sqrt(m) where it
-    is not.
+    is not. The mean is the trace whatever Q is: where J^T S has fewer directions than columns, Q has fewer as well,
+    those that are there to rounding, and the probes see to the rest. Q follows J along the solve, and a derivative of
+    the estimate includes that of Q.
     """
 
     vectors: int = 2
@@ -186,12 +220,9 @@ class HutchPP(Divergence):
 
     def trace(self, products: Products, vectors: Tensor | None, like: Tensor) -> Tensor:
         assert vectors is not None
-        first, g = vectors[:, : self.vectors], vectors[:, self.vectors :]
-        spanned = products(first.transpose(0, 1))  # (k, B, d)
-        wide = spanned.permute(1, 2, 0).to(torch.promote_types(spanned.dtype, torch.float32))
-        q = torch.linalg.qr(wide)[0].to(spanned.dtype)  # (B, d, k)
-        rows = q.permute(2, 0, 1)
-        inside = (products(rows) * rows).sum(2).sum(0)
-        left = (g - (g @ q) @ q.mT).transpose(0, 1)
+        first, g = torch.split(vectors.transpose(0, 1), self.vectors)
+        q = orthonormal(products(first), _ROUNDING * torch.finfo(like.dtype).eps)
+        inside = (products(q) * q).sum(2).sum(0)
+        left = g - torch.einsum("mkb,kbd->mbd", torch.einsum("mbd,kbd->mkb", g.to(q), q), q)
         channels: Tensor = inside.unsqueeze(1) + (products(left) * left).sum(2).T
         return channels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Node, Prediction, Rows
-from solvers.grids import node_of_lam
+from solvers.grids import node_of_lam, nodes_of_lam
 from solvers.outputs import Output
 
 from .divergence import Divergence, Exact
@@ -35,6 +35,10 @@ class Diffusion:
     def node_of_lam(self, lam: float) -> Node:
         """The path where log(alpha / sigma) = lam."""
         return node_of_lam(self.denoiser.sde, lam)
+
+    def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
+        """The path at every lam."""
+        return nodes_of_lam(self.denoiser.sde, lams)
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
         """The denoiser's prediction at x (B, *), at one node or at one a sample."""
@@ -75,6 +79,18 @@ def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) ->
     return torch.zeros_like(vectors) if found is None else found  # None: out does not come from leaf
 
 
+def _seen(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what a denoiser is asked at, for samples in ``dtype``."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _cleared(left: Tensor, known: Tensor) -> Tensor:
+    """What is left of products (k, B, d) without the known ones: exactly 0, with its gradient, where it is rounding of
+    those, for a derivative through its direction would be one of noise."""
+    rounding = 8 * torch.finfo(known.dtype).eps * known.detach().norm(dim=2, keepdim=True)
+    return torch.where(left.detach().norm(dim=2, keepdim=True) > rounding, left, left - left.detach())
+
+
 @dataclass(frozen=True)
 class WithLogDensity:
     """The same samples with channels that carry the log-density, each solved like one more coordinate.
@@ -89,8 +105,9 @@ class WithLogDensity:
     grow or shrink like r. There are the m channels of the divergence, so that the spread over its probes is seen in the
     result; they start at 0.
 
-    The state (B, d + m) is float64, on the CPU where the model's device has no float64; the model sees samples in
-    ``dtype`` on ``device``. ``vectors`` (B, k, d) are those that the divergence drew. With ``create_graph`` the result
+    The state (B, d + m) is float64, on the CPU where the model's device has no float64, and so are the sums over d; the
+    model sees samples in ``dtype`` on ``device``, in float32 for one of 16 bits: a network of 16 bits is given its own
+    by its denoiser. ``vectors`` (B, k, d) are those that the divergence drew. With ``create_graph`` the result
     can be differentiated, by x, by the network's parameters and by the conditions; it holds every evaluation in memory.
     """
 
@@ -116,6 +133,10 @@ class WithLogDensity:
         """The path where log(alpha / sigma) = lam."""
         return node_of_lam(self.denoiser.sde, lam)
 
+    def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
+        """The path at every lam."""
+        return nodes_of_lam(self.denoiser.sde, lams)
+
     def start(self, x: Tensor, node: Node) -> Tensor:
         """The state (B, d + m) at ``node`` of data x (B, *): alpha x, and channels of 0."""
         flat = node.alpha * x.flatten(1).to("cpu" if torch.device(self.device).type == "mps" else self.device).double()
@@ -135,7 +156,7 @@ class WithLogDensity:
         """One forward pass and one batch of vector-Jacobian products, at one node or at one a sample."""
         samples, channels = self.split(x)
         with torch.enable_grad():
-            leaf = (samples if self.create_graph else samples.detach()).to(self.dtype).to(self.device)
+            leaf = (samples if self.create_graph else samples.detach()).to(_seen(self.dtype)).to(self.device)
             leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
             prediction = self.denoiser.predict(leaf, node, **self.conditions)
             trace = self._trace(prediction.x0, leaf, node).to(x.device).double()
@@ -150,6 +171,7 @@ class WithLogDensity:
     def _trace(self, out: Tensor, leaf: Tensor, node: Node | Node[Tensor]) -> Tensor:
         """tr(d out / d leaf) by channels (B, m)."""
         flat, d = leaf.flatten(1), math.prod(self.shape)
+        wide = torch.float32 if leaf.device.type == "mps" else torch.float64
         if not out.requires_grad:  # a model that does not look at x
             self._check_gradients(leaf, node)
             return flat.new_zeros(len(leaf), self.channels)
@@ -159,15 +181,16 @@ class WithLogDensity:
 
         def products(vectors: Tensor) -> Tensor:
             parts = []
-            for chunk in torch.split(vectors, CHUNK):
+            for chunk in torch.split(vectors.to(flat), CHUNK):
                 found = _products(out, leaf, chunk.reshape(len(chunk), *leaf.shape), self.create_graph)
-                parts.append(found.flatten(2) - share * chunk)
+                left = found.flatten(2) - share * chunk
+                parts.append((_cleared(left, share * chunk) if self.create_graph else left).to(wide))
             whole = torch.cat(parts)
             if float(whole.detach().abs().max() - 1e-6 * (share * vectors.detach()).abs().max()) <= 0:
                 self._check_gradients(leaf, node)  # nothing but what is known beforehand
             return whole
 
-        vectors = None if self.vectors is None else self.vectors.to(flat)
+        vectors = None if self.vectors is None else self.vectors.to(leaf.device, wide)
         trace: Tensor = self.divergence.trace(products, vectors, flat) + share * d
         return trace
 

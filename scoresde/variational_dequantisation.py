@@ -7,15 +7,24 @@ affine couplings (Ho et al. 2019, arXiv:1902.00275, section 3.1) that sees the l
 
 a and b of the first layer depend on the levels alone, those of each later one on half of z as well, the two halves in
 turn, and move the other half. An untrained flow is the identity, so that q is uniform.
+
+A trained flow is one file, ``save_dequantiser(trained, "dequantiser.safetensors")``, which the spec
+``variational(path="dequantiser.safetensors")`` names: in ``log_prob(dequantiser=...)``, and in a config as
+``config.likelihood.dequantiser``.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
@@ -23,12 +32,14 @@ import solvers
 from solvers import Grid, InputError, Node, Solver
 from solvers.errors import positive_integer
 
-from .dequantisation import Dequantiser
+from .dequantisation import Dequantiser, dequantisers
 from .divergence import Divergence
 from .likelihood import log_prob
+from .results import write_atomically
 from .sample import check_batch
 from .sde import Denoises
 
+FORMAT = "scoresde dequantiser 1"  # of the file, in its metadata
 _FIT = 8  # label of the generator's stream
 _STEEPEST = 4.0  # bound on a layer's |a|
 _OCTAVES = 3  # of waves of the levels that the networks see beside the levels, so that neighbours can differ
@@ -49,6 +60,7 @@ class VariationalDequantiser(nn.Module, Dequantiser):
     def __init__(self, shape: Sequence[int], layers: int = 2, width: int = 64) -> None:
         super().__init__()
         self.shape, d = tuple(shape), math.prod(shape)
+        self.layers, self.width = layers, width
         if layers and d < 2:
             raise InputError(f"couplings need at least two numbers a sample, shape {self.shape} has {d}: take layers=0")
         self.networks = nn.ModuleList()
@@ -70,15 +82,18 @@ class VariationalDequantiser(nn.Module, Dequantiser):
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(f"the dequantiser was made for samples of shape {self.shape}, got {tuple(x.shape[1:])}")
         weight = next(self.parameters())
-        levels, v = x.flatten(1).to(weight), u.flatten(1).clamp(1e-12, 1 - 1e-12)
+        # the flow itself in float64, where the device has it: only its networks are in the weights' dtype
+        wide = torch.float32 if weight.device.type == "mps" else torch.float64
+        levels, v = x.flatten(1).to(weight.device, wide), u.flatten(1).clamp(1e-12, 1 - 1e-12)
         angles = [math.pi * 2**k * levels for k in range(_OCTAVES)]
         seen = [levels, *map(torch.sin, angles), *map(torch.cos, angles)]
-        z = torch.logit(v).to(weight)
+        z = torch.logit(v).to(weight.device, wide)
         law = logsigmoid(z) + logsigmoid(-z)  # of the logistic
         for i, network in enumerate(self.networks):
             # the first layer moves all, later ones the odd or the even half by what the other is
             moved = torch.ones_like(z) if i == 0 else (torch.arange(z.shape[1], device=z.device) + i) % 2
-            a, b = network(torch.cat([*seen, (1 - moved) * torch.tanh(z / 4)], 1)).chunk(2, 1)
+            known = torch.cat([*seen, (1 - moved) * torch.tanh(z / 4)], 1)
+            a, b = network(known.to(weight)).to(wide).chunk(2, 1)
             a = moved * _STEEPEST * torch.tanh(a / _STEEPEST)
             z = torch.exp(a) * z + moved * b
             law = law - a
@@ -90,6 +105,72 @@ class VariationalDequantiser(nn.Module, Dequantiser):
         return f"variational ({len(self.networks) - 1} couplings)"
 
     __hash__ = nn.Module.__hash__
+
+
+@dequantisers.register("variational", reference="Ho et al. 2019, arXiv:1902.00275, section 3.1")
+@dataclass(frozen=True)
+class Saved(Dequantiser):
+    """A trained ``VariationalDequantiser``, by the file that ``save_dequantiser`` wrote.
+
+    Raises:
+        InputError: see ``load_dequantiser``.
+    """
+
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise InputError(
+                "variational needs the file of a trained dequantiser, "
+                'variational(path="dequantiser.safetensors"): see fit_dequantiser and save_dequantiser'
+            )
+        object.__setattr__(self, "module", load_dequantiser(self.path))
+
+    def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
+        """See ``VariationalDequantiser.spread``."""
+        module: VariationalDequantiser = self.module.to(x.device)  # type: ignore[attr-defined]
+        return module.spread(x, u, bin_width, node)
+
+
+def save_dequantiser(dequantiser: VariationalDequantiser, path: str | Path) -> None:
+    """Writes a dequantiser to a .safetensors file: its weights, and its shape, layers and width beside them.
+
+    Raises:
+        InputError: another kind of dequantiser, or a file that cannot be written.
+    """
+    if not isinstance(dequantiser, VariationalDequantiser):
+        raise InputError(f"only a VariationalDequantiser has weights to save, got {dequantiser}")
+    made = {"shape": list(dequantiser.shape), "layers": dequantiser.layers, "width": dequantiser.width}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in dequantiser.state_dict().items()}
+    try:
+        write_atomically(path, write_tensors(tensors, {"format": FORMAT, "made": json.dumps(made)}))
+    except OSError as error:
+        raise InputError(f"cannot write {str(path)!r}: {error.strerror}") from None
+
+
+def load_dequantiser(path: str | Path) -> VariationalDequantiser:
+    """Reads what ``save_dequantiser`` wrote, on the CPU, in the dtype of its weights; no code is run.
+
+    Raises:
+        InputError: no such file, or one that is damaged or holds something else.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            facts = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise InputError(f"there is no dequantiser {str(path)!r}") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read the dequantiser {str(path)!r}: {str(error).partition(chr(10))[0]}") from None
+    if facts.get("format") != FORMAT:
+        raise InputError(f"{str(path)!r} is no dequantiser that save_dequantiser wrote")
+    try:
+        made = VariationalDequantiser(**json.loads(facts["made"]))
+        dtype = next(iter(tensors.values())).dtype
+        made.to(dtype).load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+        raise InputError(f"the dequantiser {str(path)!r} is damaged: {str(error).partition(chr(10))[0]}") from None
+    return made
 
 
 def fit_dequantiser(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import scoresde
-from scoresde.divergence import Exact, Hutchinson, HutchPP, Orthogonal, divergences
+from scoresde.divergence import Exact, Hutchinson, HutchPP, Orthogonal, divergences, orthonormal
 from scoresde.problem import WithLogDensity
 from solvers import InputError, generator
 
@@ -70,6 +70,105 @@ def test_exact_is_exact():
 def test_hutchpp_is_nearly_exact_on_what_has_low_rank():
     # at the same six products; the span misses the two large directions by 1e-3 of their length
     assert spread(HutchPP(2), LOW_RANK, 200)[1] < 1e-5 * spread(Hutchinson(6), LOW_RANK, 200)[1]
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2, 4])
+def test_a_basis_has_the_directions_that_there_are(rank):
+    """Four columns of that rank, and noise of the size of rounding: Q Q^T is the projection on what they span."""
+    g = generator(3)
+    span, mix = (torch.randn(*size, generator=g, dtype=torch.float64) for size in ((2, D, rank), (2, rank, 4)))
+    noise = 1e-15 * torch.randn(4, 2, D, generator=g, dtype=torch.float64)
+    columns = (span @ mix).permute(2, 0, 1) + (noise if rank else 0)
+    q = orthonormal(columns, 1e-13).permute(1, 2, 0)
+    inner = q.mT @ q
+    lengths = torch.diagonal(inner, dim1=1, dim2=2)
+    assert lengths.sum(1).tolist() == pytest.approx([rank, rank], abs=1e-12)
+    assert torch.allclose(inner, lengths.diag_embed(), rtol=0, atol=1e-14)
+    assert torch.allclose(q @ q.mT, span @ torch.linalg.pinv(span), rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3, 8])
+def test_gradients_of_hutchpp_where_there_are_fewer_directions_than_columns(rank):
+    """Three columns of S: by differences along Jacobians J = a b^T of the same rank, where Q is smooth."""
+    a, b = torch.randn(2, D, rank, generator=generator(4), dtype=torch.float64)
+    vectors, like = HutchPP(3).draw([0, 1, 2], D), torch.zeros(3, D, dtype=torch.float64)
+
+    def value(a):
+        return HutchPP(3).trace(lambda v: v @ (a @ b.T), vectors, like).mean()
+
+    (gradient,) = torch.autograd.grad(value(a.requires_grad_()), a)
+    step = 1e-5
+    for i in range(D):
+        shift = torch.zeros_like(a)
+        shift[i, i % rank] = step
+        with torch.no_grad():
+            change = float(value(a + shift) - value(a - shift)) / (2 * step)
+            # central differences: step^2 of third derivatives of order 1, and rounding 1e-15 / step
+            assert float(gradient[i, i % rank]) == pytest.approx(change, abs=1e-7)
+    if rank <= 3:  # all of J is in the span: the trace, and its gradient, without an error
+        assert float((gradient - b).abs().max()) < 1e-11
+
+
+def test_the_gradient_of_hutchpp_at_a_jacobian_of_zero_is_unbiased():
+    """There the estimate has a kink, J^T S / |J^T S| jumps; what is told is the probes' estimate of tr(dJ)."""
+    n = 4000
+    vectors, like = HutchPP(2).draw(list(range(n)), D), torch.zeros(n, D, dtype=torch.float64)
+    size = torch.zeros(n, 1, dtype=torch.float64, requires_grad=True)
+    each = HutchPP(2).trace(lambda v: size * (v @ A), vectors, like).mean(1)
+    assert each.tolist() == [0.0] * n
+    (gradient,) = torch.autograd.grad(each.sum(), size)
+    assert abs(float(gradient.mean()) - float(A.trace())) < 4.5 * float(gradient.std()) / math.sqrt(n)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "edm"])
+@pytest.mark.parametrize("start", [0.0, 0.6])
+def test_gradients_of_log_p_by_hutchpp_of_a_network_of_low_rank(predicts, start):
+    """x0, eps or F = size a tanh(b x): a Jacobian of rank 1, or of 0 at the start of a training, and two columns."""
+    a, b = torch.randn(2, 5, generator=generator(5), dtype=torch.float64) / 2
+    x = torch.randn(4, 5, generator=generator(6), dtype=torch.float64)
+
+    def gradients(divergence, size):
+        size, at = torch.tensor(size, dtype=torch.float64, requires_grad=True), x.clone().requires_grad_()
+        denoiser = scoresde.Denoiser(lambda y, label: size * torch.tanh(y @ b)[:, None] * a, scoresde.VP(), predicts)
+        found = scoresde.log_prob(denoiser, at, "heun", steps=6, divergence=divergence, differentiable=True)
+        return found.nats, torch.autograd.grad(found.nats.sum(), (size, at))
+
+    (_, truth), (_, found) = gradients("exact", start), gradients("hutchpp(vectors=2)", start)
+    assert torch.isfinite(found[0])
+    # nothing is left to the probes but at size 0, where the gradient by the size is an estimate
+    assert torch.allclose(found[1], truth[1], rtol=0, atol=1e-8)
+    if start:
+        assert float(found[0]) == pytest.approx(float(truth[0]), abs=1e-7)
+        h = 1e-5
+        ends = [float(gradients("hutchpp(vectors=2)", start + side * h)[0].detach().sum()) for side in (1, -1)]
+        assert float(found[0]) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6, abs=1e-6)
+
+
+def test_products_of_a_network_of_16_bits_are_summed_in_64():
+    """x0 = w x number by number, w of 8 bits: 3000 products are exact, and a sum in 16 bits would stop at 512."""
+
+    class Slopes(nn.Module):
+        def __init__(self, w):
+            super().__init__()
+            self.w = nn.Parameter(w)
+
+        def forward(self, x, label):
+            assert x.dtype == torch.bfloat16
+            return self.w * x
+
+    d = 3000
+    w = (torch.randint(128, 256, (d,), generator=generator(0)) / 256).bfloat16()
+    x = torch.randn(2, d, generator=generator(1)).bfloat16()
+    denoiser, node = scoresde.Denoiser(Slopes(w), scoresde.VP(), "x0"), scoresde.VP()(0.3)
+    rule = Hutchinson(2)
+    problem = WithLogDensity(denoiser, (d,), divergence=rule, vectors=rule.draw([0, 1], d), dtype=torch.bfloat16)
+    state = problem.start(x, node)
+    assert torch.equal(problem.split(state)[0], node.alpha * x.double())
+    eps = problem.split(problem.predict(state, node).eps)[1]
+    # of channels at 0, eps = -(1 + r) (d / (1 + r^2) - alpha tr / alpha) / r: see WithLogDensity
+    r, trace = node.ratio, node.alpha * float(w.double().sum())
+    drive = r * d / (1 + r**2) - r * trace
+    assert (eps / (-(1 + r) * drive / r**2) - 1).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("rule", [*ESTIMATORS[:4], Orthogonal(10)], ids=str)

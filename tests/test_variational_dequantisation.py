@@ -1,15 +1,26 @@
 """The learned law of the noise within bins: a density, uniform before training, and afterwards close to the best."""
 
+import json
 import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_dequantisation import LEVELS, OPTIONS, SDE, WIDTH, masses
 
 import scoresde
 from scoresde import log_prob
-from scoresde.dequantisation import UniformNoise, uniforms
-from scoresde.variational_dequantisation import VariationalDequantiser, fit_dequantiser
+from scoresde.cli import main
+from scoresde.config import load_run
+from scoresde.dequantisation import UniformNoise, dequantisers, uniforms
+from scoresde.scoring import options_of
+from scoresde.variational_dequantisation import (
+    FORMAT,
+    VariationalDequantiser,
+    fit_dequantiser,
+    load_dequantiser,
+    save_dequantiser,
+)
 from solvers import InputError
 
 # peaks a quarter of a bin wide, somewhere in their bins
@@ -107,6 +118,85 @@ def test_the_model_is_left_as_it_is():
     start = VariationalDequantiser((1,), layers=0)
     assert any(float(p.detach().abs().max()) > 0 for p in fits[0].networks[0][-1].parameters())
     assert all(float(p.detach().abs().max()) == 0 for p in start.networks[0][-1].parameters())
+
+
+def test_the_law_is_in_float64_whatever_the_weights_are():
+    """3000 bins: log q to 1e-7 of its size, and noise that float32 would round."""
+    u = uniforms((3000,), [1, 2])
+    single = VariationalDequantiser((3000,), layers=0, width=4)
+    noise, law = single.spread(torch.zeros(2, 3000).bfloat16(), u, WIDTH, SDE(0.1))
+    expected, flat = UniformNoise().spread(u, u, WIDTH, SDE(0.1))
+    assert (noise.dtype, law.dtype) == (torch.float64, torch.float64)
+    assert torch.allclose(noise.detach(), expected, rtol=0, atol=1e-12)
+    assert torch.allclose(law.detach(), flat, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saved_and_loaded_it_is_the_same(tmp_path, dtype):
+    made, file = untidy((2, 3), layers=3, width=8).to(dtype), tmp_path / "own.safetensors"
+    save_dequantiser(made, file)
+    assert [entry.name for entry in tmp_path.iterdir()] == [file.name]
+    u = uniforms((2, 3), [1, 2, 3])
+    x = torch.linspace(-1, 1, 18, dtype=torch.float64).view(3, 2, 3)
+    named = dequantisers.make(f'variational(path="{file}")')
+    assert dequantisers.make(str(named)) == named
+    for back in (load_dequantiser(file), named):
+        for ours, theirs in zip(made.spread(x, u, WIDTH, SDE(0.1)), back.spread(x, u, WIDTH, SDE(0.1)), strict=True):
+            assert torch.equal(ours, theirs)
+    assert next(load_dequantiser(file).parameters()).dtype == dtype
+    save_dequantiser(VariationalDequantiser((1,), layers=0), file)  # in its place
+    assert load_dequantiser(file).shape == (1,)
+
+
+def test_a_config_names_it_by_its_file(tmp_path):
+    """As ``scoresde likelihood`` reads a run's section."""
+    small = ["--config.model.network=mlp(width=8, depth=1)", "--config.training.steps=2"]
+    assert main(["train", "--config=digits_vp", f"--workdir={tmp_path / 'run'}", *small]) == 0
+    run = load_run(tmp_path / "run")
+    made = untidy((1, 8, 8), layers=1, width=4)
+    save_dequantiser(made, tmp_path / "own.safetensors")
+    run.config.likelihood.dequantiser = f'variational(path="{tmp_path / "own.safetensors"}")'
+    options = options_of(run) | {"steps": 3, "error": False}
+    x = scoresde.data.load("digits").test[:3].double()
+    found = log_prob(run.denoiser, x, **options)
+    direct = log_prob(run.denoiser, x, **(options | {"dequantiser": made}))
+    assert torch.equal(found.nats, direct.nats)
+    assert (
+        float((found.nats - log_prob(run.denoiser, x, **(options | {"dequantiser": "uniform"})).nats).abs().min()) > 1
+    )
+    run.config.likelihood.dequantiser = "variational"
+    with pytest.raises(InputError, match=r"needs the file of a trained dequantiser, variational\(path="):
+        options_of(run)
+
+
+def test_files_that_are_none(tmp_path):
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    save_dequantiser(VariationalDequantiser((2,), layers=1, width=4), good)
+    for content, message in (
+        (None, "there is no dequantiser '.*bad.safetensors'"),
+        (b"weights", "cannot read the dequantiser '.*bad.safetensors'"),
+        (good.read_bytes()[:-9], "cannot read the dequantiser '.*bad.safetensors'"),
+    ):
+        if content is not None:
+            bad.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            load_dequantiser(bad)
+    tensors = {"w": torch.zeros(2)}
+    for facts, message in (
+        ({}, "is no dequantiser that save_dequantiser wrote"),
+        ({"format": FORMAT}, "is damaged: 'made'"),
+        ({"format": FORMAT, "made": json.dumps({"shape": [1], "layers": 2, "width": 4})}, "is damaged: couplings need"),
+        ({"format": FORMAT, "made": json.dumps({"shape": [2], "layers": 1, "width": 4})}, "is damaged: Error"),
+    ):
+        save_file(tensors, bad, facts)
+        with pytest.raises(InputError, match=message):
+            load_dequantiser(bad)
+    with pytest.raises(InputError, match="cannot read the dequantiser"):
+        load_dequantiser(tmp_path)
+    with pytest.raises(InputError, match="cannot write"):
+        save_dequantiser(load_dequantiser(good), tmp_path / "none" / "x.safetensors")
+    with pytest.raises(InputError, match="only a VariationalDequantiser has weights to save, got uniform"):
+        save_dequantiser(UniformNoise(), bad)
 
 
 @pytest.mark.parametrize(
