@@ -1,5 +1,5 @@
-"""Writes the README's table of solvers, docs/solvers.md and the figures of docs/programs.md and docs/ddpm_and_sde.md
-from the registry and the committed results: python benchmarks/readme.py
+"""Writes the README's table of solvers, docs/solvers.md and the figures of docs/programs.md, docs/ddpm_and_sde.md and
+docs/likelihood.md from the registry and the committed results: python benchmarks/readme.py
 
 With --check it only tells whether they are up to date (exit status 1 if not).
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ddpm_and_sde_tables
+import likelihood_tables
 
 import solvers
 from scoresde import cards
@@ -30,7 +31,7 @@ solver with its formula, options and an example: `scoresde solvers NAME`.
   mixture, or, for methods that draw noise, of the covariance on Gaussian data; both in float64, against exact answers.
   Other libraries' integrators are measured on VP and VE alone. Over 42 to 336 steps, with noise 160 to 1280, a
   method whose leading error is small measures more than its order; one that comes late to it is measured over up to
-  eight times as many.
+  eight times as many. `adams_adaptive`, whose steps and order grow, is run at falling tolerances.
 - **NFE/step** counts the model evaluations of a step, **start** those of a run beyond its steps, on 20 steps that end
   at sigma > 0.
 - **noise** "eta": if that option is above 0. **native** is what the method interpolates.
@@ -262,7 +263,9 @@ def updated(text: str, parts: Mapping[str, str]) -> str:
 
 
 def main() -> int:
-    readme, programs, chains = (ROOT / name for name in ("README.md", "docs/programs.md", "docs/ddpm_and_sde.md"))
+    readme, programs, chains, likelihood = (
+        ROOT / name for name in ("README.md", "docs/programs.md", "docs/ddpm_and_sde.md", "docs/likelihood.md")
+    )
     fresh = {
         readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
@@ -271,6 +274,10 @@ def main() -> int:
             ddpm_and_sde_tables.tables(results("ddpm_and_sde.json")[1])
             | ddpm_and_sde_tables.digits(read("digits_chains.json"))
             | ddpm_and_sde_tables.learned(read("learned_schedule.json")),
+        ),
+        likelihood: updated(
+            likelihood.read_text(encoding="utf-8"),
+            likelihood_tables.tables(read("likelihood.json"), read("trace_estimators.json")),
         ),
         ROOT / "docs" / "solvers.md": page(),
     }

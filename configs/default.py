@@ -52,18 +52,18 @@ def get_config() -> ConfigDict:
     config.sampling.batch_size = 512  # samples carried at once; does not change them
 
     config.likelihood = ConfigDict()
-    config.likelihood.solver = placeholder(str)  # any deterministic solver: heun, or rk45 for a tolerance
+    config.likelihood.solver = placeholder(
+        str
+    )  # any deterministic solver; by default adams_adaptive, or heun for steps
     config.likelihood.grid = placeholder(str)  # logsnr (default) or another
-    config.likelihood.steps = 40  # of the grid; adaptive solvers choose their own
+    config.likelihood.steps = placeholder(int)  # of the grid; adaptive solvers choose their own
     config.likelihood.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
     config.likelihood.tolerance = placeholder(float)  # instead of steps: a total error, in bits/dim or else nats
-    config.likelihood.error = True  # measure the solver's error with a second solve of half the steps
-    config.likelihood.dequantiser = "uniform"  # of discrete data, or truncated_normal
+    config.likelihood.error = True  # measure the solver's error with two coarser solves
+    config.likelihood.dequantiser = "uniform"  # of discrete data; truncated_normal, variational(path=FILE)
     config.likelihood.draws = 1  # of it, importance-weighted: a solve each, for a tighter bound
     config.likelihood.bound = placeholder(str)  # also a bound: of a chain, ddpm(variance=beta), or continuous
-    config.likelihood.bound_indices = placeholder(
-        int
-    )  # evaluations of it per sample; by default all, and 128 of continuous
+    config.likelihood.bound_indices = placeholder(int)  # its evaluations; by default all, and 128 of continuous
     config.likelihood.divergence = "hutchinson(probes=4)"  # or exact
     config.likelihood.batch_size = 256  # samples carried at once and kept together; does not change the values
     return config.lock()

@@ -14,7 +14,7 @@ from .plug_in_bound import plug_in_bound
 from .sample import Sample, encode, sample
 from .sampled_density import sample_with_log_prob
 from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
-from .variational_dequantisation import VariationalDequantiser, fit_dequantiser
+from .variational_dequantisation import VariationalDequantiser, fit_dequantiser, load_dequantiser, save_dequantiser
 
 __all__ = [
     "EDM",
@@ -39,11 +39,13 @@ __all__ = [
     "fit_dequantiser",
     "label_shift",
     "load",
+    "load_dequantiser",
     "log_prob",
     "make_sde",
     "plug_in_bound",
     "sample",
     "sample_with_log_prob",
+    "save_dequantiser",
     "sdes",
     "targets",
     "time_labels",

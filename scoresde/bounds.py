@@ -24,8 +24,10 @@ from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer
 
 from .chains import Chain, reverse_kernel
+from .checks import positive, seeds_of
+from .continuous_bound import prior_kl
 from .decoders import Decoder, Discretised, decoders
-from .likelihood import LogProb
+from .log_density import LogProb
 from .sample import batches_of, check_batch
 from .sde import SDE, Denoises, sdes
 
@@ -74,10 +76,7 @@ def _double(x: Tensor) -> Tensor:
 
 def prior_term(chain: Chain, x0: Tensor) -> Tensor:
     """L_N = KL(q(x_{N-1} | x0) | N(0, std^2 I)) (B,) in nats, for x0 (B, *)."""
-    node, std = chain.node(chain.count - 1), chain.path.prior().std
-    square = node.alpha**2 * _double(x0).flatten(1).square()
-    part = 0.5 * ((square + node.sigma**2) / std**2 - 1 - 2 * math.log(node.sigma / std))
-    return part.sum(1)
+    return prior_kl(_double(x0), chain.node(chain.count - 1), chain.path.prior().std)
 
 
 def step_terms(
@@ -167,11 +166,8 @@ def chain_bound(
     if isinstance(rule, Discretised):
         rule.check(x)
     width = rule.bin_width if isinstance(rule, Discretised) else bin_width
-    if width is not None and not width > 0:
-        raise InputError(f"bin_width must be positive, got {width:g}")
-    seeds = list(range(len(x)) if seeds is None else seeds)
-    if len(seeds) != len(x):
-        raise InputError(f"{len(x)} samples with {len(seeds)} seeds; give one seed for each sample")
+    width = None if width is None else positive("bin_width", width)
+    seeds = seeds_of(seeds, len(x))
     between = chain.count - 1
     asked = between if indices is None else positive_integer("indices", indices)
     if asked > between:
@@ -219,6 +215,7 @@ def chain_bound(
     return LogProb(
         nats=nats,
         stderr=math.nan * ones,
+        stderr_of="the draws of noise, one a term",
         nfe=asked + 1,
         latent=torch.cat(latents),
         budget=budget,

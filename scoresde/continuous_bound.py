@@ -36,9 +36,10 @@ import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
+from .checks import positive, seeds_of
 from .decoders import Decoder, Discretised, Gaussian, decoders
 from .learned_vp import LearnedVP, node_of_gamma
-from .likelihood import LogProb
+from .log_density import LogProb, degrees, standard_error
 from .losses import LogSNR, Loss, TimeSampler, Uniform, _inverse, losses, normal_like
 from .losses import times as samplers
 from .sample import batches_of, check_batch
@@ -132,10 +133,10 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def prior_kl(x0: Tensor, node: Node[Tensor], std: float) -> Tensor:
+def prior_kl(x0: Tensor, node: Node | Node[Tensor], std: float) -> Tensor:
     """KL(N(alpha x0, sigma^2 I) | N(0, std^2 I)) (B,) in nats, for x0 (B, *) and a node without dimensions."""
     square = _wide(x0).flatten(1).square().sum(1)
-    alpha, sigma = (v.to(square) for v in (node.alpha, node.sigma))
+    alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).to(square) for v in (node.alpha, node.sigma))
     return 0.5 * ((alpha / std) ** 2 * square + x0[0].numel() * ((sigma / std) ** 2 - 1 - 2 * torch.log(sigma / std)))
 
 
@@ -252,13 +253,10 @@ def continuous_bound(
     if isinstance(rule, Discretised):
         rule.check(x)
     width = rule.bin_width if isinstance(rule, Discretised) else bin_width
-    if width is not None and not width > 0:
-        raise InputError(f"bin_width must be positive, got {width:g}")
+    width = None if width is None else positive("bin_width", width)
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
-    seeds = list(range(len(x)) if seeds is None else seeds)
-    if len(seeds) != len(x):
-        raise InputError(f"{len(x)} samples with {len(seeds)} seeds; give one seed for each sample")
+    seeds = seeds_of(seeds, len(x))
     began = time.perf_counter()
     sde, batches = denoiser.sde, batches_of(len(x), batch_size)
     with torch.no_grad():
@@ -297,7 +295,9 @@ def continuous_bound(
         raise InputError(f"{int((~torch.isfinite(nats)).sum())} of {len(x)} bounds are not finite")
     return LogProb(
         nats=nats,
-        stderr=spread.std(1) / math.sqrt(sets) if sets > 1 else math.nan * ones,
+        stderr=standard_error(spread),
+        freedom=degrees(sets, nats),
+        stderr_of="the draws of times and noise",
         nfe=draws,
         latent=torch.cat(latents),
         budget=budget,

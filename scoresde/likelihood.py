@@ -10,121 +10,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import torch
-from scipy.stats import t as student
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
-from solvers import Grid, InputError, Node, Solver
+from solvers import Grid, InputError, Solver
 
+from . import solver_error
+from .checks import check_end, deterministic, on_lattice, positive, prior_at, seeds_of
 from .data import spread
 from .dequantisation import Dequantiser, dequantisers, uniforms
-from .divergence import Divergence, Exact, divergences
-from .problem import WithLogDensity
-from .sample import Plan, batches_of, check_batch, check_finite
+from .divergence import Divergence, divergences
+from .integral import Carried, Carrier
+from .log_density import LogProb as LogProb
+from .log_density import degrees
+from .sample import Plan, check_batch
 from .sde import Denoises
 
-
-@dataclass(frozen=True)
-class LogProb:
-    """Log-likelihoods and what they are made of.
-
-    Attributes:
-        nats: (B,) float64, the sum of the budget.
-        stderr: (B,) nats, the standard error of the trace estimate; 0 for the exact trace, NaN for a single probe.
-        nfe: model evaluations per sample, the largest of the batch: forward passes.
-        nfe_per_sample: (B,).
-        products: vector-Jacobian products per sample, the largest of the batch; each costs about a backward pass.
-        latent: the states (B, *) at t_max.
-        budget: (B,) nats each: ``prior`` log p_T(x_T), ``divergence`` integral, ``truncation`` (the change of scale
-            at t_min), ``dequantisation`` (minus the log-density of the noise in units of the bin: 0 for uniform
-            noise), ``offset`` (the log of the bin's volume, where a bin width is known); of several draws the means,
-            and ``importance``, what weighting them gained over their mean.
-        bin_width: distance between neighbouring levels of the data, None for continuous data.
-        kind: what the number is.
-        probes: channels of the trace's estimate, whose spread is the standard error.
-        solver_error: (B,) nats, twice the distance to the same solve with half the steps, or to one with tolerances 32
-            times as tight: more than the error of the value as long as the method converges. None
-            where it was not asked for.
-        terms: of a chain's bound, (B, N + 1) nats, see ``bounds.chain_bound``; None otherwise.
-    """
-
-    nats: Tensor
-    stderr: Tensor
-    nfe: int
-    latent: Tensor
-    budget: Mapping[str, Tensor]
-    solver: str
-    grid: str
-    divergence: str
-    seconds: float
-    bin_width: float | None = None
-    kind: str = "exact ODE value"
-    terms: Tensor | None = None
-    nfe_per_sample: Tensor | None = None
-    products: int = 0
-    probes: int = 1
-    solver_error: Tensor | None = None
-
-    @property
-    def dimensions(self) -> int:
-        """Numbers in one sample."""
-        return math.prod(self.latent.shape[1:])
-
-    @property
-    def bits_per_dim(self) -> Tensor:
-        """-log2 P(level) / d (B,), where P is the mass of a sample's bin.
-
-        Raises:
-            InputError: no bin width is known, so the data have no bits.
-        """
-        if self.bin_width is None:
-            raise InputError("bits/dim need the bin width of discrete data; give log_prob(bin_width=...) or use .nats")
-        return -self.nats / (self.dimensions * math.log(2))
-
-    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Bounds (B,) of the exact trace's nats: nats -+ q stderr, q of Student's law with as many degrees of freedom
-        as there are probes, less one. What the solver errs is beside it.
-
-        Raises:
-            InputError: a level that is not between 0 and 1.
-        """
-        if not 0 < level < 1:
-            raise InputError(f"level must lie between 0 and 1, got {level!r}")
-        q = float(student.ppf(0.5 + level / 2, self.probes - 1)) if self.probes > 1 else math.nan
-        half = 0 * self.nats if bool((self.stderr == 0).all()) else q * self.stderr
-        return self.nats - half, self.nats + half
-
-    def __str__(self) -> str:
-
-        def mean(values: Tensor, digits: int) -> str:
-            count = len(values)
-            error = f" +- {float(values.std()) / math.sqrt(count):.{digits}f}" if count > 1 else ""
-            return f"{float(values.mean()):.{digits}f}{error}"
-
-        lines = [f"log p = {mean(self.nats, 3)} nats (mean of {len(self.nats)}), {self.kind}"]
-        if self.bin_width is not None:
-            lines.append(f"bits/dim = {mean(self.bits_per_dim, 4)}")
-        lines += [f"  {name:15s} {float(part.mean()):12.3f} nats" for name, part in self.budget.items()]
-        if self.divergence:
-            lines.append(
-                f"  trace estimate's standard error {float(self.stderr.mean()):.3g} nats a sample ({self.divergence})"
-            )
-        if self.solver_error is not None:
-            worst, average = float(self.solver_error.max()), float(self.solver_error.mean())
-            lines.append(f"  solver's error {average:.3g} nats a sample, {worst:.3g} at most")
-        work = f"{self.nfe} NFE" + (f", {self.products} vector-Jacobian products" if self.products else "")
-        lines.append(f"  {self.solver} on {self.grid}, {work}, {self.seconds:.1f} s")
-        return "\n".join(lines)
+ADAPTIVE = "adams_adaptive(rtol=0.0001, atol=0.0001)"
 
 
 def dequantise(x: Tensor, bin_width: float, seeds: Iterable[int]) -> Tensor:
     """x (B, *) spread uniformly over its bins: x + bin_width (u - 1/2), u from each sample's seed."""
-    return spread(x, bin_width, uniforms(tuple(x.shape[1:]), list(seeds)).to(x))
+    noise = uniforms(tuple(x.shape[1:]), list(seeds))
+    return spread(x, bin_width, noise.to(x.device, torch.promote_types(x.dtype, torch.float32)))
+
+
+def default_solver(steps: int | None, nfe: int | None) -> str:
+    """The solver of a likelihood where none is named: one that chooses its steps, or ``heun`` for as many as asked."""
+    return ADAPTIVE if steps is None and nfe is None else "heun"
 
 
 def log_prob(
@@ -154,20 +71,22 @@ def log_prob(
 
     Args:
         solver, grid, steps, nfe: as for ``sample``; the solver must be deterministic, and the default grid of this
-            function is ``logsnr``. By default ``heun``, and ``rk45`` for a tolerance. The state is float64, the
-            network's input has the dtype of x.
+            function is ``logsnr``. By default ``adams_adaptive`` with tolerances of 1e-4, or ``heun`` for steps or
+            nfe. The state is float64, the network's input has the dtype of x, or its own.
         tolerance: instead of steps and nfe, the total error: in bits/dim where a bin width is known, else in nats.
-            Steps and probes are chosen for it, see ``tolerance.meet``.
+            Steps and probes are chosen for it, see ``tolerance.meet``; ``solver_error`` comes with it.
         divergence: ``exact``, ``hutchinson(probes=4)``, ``orthogonal(probes=4)`` or ``hutchpp(vectors=2)``.
-        seeds: of the probes and of the dequantiser's draws, one per sample; 0, 1, ... by default.
-        prior: log-density (B,) at t_max of states (B, *); by default the SDE's prior. A solve that ends before the
-            SDE's t_max has no default.
+        seeds: of the probes and of the dequantiser's draws, one per sample, integers of at least 0; 0, 1, ... by
+            default.
+        prior: log-density (B,) at t_max of states (B, *), which are float64; by default the SDE's prior. A solve that
+            ends before the SDE's t_max has no default.
         bin_width: of discrete data: nats are then of the level's probability, and ``bits_per_dim`` is defined. x are
             levels for a ``dequantiser``, and otherwise dequantised already, see ``dequantise``.
         dequantiser: ``uniform``, ``truncated_normal`` or a ``VariationalDequantiser``: x are levels, and it draws the
             noise.
         draws: of the dequantiser, importance-weighted: a solve each, for a tighter bound.
-        error: solve once more with half the steps, or with tighter tolerances, for ``solver_error``; it counts.
+        error: solve twice more, with half the steps and a quarter, or with tolerances 10 and 100 times as loose, for
+            ``solver_error``; it counts.
         differentiable: keep the graph, so that ``nats`` can be differentiated by x, the parameters and the conditions.
         batch_size: how many samples to carry at once; it does not change the values.
 
@@ -179,182 +98,120 @@ def log_prob(
     True
 
     Raises:
-        InputError: see ``Plan.make``; also a stochastic solver, data that are empty, not floats or not finite, a
-            shortened range without a prior, a dequantiser without a bin width, a result that is not finite.
+        InputError: see ``Plan.make``; also a stochastic solver, one that leaves torch where gradients are asked for,
+            data that are empty, not floats or not finite, seeds that are not one integer a sample, a shortened range
+            without a prior, a prior of another shape than (B,), a bin width or a tolerance that is no positive number,
+            a dequantiser without a bin width or with data that are no levels, an error of fewer than four steps, a
+            result that is not finite.
     """
+    check_batch("x", x, condition)
+    seeds = seeds_of(seeds, len(x))
+    width = None if bin_width is None else positive("bin_width", bin_width)
     if tolerance is not None:
         if (steps, nfe, draws) != (None, None, 1):
             raise InputError("tolerance chooses the steps: leave out steps, nfe and draws")
-        check_batch("x", x, condition)
-        rows_seeds = list(range(len(x)) if seeds is None else seeds)
+        from . import tolerance as meeting
 
-        def attempt(method: Solver, count: int | None, trace: Divergence, rows: slice) -> LogProb:
+        options: dict[str, Any] = {"prior": prior, "bin_width": width, "dequantiser": dequantiser}
+        options |= {"t_min": t_min, "t_max": t_max, "batch_size": batch_size, "progress": progress}
+        own, trials = seeds, meeting.other_seeds(seeds)
+
+        def attempt(
+            method: Solver, count: int | None, trace: Divergence, rows: slice, trial: bool, graph: bool
+        ) -> LogProb:
             part = {name: value[rows] for name, value in (condition or {}).items()}
-            options: dict[str, Any] = {"prior": prior, "bin_width": bin_width, "dequantiser": dequantiser}
-            options |= {"t_min": t_min, "t_max": t_max, "batch_size": batch_size, "progress": progress}
-            given = grid if count is not None else None
             return log_prob(
-                denoiser, x[rows], method, given, count, divergence=trace, seeds=rows_seeds[rows],
-                condition=part, differentiable=differentiable, **options,
+                denoiser, x[rows], method, grid if count is not None else None, count, divergence=trace,
+                seeds=(trials if trial else own)[rows], condition=part, differentiable=graph, **options,
             )  # fmt: skip
 
-        from . import tolerance as budget_of
-
-        method, rule = budget_of.solver_of(solver or "rk45"), divergences.make(divergence)
-        nats_of_it = budget_of.in_nats(tolerance, bin_width, x)
-        return budget_of.meet(attempt, method, rule, nats_of_it, len(x), x[0].numel())
-    solver = solver or "heun"
+        method, rule = meeting.solver_of(solver or ADAPTIVE), divergences.make(divergence)
+        nats_of_it = meeting.in_nats(positive("tolerance", tolerance), width, x)
+        return meeting.meet(attempt, method, rule, nats_of_it, len(x), x[0].numel(), differentiable)
+    solver = solver or default_solver(steps, nfe)
+    deterministic(solver)
     plan = Plan.make(denoiser, solver, grid or "logsnr", steps, nfe, t_min, t_max, stop=True)
     rule = divergences.make(divergence)
-    check_batch("x", x, condition)
-    seeds = list(range(len(x)) if seeds is None else seeds)
-    if len(seeds) != len(x):
-        raise InputError(f"{len(x)} samples with {len(seeds)} seeds; give one seed for each sample")
-    if plan.solver.stochastic:
-        raise InputError(f"{plan.solver} draws noise; a likelihood needs a deterministic solver")
-    if bin_width is not None and not bin_width > 0:
-        raise InputError(f"bin_width must be positive, got {bin_width:g}")
-    start, end = plan.nodes[-1], plan.nodes[0]
-    if prior is None and not math.isclose(end.t, denoiser.sde.t_max, rel_tol=1e-9):
-        raise InputError(f"the solve ends at t={end.t:g}, before t_max={denoiser.sde.t_max:g}: give the prior there")
+    start = plan.nodes[-1]
+    check_end("the solve ends", prior, denoiser.sde, plan.nodes[0].t)
     noise = None if dequantiser is None else dequantisers.make(dequantiser)
-    if noise is not None and bin_width is None:
+    if noise is not None and width is None:
         raise InputError(f"the dequantiser {noise} needs the bin width of discrete data: give bin_width")
+    if noise is not None and width is not None:
+        on_lattice(x, width)
     if solvers.errors.positive_integer("draws", draws) > 1 and noise is None:
         raise InputError(f"draws={draws} are of a dequantiser: name one")
+    others = solver_error.coarser(denoiser, plan, grid or "logsnr", t_min, t_max) if error else ()
     began = time.perf_counter()
-    work = _Work(denoiser, rule, seeds, dict(condition or {}), differentiable, batch_size, progress)
-    shape, d = tuple(x.shape[1:]), x[0].numel()
-    log_prior = prior or denoiser.sde.prior().log_prob
+    shape, d, dtype = tuple(x.shape[1:]), x[0].numel(), torch.promote_types(x.dtype, torch.float32)
+    host = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
+    carrier = Carrier(
+        denoiser, rule, seeds, shape, dict(condition or {}), differentiable, dtype, x.device, batch_size, progress
+    )
 
-    def value(path: Plan, draw: int) -> tuple[dict[str, Tensor], _Integral]:
-        y, law = x, None
-        if noise is not None and bin_width is not None:
-            u, law = noise.spread(x, uniforms(shape, seeds, draw), bin_width, start)
-            y = x + u.to(x)
-        found = work.integrate(y, path)
-        ones = torch.ones(len(x), dtype=torch.float64, device=found.latent.device)
-        volume = d * math.log(1.0 if bin_width is None else bin_width)
+    def value(carrier: Carrier, path: Plan, draw: int) -> tuple[dict[str, Tensor], Carried]:
+        y, law = x.to(host).double(), None
+        if noise is not None and width is not None:
+            u, law = noise.spread(x, uniforms(shape, seeds, draw), width, start)
+            y = y + u.to(host)
+        found = carrier.along(path, path.nodes[::-1], lambda rows: y[rows])
+        ones = torch.ones(len(x), dtype=torch.float64, device=found.end.device)
+        volume = d * math.log(width or 1.0)
         parts = {
-            "prior": log_prior(found.latent).double(),
-            "divergence": found.integral.mean(1),
+            "prior": prior_at(prior, denoiser.sde, found.end),
+            "divergence": -found.change.mean(1),
             "truncation": d * math.log(start.alpha) * ones,
             "dequantisation": 0 * ones if law is None else -law.to(ones) - volume,
             "offset": volume * ones,
         }
         return parts, found
 
+    def values(carrier: Carrier, path: Plan) -> tuple[Tensor, list[dict[str, Tensor]], list[Carried]]:
+        """Of all draws the sums (draws, B), the budgets, and what was carried."""
+        parts, found = zip(*(value(carrier, path, draw) for draw in range(draws)), strict=True)
+        return torch.stack([torch.stack(list(each.values())).sum(0) for each in parts]), list(parts), list(found)
+
+    def weighted(totals: Tensor) -> Tensor:
+        return totals[0] if draws == 1 else torch.logsumexp(totals, 0) - math.log(draws)
+
     with torch.set_grad_enabled(differentiable):
-        made = [value(plan, draw) for draw in range(draws)]
-        totals = torch.stack([torch.stack(list(parts.values())).sum(0) for parts, _ in made])
-        budget = {name: torch.stack([parts[name] for parts, _ in made]).mean(0) for name in made[0][0]}
-        nats = totals[0]
+        totals, parts, made = values(carrier, plan)
+        nats = weighted(totals)
+        budget = {name: torch.stack([each[name] for each in parts]).mean(0) for name in parts[0]}
         if draws > 1:
-            nats = torch.logsumexp(totals, 0) - math.log(draws)
             budget["importance"] = nats - totals.mean(0)
         # the draws share their probes: of each probe the weighted mean, and then the spread over the probes
         shares = torch.softmax(totals, 0).unsqueeze(2)
-        stderr = rule.stderr((shares * torch.stack([found.integral for _, found in made])).sum(0), d)
-        counts, gap = [found.nfe for _, found in made], None
-        if error:
-            other, factor = _compared(denoiser, plan, grid or "logsnr", t_min, t_max)
-            parts, found = value(other, 0)
-            gap = factor * (torch.stack(list(parts.values())).sum(0) - totals[0]).abs().detach()
-            counts.append(found.nfe)
-    spent = torch.stack(counts).sum(0)
+        stderr = rule.stderr(-(shares * torch.stack([found.change for found in made])).sum(0), d)
+    gap, spent = None, torch.stack([found.nfe for found in made]).sum(0)
+    if others:
+        told = []
+        with torch.no_grad():
+            for other in others:
+                sums, _, again = values(replace(carrier, differentiable=False), other)
+                told.append(weighted(sums))
+                spent = spent + torch.stack([found.nfe for found in again]).sum(0)
+        gap = solver_error.bound(nats.detach(), *told)
     return LogProb(
         nats=nats,
         stderr=stderr,
+        freedom=degrees(rule.channels(d), nats),
+        stderr_of="" if rule.exact(d) else "the trace's probes",
         nfe=int(spent.max()),
         nfe_per_sample=spent,
         products=int(spent.max()) * rule.products(d),
-        probes=rule.channels(d),
         solver_error=gap,
-        latent=made[0][1].latent,
+        latent=made[0].end,
         budget=budget,
         solver=str(plan.solver),
         grid=plan.grid,
         divergence=str(rule),
         seconds=time.perf_counter() - began,
-        bin_width=bin_width,
-        kind=("" if noise is None else "lower bound of the levels, by the ")
-        + ("exact ODE value" if isinstance(rule, Exact) else "estimate of the ODE value"),
+        bin_width=width,
+        kind=("" if noise is None else "lower bound of the levels, by the ") + kind_of(rule, d),
     )
 
 
-class _Integral(NamedTuple):
-    """The states (B, *) at the far end, the integrals of the divergence (B, m) in nats, and the evaluations (B,)."""
-
-    latent: Tensor
-    integral: Tensor
-    nfe: Tensor
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every solve of a likelihood shares."""
-
-    denoiser: Denoises
-    rule: Divergence
-    seeds: list[int]
-    conditions: Mapping[str, Tensor]
-    differentiable: bool
-    batch_size: int | None
-    progress: bool
-
-    def integrate(self, x: Tensor, plan: Plan) -> _Integral:
-        """Carries x (B, *) to the first node of a plan.
-
-        Raises:
-            InputError: the outcome is not finite.
-        """
-        start, end, d = plan.nodes[-1], plan.nodes[0], x[0].numel()
-        batches = batches_of(len(x), self.batch_size)
-        parts = []
-        total = (len(plan.nodes) - 1) * len(batches)
-        bar = tqdm(total=total, desc="log p", disable=not self.progress, leave=False)
-
-        def advance(state: Tensor, node: Node) -> None:
-            bar.update()
-
-        with bar:
-            for rows in batches:
-                problem = WithLogDensity(
-                    self.denoiser,
-                    tuple(x.shape[1:]),
-                    {name: value[rows] for name, value in self.conditions.items()},
-                    self.rule,
-                    self.rule.draw(self.seeds[rows], d),
-                    self.differentiable,
-                    x.dtype,
-                    x.device,
-                )
-                state = problem.start(x[rows], start)
-                solution = solvers.solve(plan.solver, problem, state, plan.nodes[::-1], hooks=[advance])
-                latent, channels = problem.split(solution.x)
-                # l is the log-density of x / alpha: back to that of x at both ends
-                change = problem.log_density_change(channels, start, end) - d * math.log(end.alpha / start.alpha)
-                parts.append(_Integral(latent, -change, solution.nfe))
-        found = _Integral(*(torch.cat(values) for values in zip(*parts, strict=True)))
-        check_finite(torch.cat([found.latent.flatten(1), found.integral], 1), plan)
-        return found
-
-
-def _compared(
-    denoiser: Denoises, plan: Plan, grid: str | Grid, t_min: float | None, t_max: float | None
-) -> tuple[Plan, float]:
-    """The plan that a value is compared with, and the factor on the distance: half the steps, whose own error is the
-    greater; or tolerances a 32nd as large. (Looser ones may agree with the value, and both be wrong.)
-
-    Raises:
-        InputError: the plan has one step.
-    """
-    if plan.solver.adaptive:
-        solver: Any = plan.solver
-        return replace(plan, solver=replace(solver, rtol=solver.rtol / 32, atol=solver.atol / 32)), 2.0
-    count = len(plan.nodes) - 1
-    if count < 2:
-        raise InputError("error=True halves the steps of a grid: it takes at least two")
-    if solvers.grids.make(grid).fixed:
-        return replace(plan, nodes=(*plan.nodes[:-1][::2], plan.nodes[-1])), 2.0
-    return Plan.make(denoiser, plan.solver, grid, count // 2, None, t_min, t_max, stop=True), 2.0
+def kind_of(rule: Divergence, d: int) -> str:
+    """What the ODE's value is with this trace of d dimensions."""
+    return "exact ODE value" if rule.exact(d) else "estimate of the ODE value"

@@ -45,8 +45,10 @@ import solvers
 from solvers import Grid, InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
-from .divergence import Divergence, Exact, divergences
-from .likelihood import LogProb
+from .checks import check_end, positive, prior_at, seeds_of
+from .divergence import Divergence, divergences
+from .likelihood import kind_of
+from .log_density import LogProb, degrees, standard_error
 from .problem import WithLogDensity
 from .sample import Plan, batches_of, check_batch, check_finite
 from .sde import Denoises
@@ -82,7 +84,8 @@ def plug_in_bound(
         x: data (B, *), of levels those spread over their bins.
         interpolation: the paper's lambda, from 0, the reverse SDE, to 1, the ODE, whose value is no bound but exact.
         grid, steps: of the paths; by default ``logsnr``. Each step takes two evaluations.
-        draws: paths per sample; their spread is the standard error.
+        draws: paths per sample; their spread is the standard error. Of a wrong score a path's law is skewed, and an
+            interval of few draws covers a little less often than it says.
         divergence: of the score, see ``log_prob``; every path has its own probes.
         seeds: of paths and probes, one per sample; 0, 1, ... by default.
         prior: log-density (B,) at t_max of states (B, *); by default the SDE's.
@@ -111,15 +114,10 @@ def plug_in_bound(
     rule = divergences.make(divergence)
     check_batch("x", x, condition)
     positive_integer("draws", draws)
-    seeds = list(range(len(x)) if seeds is None else seeds)
-    if len(seeds) != len(x):
-        raise InputError(f"{len(x)} samples with {len(seeds)} seeds; give one seed for each sample")
-    if bin_width is not None and not bin_width > 0:
-        raise InputError(f"bin_width must be positive, got {bin_width:g}")
+    seeds = seeds_of(seeds, len(x))
+    width = 1.0 if bin_width is None else positive("bin_width", bin_width)
     last = plan.nodes[0]
-    if prior is None and not math.isclose(last.t, denoiser.sde.t_max, rel_tol=1e-9):
-        raise InputError(f"the paths end at t={last.t:g}, before t_max={denoiser.sde.t_max:g}: give the prior there")
-    log_prior = prior or denoiser.sde.prior().log_prob
+    check_end("the paths end", prior, denoiser.sde, last.t)
     began = time.perf_counter()
     d, batches = x[0].numel(), batches_of(len(x), batch_size)
     bar = tqdm(total=draws * len(batches), desc="bound", disable=not progress, leave=False)
@@ -140,7 +138,7 @@ def plug_in_bound(
                 )
                 y, integral, martingale = _climb(problem, x[rows], plan.nodes[::-1], interpolation, path)
                 end = (last.alpha * y).view(x[rows].shape)
-                terms.append(torch.stack([log_prior(end).double(), integral, martingale], 1))
+                terms.append(torch.stack([prior_at(prior, denoiser.sde, end), integral, martingale], 1))
                 if k == 0:
                     latents.append(end)
                 bar.update()
@@ -151,13 +149,20 @@ def plug_in_bound(
     budget = {
         **dict(zip(("prior", "integral", "martingale"), found.mean(1).unbind(1), strict=True)),
         "truncation": d * math.log(last.alpha) * ones,  # of p_T, to the scale of x / alpha
-        "offset": d * math.log(1.0 if bin_width is None else bin_width) * ones,
+        "offset": d * math.log(width) * ones,
     }
     nfe = 2 * (len(plan.nodes) - 1) * draws
-    exact = "exact ODE value" if isinstance(rule, Exact) else "estimate of the ODE value"
+    nats = torch.stack(list(budget.values())).sum(0)
+    drawn = [
+        name
+        for name, is_drawn in (("the paths", interpolation < 1), ("the trace's probes", not rule.exact(d)))
+        if is_drawn
+    ]
     return LogProb(
-        nats=torch.stack(list(budget.values())).sum(0),
-        stderr=found.sum(2).std(1) / math.sqrt(draws) if draws > 1 else math.nan * ones,
+        nats=nats,
+        stderr=standard_error(found.sum(2)) if drawn else 0 * ones,
+        freedom=degrees(draws, nats),
+        stderr_of=" and ".join(drawn),
         nfe=nfe,
         nfe_per_sample=torch.full((len(x),), nfe),
         products=nfe * rule.products(d),
@@ -168,7 +173,7 @@ def plug_in_bound(
         divergence=str(rule),
         seconds=time.perf_counter() - began,
         bin_width=bin_width,
-        kind=exact
+        kind=kind_of(rule, d)
         if interpolation == 1
         else f"lower bound, of the plug-in SDE {interpolation:g} of the way to the ODE",
     )

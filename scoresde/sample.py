@@ -114,6 +114,8 @@ class Plan:
             if grid is None and named is None:
                 rule = solvers.grids.make("uniform")
             steps = 2 if rule.end == "zero" else 1
+        elif steps is None and not rule.fixed:
+            raise InputError(f"{method} takes as many steps as it is told: give steps or nfe")
         nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
         return cls(method, str(rule), nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes)
 

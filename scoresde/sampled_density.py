@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
-from solvers import Grid, InputError, Node, SeededNoise, Solver
+from solvers import Grid, InputError, SeededNoise, Solver
 
-from .divergence import Divergence, Exact, divergences
-from .likelihood import LogProb
-from .problem import WithLogDensity
-from .sample import Plan, batches_of, check_batch, check_conditions, check_finite
+from .checks import deterministic, prior_at, seeds_of
+from .divergence import Divergence, divergences
+from .integral import Carrier
+from .likelihood import default_solver, kind_of
+from .log_density import LogProb, degrees
+from .sample import Plan, check_batch, check_conditions
 from .sde import Denoises
 
 
@@ -78,11 +79,14 @@ def sample_with_log_prob(
             a shortened range without ``x_init`` and ``prior``, a ``prior`` without ``x_init``, a result that is not
             finite.
     """
-    plan = Plan.make(denoiser, solver or "heun", grid or "logsnr", steps, nfe, t_min, t_max, stop=True)
+    solver = solver or default_solver(steps, nfe)
+    deterministic(solver)
+    plan = Plan.make(denoiser, solver, grid or "logsnr", steps, nfe, t_min, t_max, stop=True)
     rule = divergences.make(divergence)
     if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
         raise InputError(f"seeds and shape are lists of integers, got {seeds!r} and {shape!r}")
     seeds, shape = list(seeds), tuple(shape)
+    seeds = seeds_of(seeds, len(seeds))
     for length in shape:
         solvers.errors.positive_integer("every length in shape", length)
     if not seeds:
@@ -103,59 +107,41 @@ def sample_with_log_prob(
         check_batch("x_init", x_init)
     check_conditions(condition, len(seeds))
     began = time.perf_counter()
-    batches = batches_of(len(seeds), batch_size)
-    latents, ends, integrals, counts = [], [], [], []
-    bar = tqdm(total=(len(plan.nodes) - 1) * len(batches), desc="samples", disable=not progress, leave=False)
+    carrier = Carrier(
+        denoiser, rule, seeds, shape, dict(condition or {}), differentiable, dtype, device, batch_size, progress
+    )
 
-    def advance(state: Tensor, node: Node) -> None:
-        bar.update()
+    def start(rows: slice) -> Tensor:
+        if x_init is not None:
+            return x_init[rows] / noisy.alpha
+        return (
+            math.hypot(noisy.alpha, noisy.sigma)
+            / noisy.alpha
+            * SeededNoise(seeds[rows], shape, torch.float64).initial()
+        )
 
-    with bar, torch.set_grad_enabled(differentiable):
-        for rows in batches:
-            problem = WithLogDensity(
-                denoiser,
-                shape,
-                {name: value[rows] for name, value in (condition or {}).items()},
-                rule,
-                rule.draw(seeds[rows], d),
-                differentiable,
-                dtype,
-                device,
-            )
-            if x_init is None:
-                std = math.hypot(noisy.alpha, noisy.sigma)
-                x = std * SeededNoise(seeds[rows], shape, torch.float64).initial()
-            else:
-                x = x_init[rows]
-            state = problem.start(x / noisy.alpha, noisy)
-            solution = solvers.solve(plan.solver, problem, state, plan.nodes, hooks=[advance])
-            samples, channels = problem.split(solution.x)
-            latents.append(problem.split(state)[0])
-            ends.append(samples / clean.alpha)
-            # l is the log-density of x / alpha: back to that of x at both ends
-            change = problem.log_density_change(channels, noisy, clean) - d * math.log(clean.alpha / noisy.alpha)
-            integrals.append(change)
-            counts.append(solution.nfe)
-        latent, integral, spent = torch.cat(latents), torch.cat(integrals), torch.cat(counts)
-        y = torch.cat(ends)
-        check_finite(torch.cat([y.flatten(1), integral], 1), plan)
+    with torch.set_grad_enabled(differentiable):
+        carried = carrier.along(plan, plan.nodes, start)
         budget = {
-            "prior": (prior or denoiser.sde.prior().log_prob)(latent).double(),
-            "divergence": integral.mean(1),
-            "truncation": d * math.log(clean.alpha) * torch.ones_like(integral[:, 0]),
+            "prior": prior_at(prior, denoiser.sde, carried.start),
+            "divergence": carried.change.mean(1),
+            "truncation": d * math.log(clean.alpha) * torch.ones_like(carried.change[:, 0]),
         }
+        nats = torch.stack(list(budget.values())).sum(0)
     found = LogProb(
-        nats=torch.stack(list(budget.values())).sum(0),
-        stderr=rule.stderr(integral, d),
-        nfe=int(spent.max()),
-        nfe_per_sample=spent,
-        products=int(spent.max()) * rule.products(d),
-        latent=latent,
+        nats=nats,
+        stderr=rule.stderr(carried.change, d),
+        freedom=degrees(rule.channels(d), nats),
+        stderr_of="" if rule.exact(d) else "the trace's probes",
+        nfe=int(carried.nfe.max()),
+        nfe_per_sample=carried.nfe,
+        products=int(carried.nfe.max()) * rule.products(d),
+        latent=carried.start,
         budget=budget,
         solver=str(plan.solver),
         grid=plan.grid,
         divergence=str(rule),
         seconds=time.perf_counter() - began,
-        kind="exact ODE value" if isinstance(rule, Exact) else "estimate of the ODE value",
+        kind=kind_of(rule, d),
     )
-    return y.to(dtype).to(device), found
+    return (carried.end / clean.alpha).to(dtype).to(device), found

@@ -26,10 +26,12 @@ from solvers.errors import positive_integer
 
 from . import config
 from .bounds import chain_bound
+from .checks import positive
 from .continuous_bound import continuous_bound
 from .decoders import Discretised
 from .dequantisation import dequantisers
-from .likelihood import LogProb, dequantise, log_prob
+from .likelihood import default_solver, dequantise, log_prob
+from .log_density import LogProb
 from .report import histogram, image_grid, inline, is_image, number
 from .results import environment, fingerprint, write_arrays, write_atomically, write_json
 from .sample import batches_of
@@ -146,9 +148,9 @@ def options_of(run: config.Run) -> dict[str, Any]:
     """
     section, width = run.config.likelihood.copy_and_resolve_references(), run.card.bin_width
     tolerance, draws = section.tolerance, positive_integer("likelihood.draws", section.draws)
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise InputError(f"tolerance must be positive, got {tolerance!r}")
-    section.solver = section.solver or ("heun" if tolerance is None else "rk45")
+    tolerance = None if tolerance is None else positive("tolerance", tolerance)
+    steps, nfe = (section.steps, section.nfe) if tolerance is None else (None, None)
+    section.solver = section.solver or default_solver(steps, nfe)
     dequantisers.make(section.dequantiser)
     options = config.solve_options(section)
     del options["batch_size"]
@@ -168,14 +170,13 @@ def facts_of(run: config.Run, x: Tensor, split: str) -> dict[str, Any]:
     """Everything that decides the values, as JSON knows it."""
     network = run.denoiser.network
     assert isinstance(network, nn.Module)
-    weights = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        weights.update(f"{name} {fingerprint(value)} ".encode())
+    noise = getattr(dequantisers.make(run.config.likelihood.dequantiser), "module", None)
     versions = environment()
     given = config._flat(run.config.to_dict())
     facts = {
         "the checkpoint's step": run.step,
-        "the weights": weights.hexdigest()[:16],
+        "the weights": _weights(network),
+        **({"the dequantiser's weights": _weights(noise)} if isinstance(noise, nn.Module) else {}),
         "the split": split,
         "the number of samples": len(x),
         "the data": fingerprint(x),
@@ -187,6 +188,14 @@ def facts_of(run: config.Run, x: Tensor, split: str) -> dict[str, Any]:
     }
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
+
+
+def _weights(module: nn.Module) -> str:
+    """A fingerprint of a network's parameters and buffers."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(f"{name} {fingerprint(value)} ".encode())
+    return found.hexdigest()[:16]
 
 
 def check_range(x: Tensor, card: config.DataCard, split: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from solvers import InputError
 
-from .likelihood import LogProb
+from .log_density import LogProb
 from .results import write_arrays
 
 
@@ -59,7 +59,7 @@ def read_part(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, Lo
                 found[key].setdefault(field, {})[inner] = value
             else:
                 found[key][field] = value
-    return {key: LogProb(**values) for key, values in found.items()}
+        return {key: LogProb(**values) for key, values in found.items()}
 
 
 class _Part:
@@ -113,7 +113,7 @@ def join(parts: Sequence[LogProb]) -> LogProb:
         elif isinstance(first, Mapping):
             made[field.name] = {k: torch.cat([value[k].detach().cpu() for value in values]) for k in first}
         elif isinstance(first, str):
-            made[field.name] = " / ".join(dict.fromkeys(values))
+            made[field.name] = " / ".join(dict.fromkeys(filter(None, values)))
         elif field.name in ("nfe", "products"):
             made[field.name] = max(values)
         else:

@@ -127,6 +127,41 @@ def test_draws_belong_to_their_samples():
     assert torch.isnan(continuous_bound(denoiser, x0, draws=8, sets=1).stderr).all()
 
 
+def test_intervals_cover_as_often_as_they_say():
+    """At their defaults, of a right and of a wrong score: four sets, three degrees of freedom."""
+    x0 = TARGET.sample(1, generator(2)).double().expand(400, *SHAPE)
+    right = TARGET.denoiser(scoresde.VP())
+    for denoiser in (right, Shrunk(right)):
+        found = continuous_bound(denoiser, x0)
+        low, high = found.interval()
+        mean = found.nats.mean()  # whose own error is a twentieth of one's
+        assert 0.92 <= float(((low < mean) & (mean < high)).double().mean()) <= 0.98
+        assert found.freedom.tolist() == [3] * 400
+    truth = -sum(float(part[0]) for part in closed_form(scoresde.VP(), x0))
+    first = continuous_bound(right, x0)
+    assert abs(float(first.nats.mean()) - truth) < 4 * float(first.nats.std()) / 20
+    shown = f"standard error of the draws of times and noise: {float(first.stderr.mean()):.3g} nats a sample"
+    assert shown in str(first)
+    single = continuous_bound(right, x0[:2], sets=1)
+    assert "standard error of the draws of times and noise: not known" in str(single)
+    assert torch.isnan(single.interval()[0]).all()
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A denoiser whose eps is too small by two fifths."""
+
+    of: object
+
+    @property
+    def sde(self):
+        return self.of.sde
+
+    def predict(self, x, node, **conditions):
+        wide, eps = node.like(x), 0.6 * self.of.predict(x, node).eps
+        return Prediction((x - wide.sigma * eps) / wide.alpha, eps)
+
+
 def test_bits_of_data_spread_over_their_bins():
     x0 = TARGET.sample(6, generator(1))
     denoiser = TARGET.denoiser(scoresde.VP())

@@ -9,6 +9,7 @@ from torch import nn
 
 import scoresde
 from scoresde import log_prob
+from scoresde.log_density import LogProb
 from scoresde.networks import networks
 from scoresde.targets import Gaussian, GaussianMixture
 from solvers import InputError
@@ -244,11 +245,41 @@ def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
     ("change", "message"),
     [
         ({"solver": "ddpm", "steps": 5}, "ddpm draws noise; a likelihood needs a deterministic solver"),
-        ({"solver": "heun"}, "needs a number of steps"),
+        ({"solver": "heun"}, "heun takes as many steps as it is told: give steps or nfe"),
         ({"solver": "heun", "steps": 0}, "positive integer"),
         ({"steps": 5, "divergence": "hutchinson(probes=0)"}, "probes must be a positive integer"),
         ({"steps": 5, "divergence": "exakt"}, "did you mean exact"),
         ({"steps": 5, "seeds": [1]}, "2 samples with 1 seeds"),
+        ({"solver": "rk45", "tolerance": 0.1, "seeds": [1, 2, 3]}, "2 samples with 3 seeds"),
+        ({"steps": 5, "seeds": 5}, "seeds are a list of integers, one for each sample, got 5"),
+        ({"steps": 5, "seeds": "12"}, "seeds are a list of integers, one for each sample, got '12'"),
+        ({"steps": 5, "seeds": ["1", "2"]}, "seeds are integers of at least 0, got '1'"),
+        ({"steps": 5, "seeds": [0, -1]}, "seeds are integers of at least 0, got -1"),
+        ({"steps": 5, "seeds": [True, 1]}, "seeds are integers of at least 0, got True"),
+        ({"steps": 5, "bin_width": "wide"}, "bin_width must be a positive, finite number, got 'wide'"),
+        ({"steps": 5, "bin_width": True}, "bin_width must be a positive, finite number, got True"),
+        ({"steps": 5, "bin_width": math.inf}, "bin_width must be a positive, finite number, got inf"),
+        ({"steps": 5, "bin_width": math.nan}, "bin_width must be positive, got nan"),
+        ({"tolerance": "tight"}, "tolerance must be a positive, finite number, got 'tight'"),
+        ({"tolerance": math.inf}, "tolerance must be a positive, finite number, got inf"),
+        ({"tolerance": math.nan}, "tolerance must be positive, got nan"),
+        ({"tolerance": True}, "tolerance must be a positive, finite number, got True"),
+        ({"steps": 5, "draws": "2"}, "draws must be a positive integer, got '2'"),
+        ({"steps": 5, "draws": math.inf}, "draws must be a positive integer, got inf"),
+        ({"steps": 5, "draws": math.nan}, "draws must be a positive integer, got nan"),
+        ({"steps": 5, "draws": True}, "draws must be a positive integer, got True"),
+        ({"solver": "scipy", "differentiable": True}, "scipy leaves torch, so no gradient passes"),
+        (
+            {"solver": "torchdiffeq(method=scipy_solver)", "differentiable": True},
+            "torchdiffeq.* leaves torch, so no gradient passes",
+        ),
+        ({"steps": 5, "prior": lambda y: y.sum(1, keepdim=True)}, r"the prior must give .* got shape \(2, 1\)"),
+        ({"steps": 5, "prior": lambda y: y.sum()}, r"the prior must give .* got shape \(\)"),
+        ({"steps": 5, "prior": lambda y: 0.0}, "the prior must give .* got float"),
+        (
+            {"steps": 5, "x": torch.tensor([[0.0, 0.25], [0.1, 0.25]]), "bin_width": 0.25, "dequantiser": "uniform"},
+            "takes levels, bin_width=0.25 apart, but x has values that differ by 0.1",
+        ),
         ({"steps": 5, "bin_width": -1.0}, "bin_width must be positive"),
         ({"steps": 5, "batch_size": 0}, "batch_size must be a positive integer"),
         ({"steps": 5, "x": torch.tensor([[math.nan, 0.0]])}, "not finite"),
@@ -266,6 +297,61 @@ def test_bad_input(change, message):
     options = {"x": torch.zeros(2, 2, dtype=torch.float64), "solver": "heun", **change}
     with pytest.raises(InputError, match=message):
         log_prob(target.denoiser(scoresde.VP()), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_levels_may_be_rounded_and_shifted(dtype):
+    """256 levels in [-1, 1], once through 16 bits, less a mean of each dimension: the lattice of each is its own."""
+    levels = torch.arange(256).repeat(2, 1).T.double() / 127.5 - 1
+    x = (levels.to(torch.float16).double() - torch.tensor([0.123, -0.077])).to(dtype)
+    found = log_prob(Gaussian(torch.zeros(2), 1.0).denoiser(PATHS["vp"]), x, steps=4, bin_width=2 / 255,
+                     dequantiser="uniform", divergence="exact")  # fmt: skip
+    exactly = log_prob(Gaussian(torch.zeros(2), 1.0).denoiser(PATHS["vp"]), x.double(), steps=4, bin_width=2 / 255,
+                       dequantiser="uniform", divergence="exact")  # fmt: skip
+    assert torch.allclose(found.nats, exactly.nats, rtol=0, atol=1e-3)  # the noise is not rounded to 16 bits
+    with pytest.raises(InputError, match="takes levels"):
+        log_prob(Gaussian(torch.zeros(2), 1.0).denoiser(PATHS["vp"]), x, steps=4, bin_width=3 / 255,
+                 dequantiser="uniform")  # fmt: skip
+
+
+def test_probes_in_as_many_dimensions_are_exact():
+    """An orthonormal basis gives the whole trace, whichever it is, and is told as exact."""
+    target = mixture(2)
+    x, denoiser = target.sample(3, torch.Generator().manual_seed(0)), target.denoiser(PATHS["vp"])
+    whole = log_prob(denoiser, x, steps=20, divergence="exact")
+    some = log_prob(denoiser, x, steps=20, divergence="orthogonal(probes=2)")
+    assert torch.allclose(some.nats, whole.nats, rtol=0, atol=1e-8)
+    assert some.kind == whole.kind == "exact ODE value"
+    for found in (some, whole):
+        low, high = found.interval()
+        assert torch.equal(low, found.nats)
+        assert torch.equal(high, found.nats)
+        assert "standard error" not in str(found)
+    fewer = log_prob(denoiser, x, steps=20, divergence="orthogonal(probes=1)")
+    assert fewer.kind == "estimate of the ODE value"
+    assert "standard error of the trace's probes: not known" in str(fewer)
+
+
+def test_the_block_by_hand():
+    found = LogProb(
+        nats=torch.tensor([-1.0, -3.0], dtype=torch.float64), stderr=torch.tensor([0.1, 0.3]), nfe=14,
+        latent=torch.zeros(2, 4), budget={"prior": torch.tensor([-4.0, -6.0]), "divergence": torch.tensor([3.0, 3.0])},
+        solver="heun", grid="logsnr", divergence="hutchinson(probes=2)", seconds=1.25, bin_width=0.5,
+        kind="estimate of the ODE value", products=28, freedom=torch.tensor([1.0, 1.0]),
+        stderr_of="the trace's probes", solver_error=torch.tensor([0.5, 1.5]),
+    )  # fmt: skip
+    assert str(found).splitlines() == [
+        "log p = -2.000 +- 1.000 nats (mean of 2), estimate of the ODE value",
+        "bits/dim = 0.7213 +- 0.3607",
+        "  prior                 -5.000 nats",
+        "  divergence             3.000 nats",
+        "  standard error of the trace's probes: 0.2 nats a sample",
+        "  solver's error: 1 nats a sample, 1.5 at most",
+        "  heun on logsnr, trace hutchinson(probes=2), 14 NFE, 28 vector-Jacobian products, 1.2 s",
+    ]
+    half = 12.7062 * torch.tensor([0.1, 0.3])  # Student's law with one degree of freedom, from tables
+    low, high = found.interval()
+    assert ((high - low) / 2).tolist() == pytest.approx(half.tolist(), rel=1e-4)
 
 
 def test_a_shortened_range_with_the_prior_of_its_end():

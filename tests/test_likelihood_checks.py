@@ -199,6 +199,12 @@ def test_levels_of_16_bits_have_the_bits_of_float64_ones(law):
         # the network's float32; noise of 16 bits would cost 1e-2 of uniform noise, and of the narrow one all
         assert (found.bits_per_dim - truth.bits_per_dim).abs().max() < 1e-6
         assert torch.equal(found.budget["dequantisation"], truth.budget["dequantisation"])
+        # and by hand, where float32 is what the caller holds
+        spread = scoresde.dequantise(levels.to(dtype), 1 / 8, range(6))
+        assert spread.dtype == torch.float32
+        if law == "uniform":
+            hand = log_prob(denoiser, spread, **(options | {"dequantiser": None}))
+            assert (hand.bits_per_dim - truth.bits_per_dim).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

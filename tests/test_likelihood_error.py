@@ -1,47 +1,103 @@
 """The solver's error as it is told against the true one, and gradients of log p against differences."""
 
+from functools import cache
+
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.mixture import GaussianMixture as Fit
+from test_likelihood import exact, exact_prior, mixture
 
 import scoresde
+from scoresde.solver_error import bound
+from scoresde.targets import GaussianMixture
 from solvers import InputError, generator
 
 SDE = scoresde.VP()
 MEANS = torch.tensor([[-1.0, 0.2], [0.8, 0.5], [0.1, -0.9]], dtype=torch.float64)
-TARGET = scoresde.targets.GaussianMixture(MEANS, 0.02, [0.2, 0.5, 0.3])
+TARGET = GaussianMixture(MEANS, 0.02, [0.2, 0.5, 0.3])
 X = TARGET.sample(80, generator(0))
 
 
-def exact_prior(x):
-    return TARGET.log_prob(x, SDE(SDE.t_max))
-
-
-def truth(x):
-    node = SDE(SDE.t_min)
-    return TARGET.log_prob(node.alpha * x, node) + x.shape[1] * torch.log(torch.tensor(node.alpha)).double()
+@cache
+def of_dimensions(d):
+    """A mixture with exact densities, and data: in 64 dimensions fitted to the digits, with others of them as data."""
+    if d == 2:
+        return TARGET, X
+    if d == 16:
+        return mixture(16), mixture(16).sample(60, generator(0))
+    x = torch.from_numpy(load_digits().data) / 8 - 1
+    x = x + (torch.rand(x.shape, generator=generator(1), dtype=torch.float64) - 0.5) / 8
+    fit = Fit(10, reg_covar=1e-3, random_state=0, max_iter=10).fit(x[:1500].numpy())
+    return GaussianMixture(*(torch.from_numpy(v) for v in (fit.means_, fit.covariances_, fit.weights_))), x[1500:1520]
 
 
 @pytest.mark.parametrize(
-    ("solver", "steps"),
-    [("heun", 60), ("dpmpp_2m", 80), ("rk4", 30), ("rk45", None), ("rk45(rtol=1e-3,atol=1e-3)", None)],
+    ("d", "solver", "steps"),
+    [
+        (2, "heun", 20),
+        (2, "dpmpp_3m", 30),
+        (2, "uni_pc", 12),
+        (2, "rk4", 10),
+        (2, "rk45", None),
+        (2, "tsit5(rtol=1e-3,atol=1e-3)", None),
+        (16, "heun", 10),
+        (16, "dpmpp_2m", 20),
+        (16, "dpmpp_3m", 40),
+        (16, "uni_pc", 20),
+        (16, "rk4", 12),
+        (16, "rk45(rtol=1e-3,atol=1e-3)", None),
+        (16, "tsit5(rtol=1e-3,atol=1e-3)", None),
+        (64, "heun", 20),
+        (64, "uni_pc", 40),
+        (64, "rk45(rtol=1e-2,atol=1e-2)", None),
+    ],
 )
-def test_the_error_that_is_told_bounds_the_true_one(solver, steps):
-    options = {"divergence": "exact", "prior": exact_prior, "error": True}
-    found = scoresde.log_prob(TARGET.denoiser(SDE), X, solver, steps=steps, **options)
-    true = (found.nats - truth(X)).abs()
+def test_the_error_that_is_told_bounds_the_true_one(d, solver, steps):
+    target, x = of_dimensions(d)
+    options = {"divergence": "exact", "prior": exact_prior(target, SDE)}
+    found = scoresde.log_prob(target.denoiser(SDE), x, solver, steps=steps, error=True, **options)
+    true = (found.nats - exact(target, SDE, x)).abs()
     assert float((true <= found.solver_error).double().mean()) >= 0.95
-    # and says something: half of the samples are not told ten thousand times their error
-    assert float((found.solver_error / true).median()) < 1e4
-    plain = scoresde.log_prob(TARGET.denoiser(SDE), X, solver, steps=steps, **(options | {"error": False}))
-    assert torch.equal(plain.nats, found.nats)
-    assert plain.solver_error is None
-    assert plain.nfe < found.nfe  # the second solve is counted
-    assert "solver's error" in str(found)
+    # and says something: half of the samples are not told a thousand times their error
+    assert float((found.solver_error / true).median()) < 1e3
 
 
-def test_the_error_of_one_step_is_not_to_be_had():
-    with pytest.raises(InputError, match="at least two"):
-        scoresde.log_prob(TARGET.denoiser(SDE), X, "heun", steps=1, error=True)
+def test_what_an_error_is_made_of():
+    options = {"divergence": "exact", "bin_width": 0.25, "dequantiser": "uniform", "draws": 3}
+    levels, denoiser = torch.round(X[:6] * 4) / 4, TARGET.denoiser(SDE)
+    found = scoresde.log_prob(denoiser, levels, "heun", steps=21, error=True, **options)
+    parts = [scoresde.log_prob(denoiser, levels, "heun", steps=n, **options) for n in (21, 10, 5)]
+    value, half, quarter = (part.nats for part in parts)
+    first, second = (value - half).abs(), (half - quarter).abs()
+    by_hand = (2 * first + second) * (2 * first / second).clamp(min=1)  # of all three draws, weighted
+    assert found.solver_error.tolist() == pytest.approx(by_hand.tolist(), rel=1e-9)
+    assert torch.equal(found.nats, value)
+    assert found.nfe == sum(part.nfe for part in parts) == 3 * 2 * (21 + 10 + 5)
+    assert parts[0].solver_error is None
+    # of a sample alone, and of a list of nodes those that are left of it
+    alone = scoresde.log_prob(denoiser, levels[2:3], "heun", steps=21, error=True, seeds=[2], **options)
+    assert float(alone.solver_error) == pytest.approx(float(found.solver_error[2]), rel=1e-6)
+    times = [1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.01]
+    some = [
+        scoresde.log_prob(denoiser, X, "heun", f"explicit(times={nodes})", divergence="exact").nats
+        for nodes in (times, [1.0, 0.6, 0.2, 0.01], [1.0, 0.2, 0.01])
+    ]
+    told = scoresde.log_prob(denoiser, X, "heun", f"explicit(times={times})", divergence="exact", error=True)
+    assert torch.allclose(told.solver_error, bound(*some), rtol=1e-9)
+
+
+def test_distances_that_do_not_shrink_are_told_as_a_large_error():
+    one = torch.ones(1, dtype=torch.float64)
+    assert float(bound(0 * one, 1 * one, 3 * one)) == 4  # they halve: 2 a + b
+    assert float(bound(0 * one, 0 * one, 3 * one)) == 3  # two values agree
+    assert float(bound(0 * one, 3 * one, 2 * one)) == 7 * 6  # they grow: six times 2 a + b
+    assert float(bound(one, one, one)) == 0
+
+
+def test_the_error_of_three_steps_is_not_to_be_had():
+    with pytest.raises(InputError, match="takes at least 4, got 3"):
+        scoresde.log_prob(TARGET.denoiser(SDE), X, "heun", steps=3, error=True)
 
 
 @pytest.mark.parametrize("divergence", ["exact", "hutchinson(probes=2)", "hutchpp(vectors=1)"])

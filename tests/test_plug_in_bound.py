@@ -171,7 +171,35 @@ def test_probes_are_each_paths_own_and_in_the_standard_error():
     # the mean square of the announced error is the variance seen, to a relative error of about sqrt(2 / 100)
     assert abs(float(found.stderr.square().mean() / found.nats.var()) - 1) < 4 * math.sqrt(2 / 100)
     assert found.kind == "estimate of the ODE value"
-    assert math.isnan(float(whole.stderr))
+    assert float(whole.stderr) == 0  # nothing was drawn
+    single = plug_in_bound(target.denoiser(sde), one, 1.0, steps=20, draws=1)
+    assert math.isnan(float(single.stderr))
+    assert math.isnan(float(single.interval()[0]))
+
+
+@pytest.mark.parametrize(("k", "kappa", "draws"), [(0.0, 0.7, 32), (0.5, 0.7, 32), (0.5, 1.0, 8)])
+def test_intervals_cover_as_often_as_they_say(k, kappa, draws):
+    x = torch.tensor([[1.0, -0.4]], dtype=torch.float64).expand(400, -1)
+    found = plug_in_bound(Linear(kappa), x, k, steps=30, draws=draws, divergence="exact", prior=start)
+    # the expectation, the steps' error included: the mean over all, whose own error is a twentieth of one's
+    low, high = found.interval()
+    assert 0.92 <= float(((low < found.nats.mean()) & (found.nats.mean() < high)).double().mean()) <= 0.98
+    assert abs(float(found.nats.mean() - bound(k, kappa, x)[0])) < 4 * float(found.nats.std()) / 20 + 0.03
+    assert found.freedom.tolist() == [draws - 1] * 400
+    assert f"standard error of the paths: {float(found.stderr.mean()):.3g} nats a sample" in str(found)
+
+
+def test_what_is_drawn_is_named():
+    x, options = torch.zeros(2, 2, dtype=torch.float64), {"steps": 5, "draws": 2}
+    both = plug_in_bound(Linear(1.0), x, 0.5, **options)
+    assert both.stderr_of == "the paths and the trace's probes"
+    assert plug_in_bound(Linear(1.0), x, 1.0, **options).stderr_of == "the trace's probes"
+    none = plug_in_bound(Linear(1.0), x, 1.0, divergence="orthogonal(probes=2)", **options)
+    assert (none.stderr_of, none.kind, none.stderr.tolist()) == ("", "exact ODE value", [0, 0])
+    assert "standard error" not in str(none)
+    single = plug_in_bound(Linear(1.0), x, 0.5, steps=5, draws=1)
+    assert "standard error of the paths and the trace's probes: not known" in str(single)
+    assert all(torch.isnan(end).all() for end in single.interval())
 
 
 def test_rows_are_alone_and_the_budget_adds_up():
@@ -201,6 +229,9 @@ def test_rows_are_alone_and_the_budget_adds_up():
         ({"t_max": 0.5}, "the paths end at t=0.5, before t_max=1"),
         ({"x": torch.zeros(2)}, "must be floats"),
         ({"steps": 0}, "positive integer"),
+        ({"seeds": 5}, "seeds are a list of integers"),
+        ({"bin_width": math.inf}, "bin_width must be a positive, finite number, got inf"),
+        ({"prior": lambda y: y}, r"the prior must give the log-density \(2,\) of each state, got shape \(2, 2\)"),
     ],
 )
 def test_bad_input(change, message):

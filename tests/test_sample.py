@@ -241,7 +241,7 @@ def call(**options):
     ("options", "message"),
     [
         ({"nfe": 3}, "^give steps or nfe, not both$"),
-        ({"steps": None}, "^the grid karras needs a number of steps$"),
+        ({"steps": None}, "takes as many steps as it is told: give steps or nfe$"),
         ({"seeds": []}, "^nothing to do: no seeds or no data$"),
         ({"seeds": [0, -1]}, "a seed must be an integer of at least 0, got -1"),
         ({"seeds": [0, 0.5]}, "a seed must be an integer"),
@@ -282,7 +282,7 @@ def test_a_grid_that_was_asked_for_is_not_ignored():
         ({"x": torch.tensor([[math.nan, 0.0]])}, "finite"),
         ({"x": torch.tensor([[math.nan, 0.0]]), "solver": "rk45"}, "finite"),
         ({"condition": {"shift": torch.zeros(5)}}, "shift has 5 rows"),
-        ({"steps": None}, "needs a number of steps"),
+        ({"steps": None}, "give steps or nfe"),
         ({"batch_size": -1}, "batch_size must be a positive integer"),
     ],
 )

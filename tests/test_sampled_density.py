@@ -156,6 +156,9 @@ def test_gradients_through_samples_and_density_agree_with_differences():
         ({"condition": {"y": torch.zeros(1)}}, "y has 1 rows for 2 samples"),
         ({"divergence": "exakt"}, "did you mean exact"),
         ({"seeds": 4}, "lists of integers"),
+        ({"seeds": ["1"]}, "seeds are integers of at least 0, got '1'"),
+        ({"x_init": torch.zeros(2, 2), "prior": lambda x: x}, r"the prior must give .* got shape \(2, 2\)"),
+        ({"solver": "scipy", "steps": None, "differentiable": True}, "scipy leaves torch, so no gradient passes"),
     ],
 )
 def test_bad_input(change, message):

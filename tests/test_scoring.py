@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -141,7 +142,11 @@ def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
     spread = ours["nats"].std(ddof=1) / math.sqrt(10)
     assert record["standard_errors"]["nats"] == pytest.approx(spread, rel=1e-12)
     assert record["solver_error_max"] == ours["solver_error"].max()
-    assert (record["nfe"], record["products"], record["means"]["nfe"]) == (12, 24, 12)  # 8 + 4 evaluations, 2 probes
+    assert (record["nfe"], record["products"], record["means"]["nfe"]) == (
+        14,
+        28,
+        14,
+    )  # 8 + 4 + 2 evaluations, 2 probes
     assert record["evaluation"]["the data"] == scoresde.results.fingerprint(x)
 
 
@@ -196,7 +201,7 @@ def test_a_tolerance_from_the_command_line_is_met(continuous, tmp_path):
     assert "bits_per_dim" not in ours
     record = json.loads((out / "likelihood.json").read_text())
     assert record["config"]["likelihood"]["tolerance"] == 0.01
-    assert record["solver"].startswith("rk45(")
+    assert record["solver"].startswith("adams_adaptive")
     assert record["nfe"] == ours["nfe"].max()
 
 
@@ -256,7 +261,7 @@ def test_the_page_holds_the_block_the_budget_and_both_ends(run, tmp_path, capsys
     assert row in words
     assert f"{ours['bound_prior'].mean():.3f}" in words
     assert "solver's error" in printed
-    assert "NFE a sample 12.0, 12 at most" in printed
+    assert "NFE a sample 14.0, 14 at most" in printed
 
 
 def test_the_page_of_numbers_has_no_pictures_of_them_and_is_escaped(continuous, tmp_path):
@@ -295,10 +300,44 @@ def test_joined_shards():
     assert (joined.nfe, joined.seconds, joined.solver, joined.solver_error) == (4, 2.0, "s", None)
 
 
+def test_intervals_of_joined_shards(tmp_path):
+    """Shards of a tolerance have numbers of probes of their own, which come back from their files."""
+    a = replace(made([1.0, 2.0], [0.5, 0.25], None), freedom=torch.tensor([7.0, 7.0]), stderr_of="the trace's probes")
+    b = replace(made([3.0], [1.0], None), freedom=torch.tensor([2.0]), stderr_of="the trace's probes")
+    c = replace(made([4.0, 5.0], [0.0, math.nan], None), freedom=torch.tensor([0.0, 0.0]))
+    parts = []
+    for k, (part, rows) in enumerate(((a, slice(0, 2)), (b, slice(2, 3)), (c, slice(3, 5)))):
+        part = replace(part, budget={"prior": part.nats})
+        shards.write_part(tmp_path / f"{k}.npz", {"k": k}, rows, {"ode": part})
+        parts.append(shards.read_part(tmp_path / f"{k}.npz", {"k": k}, rows)["ode"])
+    joined = shards.join(parts)
+    low, high = joined.interval(0.95)
+    # Student's quantiles 0.975 of 7 and of 2 degrees of freedom, from tables
+    assert ((high - low) / 2)[:4].tolist() == pytest.approx([2.3646 * 0.5, 2.3646 * 0.25, 4.3027, 0], rel=1e-4)
+    assert math.isnan(float(low[4]))
+    assert joined.freedom.tolist() == [7, 7, 2, 0, 0]
+    assert "standard error of the trace's probes: 0.438 nats a sample" in str(joined)  # the mean of those known
+    assert joined.stderr_of == "the trace's probes"  # of the shards that have probes
+    unknown = shards.join([made([1.0], [0.5], None)])
+    assert math.isnan(float(unknown.interval()[0]))
+
+
+def test_the_bound_says_what_its_standard_error_is_of(run, tmp_path, capsys):
+    capsys.readouterr()
+    options = ["--config.likelihood.bound=continuous", "--config.likelihood.bound_indices=8"]
+    assert main(command(run, tmp_path, *options, limit=2)) == 0
+    printed = capsys.readouterr().out
+    assert "standard error of the trace's probes:" in printed
+    bound = saved(tmp_path)["bound_stderr"]
+    assert f"standard error of the draws of times and noise: {bound.mean():.3g} nats a sample" in printed
+    assert f"{bound.mean():.3g} nats a sample" in (tmp_path / "likelihood.html").read_text(encoding="utf-8")
+
+
 def test_bad_input(run, continuous, tmp_path, capsys):
     out = tmp_path / "out"
     fails(capsys, command(run, out, "--tolerance=-0.1"), "tolerance must be positive, got -0.1")
     fails(capsys, command(run, out, "--tolerance=nan"), "tolerance must be positive, got nan")
+    fails(capsys, command(run, out, "--tolerance=inf"), "tolerance must be a positive, finite number, got inf")
     fails(capsys, command(run, out, "--tolerance=tight"), "--tolerance", "'tight'")
     fails(capsys, command(run, out, "--tolerance=1", "--config.likelihood.nfe=9"), "tolerance chooses the steps", "nfe")
     fails(capsys, command(run, out, "--tolerance=1", "--config.likelihood.draws=2"), "tolerance chooses", "draws")
@@ -309,7 +348,7 @@ def test_bad_input(run, continuous, tmp_path, capsys):
     fails(capsys, command(run, out, "--config.likelihood.solver=ddpm"), "ddpm", "draws noise")
     fails(capsys, command(run, out, "--config.likelihood.divergence=hutchinsen"), "did you mean hutchinson")
     fails(capsys, command(run, out, "--config.likelihood.batch_size=0"), "batch_size must be a positive integer, got 0")
-    fails(capsys, command(run, out, "--config.likelihood.steps=1"), "at least two")
+    fails(capsys, command(run, out, "--config.likelihood.steps=1"), "at least 4")
     to_zero = "--config.likelihood.grid=explicit(times=[1.0, 0.0])"
     fails(capsys, command(run, out, to_zero), "t=0 is outside [0.001, 1]")
     for text in ("3/2", "0/2", "2", "a/b", "1/0"):

@@ -1,0 +1,56 @@
+"""What the solver of a likelihood errs, told from two coarser solves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import solvers
+from solvers import Grid, InputError
+
+from .sample import Plan
+from .sde import Denoises
+
+LOOSER = 10.0  # each time, for solvers that choose their steps: of a pair of order 5, six tenths of the steps
+ROUNDING = 1e-12  # of a value: distances below it have no ratio
+LEAST = 4  # steps, of which a quarter is left
+
+
+def bound(value: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
+    """More than what a value errs: (2 a + b) max(1, 2 a / b) nats (B,), with the distances a = |value - half| and
+    b = |half - quarter| to two coarser solves, all of them log-densities (B,).
+
+    Where the error at least halves from one solve to the next, it is at most a. Twice that leaves room for a solve that
+    is not quite there, and b guards the samples whose two finest values happen to agree. Where the distances do not
+    halve, nothing converges yet, and the bound grows with their ratio. Each sample's is of that sample alone.
+    """
+    a, b = (value - half).abs(), (half - quarter).abs()
+    rounding = ROUNDING * (1 + value.abs())
+    return (2 * a + b) * (2 * a / torch.maximum(b, rounding)).clamp(min=1)
+
+
+def coarser(
+    denoiser: Denoises, plan: Plan, grid: str | Grid, t_min: float | None, t_max: float | None
+) -> tuple[Plan, Plan]:
+    """The plan with half the steps and the one with a quarter; or with tolerances 10 and 100 times as loose.
+
+    Raises:
+        InputError: the plan has fewer than four steps.
+    """
+    if plan.solver.adaptive:
+        solver: Any = plan.solver
+        looser = [replace(solver, rtol=solver.rtol * f, atol=solver.atol * f) for f in (LOOSER, LOOSER**2)]
+        return replace(plan, solver=looser[0]), replace(plan, solver=looser[1])
+    count = len(plan.nodes) - 1
+    if count < LEAST:
+        raise InputError(f"error=True halves the steps of a grid twice: it takes at least {LEAST}, got {count}")
+    if solvers.grids.make(grid).fixed:
+        some = [(*plan.nodes[:-1][::every], plan.nodes[-1]) for every in (2, 4)]
+        return replace(plan, nodes=some[0]), replace(plan, nodes=some[1])
+    half, quarter = (
+        Plan.make(denoiser, plan.solver, grid, count // part, None, t_min, t_max, stop=True) for part in (2, 4)
+    )
+    return half, quarter
