@@ -253,7 +253,7 @@ def picture(tasks: dict[str, dict[str, Any]]) -> Figure:
         grid[0, 0].set_ylabel("worst error, bits/dim")
         grid[1, 0].set_ylabel("worst error, bits/dim")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=math.ceil(len(labels) / 2), fontsize=9)
     return figure
 
 

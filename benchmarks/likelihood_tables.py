@@ -8,18 +8,18 @@ from scoresde.cards import markdown
 
 
 def frontier(document: dict[str, Any]) -> str:
-    """What each method takes for the recipe's error, as ratios."""
+    """What each method takes for the recipe's error, as shares of what the recipe takes."""
     head = ("", "method", "setting", "worst error", "right-hand sides", "forward passes", "seconds")
     lines = []
     for title, task in document["tasks"].items():
         base = task["same_error"]["recipe"]
         counts = (f"{base[name]:.3g}" for name in ("right_hand_sides", "forward_passes", "seconds"))
-        lines.append((title, "score_sde's recipe", "1e-05", f"{base['worst']:.2g}", *counts))
+        lines.append((title, "score_sde's recipe", "1e-5", f"{base['worst']:.2g}", *counts))
         for method, row in task["same_error"].items():
             if method == "recipe":
                 continue
-            ratios = (f"1/{row[f'{name}_ratio']:.1f}" for name in ("right_hand_sides", "forward_passes", "seconds"))
-            setting = f"{row['setting']:g}" + ("" if row["setting"] < 1 else " steps")
+            ratios = (f"{1 / row[f'{name}_ratio']:.2f}" for name in ("right_hand_sides", "forward_passes", "seconds"))
+            setting = f"{row['setting']:g}".replace("e-0", "e-") + ("" if row["setting"] < 1 else " steps")
             lines.append(("", f"`{method}`", setting, f"{row['worst']:.2g}", *ratios))
     return markdown(head, lines)
 
