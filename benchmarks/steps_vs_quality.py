@@ -84,7 +84,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2048, help="samples per row")
     parser.add_argument("--solvers", default="", help="run these alone, and replace their rows of the result files")
     arguments = parser.parse_args()
-    samples, chosen = arguments.samples, [name.strip() for name in arguments.solvers.split(",") if name.strip()]
+    samples, names = arguments.samples, [name.strip() for name in arguments.solvers.split(",") if name.strip()]
+    known = contenders()
+    # an adaptive solver's name stands for it at all its tolerances
+    chosen = [spec for name in names for spec in ([s for s in known if s.partition("(")[0] == name] or [name])]
     torch.set_num_threads(1)
     sde = scoresde.VP()
     records: list[dict[str, Any]] = []
@@ -92,7 +95,7 @@ def main() -> None:
     for problem, target in (("mixture", mixture()), ("digits", digits())):
         reference = target.sample(max(samples, 1024), solvers.generator(1))
         rows = benchmark(
-            target.denoiser(sde), reference, chosen or contenders(), NFE, range(samples), shape=tuple(target.shape),
+            target.denoiser(sde), reference, chosen or known, NFE, range(samples), shape=tuple(target.shape),
             truth_steps=1024 if problem == "mixture" else 128, metrics=METRICS, dtype=torch.float64,
         )  # fmt: skip
         records += [{"problem": problem, **record(row)} for row in rows]

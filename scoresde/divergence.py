@@ -87,7 +87,7 @@ class Exact(Divergence):
     def trace(self, products: Products, vectors: Tensor | None, like: Tensor) -> Tensor:
         d = like.shape[1]
         basis = torch.eye(d, dtype=like.dtype, device=like.device).unsqueeze(1).expand(d, len(like), d)
-        return torch.diagonal(products(basis), dim1=0, dim2=2).sum(1, keepdim=True)
+        return torch.diagonal(products(basis), dim1=0, dim2=2).contiguous().sum(1, keepdim=True)
 
     def exact(self, d: int) -> bool:
         return True

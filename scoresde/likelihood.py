@@ -85,7 +85,7 @@ def log_prob(
         dequantiser: ``uniform``, ``truncated_normal`` or a ``VariationalDequantiser``: x are levels, and it draws the
             noise.
         draws: of the dequantiser, importance-weighted: a solve each, for a tighter bound.
-        error: solve twice more, with half the steps and a quarter, or with tolerances 10 and 100 times as loose, for
+        error: solve twice more, with half the steps and a quarter, or with tolerances 4 and 16 times as loose, for
             ``solver_error``; it counts.
         differentiable: keep the graph, so that ``nats`` can be differentiated by x, the parameters and the conditions.
         batch_size: how many samples to carry at once; it does not change the values.

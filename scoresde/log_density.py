@@ -92,7 +92,7 @@ class LogProb:
     def __str__(self) -> str:
 
         def mean(values: Tensor, digits: int) -> str:
-            count = len(values)
+            values, count = values.detach(), len(values)
             error = f" +- {float(values.std()) / math.sqrt(count):.{digits}f}" if count > 1 else ""
             return f"{float(values.mean()):.{digits}f}{error}"
 

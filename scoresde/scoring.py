@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from solvers import InputError
+from solvers import InputError, make
 from solvers.errors import positive_integer
 
 from . import config
@@ -144,7 +144,8 @@ def options_of(run: config.Run) -> dict[str, Any]:
     width there is no dequantiser.
 
     Raises:
-        InputError: an unknown dequantiser, a tolerance that is not positive, draws that are no positive integer.
+        InputError: an unknown dequantiser or bound, a tolerance that is not positive, draws that are no positive
+            integer.
     """
     section, width = run.config.likelihood.copy_and_resolve_references(), run.card.bin_width
     tolerance, draws = section.tolerance, positive_integer("likelihood.draws", section.draws)
@@ -152,6 +153,7 @@ def options_of(run: config.Run) -> dict[str, Any]:
     steps, nfe = (section.steps, section.nfe) if tolerance is None else (None, None)
     section.solver = section.solver or default_solver(steps, nfe)
     dequantisers.make(section.dequantiser)
+    check_bound(section.bound)
     options = config.solve_options(section)
     del options["batch_size"]
     return {
@@ -164,6 +166,20 @@ def options_of(run: config.Run) -> dict[str, Any]:
         "draws": draws,
         "error": section.error and tolerance is None,  # a tolerance brings its own
     }
+
+
+def check_bound(bound: str | None) -> None:
+    """Refuses what is no bound's name.
+
+    Raises:
+        InputError: neither ``continuous`` nor a solver.
+    """
+    if bound in (None, "continuous"):
+        return
+    try:
+        make(bound)
+    except InputError as error:
+        raise InputError(f"likelihood.bound is continuous or ancestral, like ddpm(variance=beta): {error}") from None
 
 
 def facts_of(run: config.Run, x: Tensor, split: str) -> dict[str, Any]:
@@ -263,14 +279,16 @@ def uncertainty(result: LogProb) -> dict[str, float]:
     """What the mean of a likelihood may be off by, in nats a sample; NaN where a part is not known.
 
     ``samples``: its standard error over samples (which holds that of the probes and of the dequantiser's draws);
-    ``trace``: the standard error of the probes; ``solver``: the mean of ``solver_error``, 0 where it was not asked for.
-    ``of_these`` = sqrt(trace^2 + solver^2) is of the mean of these very samples at their draws, ``total`` =
-    sqrt(samples^2 + solver^2) of the mean over the distribution that they come from.
+    ``trace``: the standard error of the probes; ``solver``: the mean of ``solver_error``, NaN where it was not asked
+    for. ``of_these`` = sqrt(trace^2 + solver^2) is of the mean of these very samples at their draws, ``total`` =
+    sqrt(samples^2 + solver^2) of the mean over the distribution that they come from; both without the solver's part
+    where that is not known.
     """
     samples = _error(result.nats)
     trace = float(result.stderr.double().square().sum().sqrt()) / len(result.nats)
-    solver = 0.0 if result.solver_error is None else float(result.solver_error.double().mean())
-    of_these, total = math.hypot(trace, solver), math.hypot(samples, solver)
+    solver = math.nan if result.solver_error is None else float(result.solver_error.double().mean())
+    part = 0.0 if math.isnan(solver) else solver
+    of_these, total = math.hypot(trace, part), math.hypot(samples, part)
     return {"samples": samples, "trace": trace, "solver": solver, "of_these": of_these, "total": total}
 
 
@@ -285,11 +303,15 @@ def block(result: LogProb) -> str:
     lines = [str(result)]
     if result.nfe_per_sample is not None:
         lines.append(f"  NFE a sample {float(result.nfe_per_sample.double().mean()):.1f}, {result.nfe} at most")
-    how = f"trace {number(parts['trace'])}, solver " + (
-        "not measured" if result.solver_error is None else number(parts["solver"])
-    )
+    measured = result.solver_error is not None
+    how = f"trace {number(parts['trace'])}" + (f", solver {number(parts['solver'])}" if measured else "")
     lines.append(f"  the mean is uncertain by {shown('of_these')} for these samples ({how}),")
-    lines.append(f"  by {shown('total')} for the distribution they come from (samples {number(parts['samples'])})")
+    if math.isnan(parts["samples"]):
+        lines.append("  for the distribution they come from not known of a single sample")
+    else:
+        lines.append(f"  by {shown('total')} for the distribution they come from (samples {number(parts['samples'])})")
+    if not measured:
+        lines.append("  besides what the solver errs, which was not measured")
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from solvers import Grid, InputError
 from .sample import Plan
 from .sde import Denoises
 
-LOOSER = 10.0  # each time, for solvers that choose their steps: of a pair of order 5, six tenths of the steps
+LOOSER = 4.0  # each time, for solvers that choose their steps: of order 5, about three quarters of the steps
 ROUNDING = 1e-12  # of a value: distances below it have no ratio
 LEAST = 4  # steps, of which a quarter is left
 
@@ -35,7 +35,7 @@ def bound(value: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
 def coarser(
     denoiser: Denoises, plan: Plan, grid: str | Grid, t_min: float | None, t_max: float | None
 ) -> tuple[Plan, Plan]:
-    """The plan with half the steps and the one with a quarter; or with tolerances 10 and 100 times as loose.
+    """The plan with half the steps and the one with a quarter; or with tolerances 4 and 16 times as loose.
 
     Raises:
         InputError: the plan has fewer than four steps.

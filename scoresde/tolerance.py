@@ -36,7 +36,7 @@ def meet(
 ) -> LogProb:
     """The likelihood of all samples with a total error of at most ``tolerance`` nats in 95 % of them.
 
-    With an exact trace the tolerance is the solver's: its tolerances become ten times as tight, or its steps twice as
+    With an exact trace the tolerance is the solver's: its tolerances become four times as tight, or its steps twice as
     many, until ``solver_error`` is at most that in every sample. Else a quarter is the solver's, and there are as many
     probes as keep their mean within the rest in 95 % of the samples.
 
@@ -100,7 +100,7 @@ def meet(
 
 
 def setting(solver: Solver, k: int) -> tuple[Solver, int | None]:
-    """The k-th of ever finer ones: tolerances of 10^(-1 - k), or 5 2^k steps.
+    """The k-th of ever finer ones: tolerances of 4^-k / 10, or 5 2^k steps.
 
     Raises:
         InputError: that is more than makes sense.
@@ -111,9 +111,9 @@ def setting(solver: Solver, k: int) -> tuple[Solver, int | None]:
             raise InputError(f"{solver} does not meet the tolerance in {steps // 2} steps")
         return solver, steps
     method: Any = solver
-    value = float(f"1e-{k + 1}")
+    value = float(f"{0.1 / solver_error.LOOSER**k:.3g}")
     if value < TIGHTEST:
-        raise InputError(f"{solver} does not meet the tolerance")
+        raise InputError(f"{solver} does not meet the tolerance, down to tolerances of {TIGHTEST:g} of its own")
     return replace(method, rtol=value, atol=value), None
 
 

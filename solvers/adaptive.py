@@ -62,10 +62,11 @@ class Attempt(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the next interval goes on with: the state it must start from, the slopes that are remembered there, and each
-    sample's row."""
+    """What the next interval goes on with: the state it must start from and its version, the slopes that are remembered
+    there, and each sample's row."""
 
     x: Tensor
+    version: int
     slope: Tensor
     previous: Tensor
     rows: list[Row]
@@ -116,6 +117,10 @@ class Adaptive(Solver):
         """What of a prediction the method adds up (n, *)."""
         return prediction.eps
 
+    def measured(self, x: Tensor, node: Node) -> Tensor:
+        """Of a state x (B, *) at a node, what tolerances are relative to."""
+        return x
+
     def remembered(self, slope: Tensor) -> Tensor:
         """What is remembered where a slope (n, *) is all that is known."""
         return slope
@@ -146,10 +151,10 @@ class Adaptive(Solver):
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
         state, count = x.to(wide), x.shape[0]
-        if isinstance(carry, Carry) and carry.x is x:
+        if isinstance(carry, Carry) and carry.x is x and carry.version == _version(x):
             slope, previous, known = carry.slope, carry.previous, self.reuses
         else:  # the first interval, or a hook has moved the state
-            slope, previous, known = self.remembered(torch.zeros_like(state)), state, False
+            slope, previous, known = self.remembered(torch.zeros_like(state)), self.measured(state, t), False
         rows = [Row(t, path=self.path(noise, i, count), known=known) for i in range(count)]
         for i, row in enumerate(rows):
             row.h = math.inf if self.first_step is None else self.first_step
@@ -188,7 +193,7 @@ class Adaptive(Solver):
         out = state.to(x.dtype)
         accepted, rejected = (torch.tensor([getattr(row, name) for row in rows]) for name in ("accepted", "rejected"))
         total = torch.tensor([row.error for row in rows], dtype=torch.float64)
-        return Step(out, Carry(out, slope, previous, rows), total, accepted, rejected)
+        return Step(out, Carry(out, _version(out), slope, previous, rows), total, accepted, rejected)
 
     def _ends(self, problem: Problem, rows: Sequence[Row], active: Sequence[int], s: Node) -> list[Node]:
         """Where the next inner steps of some samples go; a step that nearly arrives is stretched."""
@@ -264,7 +269,8 @@ def coarse(h: float) -> float:
     (0.09765625, inf)
     """
     fraction, exponent = math.frexp(h)
-    return h if math.isinf(h) else math.ldexp(math.floor(32 * fraction) / 32, exponent)
+    # a multiple of 1/32, less what a difference of two places rounds off, stays that multiple
+    return h if math.isinf(h) else math.ldexp(math.floor(32 * fraction + 1e-9) / 32, exponent)
 
 
 def column(numbers: Sequence[float], like: Tensor) -> Tensor:
@@ -280,6 +286,11 @@ def pid(errors: tuple[float, ...], order: float, p: float, i: float, d: float) -
     now, before, first = (*errors, *errors[-1:] * 2)[:3]
     powers = now ** -(p + i + d) * before ** (p + 2 * d) * first**-d
     return float(powers ** (1 / order))
+
+
+def _version(x: Tensor) -> int:
+    """Counts changes in place, by which a hook may move a state."""
+    return 0 if x.is_inference() else x._version
 
 
 def _part(problem: Problem, rows: Sequence[int], count: int) -> Problem:

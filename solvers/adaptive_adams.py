@@ -39,13 +39,14 @@ class AdamsAdaptive(Adaptive):
     integrates the polynomial in c through the last ``order`` - 1 slopes; the model is asked once, at its result; the
     corrector integrates the polynomial through these and the new slope. The difference to the corrector through the
     last ``order`` - 1 is the error. The clock c = log((r + a) / (1 - r + a)), a = 0.1, is log(sigma / alpha) where
-    both count and r at the ends: what a network answers changes over decades of sigma / alpha, but no decade near 0
-    matters.
+    both count, and r at the ends: what a network answers changes over decades of sigma / alpha, down to those that no
+    longer matter.
 
     A solve begins with one slope and gains an order at each step. n accepted and rejected steps take 1 + n
-    evaluations. The error of a component is measured against atol + rtol max(|x_t|, |x_s|); h takes the factor
-    0.8 err^(-1 / p), at most 2, with p the order of the estimate plus 1. ``first_step`` is a length in c; the first,
-    where none is given, is (0.1 / |slope|)^(1/2), the slope in units of the tolerance.
+    evaluations. The error of a component of y = x / (alpha + sigma) is measured against atol + rtol max(|y_t|, |y_s|),
+    so that every path takes the same steps; h takes the factor 0.8 err^(-1 / p), at most 2, with p the order of the
+    estimate plus 1. ``first_step`` is a length in c; the first, where none is given, is (0.1 / |slope|)^(1/2), the
+    slope in units of the tolerance.
     """
 
     order: int = 5
@@ -84,21 +85,24 @@ class AdamsAdaptive(Adaptive):
     def remembered(self, slope: Tensor) -> Tensor:
         return slope.unsqueeze(1).expand(-1, self.order - 1, *slope.shape[1:])
 
+    def measured(self, x: Tensor, node: Node) -> Tensor:
+        return x / self.scale(node)
+
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
-        rate = float(self._rate(np.array([[self.clock(t)]]))[0, 0])
-        norms = row_norms(self.scale(t) * rate * slope[:, -1] / self.tolerance(x, x))
+        rate, y = float(self._rate(np.array([[self.clock(t)]]))[0, 0]), self.measured(x, t)
+        norms = row_norms(rate * slope[:, -1] / self.tolerance(y, y))
         return [(0.1 / max(norm, 1e-10)) ** 0.5 for norm in norms]
 
     def attempt(
         self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
     ) -> Attempt:
-        starts = [row.node for row in rows]
         predictor, corrector, lower = self._weights(rows, ends)
-        kept = column([self.scale(end) / self.scale(start) for start, end in zip(starts, ends, strict=True)], x) * x
-        moved = kept + self._sum(ends, predictor, slope)
+        before, after = (column([self.scale(n) for n in nodes], x) for nodes in ([row.node for row in rows], ends))
+        y = x / before
+        moved = after * (y + _sum(predictor, slope))
         known = torch.cat([slope, self.ask(problem, moved, ends, dtype).unsqueeze(1)], 1)
-        new = kept + self._sum(ends, corrector, known)
-        return Attempt(new, self._sum(ends, corrector - lower, known), new, known[:, 1:])
+        new = y + _sum(corrector, known)
+        return Attempt(after * new, _sum(corrector - lower, known), new, known[:, 1:])
 
     def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
         factor = 0.8 * errors[0] ** (-1 / (self._used(row) + 1))
@@ -127,10 +131,10 @@ class AdamsAdaptive(Adaptive):
             lower[some, k + 1 - used :] = lagrange_rows(at[:, 1:], points, measure)
         return predictor, corrector, lower
 
-    def _sum(self, ends: Sequence[Node], weights: Rows, slopes: Tensor) -> Tensor:
-        """scale sum_j w_j slope_j (n, *) of slopes (n, k, *)."""
-        scaled = np.array([[self.scale(end)] for end in ends]) * weights
-        out = torch.zeros_like(slopes[:, 0])
-        for j in range(scaled.shape[1]):
-            out = out + column(scaled[:, j].tolist(), out) * slopes[:, j]
-        return out
+
+def _sum(weights: Rows, slopes: Tensor) -> Tensor:
+    """sum_j w_j slope_j (n, *) of slopes (n, k, *)."""
+    out = torch.zeros_like(slopes[:, 0])
+    for j in range(weights.shape[1]):
+        out = out + column(weights[:, j].tolist(), out) * slopes[:, j]
+    return out

@@ -10,7 +10,7 @@ from scipy.integrate import quad
 
 import solvers
 from solvers import Node, grid, solve
-from solvers.analytic import PATHS, VE, VP, Mixture
+from solvers.analytic import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
 from solvers.coefficients import lagrange, lagrange_rows
 
 
@@ -57,7 +57,7 @@ def test_steps_are_the_integrals_of_polynomials_through_the_slopes(path, order):
         places.append(there)
         slopes.append(slope(moved(places[-used - 1 : -1], slopes[-used:]), s))
         new = moved(places[-used - 1 :], slopes[-used - 1 :])
-        gap = (s.alpha + s.sigma) * (new - moved(places[-used:], slopes[-used:]))
+        gap = new - moved(places[-used:], slopes[-used:])
         errors += gap.abs().flatten()
         y = new
     assert torch.allclose(found.x, (nodes[-1].alpha + nodes[-1].sigma) * y, rtol=1e-11, atol=1e-11)
@@ -91,6 +91,34 @@ def test_what_it_remembers_survives_the_grid_and_not_a_moved_state():
         y = solve(solver, problem, y, (t, s)).x
     assert torch.equal(touched.x, y)
     assert not torch.allclose(touched.x, straight, rtol=1e-3)
+
+
+def test_every_path_takes_the_same_steps():
+    """One solve in five coordinates: the same places, errors and evaluations, whatever the tolerance."""
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1)
+    for tolerance in (1e-2, 1e-4):
+        solver, found = solvers.make(f"adams_adaptive(rtol={tolerance}, atol={tolerance})"), []
+        for path in (VP, SUB_VP, VE, RECTIFIED_FLOW):
+            lams = (math.log(0.1), math.log(20.0))
+            nodes = [path(path.t_of_lam(lam)) for lam in lams]
+            start = (nodes[0].alpha + nodes[0].sigma) * z
+            solution = solve(solver, Mixture(path), start, nodes)
+            found.append((solution.x / (nodes[1].alpha + nodes[1].sigma), solution.nfe, solution.error))
+        for x, nfe, error in found[1:]:
+            assert torch.allclose(x, found[0][0], rtol=0, atol=1e-9)
+            assert torch.equal(nfe, found[0][1])
+            assert torch.allclose(error, found[0][2], rtol=1e-6)
+
+
+def test_a_hook_may_move_the_state_in_place():
+    problem, nodes = Mixture(VP), grid("logsnr", VP, 4)
+    x = torch.tensor([[0.8], [-0.3]], dtype=torch.float64)
+    solver = solvers.make("adams_adaptive")
+    ends = [
+        solve(solver, problem, x.clone(), nodes, hooks=[move]).x
+        for move in (lambda x, node: x.mul_(1.01), lambda x, node: 1.01 * x)
+    ]
+    assert torch.equal(*ends)
 
 
 def test_weights_of_rows_are_those_of_each():

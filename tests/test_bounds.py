@@ -394,12 +394,3 @@ def test_names_of_decoders():
     for options in ({"bin_width": math.inf}, {"bin_width": 0.1, "high": math.inf}, {"bin_width": 0.1, "low": 1.0}):
         with pytest.raises(InputError, match="low below high, all finite"):
             Discretised(**options)
-
-
-def test_one_draw_a_term_tells_no_standard_error():
-    target = GaussianTarget(torch.zeros(1, dtype=torch.float64), 1.0)
-    x0 = torch.zeros(2, 1, dtype=torch.float64)
-    found = chain_bound(target.denoiser(scoresde.VP().chain(20).sde()), x0, chain=scoresde.VP().chain(20), indices=4)
-    assert torch.isnan(found.stderr).all()
-    assert all(torch.isnan(end).all() for end in found.interval())
-    assert "standard error of the draws of noise, one a term: not known" in str(found)

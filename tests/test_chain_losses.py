@@ -275,7 +275,7 @@ def test_a_run_of_a_chain_and_its_bound(tmp_path, name, scale, dequantise):
     own = ["--config.sampling.solver=ddpm", "--config.sampling.grid=leading", "--config.sampling.steps=10"]
     assert main(["sample", f"--workdir={run}", "--seeds=0-1", f"--out={out}", *own]) == 0
     assert json.loads((out / "samples.json").read_text())["nfe"] == 10
-    cheap = ["--config.likelihood.steps=2", "--config.likelihood.divergence=hutchinson(probes=1)"]
+    cheap = ["--config.likelihood.steps=4", "--config.likelihood.divergence=hutchinson(probes=1)"]
     cheap += ["--config.likelihood.bound_indices=6", "--limit=5", f"--out={out}"]
     assert main(["likelihood", f"--workdir={run}", *cheap]) == 0
     record, arrays = json.loads((out / "likelihood.json").read_text()), np.load(out / "likelihood.npz")
@@ -314,7 +314,7 @@ def test_a_learned_variance_from_a_config_alone(tmp_path):
     assert np.array_equal(np.load(out / "samples.npz")["x"], again.x.numpy())
     assert np.isfinite(again.x.numpy()).all()
     scoring = ["--config.likelihood.bound=ddpm(variance=learned)", "--config.likelihood.bound_indices=3"]
-    scoring += ["--config.likelihood.steps=2", "--limit=2", f"--out={out}"]
+    scoring += ["--config.likelihood.steps=4", "--limit=2", f"--out={out}"]
     assert main(["likelihood", f"--workdir={whole}", *scoring]) == 0
     record = json.loads((out / "likelihood.json").read_text())
     x = scoresde.dequantise(scoresde.data.load("digits").test[:2], 0.125, range(2))
@@ -327,3 +327,12 @@ def test_a_run_that_cannot_be(tmp_path, capsys):
     assert "hybrid trains a model that learns its variance" in capsys.readouterr().err
     assert main(arguments(tmp_path / "b", "digits_ddpm", 0.004, "--config.training.loss=chain_bond")) == 2
     assert "no loss 'chain_bond'; did you mean chain_bound" in capsys.readouterr().err
+
+
+def test_one_draw_a_term_tells_no_standard_error():
+    target = scoresde.targets.Gaussian(torch.zeros(1, dtype=torch.float64), 1.0)
+    x0 = torch.zeros(2, 1, dtype=torch.float64)
+    found = chain_bound(target.denoiser(scoresde.VP().chain(20).sde()), x0, chain=scoresde.VP().chain(20), indices=4)
+    assert torch.isnan(found.stderr).all()
+    assert all(torch.isnan(end).all() for end in found.interval())
+    assert "standard error of the draws of noise, one a term: not known" in str(found)

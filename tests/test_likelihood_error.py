@@ -41,6 +41,8 @@ def of_dimensions(d):
         (2, "rk4", 10),
         (2, "rk45", None),
         (2, "tsit5(rtol=1e-3,atol=1e-3)", None),
+        (2, "adams_adaptive(rtol=1e-3,atol=1e-3)", None),
+        (2, None, None),
         (16, "heun", 10),
         (16, "dpmpp_2m", 20),
         (16, "dpmpp_3m", 40),
@@ -48,9 +50,12 @@ def of_dimensions(d):
         (16, "rk4", 12),
         (16, "rk45(rtol=1e-3,atol=1e-3)", None),
         (16, "tsit5(rtol=1e-3,atol=1e-3)", None),
+        (16, "adams_adaptive(rtol=1e-2,atol=1e-2)", None),
+        (16, None, None),
         (64, "heun", 20),
         (64, "uni_pc", 40),
         (64, "rk45(rtol=1e-2,atol=1e-2)", None),
+        (64, None, None),
     ],
 )
 def test_the_error_that_is_told_bounds_the_true_one(d, solver, steps):
@@ -59,8 +64,8 @@ def test_the_error_that_is_told_bounds_the_true_one(d, solver, steps):
     found = scoresde.log_prob(target.denoiser(SDE), x, solver, steps=steps, error=True, **options)
     true = (found.nats - exact(target, SDE, x)).abs()
     assert float((true <= found.solver_error).double().mean()) >= 0.95
-    # and says something: half of the samples are not told a thousand times their error
-    assert float((found.solver_error / true).median()) < 1e3
+    # and says something: half of the samples are not told so many times their error
+    assert float((found.solver_error / true).median()) < (100 if steps is None else 400)
 
 
 def test_what_an_error_is_made_of():

@@ -290,7 +290,12 @@ def test_uncertainty_adds_up_by_hand():
     assert found["total"] == pytest.approx(math.sqrt(20 / 12 + 4))
     single = scoring.uncertainty(made([1.0], [0.5], None))
     assert math.isnan(single["samples"])
+    assert math.isnan(single["solver"])
     assert single["of_these"] == 0.5
+    text = scoring.block(made([1.0, 2.0], [0.0, 0.0], None))
+    assert "besides what the solver errs, which was not measured" in text
+    assert "besides" not in scoring.block(made([1.0, 2.0], [0.0, 0.0], [0.1, 0.1]))
+    assert "not known of a single sample" in scoring.block(made([1.0], [0.5], None))
 
 
 def test_joined_shards():
