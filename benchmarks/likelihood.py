@@ -283,6 +283,24 @@ def on_network(run: config.Run, precise: config.Run, x: Tensor, trace: str) -> t
     return Task(run.denoiser, x, prior, divergence, values[0]), float(bits(values[1] - values[0], x).max())
 
 
+def trained(workdir: Path | None) -> tuple[config.Run, config.Run]:
+    """The network that the config trains, here or in a folder that keeps it; and the same in float64."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (workdir or Path(temporary)) / CONFIG
+        fit(config.read_config(CONFIG), folder)
+        run, precise = config.load_run(folder), config.load_run(folder)
+    network: Any = precise.denoiser.network
+    network.double()
+    return run, precise
+
+
+def held_out(run: config.Run, samples: int) -> Tensor:
+    """The first test digits (B, *), spread over their bins, float64."""
+    data, width = config.load_data(run.config, run.card), run.card.bin_width
+    assert width is not None
+    return scoresde.dequantise(data.test[:samples].double(), width, range(samples))
+
+
 def measure(task: Task) -> dict[str, Any]:
     """Every method at every setting."""
     rows = []
@@ -309,15 +327,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        workdir = (arguments.workdir or Path(temporary)) / CONFIG
-        fit(config.read_config(CONFIG), workdir)
-        run, precise = config.load_run(workdir), config.load_run(workdir)
-    network: Any = precise.denoiser.network
-    network.double()
-    data, width = config.load_data(run.config, run.card), run.card.bin_width
+    run, precise = trained(arguments.workdir)
+    x, data, width = held_out(run, arguments.samples), config.load_data(run.config, run.card), run.card.bin_width
     assert width is not None
-    x = scoresde.dequantise(data.test[: arguments.samples].double(), width, range(arguments.samples))
     train = scoresde.dequantise(data.train, width, range(len(data.train)))
     sde = run.denoiser.sde
     exact, exact_gap = on_network(run, precise, x.float(), "exact")

@@ -22,25 +22,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from likelihood import held_out, trained
 from torch import Tensor
 
-import scoresde
-from scoresde import config
-from scoresde.commands import fit
 from scoresde.divergence import Divergence, Hutchinson, HutchPP, Orthogonal, Products
 from scoresde.results import environment, fingerprint, write_json
 from scoresde.sde import Denoises
 from solvers.grids import node_of_lam
 
 RESULTS = Path(__file__).parent / "results"
-CONFIG = "digits_vp"
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)
 PRODUCTS = (6, 12, 24)
 NODES = 61  # of the integral, evenly spread in log r
@@ -156,15 +152,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        workdir = (arguments.workdir or Path(temporary)) / CONFIG
-        fit(config.read_config(CONFIG), workdir)
-        run = config.load_run(workdir)
-    network: Any = run.denoiser.network
-    network.double()
-    data, width = config.load_data(run.config, run.card), run.card.bin_width
-    assert width is not None
-    x = scoresde.dequantise(data.test[: arguments.samples].double(), width, range(arguments.samples))
+    _, run = trained(arguments.workdir)
+    x = held_out(run, arguments.samples)
     sde = run.denoiser.sde
     low, high = (math.log(sde(t).ratio) for t in (sde.t_min, sde.t_max))
     along = torch.linspace(low, high, NODES, dtype=torch.float64).exp()

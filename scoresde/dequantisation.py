@@ -67,7 +67,7 @@ class TruncatedNormal(Dequantiser):
 
 
 def uniforms(shape: tuple[int, ...], seeds: list[int], draw: int = 0) -> Tensor:
-    """u (B, *) in (0, 1), float64, row i from seed i alone; another for every ``draw``."""
+    """u (B, *) in [0, 1), float64, row i from seed i alone; another for every ``draw``."""
     streams = (_STREAM,) if draw == 0 else (_STREAM, draw)
     rows = [torch.rand(shape, generator=generator(seed, *streams), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows)

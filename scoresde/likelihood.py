@@ -110,6 +110,7 @@ def log_prob(
     if tolerance is not None:
         if (steps, nfe, draws) != (None, None, 1):
             raise InputError("tolerance chooses the steps: leave out steps, nfe and draws")
+        solvers.grids.make(grid or "logsnr")  # which adaptive solvers do not use
         from . import tolerance as meeting
 
         options: dict[str, Any] = {"prior": prior, "bin_width": width, "dequantiser": dequantiser}

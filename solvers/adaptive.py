@@ -35,6 +35,7 @@ class Row:
         errors: of the accepted inner steps that the controller remembers, the latest first.
         known: its prediction at ``node`` is at hand.
         retried: the last inner step was rejected.
+        lost: and its error was not finite.
         places: on the clock, where it stood with a known slope: here, and before this in the solve, the latest last.
         path: what it draws its noise from, for stochastic solvers.
     """
@@ -44,6 +45,7 @@ class Row:
     errors: tuple[float, ...] = ()
     known: bool = False
     retried: bool = False
+    lost: bool = False
     places: tuple[float, ...] = ()
     accepted: int = 0
     rejected: int = 0
@@ -203,9 +205,8 @@ class Adaptive(Solver):
             if 1.01 * row.h >= abs(goal - now):
                 continue
             if row.h <= UNDERFLOW * max(1.0, abs(now)):
-                raise InputError(
-                    f"{self}: the step of sample {i} underflows at lam={row.node.lam:.6g}; loosen rtol or atol"
-                )
+                advice = "the model's predictions beyond are not finite" if row.lost else "loosen rtol or atol"
+                raise InputError(f"{self}: the step of sample {i} underflows at lam={row.node.lam:.6g}; {advice}")
             if row.accepted + row.rejected >= self.max_steps:
                 raise InputError(
                     f"{self}: sample {i} took max_steps={self.max_steps} inner steps and is at lam={row.node.lam:.6g}, "
@@ -222,7 +223,7 @@ class Adaptive(Solver):
             accept, factor = self.control((max(norm, 1e-10), *row.errors), row)
         if row.path is not None:
             row.path.settle(accept)
-        row.retried = not accept
+        row.retried, row.lost = not accept, not math.isfinite(norm)
         if not accept:
             row.h, row.known = coarse(factor * length), True
             row.rejected += 1

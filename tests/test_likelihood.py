@@ -250,6 +250,7 @@ def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
         ({"steps": 5, "bin_width": True}, "bin_width must be a positive, finite number, got True"),
         ({"steps": 5, "bin_width": math.inf}, "bin_width must be a positive, finite number, got inf"),
         ({"steps": 5, "bin_width": math.nan}, "bin_width must be positive, got nan"),
+        ({"tolerance": 0.1, "grid": "nope"}, "no grid 'nope'"),
         ({"tolerance": "tight"}, "tolerance must be a positive, finite number, got 'tight'"),
         ({"tolerance": math.inf}, "tolerance must be a positive, finite number, got inf"),
         ({"tolerance": math.nan}, "tolerance must be positive, got nan"),

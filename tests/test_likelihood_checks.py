@@ -245,7 +245,9 @@ def test_intervals_of_several_draws_cover_as_often_as_they_say(divergence):
 
 
 @pytest.mark.parametrize(
-    ("d", "tolerance", "solver", "tighter"), [(2, 0.03, "rk45", 1000), (2, 0.02, "heun", 10), (16, 0.5, "rk45", 100)]
+    ("d", "tolerance", "solver", "tighter"),
+    # the loosest trial of rk45 meets a tenth of it too: its first step is short
+    [(2, 0.03, "rk45", 1000), (2, 0.02, "heun", 10), (16, 0.5, "rk45", 10), (16, 0.5, None, 10)],
 )
 def test_a_tolerance_is_met(d, tolerance, solver, tighter):
     target = mixture(d)
@@ -259,7 +261,7 @@ def test_a_tolerance_is_met(d, tolerance, solver, tighter):
     tight = log_prob(denoiser, x[:4], solver, tolerance=tolerance / tighter, prior=prior)
     loose = log_prob(denoiser, x[:4], solver, tolerance=tolerance, prior=prior)
     assert tight.products > loose.products
-    assert (tight.nats - exact(target, VP, x[:4])).abs().max() < tolerance / 4
+    assert (tight.nats - exact(target, VP, x[:4])).abs().max() < 2.5 * tolerance / tighter
 
 
 def test_a_tolerance_is_in_bits_where_there_are_bits():

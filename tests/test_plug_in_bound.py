@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from test_continuous_bound import Shrunk
 from test_likelihood import Shifted, exact, exact_prior, mixture
 
 import scoresde
@@ -143,22 +144,6 @@ def test_at_zero_it_is_the_continuous_bound():
     # and wrong it is: a bound of the right score lies elsewhere
     right = plug_in_bound(wrong, noised, 0.0, steps=100, draws=4, divergence="exact")
     assert abs(float(mine.nats.mean() - right.nats.mean())) > 8 * spread
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """Another denoiser whose eps is too small by two fifths."""
-
-    of: object
-
-    @property
-    def sde(self):
-        return self.of.sde
-
-    def predict(self, x, node, **conditions):
-        wide, found = node.like(x), self.of.predict(x, node)
-        eps = 0.6 * found.eps
-        return Prediction((x - wide.sigma * eps) / wide.alpha, eps)
 
 
 def test_probes_are_each_paths_own_and_in_the_standard_error():
