@@ -52,9 +52,7 @@ def get_config() -> ConfigDict:
     config.sampling.batch_size = 512  # samples carried at once; does not change them
 
     config.likelihood = ConfigDict()
-    config.likelihood.solver = placeholder(
-        str
-    )  # any deterministic solver; by default adams_adaptive, or heun for steps
+    config.likelihood.solver = placeholder(str)  # deterministic; by default adams_adaptive, or heun for steps
     config.likelihood.grid = placeholder(str)  # logsnr (default) or another
     config.likelihood.steps = placeholder(int)  # of the grid; adaptive solvers choose their own
     config.likelihood.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
