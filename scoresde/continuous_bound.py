@@ -36,13 +36,13 @@ import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
+from .batches import batches_of, check_batch
 from .checks import positive, seeds_of
 from .decoders import Decoder, Discretised, Gaussian, decoders
 from .learned_vp import LearnedVP, node_of_gamma
 from .log_density import LogProb, degrees, standard_error
 from .losses import LogSNR, Loss, TimeSampler, Uniform, _inverse, losses, normal_like
 from .losses import times as samplers
-from .sample import batches_of, check_batch
 from .sde import SDE, Denoises
 
 _TIMES = 6  # label of the generator's stream

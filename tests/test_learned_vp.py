@@ -13,11 +13,11 @@ from torch import nn
 
 import scoresde
 from scoresde.cli import main
-from scoresde.config import load_run
 from scoresde.continuous_bound import ContinuousBound
 from scoresde.decoders import Gaussian
 from scoresde.learned_vp import LearnedVP, WithSchedule, with_network, with_schedule
 from scoresde.losses import DSM
+from scoresde.run import load_run
 from scoresde.train import TrainingOptions, train
 from solvers import InputError, generator
 
