@@ -10,6 +10,7 @@ from .learned_vp import LearnedVP
 from .likelihood import LogProb, dequantise, log_prob
 from .load import load
 from .moments import eps_power
+from .plan import Plan, plan
 from .plug_in_bound import plug_in_bound
 from .sample import Sample, encode, sample
 from .sampled_density import sample_with_log_prob
@@ -26,6 +27,7 @@ __all__ = [
     "InputError",
     "LearnedVP",
     "LogProb",
+    "Plan",
     "RectifiedFlow",
     "Sample",
     "SubVP",
@@ -42,6 +44,7 @@ __all__ = [
     "load_dequantiser",
     "log_prob",
     "make_sde",
+    "plan",
     "plug_in_bound",
     "sample",
     "sample_with_log_prob",

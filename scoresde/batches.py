@@ -1,16 +1,82 @@
-"""Batches: what a solve can start from, how it is cut into batches, and whether its outcome is finite."""
+"""Batches: what a solve can start from, how samples are carried, and whether the outcome is finite."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 import solvers
 from solvers import InputError
 
 from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How samples are carried through a solve.
+
+    Attributes:
+        batch_size: how many at once, all by default; it does not change them.
+        device: where the model is.
+        dtype: of what the model sees.
+        progress: show a bar over the steps.
+
+    Raises:
+        InputError: a dtype that is no float type.
+    """
+
+    batch_size: int | None = None
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.dtype.is_floating_point:
+            raise InputError(f"dtype must be a float type, got {self.dtype}")
+
+    def rows(self, count: int) -> list[slice]:
+        """The rows of each batch of ``count`` samples.
+
+        Raises:
+            InputError: the batch size is not a positive integer.
+        """
+        return batches_of(count, self.batch_size)
+
+    def bar(self, steps: int, label: str) -> Any:
+        """A progress bar over so many steps."""
+        return tqdm(total=steps, desc=label, disable=not self.progress, leave=False)
+
+
+def check_draws(seeds: Iterable[int], shape: Iterable[int]) -> tuple[list[int], tuple[int, ...]]:
+    """The seeds and the shape of what is drawn for them.
+
+    Raises:
+        InputError: either is not a list, or a length is not a positive integer.
+    """
+    if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
+        raise InputError(f"seeds and shape are lists of integers, got {seeds!r} and {shape!r}")
+    found, lengths = list(seeds), tuple(shape)
+    for length in lengths:
+        solvers.errors.positive_integer("every length in shape", length)
+    return found, lengths
+
+
+def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...]) -> None:
+    """Refuses given starts that are not ``count`` states of a shape.
+
+    Raises:
+        InputError: another shape, or not a batch of finite floats.
+    """
+    if x_init is None:
+        return
+    if tuple(x_init.shape) != (count, *shape):
+        raise InputError(f"x_init is {tuple(x_init.shape)}, for {count} seeds of shape {shape}")
+    check_batch("x_init", x_init)
 
 
 def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:

@@ -20,7 +20,8 @@ from .denoiser import Denoiser
 from .learned_vp import with_schedule
 from .losses import Loss, losses, times
 from .networks import networks
-from .sde import make_sde
+from .plan import Plan, planned
+from .sde import Denoises, make_sde
 from .train import TrainingOptions
 
 
@@ -82,13 +83,26 @@ def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser
 
 
 def build_loss(config: ConfigDict, card: DataCard) -> Loss:
-    """The training loss of a config, with its target, its times and the decoder that its data need."""
+    """The training loss of a config: its spec, with the config's target and times where they are given, and the decoder
+    that its data need where the spec names none.
+
+    Raises:
+        InputError: a target or times are given to a loss that does not use them.
+    """
     loss: Any = losses.make(config.training.loss)
-    given = {"target": config.training.target, "times": times.make(config.training.times)}
-    if getattr(loss, "decoder", 0) is None:
+    names = [field.name for field in fields(loss)]
+    given = {name: config.training[name] for name in ("target", "times") if config.training[name] is not None}
+    for name, value in given.items():
+        if name not in names:
+            raise InputError(
+                f"the loss {losses.info_of(loss).name} does not use training.{name}, got {value!r}; "
+                f"its options: {', '.join(names)}"
+            )
+    if "times" in given:
+        given["times"] = times.make(given["times"])
+    if "decoder" in names and loss.decoder is None:
         given["decoder"] = build_decoder(config, card)
-    names = {field.name for field in fields(loss)}
-    made: Loss = replace(loss, **{name: value for name, value in given.items() if name in names})
+    made: Loss = replace(loss, **given)
     return made
 
 
@@ -107,16 +121,21 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
     return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
 
 
-def solve_options(section: ConfigDict) -> dict[str, Any]:
-    """``sampling`` or ``likelihood`` as arguments of ``sample`` or ``log_prob``; ``nfe`` goes before ``steps``."""
-    solver = make(resolve(section.solver)[0])
-    own_steps = solver.adaptive or solver.nodes is not None or (section.grid and grids.make(section.grid).fixed)
+def plan_of(
+    denoiser: Denoises, section: ConfigDict, default: tuple[str, str | None] = ("dpmpp_2m", None), stop: bool = False
+) -> Plan:
+    """The plan of ``sampling`` or ``likelihood``; ``nfe`` goes before ``steps``, which solvers and grids that set their
+    own do not use.
+
+    Args:
+        default: the solver and the grid where the section names none.
+        stop: end at t_min.
+
+    Raises:
+        InputError: see ``scoresde.plan``.
+    """
+    solver = section.solver or default[0]
+    method = make(resolve(solver)[0])
+    own_steps = method.adaptive or method.nodes is not None or (section.grid and grids.make(section.grid).fixed)
     steps = None if own_steps or section.nfe is not None else section.steps
-    return {
-        "solver": section.solver,
-        "grid": section.grid,
-        "steps": steps,
-        "nfe": section.nfe,
-        "batch_size": section.batch_size,
-        **({"noise": section.noise} if "noise" in section else {}),
-    }
+    return planned(None, denoiser, solver, section.grid, steps, section.nfe, None, None, default=default, stop=stop)

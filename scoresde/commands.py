@@ -89,9 +89,11 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     """Draws samples into samples.npz, samples.json and grid.png."""
     run = load_run(arguments.workdir, overrides)
     out = writable(arguments.out)
-    options = build.solve_options(run.config.sampling)
-    device = build.device_of(run.config)
-    result = draw(run.denoiser, run.card.shape, arguments.seeds, **options, device=device, progress=True)
+    section = run.config.sampling
+    result = draw(
+        run.denoiser, run.card.shape, arguments.seeds, plan=build.plan_of(run.denoiser, section), noise=section.noise,
+        batch_size=section.batch_size, device=build.device_of(run.config), progress=True,
+    )  # fmt: skip
     x = result.x.cpu()
     write_arrays(out / "samples.npz", x=x, seeds=np.array(arguments.seeds))
     if is_image(x):

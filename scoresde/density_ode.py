@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
 from solvers import InputError, Node, Prediction, Rows
 from solvers.grids import node_of_lam, nodes_of_lam
-from solvers.outputs import Output
 
-from .batches import batches_of, check_finite
+from .batches import Batching, check_finite
 from .checks import leaves_torch
+from .denoises import Model, adapted
 from .divergence import Divergence, Exact
 from .plan import Plan
 from .sde import Denoises
@@ -81,6 +81,11 @@ class WithLogDensity:
     dtype: torch.dtype = torch.float32
     device: torch.device | str = "cpu"
 
+    @cached_property
+    def model(self) -> Model:
+        """The denoiser with all of its parts."""
+        return adapted(self.denoiser)
+
     @property
     def channels(self) -> int:
         """m, the number of log-density channels."""
@@ -119,7 +124,7 @@ class WithLogDensity:
         with torch.enable_grad():
             leaf = (samples if self.create_graph else samples.detach()).to(_seen(self.dtype)).to(self.device)
             leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
-            prediction = self.denoiser.predict(leaf, node, **self.conditions)
+            prediction = self.model.predict(leaf, node, **self.conditions)
             trace = self._trace(prediction.x0, leaf, node).to(x.device).double()
         # alpha r = sigma turns the trace in x into the trace in y
         wide: Any = node.like(channels)
@@ -137,8 +142,7 @@ class WithLogDensity:
             self._check_gradients(leaf, node)
             return flat.new_zeros(len(leaf), self.channels)
         # x0 = share x + ...: that much of the Jacobian is known
-        output: Output | None = getattr(self.denoiser, "output", None)
-        share: Any = 0.0 if output is None else output.weights(node.like(flat))[0][0]  # type: ignore[arg-type]
+        share: Any = self.model.output.weights(node.like(flat))[0][0]  # type: ignore[arg-type]
 
         def products(vectors: Tensor) -> Tensor:
             parts = []
@@ -162,15 +166,11 @@ class WithLogDensity:
             InputError: it runs under no_grad or inference_mode, detaches x, or is no function of torch's.
         """
 
-        def ask(x: Tensor) -> Tensor:
-            if hasattr(self.denoiser, "raw"):
-                out: Tensor = self.denoiser.raw(x, node, **self.conditions)
-                return out
-            return self.denoiser.predict(x, node, **self.conditions).x0
-
-        out = ask(leaf)
+        out = self.model.raw(leaf, node, **self.conditions)
         slope = torch.autograd.grad(out.sum(), leaf, allow_unused=True)[0] if out.requires_grad else None
-        if slope is None and bool(out.isfinite().all()) and not torch.equal(out, ask(leaf.detach() * 1.25 + 0.25)):
+        if slope is not None or not bool(out.isfinite().all()):
+            return
+        if not torch.equal(out, self.model.raw(leaf.detach() * 1.25 + 0.25, node, **self.conditions)):
             raise InputError(
                 "the model answers x without a gradient by x, which a likelihood needs: does it run under "
                 "torch.no_grad or inference_mode, or detach x?"
@@ -195,51 +195,54 @@ class Carried(NamedTuple):
 class Carrier:
     """What every solve of a likelihood shares.
 
-    The model sees samples of ``shape`` in ``dtype`` on ``device``; the state is float64. ``seeds`` are of the probes,
-    one per sample.
+    Attributes:
+        shape: of one sample; the model sees samples in the batching's dtype, the state is float64.
+        seeds: of the probes, one per sample.
+        differentiable: keep the graph of the whole solve.
     """
 
     denoiser: Denoises
-    rule: Divergence
+    divergence: Divergence
     seeds: list[int]
     shape: tuple[int, ...]
     conditions: Mapping[str, Tensor]
-    differentiable: bool
-    dtype: torch.dtype
-    device: torch.device | str
-    batch_size: int | None
-    progress: bool
+    batching: Batching
+    differentiable: bool = False
 
-    def along(self, plan: Plan, nodes: tuple[Node, ...], clean: Callable[[slice], Tensor]) -> Carried:
-        """Carries x / alpha, ``clean(rows)`` (n, *) for the rows of a batch, along nodes, which run either way.
+    def problem(self, rows: slice) -> WithLogDensity:
+        """The problem of some of the samples."""
+        return WithLogDensity(
+            self.denoiser,
+            self.shape,
+            {name: value[rows] for name, value in self.conditions.items()},
+            self.divergence,
+            self.divergence.draw(self.seeds[rows], math.prod(self.shape)),
+            self.differentiable,
+            self.batching.dtype,
+            self.batching.device,
+        )
+
+    def along(self, plan: Plan, clean: Callable[[slice], Tensor]) -> Carried:
+        """Carries x / alpha, ``clean(rows)`` (n, *) for the rows of a batch, along a plan's nodes, which run either
+        way.
 
         Raises:
             InputError: a solver that leaves torch, where gradients are asked for; an outcome that is not finite.
         """
         if self.differentiable and leaves_torch(plan.solver):
             raise InputError(f"{plan.solver} leaves torch, so no gradient passes: take another for differentiable=True")
-        start, end, d = nodes[0], nodes[-1], math.prod(self.shape)
-        batches = batches_of(len(self.seeds), self.batch_size)
-        parts = []
-        bar = tqdm(total=(len(nodes) - 1) * len(batches), desc="log p", disable=not self.progress, leave=False)
+        start, end, d = plan.nodes[0], plan.nodes[-1], math.prod(self.shape)
+        batches = self.batching.rows(len(self.seeds))
+        parts, bar = [], self.batching.bar(plan.steps * len(batches), "log p")
 
         def advance(state: Tensor, node: Node) -> None:
             bar.update()
 
         with bar, torch.set_grad_enabled(self.differentiable):
             for rows in batches:
-                problem = WithLogDensity(
-                    self.denoiser,
-                    self.shape,
-                    {name: value[rows] for name, value in self.conditions.items()},
-                    self.rule,
-                    self.rule.draw(self.seeds[rows], d),
-                    self.differentiable,
-                    self.dtype,
-                    self.device,
-                )
+                problem = self.problem(rows)
                 state = problem.start(clean(rows), start)
-                solution = solvers.solve(plan.solver, problem, state, nodes, hooks=[advance])
+                solution = solvers.solve(plan.solver, problem, state, plan.nodes, hooks=[advance])
                 states, channels = problem.split(solution.x)
                 # l is the log-density of x / alpha: back to that of x at both ends
                 change = problem.log_density_change(channels, start, end) - d * math.log(end.alpha / start.alpha)

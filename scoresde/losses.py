@@ -20,6 +20,7 @@ from solvers import InputError, Registry
 from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer, unknown
 
+from .denoises import adapted
 from .sde import SDE, Denoises
 
 
@@ -169,7 +170,7 @@ class DSM(Loss):
         Raises:
             InputError: the target "edm" with a denoiser that has no ``sigma_data``.
         """
-        sigma_data = getattr(denoiser, "sigma_data", None)
+        sigma_data = adapted(denoiser).sigma_data
         if self.target == "edm" and sigma_data is None:
             raise InputError("the training target 'edm' needs a denoiser with sigma_data")
         node = denoiser.sde(self.times.sample(denoiser.sde, len(x0), generator))

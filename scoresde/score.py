@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from solvers import InputError, make
+from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer
 
 from . import build
@@ -29,7 +29,8 @@ from .config import DataCard, flat
 from .continuous_bound import continuous_bound
 from .decoders import Discretised
 from .dequantisation import dequantisers
-from .likelihood import default_solver, dequantise, log_prob
+from .divergence import divergences
+from .likelihood import GRID, default_solver, dequantise, log_prob
 from .likelihood_page import block, page
 from .log_density import LogProb, error_of_mean, uncertainty
 from .results import environment, fingerprint, write_arrays, write_atomically, write_json
@@ -138,32 +139,31 @@ def evaluate(
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """A run's ``likelihood`` section as arguments of ``log_prob``: a tolerance goes before the steps, and without a bin
+    """A run's ``likelihood`` section as arguments of ``log_prob``: a tolerance goes before the plan, and without a bin
     width there is no dequantiser.
 
     Raises:
-        InputError: an unknown dequantiser or bound, a tolerance that is not positive, draws that are no positive
-            integer.
+        InputError: an unknown name, a tolerance that is not positive, draws that are no positive integer; see
+            ``scoresde.plan``.
     """
-    section, width = run.config.likelihood.copy_and_resolve_references(), run.card.bin_width
-    tolerance, draws = section.tolerance, positive_integer("likelihood.draws", section.draws)
-    tolerance = None if tolerance is None else positive("tolerance", tolerance)
-    steps, nfe = (section.steps, section.nfe) if tolerance is None else (None, None)
-    section.solver = section.solver or default_solver(steps, nfe)
-    dequantisers.make(section.dequantiser)
+    section, width = run.config.likelihood, run.card.bin_width
+    draws = positive_integer("likelihood.draws", section.draws)
+    noise = dequantisers.make(section.dequantiser)
     check_bound(section.bound)
-    options = build.solve_options(section)
-    del options["batch_size"]
-    return {
-        **options,
-        "steps": options["steps"] if tolerance is None else None,
-        "tolerance": tolerance,
-        "divergence": section.divergence,
+    options: dict[str, Any] = {
+        "divergence": divergences.make(section.divergence),
         "bin_width": width,
-        "dequantiser": None if width is None else section.dequantiser,
+        "dequantiser": None if width is None else noise,
         "draws": draws,
-        "error": section.error and tolerance is None,  # a tolerance brings its own
     }
+    if section.tolerance is not None:  # which brings the solver's error
+        tolerance = positive("tolerance", section.tolerance)
+        solver = section.solver and make(resolve(section.solver)[0])
+        grid = section.grid and grids.make(section.grid)
+        return {**options, "solver": solver, "grid": grid, "nfe": section.nfe, "tolerance": tolerance}
+    default = default_solver(section.steps, section.nfe), GRID
+    plan = build.plan_of(run.denoiser, section, default, stop=True)
+    return {**options, "plan": plan, "error": section.error}
 
 
 def check_bound(bound: str | None) -> None:

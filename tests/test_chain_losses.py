@@ -15,8 +15,10 @@ from scoresde.build import build_loss, card_of, load_data
 from scoresde.chain_losses import ChainBound, Hybrid
 from scoresde.chains import DDPMChain
 from scoresde.cli import main
-from scoresde.decoders import Discretised, Gaussian
-from scoresde.losses import DSM, Discrete, losses
+from scoresde.config import DataCard
+from scoresde.continuous_bound import ContinuousBound, LowDiscrepancy
+from scoresde.decoders import Discretised, Gaussian, Levels
+from scoresde.losses import DSM, Discrete, LogNormal, Uniform, losses
 from scoresde.run import load_run
 from solvers import Prediction
 from solvers.ancestral import DDPM
@@ -266,6 +268,32 @@ def test_a_config_fills_in_what_a_loss_needs():
     assert discrete == ChainBound(decoder=Discretised(0.125, -1.0, 1.0))
     own = build("training.loss=hybrid(weight=0.1, decoder=discretised(bin_width=0.25))")
     assert own == Hybrid(0.1, Discretised(0.25))
+    assert build("training.target=x0") == DSM("x0", Discrete())
+    assert build("training.times=uniform") == DSM("eps", Uniform())
+
+
+@pytest.mark.parametrize("name", ["target", "times"])
+@pytest.mark.parametrize("loss", ["hybrid", "chain_bound"])
+def test_what_a_loss_does_not_use_is_refused(name, loss):
+    with pytest.raises(
+        InputError, match=rf"^the loss {loss} does not use training\.{name}, got 'eps'; its options: .*decoder"
+    ):
+        build(f"training.loss={loss}", f"training.{name}=eps")
+
+
+def test_every_config_has_the_loss_it_had():
+    """And so has the config of a run that was saved when target and times stood beside the loss."""
+    lognormal = DSM("edm", LogNormal(-1.0, 1.2))
+    expected = dict.fromkeys(("default", "digits_vp", "digits_ve", "digits_subvp", "mnist_vp"), lognormal)
+    expected |= {name: DSM("eps", Discrete()) for name in ("digits_ddpm", "digits_smld")}
+    expected |= {"digits_edm": DSM("edm", LogNormal(-1.2, 1.2))}
+    expected |= {"digits_vdm": ContinuousBound(Levels(0.125), LowDiscrepancy())}
+    card = DataCard((1, 8, 8), -1.0, 1.0, 0.125)
+    for name, loss in expected.items():
+        assert build_loss(config.read_config(name), card) == loss, name
+    old = config.read_config("default")
+    old.training.update({"loss": "dsm", "target": "edm", "times": "lognormal(mean=-1.0, std=1.2)"})
+    assert build_loss(old, card) == lognormal
 
 
 @pytest.mark.parametrize(("name", "scale"), [("digits_ddpm", 0.004), ("digits_smld", 0.017)])
