@@ -3,42 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers import InputError, Node, Prediction, Rows
+from solvers import InputError, Node, Prediction, Problem, Rows
 from solvers.grids import node_of_lam, nodes_of_lam
 from solvers.outputs import Output
 
 from .divergence import Divergence, Exact
-from .sde import Denoises
+from .sde import SDE, Denoises
 
 # vector-Jacobian products taken at once: enough to fill a processor, few enough to bound memory
 CHUNK = 64
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class Diffusion(Problem):
     """The samples of a denoiser, with their conditions (each (B, *))."""
 
     denoiser: Denoises
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def node(self, t: float) -> Node:
-        """The path at t."""
-        return self.denoiser.sde(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        """The path where log(alpha / sigma) = lam."""
-        return node_of_lam(self.denoiser.sde, lam)
-
-    def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
-        """The path at every lam."""
-        return nodes_of_lam(self.denoiser.sde, lams)
+    @property
+    def path(self) -> SDE:
+        """The path that the denoiser was trained on."""
+        return self.denoiser.sde
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
         """The denoiser's prediction at x (B, *), at one node or at one a sample."""
@@ -54,11 +47,10 @@ class Diffusion:
         out: Tensor = self.denoiser.raw(x, node, **self.conditions)  # type: ignore[attr-defined]
         return out
 
-    @property
-    def log_prob(self) -> Callable[[Tensor, Node], Tensor]:
+    def log_prob(self, x: Tensor, node: Node) -> Tensor:
         """The log-density (B,) of x_t in nats, where the denoiser knows it; correctors that accept or reject ask."""
-        known: Callable[[Tensor, Node], Tensor] = self.denoiser.log_prob  # type: ignore[attr-defined]
-        return known
+        known = getattr(self.denoiser, "log_prob", None)
+        return super().log_prob(x, node) if known is None else known(x, node)
 
     def select(self, rows: Rows) -> Diffusion:
         """The problem of some of the samples."""

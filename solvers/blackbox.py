@@ -19,7 +19,6 @@ from torchdiffeq import odeint
 
 from .adaptive import check_tolerances
 from .errors import InputError, positive_integer, unknown
-from .loop import select
 from .types import Node, Noise, Problem, Solver, Step, solvers
 
 
@@ -103,7 +102,7 @@ class BlackBox(Solver):
         if not self.methods[self.name].norm:
             return Step(self.integrate(problem, x, t, s), carry)
         rows = [slice(i, i + 1) for i in range(x.shape[0])]
-        return Step(torch.cat([self.integrate(select(problem, row), x[row], t, s) for row in rows]), carry)
+        return Step(torch.cat([self.integrate(problem.select(row), x[row], t, s) for row in rows]), carry)
 
     def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
         """Samples x (n, *) from t to s."""

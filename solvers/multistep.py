@@ -88,6 +88,10 @@ class Multistep(Solver):
         """The order without ``lower_order_final``."""
         return min(self.depth, {"lower": 2, "corrector": 3, "runge_kutta": 4}[self.start])
 
+    @property
+    def restartable(self) -> bool:
+        return False
+
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         """The step to s from past[0] with the predictions at ``past``, newest first."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from .errors import InputError, unknown
-from .types import Node, Prediction
+from .node import Node, Prediction
 
 # (output, x, node, sigma_data) -> (x0, eps), with node's numbers ready to multiply x
 Convert = Callable[[Any, Any, Any, float], tuple[Any, Any]]
