@@ -16,7 +16,7 @@ from solvers.grids import node_of_lam
 from solvers.instructions import Evaluate
 from solvers.program import asker
 
-from ..sde import EDM
+from ..standard import EDM
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
