@@ -23,7 +23,7 @@ from solvers.ancestral import DDPM, posterior
 from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer
 
-from .chains import Chain, reverse_kernel
+from .chain import Chain, reverse_kernel
 from .checks import positive, seeds_of
 from .continuous_bound import prior_kl
 from .decoders import Decoder, Discretised, decoders

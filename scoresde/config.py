@@ -21,16 +21,17 @@ from torch import nn
 from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer, unknown
 
-from . import chain_losses, checkpoint  # noqa: F401  (the first registers its losses)
+from . import bound_losses, checkpoint  # noqa: F401  (the first registers its losses)
 from .configs import default
 from .data import Dataset, load
 from .decoders import Decoder, Discretised, Gaussian
 from .denoiser import Denoiser
-from .learned_vp import with_schedule
-from .losses import Loss, losses, times
+from .learned_path import with_schedule
+from .losses import Loss, losses
 from .networks import networks
 from .results import write_json
 from .sde import make_sde
+from .time_samplers import times
 from .train import TrainingOptions
 
 # what may change between the sessions of one training run

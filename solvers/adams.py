@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from .errors import InputError
-from .multistep import Coordinate, Memory, Multistep, Quantity, Row, Start, adams, check_order
+from .multistep import Coordinate, Memory, Multistep, Row, Start, adams, check_order
+from .outputs import Quantity
 from .types import Node, Noise, Problem, Step, solvers
 
 

@@ -11,7 +11,8 @@ import numpy as np
 
 from .coefficients import GAUSS, phi2, phi3
 from .errors import InputError
-from .multistep import Multistep, Quantity, Row, Start, adams
+from .multistep import Multistep, Row, Start, adams
+from .outputs import Quantity
 from .types import Node, Problem, solvers
 
 

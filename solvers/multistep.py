@@ -16,11 +16,11 @@ from torch import Tensor
 
 from .coefficients import GAUSS, lagrange
 from .errors import InputError
+from .outputs import Quantity, quantity
 from .singlestep import DPMpp2S, DPMpp3S
 from .types import Node, Noise, Prediction, Problem, Solver, Step
 
 Start = Literal["lower", "corrector", "runge_kutta"]
-Quantity = Literal["x0", "eps", "v", "velocity"]
 Coordinate = Literal["lam", "ratio", "t", "flow", "angle"]
 
 
@@ -151,18 +151,6 @@ class Multistep(Solver):
 def _one_step(order: int, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
     """A step of DPM-Solver++ 2S or 3S whose first prediction has been made."""
     return (DPMpp2S() if order == 2 else DPMpp3S()).advance(problem, x, t, s, first)
-
-
-def quantity(prediction: Prediction, node: Node, name: Quantity) -> Tensor:
-    """What a method interpolates (B, *): x0, eps, v of the angle, or the velocity eps - x0 of the straight line."""
-    if name == "x0":
-        return prediction.x0
-    if name == "eps":
-        return prediction.eps
-    if name == "velocity":
-        return prediction.eps - prediction.x0
-    scale = math.hypot(1, node.ratio)
-    return (1 / scale) * prediction.eps - (node.ratio / scale) * prediction.x0
 
 
 def place(node: Node, coordinate: Coordinate) -> float:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from .errors import InputError
-from .multistep import Quantity, quantity
+from .outputs import Quantity, quantity
 from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
 
 

@@ -10,12 +10,13 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError, checkpoint, config
+from scoresde.bound_losses import ChainBound, Hybrid
 from scoresde.bounds import chain_bound
-from scoresde.chain_losses import ChainBound, Hybrid
 from scoresde.chains import DDPMChain
 from scoresde.cli import main
 from scoresde.decoders import Discretised, Gaussian
-from scoresde.losses import DSM, Discrete, losses
+from scoresde.losses import DSM, losses
+from scoresde.time_samplers import Discrete
 from solvers import Prediction
 from solvers.ancestral import DDPM
 

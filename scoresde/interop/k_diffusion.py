@@ -15,7 +15,7 @@ from solvers import InputError, Node, Output, Prediction, Problem, Program, Solv
 from solvers.instructions import Evaluate
 from solvers.program import asker
 
-from ..sde import EDM
+from ..standard import EDM
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
