@@ -23,7 +23,7 @@ from solvers import Corrector, Info, InputError, SeededNoise, Solver, resolve
 from solvers.analytic import PATHS, VP, Mixture
 from solvers.diffusers_labels import CLASSES
 from solvers.labels import SOLVERS as LABELS
-from solvers.names import normalise
+from solvers.normalise import normalise
 
 GROUPS = {
     "one-step": "One-step methods of the ODE",

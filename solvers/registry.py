@@ -15,15 +15,14 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points as installed_entry_points
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
 
-from . import names
 from . import spec as grammar
 from .errors import InputError, unknown
-from .names import normalise
+from .normalise import normalise
 from .spec import Spec
 
 T = TypeVar("T")
@@ -89,6 +88,8 @@ class Registry(Generic[T]):
         self._entry_points = entry_points
         self._infos: dict[str, Info] = {}
         self._aliases: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
+        self._read_label: Callable[[str], str] = str
         self._told: set[str] = set()  # each spelling is logged once
         self._prefixes: set[str] = set()
         Registry.by_base[base] = self
@@ -120,6 +121,16 @@ class Registry(Generic[T]):
             return cls
 
         return decorate
+
+    def add_labels(self, labels: Mapping[str, str], read: Callable[[str], str] | None = None) -> None:
+        """Adds what other programs call the registered classes; a registered name or alias goes before a label.
+
+        Args:
+            labels: specs by label.
+            read: what a text given to ``make`` stands for, where that is more than a label: another text.
+        """
+        self._labels.update({normalise(label): spec for label, spec in labels.items()})
+        self._read_label = read or self._read_label
 
     def _card(self, name: str, cls: type, **facts: Any) -> Info:
         if not issubclass(cls, self.base):
@@ -196,11 +207,11 @@ class Registry(Generic[T]):
         return spec
 
     def _spellings(self) -> set[str]:
-        return {*self._infos, *self._aliases, *(k for k in names.known(self.kind) if self._look_up(k, exactly=True))}
+        return {*self._infos, *self._aliases, *(k for k in self._labels if self._look_up(k, exactly=True))}
 
     def _look_up(self, name: str, exactly: bool = False) -> Spec | None:
         key = normalise(name)
-        alias, label = self._aliases.get(key), names.meaning(self.kind, key)
+        alias, label = self._aliases.get(key), self._labels.get(key)
         if key in self._infos:
             return Spec(key)
         if alias:
@@ -232,10 +243,8 @@ class Registry(Generic[T]):
         if isinstance(spec, self.base):
             return spec
         if isinstance(spec, str):
-            typed, grid = names.read(spec) if self.kind == "solver" else (spec, None)
+            typed = self._read_label(spec)
             tree = self.read(typed)
-            if grid is not None:
-                raise InputError(f"{spec!r} is a solver and a grid: give {tree} and {grid}")
             if ":" not in tree.name:
                 self.info(typed.partition("(")[0])  # which logs the spelling
             spec = tree
