@@ -179,6 +179,7 @@ class ContinuousBound(Loss):
     times: TimeSampler = LowDiscrepancy()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _over(self.times)
 
     def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:

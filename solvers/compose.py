@@ -7,17 +7,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from .ancestral import ReverseDiffusion
 from .brownian import BrownianNoise, clock
-from .errors import InputError, positive_integer
+from .errors import InputError
 from .exponential import DPMpp2M
 from .exponential_runge_kutta import Group
 from .langevin import Langevin, widened
+from .ranges import Count, Range
 from .runge_kutta import Euler, Heun
 from .types import Corrector, Node, Noise, Prediction, Problem, Solver, Step, correctors, solvers
 
@@ -109,10 +110,10 @@ class PC(Solver):
 
     predictor: Solver = dataclasses.field(default=ReverseDiffusion())
     corrector: Corrector = dataclasses.field(default=Langevin())
-    corrector_steps: int = 1
+    corrector_steps: Count = 1
 
     def __post_init__(self) -> None:
-        positive_integer("pc: corrector_steps", self.corrector_steps)
+        super().__post_init__()
         if self.predictor.adaptive:
             raise InputError(f"pc: {self.predictor} chooses its own steps and cannot be a predictor")
 
@@ -170,16 +171,14 @@ class Churn(Solver):
     """
 
     solver: Solver = dataclasses.field(default=Heun())
-    s_churn: float = 40.0
-    s_tmin: float = 0.0
-    s_tmax: float = math.inf
-    s_noise: float = 1.0
+    s_churn: Annotated[float, Range(0)] = 40.0
+    s_tmin: Annotated[float, Range(0)] = 0.0
+    s_tmax: Annotated[float, Range(0)] = math.inf
+    s_noise: Annotated[float, Range(0)] = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("churn", self.solver, alone=True)
-        for name in ("s_churn", "s_tmin", "s_tmax", "s_noise"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"churn: {name} must be at least 0, got {getattr(self, name):g}")
         if self.s_tmin > self.s_tmax:
             raise InputError(f"churn: s_tmin={self.s_tmin:g} is above s_tmax={self.s_tmax:g}")
 
@@ -250,10 +249,10 @@ class Final(Solver):
 
     solver: Solver = dataclasses.field(default=DPMpp2M())
     last: Solver = dataclasses.field(default=Euler())
-    steps: int = 1
+    steps: Count = 1
 
     def __post_init__(self) -> None:
-        positive_integer("final: steps", self.steps)
+        super().__post_init__()
         require("final", self.solver)
         require("final", self.last)
 
@@ -351,6 +350,7 @@ class StepDoubling(Solver):
     extrapolate: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("step_doubling", self.solver, other_steps=True)
         if self.extrapolate:
             require("step_doubling(extrapolate=True)", self.solver, alone=True, fixed_noise=False)

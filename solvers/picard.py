@@ -13,9 +13,9 @@ from torch import Tensor
 
 from .ancestral import DDIM
 from .compose import require
-from .errors import InputError, positive_integer
 from .langevin import widened
 from .loop import select
+from .ranges import Count, NonNegative
 from .types import Node, Noise, Prediction, Problem, Rows, Solver, Step, solvers
 
 Draws = tuple[Tensor, ...]
@@ -127,16 +127,12 @@ class Picard(Solver):
     """
 
     solver: Solver = dataclasses.field(default=DDIM())
-    window: int = 20
-    tolerance: float = 0.0
-    sweeps: int | None = None
+    window: Count = 20
+    tolerance: NonNegative = 0.0
+    sweeps: Count | None = None
 
     def __post_init__(self) -> None:
-        positive_integer("picard: window", self.window)
-        if not 0 <= self.tolerance < math.inf:
-            raise InputError(f"picard: tolerance must be at least 0, got {self.tolerance:g}")
-        if self.sweeps is not None:
-            positive_integer("picard: sweeps", self.sweeps)
+        super().__post_init__()
         require("picard", self.solver, alone=True)
 
     @property

@@ -1,7 +1,8 @@
 """Registries: classes by name, made from specs.
 
 A registered class is a frozen dataclass; its fields are the options of the spec. Option values are checked against
-the fields' annotations, so that a typing mistake in a config is one clear line.
+the fields' annotations, so that a typing mistake in a config is one clear line: their types where a spec is read, their
+ranges (``ranges``) at construction.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points as installed_entry_points
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
 
+from . import ranges
 from . import spec as grammar
 from .errors import InputError, unknown
 from .normalise import normalise
@@ -71,6 +74,45 @@ class Info:
     def summary(self) -> str:
         """The first line of the class's docstring."""
         return (inspect.getdoc(self.cls) or "").partition("\n")[0]
+
+
+class Options:
+    """The base of the classes that registries hold: construction checks every option against its range.
+
+    A subclass with checks of its own calls ``super().__post_init__()`` first.
+    """
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def check_options(obj: Any) -> None:
+    """Refuses an object of a registered class whose options are outside of their ranges.
+
+    Raises:
+        InputError: names the class, the option, the range and the value.
+    """
+    cls: Any = type(obj)
+    for option, hint in ranged_options(cls).items():
+        ranges.check(getattr(obj, option), hint, option, lambda: name_of(obj))
+
+
+@cache
+def ranged_options(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass that have ranges, and their annotations."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError:
+        if "<locals>" not in cls.__qualname__:  # whose annotations may name what only the function around it knows
+            raise
+        return {}
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if ranges.marks(hints[f.name])}
+
+
+def name_of(obj: Any) -> str:
+    """What the registry of an object's base class calls its class."""
+    registry = next(registry for base, registry in Registry.by_base.items() if isinstance(obj, base))
+    return registry.info_of(obj).name
 
 
 class Registry(Generic[T]):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from .registry import Registry
+from .registry import Options, Registry
 
 T = TypeVar("T", float, Tensor, default=float)
 
@@ -142,7 +142,7 @@ class Step(NamedTuple):
     rejected: Tensor | None = None
 
 
-class Solver:
+class Solver(Options):
     """A frozen dataclass whose fields are the method's options and whose ``step`` is a pure function.
 
     The class-level facts (order, kind, reference, ...) come from ``register``; where an option changes one of
@@ -218,7 +218,7 @@ class Solver:
         return solvers.format(self)
 
 
-class Corrector:
+class Corrector(Options):
     """Moves a sample within one noise level; a frozen dataclass like a solver."""
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
