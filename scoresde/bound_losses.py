@@ -27,6 +27,7 @@ from torch import Tensor
 
 from solvers import InputError, Prediction, Solver
 from solvers.ancestral import DDPM
+from solvers.ranges import Positive
 
 from .bounds import chain_of, prior_term, step_terms
 from .chain import Chain, reverse_kernel
@@ -70,6 +71,7 @@ class ChainBound(Loss):
     prior: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         reverse_kernel(self.kernel)
 
     def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
@@ -97,12 +99,8 @@ class Hybrid(Loss):
         decoder: see ``ChainBound``.
     """
 
-    weight: float = 1e-3
+    weight: Positive = 1e-3
     decoder: Decoder | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise InputError(f"option 'weight' of hybrid must be positive, got {self.weight!r}")
 
     def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
         """See ``Loss``.
@@ -143,6 +141,7 @@ class ContinuousBound(Loss):
     times: TimeSampler = field(default=LowDiscrepancy())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         variable_of(self.times)
 
     def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:

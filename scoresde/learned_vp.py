@@ -22,7 +22,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from solvers import InputError, Node
-from solvers.errors import positive_integer
+from solvers.ranges import Count
 
 from .sde import SDE, sdes
 
@@ -128,7 +128,7 @@ class LearnedVP(SDE):
     schedule: Literal["monotone", "linear"] = "monotone"
     gamma_min: float = -13.3
     gamma_max: float = 5.0
-    width: int = 64
+    width: Count = 64
     learn: bool = True
     module: GammaNetwork = field(default=None, repr=False, kw_only=True)  # type: ignore[assignment]
     t_min: float = field(default=0.0, kw_only=True)
@@ -139,11 +139,11 @@ class LearnedVP(SDE):
     __hash__ = object.__hash__
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not -math.inf < self.gamma_min < self.gamma_max < math.inf:
             raise InputError(
                 f"learned_vp: needs gamma_min < gamma_max, both finite, got {self.gamma_min:g} and {self.gamma_max:g}"
             )
-        positive_integer("option 'width' of learned_vp", self.width)
         if not 0 <= self.t_min < self.t_max <= 1:
             raise InputError(
                 f"learned_vp: t goes from 0 to 1, where the ends of gamma are, got {self.t_min:g} and {self.t_max:g}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from solvers import InputError, Registry
 from solvers.errors import unknown
+from solvers.registry import Options
 
 from .sde import Denoises
 from .time_samplers import TimeSampler, Uniform
@@ -37,7 +38,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Any, float], Tensor]] = {
 }
 
 
-class Loss:
+class Loss(Options):
     """What training minimises; a frozen dataclass whose fields are its options."""
 
     def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
@@ -81,6 +82,7 @@ class DSM(Loss):
     times: TimeSampler = field(default=Uniform())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.target not in TARGETS:
             raise unknown("training target", self.target, TARGETS)
 

@@ -18,6 +18,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from solvers import InputError, Node, Prediction, Registry
+from solvers.registry import Options
 
 from .chain import Chain, embed
 
@@ -46,7 +47,7 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class SDE:
+class SDE(Options):
     """A Gaussian path on [t_min, t_max]; a frozen dataclass whose fields are its options."""
 
     t_min: float = field(default=0.0, kw_only=True)

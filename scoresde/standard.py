@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError
+from solvers.ranges import Positive
 
 from .sde import SDE, sdes
 
@@ -38,12 +39,12 @@ class VP(SDE):
 
     beta_min: float = 0.1
     beta_max: float = 20.0
-    t_min: float = field(default=1e-3, kw_only=True)
+    t_min: Positive = field(default=1e-3, kw_only=True)
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self, (0 < self.beta_min < self.beta_max, "needs 0 < beta_min < beta_max"))
-        _require(self, (self.t_min > 0, "needs t_min > 0"))
 
     def integral(self, t: Tensor) -> Tensor:
         """B(t) = int_0^t beta."""
@@ -66,7 +67,7 @@ class VP(SDE):
 class SubVP(VP):
     """sub-VP: alpha as VP's, sigma = 1 - exp(-B)."""
 
-    t_min: float = field(default=1e-2, kw_only=True)
+    t_min: Positive = field(default=1e-2, kw_only=True)
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self.integral(t))
@@ -87,6 +88,7 @@ class VE(SDE):
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self, (0 < self.sigma_min < self.sigma_max, "needs 0 < sigma_min < sigma_max"))
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -104,11 +106,12 @@ class VE(SDE):
 class EDM(SDE):
     """EDM's path: alpha = 1, sigma = t."""
 
-    t_min: float = field(default=0.002, kw_only=True)
+    t_min: Positive = field(default=0.002, kw_only=True)
     t_max: float = field(default=80.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        _require(self, (self.t_min > 0, "needs t_min > 0"))
+        super().__post_init__()
+        _require(self)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -125,12 +128,12 @@ class EDM(SDE):
 class Cosine(SDE):
     """Variance preserving, alpha = cos(u) / cos(u_0) with u = (t + offset) / (1 + offset) pi / 2."""
 
-    offset: float = 0.008
-    t_min: float = field(default=1e-3, kw_only=True)
+    offset: Positive = 0.008
+    t_min: Positive = field(default=1e-3, kw_only=True)
     t_max: float = field(default=0.995, kw_only=True)
 
     def __post_init__(self) -> None:
-        _require(self, (self.offset > 0, "needs offset > 0"), (self.t_min > 0, "needs t_min > 0"))
+        super().__post_init__()
         _require(self, (self.t_max < 1, "needs t_max < 1, where alpha is 0"))
 
     def _angle(self, t: Tensor) -> Tensor:
@@ -161,11 +164,12 @@ class Cosine(SDE):
 class RectifiedFlow(SDE):
     """Straight paths: alpha = 1 - t, sigma = t (t = 0 is data, t = 1 noise)."""
 
-    t_min: float = field(default=1e-3, kw_only=True)
+    t_min: Positive = field(default=1e-3, kw_only=True)
     t_max: float = field(default=0.999, kw_only=True)
 
     def __post_init__(self) -> None:
-        _require(self, (self.t_min > 0, "needs t_min > 0"), (self.t_max < 1, "needs t_max < 1, where alpha is 0"))
+        super().__post_init__()
+        _require(self, (self.t_max < 1, "needs t_max < 1, where alpha is 0"))
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1 - t

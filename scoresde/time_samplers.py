@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from solvers import InputError, Registry
+from solvers import Registry
 from solvers.discrete_grids import train_timesteps
-from solvers.errors import positive_integer
+from solvers.ranges import AnyPositive, Range
+from solvers.registry import Options
 
 from .sde import SDE
 
 
-class TimeSampler:
+class TimeSampler(Options):
     """Where on the path a model is trained; a frozen dataclass whose fields are its options."""
 
     def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
@@ -45,11 +46,7 @@ class LogNormal(TimeSampler):
     """log(sigma / alpha) ~ N(mean, std^2); draws beyond the path's ends are moved to its ends."""
 
     mean: float = -1.2
-    std: float = 1.2
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise InputError(f"option 'std' of lognormal must be positive, got {self.std!r}")
+    std: AnyPositive = 1.2
 
     def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
         return times_of_lams(sde, -self.mean - self.std * torch.randn(n, generator=generator, dtype=torch.float64))
@@ -74,11 +71,7 @@ class Discrete(TimeSampler):
     ``num_train_timesteps`` is N; by default the SDE's own, or 1000.
     """
 
-    num_train_timesteps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_train_timesteps is not None and positive_integer("discrete", self.num_train_timesteps) < 2:
-            raise InputError("option 'num_train_timesteps' of discrete must be at least 2")
+    num_train_timesteps: Annotated[int, Range(2)] | None = None
 
     def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
         count = train_timesteps(sde, self.num_train_timesteps)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from .errors import InputError
-from .multistep import Coordinate, Memory, Multistep, Row, Start, adams, check_order
+from .multistep import Coordinate, Memory, Multistep, Row, Start, adams
 from .outputs import Quantity
+from .ranges import Range
 from .types import Node, Noise, Problem, Step, solvers
 
 
@@ -21,9 +20,6 @@ class Polynomial(Multistep):
     order: int = 4
     coordinate: Coordinate = "ratio"
     quantity: Quantity = "eps"
-
-    def __post_init__(self) -> None:
-        check_order(solvers.info_of(self).name, self.order, 6)
 
     @property
     def depth(self) -> int:
@@ -60,7 +56,7 @@ class Adams(Polynomial):
     the cosine path's. (v, lam) is the Rosenbrock-type method: the linear part of N(0, 1) data solved exactly.
     """
 
-    order: int = 3
+    order: Annotated[int, Range(1, 6)] = 3
     quantity: Quantity = "x0"
     coordinate: Coordinate = "lam"
     start: Start = "corrector"
@@ -80,7 +76,7 @@ class Adams(Polynomial):
 class LMS(Polynomial):
     """Linear multistep: eps interpolated in sigma / alpha, for uneven steps."""
 
-    order: int = 4
+    order: Annotated[int, Range(1, 6)] = 4
     start: Start = "lower"
     lower_order_final: bool = False
 
@@ -97,7 +93,7 @@ class LMS(Polynomial):
 class IPNDMV(Polynomial):
     """iPNDM with variable-step Adams-Bashforth weights, the same numbers as ``lms``."""
 
-    order: int = 4
+    order: Annotated[int, Range(1, 6)] = 4
     start: Start = "lower"
     lower_order_final: bool = False
 
@@ -121,7 +117,7 @@ class DEIS(Polynomial):
     ``order`` counts the predictions, so the paper's tAB3 is order=4.
     """
 
-    order: int = 3
+    order: Annotated[int, Range(1, 6)] = 3
     variant: Literal["tab", "rhoab", "logrho"] = "tab"
     start: Start = "lower"
     lower_order_final: bool = False
@@ -168,9 +164,6 @@ class FixedWeights(Multistep):
     order: int = 4
     quantity: Quantity = "eps"
 
-    def __post_init__(self) -> None:
-        check_order(solvers.info_of(self).name, self.order, 4)
-
     @property
     def depth(self) -> int:
         return self.order
@@ -197,13 +190,9 @@ class GradientEstimation(Multistep):
     """DDIM along the last prediction of eps, pushed on from the one before it by ``gamma``: fixed weights, whatever the
     steps. Raises InputError for a gamma below 1 or infinite."""
 
-    gamma: float = 2.0
+    gamma: Annotated[float, Range(1, ends="[)")] = 2.0
     depth: ClassVar[int] = 2
     quantity: ClassVar[Quantity] = "eps"  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.gamma < math.inf:
-            raise InputError(f"gradient_estimation: gamma must be finite and at least 1, got {self.gamma:g}")
 
     @property
     def full_order(self) -> float:
@@ -226,7 +215,7 @@ class GradientEstimation(Multistep):
 class IPNDM(FixedWeights):
     """Improved PNDM: fixed Adams-Bashforth weights, with lower orders at the start."""
 
-    order: int = 4
+    order: Annotated[int, Range(1, 4)] = 4
     lower_order_final: bool = False
 
 

@@ -16,8 +16,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import InputError, positive_integer
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .errors import InputError
+from .ranges import AnyPositive, Count
+from .types import Node, Noise, Prediction, Problem, Solver, Step
 
 MEMORY = 8  # places of a sample that are kept
 # below this share of the place on the clock a step is lost in rounding
@@ -81,19 +82,15 @@ class Adaptive(Solver):
     bounds a sample's inner steps in one interval.
     """
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    first_step: float | None = None
-    max_steps: int = 10000
+    rtol: AnyPositive = 1e-5
+    atol: AnyPositive = 1e-5
+    first_step: AnyPositive | None = None
+    max_steps: Count = 10000
 
     ramps: ClassVar[bool] = False  # a solve begins at a low order
     reuses: ClassVar[bool] = False  # the prediction at the end of an inner step is that at the start of the next
     smallest: ClassVar[float] = 0.2  # factor on a step
     largest: ClassVar[float] = 10.0
-
-    def __post_init__(self) -> None:
-        check_tolerances(self, self.rtol, self.atol, self.first_step)
-        positive_integer(f"{solvers.info_of(self).name}: max_steps", self.max_steps)
 
     def clock(self, node: Node) -> float:
         """The variable that steps are lengths of."""
@@ -242,17 +239,6 @@ class Adaptive(Solver):
             if not bool(torch.isfinite(values).all()):
                 lam = row.node.lam
                 raise InputError(f"{self}: the model's predictions for sample {i} are not finite at lam={lam:.6g}")
-
-
-def check_tolerances(solver: Solver, rtol: float, atol: float, first_step: float | None) -> None:
-    """Refuses tolerances and first steps that are not positive.
-
-    Raises:
-        InputError: names the solver and the option.
-    """
-    for name, value in (("rtol", rtol), ("atol", atol), ("first_step", first_step)):
-        if value is not None and not value > 0:
-            raise InputError(f"{solvers.info_of(solver).name}: {name} must be positive, got {value:g}")
 
 
 def row_norms(values: Tensor) -> list[float]:

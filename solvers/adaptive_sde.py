@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adaptive import Adaptive, Attempt, Row, column
-from .errors import InputError
+from .ranges import AnyPositive, Count, Share
 from .types import Node, Noise, Problem, as_source, solvers
 
 
@@ -80,20 +80,13 @@ class GottaGoFast(Adaptive):
     With ``extrapolate`` the weak order is 2 (measured), otherwise 1.
     """
 
-    rtol: float = 0.01
-    atol: float = 0.0078
-    first_step: float | None = None
-    max_steps: int = 10000
-    safety: float = 0.9
-    exponent: float = 0.9
+    rtol: AnyPositive = 0.01
+    atol: AnyPositive = 0.0078
+    first_step: AnyPositive | None = None
+    max_steps: Count = 10000
+    safety: Share = 0.9
+    exponent: Share = 0.9
     extrapolate: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.safety <= 1:
-            raise InputError(f"gotta_go_fast: safety must lie in (0, 1], got {self.safety:g}")
-        if not 0 < self.exponent <= 1:
-            raise InputError(f"gotta_go_fast: exponent must lie in (0, 1], got {self.exponent:g}")
 
     @property
     def order(self) -> float:

@@ -37,6 +37,7 @@ class AFS(Wrapper):
     solver: Solver = dataclasses.field(default=DPMpp2M())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("afs", self.solver)
         if self.solver.parallel:
             raise InputError(f"afs: {self.solver} asks for several steps at once; take a solver of one after the other")

@@ -6,11 +6,12 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from .errors import InputError
+from .ranges import Range
 from .runge_kutta import Heun
 from .types import Node, Noise, Problem, Solver, Step, solvers
 from .wrapper import Wrapper, renoise, require
@@ -39,16 +40,14 @@ class Churn(Wrapper):
     """
 
     solver: Solver = dataclasses.field(default=Heun())
-    s_churn: float = 40.0
-    s_tmin: float = 0.0
-    s_tmax: float = math.inf
-    s_noise: float = 1.0
+    s_churn: Annotated[float, Range(0)] = 40.0
+    s_tmin: Annotated[float, Range(0)] = 0.0
+    s_tmax: Annotated[float, Range(0)] = math.inf
+    s_noise: Annotated[float, Range(0)] = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("churn", self.solver, restartable=True)
-        for name in ("s_churn", "s_tmin", "s_tmax", "s_noise"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"churn: {name} must be at least 0, got {getattr(self, name):g}")
         if self.s_tmin > self.s_tmax:
             raise InputError(f"churn: s_tmin={self.s_tmin:g} is above s_tmax={self.s_tmax:g}")
 

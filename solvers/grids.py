@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, Protocol, TypeVar
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from .errors import InputError, positive_integer
 from .node import AnyNode, Node
-from .registry import Registry
+from .ranges import Positive, Range
+from .registry import Options, Registry
 
 N = TypeVar("N", bound=AnyNode)
 End = Literal["t_min", "zero"]
@@ -66,7 +67,7 @@ def nodes_at(schedule: Schedule, times: Sequence[float]) -> list[Node]:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Options):
     """A rule that places the times of a solve; a frozen dataclass whose fields are its options."""
 
     end: End = field(default="t_min", kw_only=True)
@@ -203,11 +204,7 @@ class Uniform(Grid):
 class Quadratic(Grid):
     """Equal steps of t^(1/power), for t >= 0; ends at t_min."""
 
-    power: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.power < math.inf:
-            raise InputError(f"quadratic: power must be positive, got {self.power:g}")
+    power: Positive = 2.0
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         if lo < 0:
@@ -242,13 +239,7 @@ class Karras(Grid):
     """Equal steps of ratio^(1/rho) with ratio = sigma / alpha, then one step to sigma = 0."""
 
     end: End = field(default="zero", kw_only=True)
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        if not self.rho > 0:
-            raise InputError(f"karras: rho must be positive, got {self.rho:g}")
-        if not 1e-2 <= self.rho <= 1e6:  # beyond, the powers leave float64
-            raise InputError(f"karras: rho must lie in [0.01, 1e6], got {self.rho:g}")
+    rho: Annotated[float, Range(1e-2, 1e6)] = 7.0  # beyond, the powers leave float64
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         root = 1 / self.rho
@@ -265,6 +256,7 @@ class Explicit(Grid):
     ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.times) == bool(self.ratios):
             raise InputError("explicit takes either times=[...] or ratios=[...]")
 

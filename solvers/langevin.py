@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .problem import NoDensity
+from .ranges import AnyPositive, Inside, Positive, Share
 from .types import Corrector, Node, Noise, Problem, correctors
 
 
@@ -40,11 +41,7 @@ class Langevin(Corrector):
     A sample whose score is zero stays where it is: the rule has no step for it.
     """
 
-    snr: float = 0.16
-
-    def __post_init__(self) -> None:
-        if not self.snr > 0:
-            raise InputError(f"langevin: snr must be positive, got {self.snr:g}")
+    snr: AnyPositive = 0.16
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
         return (1 + self.snr**2) * variance
@@ -72,11 +69,7 @@ class AnnealedLangevin(Corrector):
     chain's last step, which is 1 up to the step's size.)
     """
 
-    snr: float = 0.16
-
-    def __post_init__(self) -> None:
-        if not 0 < self.snr < 1:
-            raise InputError(f"annealed_langevin: snr must lie in (0, 1), got {self.snr:g}")
+    snr: Inside = 0.16
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
         return variance / (1 - (self.snr * node.sigma) ** 2 / variance)
@@ -99,11 +92,7 @@ class NoiseRenewal(Corrector):
     fraction delta (1 - q) / 4 or so. Raises InputError unless 0 < delta <= 1.
     """
 
-    delta: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 < self.delta <= 1:
-            raise InputError(f"noise_renewal: delta must lie in (0, 1], got {self.delta:g}")
+    delta: Share = 0.01
 
     @property
     def _kept(self) -> float:
@@ -137,11 +126,7 @@ class MALA(Corrector):
     d is the size of a sample.
     """
 
-    step: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.step < math.inf:
-            raise InputError(f"mala: step must be positive, got {self.step:g}")
+    step: Positive = 0.5
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
         size = self.step * node.sigma**2 / x[0].numel() ** (1 / 3) if len(x) else 1.0

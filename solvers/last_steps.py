@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .errors import positive_integer
 from .exponential import DPMpp2M
+from .ranges import Count
 from .runge_kutta import Euler
 from .types import Node, Noise, Problem, Solver, Step, solvers
 from .wrapper import Wrapper, require
@@ -34,10 +34,10 @@ class Final(Wrapper):
 
     solver: Solver = dataclasses.field(default=DPMpp2M())
     last: Solver = dataclasses.field(default=Euler())
-    steps: int = 1
+    steps: Count = 1
 
     def __post_init__(self) -> None:
-        positive_integer("final: steps", self.steps)
+        super().__post_init__()
         require("final", self.solver)
         require("final", self.last)
 

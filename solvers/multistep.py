@@ -15,7 +15,6 @@ import numpy as np
 from torch import Tensor
 
 from .coefficients import GAUSS, lagrange
-from .errors import InputError
 from .outputs import Quantity, quantity
 from .singlestep import DPMpp2S, DPMpp3S
 from .types import Node, Noise, Prediction, Problem, Solver, Step
@@ -197,13 +196,3 @@ def adams(
         scale = math.hypot(1, s.ratio)
         keep, density = scale / math.hypot(1, t.ratio), -scale * r / (1 + r**2)
     return Row(keep, lagrange(at, points, h * GAUSS[1] * density), noise)
-
-
-def check_order(name: str, order: int, largest: int, least: int = 1) -> None:
-    """Refuses an order that a method does not have.
-
-    Raises:
-        InputError: the order is not one of ``least`` to ``largest``.
-    """
-    if not least <= order <= largest:
-        raise InputError(f"{name}: order must be one of {least} to {largest}, got {order}")

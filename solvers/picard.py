@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from .ancestral import DDIM
-from .errors import InputError, positive_integer
 from .langevin import widened
+from .ranges import Count, NonNegative
 from .types import Node, Noise, Prediction, Problem, ProblemWrapper, Rows, Solver, Step, solvers
 from .wrapper import Wrapper, require
 
@@ -116,16 +116,12 @@ class Picard(Wrapper):
     """
 
     solver: Solver = dataclasses.field(default=DDIM())
-    window: int = 20
-    tolerance: float = 0.0
-    sweeps: int | None = None
+    window: Count = 20
+    tolerance: NonNegative = 0.0
+    sweeps: Count | None = None
 
     def __post_init__(self) -> None:
-        positive_integer("picard: window", self.window)
-        if not 0 <= self.tolerance < math.inf:
-            raise InputError(f"picard: tolerance must be at least 0, got {self.tolerance:g}")
-        if self.sweeps is not None:
-            positive_integer("picard: sweeps", self.sweeps)
+        super().__post_init__()
         require("picard", self.solver, restartable=True)
 
     @property

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from .ancestral import ReverseDiffusion
-from .errors import InputError, positive_integer
+from .errors import InputError
 from .langevin import Langevin
+from .ranges import Count
 from .types import Corrector, Node, Noise, Problem, Solver, Step, correctors, solvers
 from .wrapper import Wrapper
 
@@ -34,10 +35,10 @@ class PC(Wrapper):
 
     predictor: Solver = dataclasses.field(default=ReverseDiffusion())
     corrector: Corrector = dataclasses.field(default=Langevin())
-    corrector_steps: int = 1
+    corrector_steps: Count = 1
 
     def __post_init__(self) -> None:
-        positive_integer("pc: corrector_steps", self.corrector_steps)
+        super().__post_init__()
         if self.predictor.adaptive:
             raise InputError(f"pc: {self.predictor} chooses its own steps and cannot be a predictor")
 

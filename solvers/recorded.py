@@ -36,6 +36,7 @@ class File(Solver):
     path: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.program  # noqa: B018  (a file that is none is told at once)
 
     @property

@@ -1,7 +1,8 @@
 """Registries: classes by name, made from specs.
 
 A registered class is a frozen dataclass; its fields are the options of the spec. Option values are checked against
-the fields' annotations, so that a typing mistake in a config is one clear line.
+the fields' annotations, so that a typing mistake in a config is one clear line: their types where a spec is read, their
+ranges (``ranges``) at construction.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points as installed_entry_points
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
 
-from . import names
+from . import ranges
 from . import spec as grammar
 from .errors import InputError, unknown
-from .names import normalise
+from .normalise import normalise
 from .spec import Spec
 
 T = TypeVar("T")
@@ -74,6 +76,45 @@ class Info:
         return (inspect.getdoc(self.cls) or "").partition("\n")[0]
 
 
+class Options:
+    """The base of the classes that registries hold: construction checks every option against its range.
+
+    A subclass with checks of its own calls ``super().__post_init__()`` first.
+    """
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def check_options(obj: Any) -> None:
+    """Refuses an object of a registered class whose options are outside of their ranges.
+
+    Raises:
+        InputError: names the class, the option, the range and the value.
+    """
+    cls: Any = type(obj)
+    for option, hint in ranged_options(cls).items():
+        ranges.check(getattr(obj, option), hint, option, lambda: name_of(obj))
+
+
+@cache
+def ranged_options(cls: type) -> dict[str, Any]:
+    """The fields of a dataclass that have ranges, and their annotations."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError:
+        if "<locals>" not in cls.__qualname__:  # whose annotations may name what only the function around it knows
+            raise
+        return {}
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if ranges.marks(hints[f.name])}
+
+
+def name_of(obj: Any) -> str:
+    """What the registry of an object's base class calls its class."""
+    registry = next(registry for base, registry in Registry.by_base.items() if isinstance(obj, base))
+    return registry.info_of(obj).name
+
+
 class Registry(Generic[T]):
     """Names for the subclasses of one base class.
 
@@ -89,6 +130,8 @@ class Registry(Generic[T]):
         self._entry_points = entry_points
         self._infos: dict[str, Info] = {}
         self._aliases: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
+        self._read_label: Callable[[str], str] = str
         self._told: set[str] = set()  # each spelling is logged once
         self._prefixes: set[str] = set()
         Registry.by_base[base] = self
@@ -120,6 +163,16 @@ class Registry(Generic[T]):
             return cls
 
         return decorate
+
+    def add_labels(self, labels: Mapping[str, str], read: Callable[[str], str] | None = None) -> None:
+        """Adds what other programs call the registered classes; a registered name or alias goes before a label.
+
+        Args:
+            labels: specs by label.
+            read: what a text given to ``make`` stands for, where that is more than a label: another text.
+        """
+        self._labels.update({normalise(label): spec for label, spec in labels.items()})
+        self._read_label = read or self._read_label
 
     def _card(self, name: str, cls: type, **facts: Any) -> Info:
         if not issubclass(cls, self.base):
@@ -196,11 +249,11 @@ class Registry(Generic[T]):
         return spec
 
     def _spellings(self) -> set[str]:
-        return {*self._infos, *self._aliases, *(k for k in names.known(self.kind) if self._look_up(k, exactly=True))}
+        return {*self._infos, *self._aliases, *(k for k in self._labels if self._look_up(k, exactly=True))}
 
     def _look_up(self, name: str, exactly: bool = False) -> Spec | None:
         key = normalise(name)
-        alias, label = self._aliases.get(key), names.meaning(self.kind, key)
+        alias, label = self._aliases.get(key), self._labels.get(key)
         if key in self._infos:
             return Spec(key)
         if alias:
@@ -232,10 +285,8 @@ class Registry(Generic[T]):
         if isinstance(spec, self.base):
             return spec
         if isinstance(spec, str):
-            typed, grid = names.read(spec) if self.kind == "solver" else (spec, None)
+            typed = self._read_label(spec)
             tree = self.read(typed)
-            if grid is not None:
-                raise InputError(f"{spec!r} is a solver and a grid: give {tree} and {grid}")
             if ":" not in tree.name:
                 self.info(typed.partition("(")[0])  # which logs the spelling
             spec = tree

@@ -7,11 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
 from .errors import InputError
+from .ranges import Range
 from .runge_kutta import Heun
 from .types import Node, Noise, Problem, Solver, Step, solvers
 from .wrapper import Wrapper, renoise, require
@@ -48,9 +49,10 @@ class Restart(Wrapper):
 
     solver: Solver = dataclasses.field(default=Heun())
     intervals: tuple[tuple[float, ...], ...] = ((3.0, 2.0, 0.06, 0.3),)
-    s_noise: float = 1.0
+    s_noise: Annotated[float, Range(0)] = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("restart", self.solver, fixed_noise=False)
         for interval in self.intervals:
             whole = len(interval) == 4 and all(float(v).is_integer() for v in interval[:2])
@@ -60,8 +62,6 @@ class Restart(Wrapper):
                     "restart: an interval is [n, K, ratio_min, ratio_max] with integers n >= 2 and K >= 1 and "
                     f"0 < ratio_min < ratio_max, got [{shown}]"
                 )
-        if not self.s_noise >= 0:
-            raise InputError(f"restart: s_noise must be at least 0, got {self.s_noise:g}")
 
     @property
     def order(self) -> float:

@@ -76,6 +76,7 @@ class StepDoubling(Wrapper):
     extrapolate: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("step_doubling", self.solver, other_steps=True)
         if self.extrapolate:
             require("step_doubling(extrapolate=True)", self.solver, restartable=True, fixed_noise=False)

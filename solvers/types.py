@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .node import AnyNode, Node, Prediction, Rows, T
 from .problem import Problem, ProblemWrapper
-from .registry import Registry
+from .registry import Options, Registry
 
 __all__ = [
     "AnyNode",
@@ -79,7 +79,7 @@ class Step(NamedTuple):
     rejected: Tensor | None = None
 
 
-class Solver:
+class Solver(Options):
     """A frozen dataclass whose fields are the method's options and whose ``step`` is a pure function.
 
     The class-level facts (order, kind, reference, ...) come from ``register``; where an option changes one of
@@ -171,7 +171,7 @@ class Solver:
         return solvers.format(self)
 
 
-class Corrector:
+class Corrector(Options):
     """Moves a sample within one noise level; a frozen dataclass like a solver."""
 
     def limit_variance(self, variance: Any, node: Node) -> Any:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from .coefficients import phi1
 from .errors import InputError
-from .multistep import Multistep, Row, adams, check_order
+from .multistep import Multistep, Row, adams
+from .ranges import NonNegative, Range
 from .types import Node, Problem, solvers
 
 
@@ -23,9 +24,6 @@ class Unified(Multistep):
     order: int = 3
     correct: bool = True
     variant: str = "bh1"
-
-    def __post_init__(self) -> None:
-        check_order(solvers.info_of(self).name, self.order, 4)
 
     @property
     def depth(self) -> int:
@@ -84,7 +82,7 @@ class Unified(Multistep):
 class UniPC(Unified):
     """UniPC: predictor and corrector of one order share their evaluations; ``correct=False`` is UniP."""
 
-    order: int = 3
+    order: Annotated[int, Range(1, 4)] = 3
     variant: Literal["bh1", "bh2"] = "bh1"
     correct: bool = True
     quantity: Literal["x0", "eps"] = "x0"
@@ -134,9 +132,9 @@ class SASolver(Multistep):
     instead of its integral, as the released code does.
     """
 
-    predictor_order: int = 3
-    corrector_order: int = 4
-    eta: float = 1.0
+    predictor_order: Annotated[int, Range(1, 4)] = 3
+    corrector_order: Annotated[int, Range(0, 5)] = 4
+    eta: NonNegative = 1.0
     ratios: tuple[float, ...] = (0.0, math.inf)
     variant: Literal["exact", "few_steps"] = "exact"
     pece: bool = False
@@ -144,11 +142,7 @@ class SASolver(Multistep):
     lower_order_final: bool = False
 
     def __post_init__(self) -> None:
-        check_order("sa_solver: predictor", self.predictor_order, 4)
-        if self.corrector_order:
-            check_order("sa_solver: corrector", self.corrector_order, 5)
-        if not 0 <= self.eta < math.inf:
-            raise InputError(f"sa_solver: eta must be at least 0, got {self.eta:g}")
+        super().__post_init__()
         if len(self.ratios) != 2 or not self.ratios[0] <= self.ratios[1]:
             raise InputError(f"sa_solver: ratios are the least and the greatest, got {list(self.ratios)}")
 

@@ -162,8 +162,8 @@ def test_names():
     ("spec", "message"),
     [
         ("hybird", r"no loss 'hybird'; did you mean hybrid\?"),
-        ("hybrid(weight=0)", "'weight' of hybrid must be positive, got 0"),
-        ("hybrid(weight=inf)", "'weight' of hybrid must be positive"),
+        ("hybrid(weight=0)", "hybrid: weight must be positive, got 0"),
+        ("hybrid(weight=inf)", "hybrid: weight must be finite and positive"),
         ("hybrid(decoder=gauss)", "no decoder 'gauss'"),
         ("hybrid(wieght=0.1)", "no option of hybrid 'wieght'; did you mean weight"),
         ("chain_bound(kernel=ddim)", r"the reverse chain is ddpm\(variance=\.\.\.\), got ddim"),

@@ -6,7 +6,7 @@ import os
 import sys
 import types
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ import solvers
 from solvers import InputError, Registry, Solver, Step
 from solvers.analytic import VP, Mixture
 from solvers.conformance import measured_order
+from solvers.ranges import Choice, Count, NonNegative, Range
 from solvers.spec import Spec, parse, write
 
 
@@ -192,6 +193,39 @@ def test_values_are_made_what_their_fields_are():
 def test_a_bad_solver_is_refused(spec, message):
     with pytest.raises(InputError, match=message):
         solvers.make(spec)
+
+
+@dataclass(frozen=True)
+class Ranged(Solver):
+    share: Annotated[float, Range(0, 1, "(]")] = 0.5
+    size: NonNegative | None = None
+    count: Count = 3
+    counts: tuple[Annotated[int, Range(1, 4)], ...] = (1, 4)
+    table: Annotated[str, Choice({"left": 1, "right": 2})] = "left"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, r"Ranged: share must lie in \(0, 1\], got 0$"),
+        ({"share": math.nan}, "share must lie in .*, got nan"),
+        ({"share": "half"}, "share must lie in .*, got 'half'"),
+        ({"size": -1.0}, "size must be at least 0, got -1"),
+        ({"size": math.inf}, "size must be finite and at least 0, got inf"),
+        ({"count": 0}, "count must be a positive integer, got 0"),
+        ({"count": True}, "count must be a positive integer, got True"),
+        ({"count": 2.0}, "count must be a positive integer, got 2"),
+        ({"count": 10**7}, "count must be at most 1000000, got 10000000"),
+        ({"counts": (1, 5)}, "every number of counts must be one of 1 to 4, got 5"),
+        ({"table": "rigth"}, "no table of .*Ranged 'rigth'; did you mean right"),
+    ],
+)
+def test_ranges_hold_at_construction(options, message):
+    """However an object is made; a solver outside the library is named by its module."""
+    with pytest.raises(InputError, match=message):
+        Ranged(**options)
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(Ranged(size=1.0), **options)
 
 
 def test_a_class_outside_is_made_by_its_module():
