@@ -26,11 +26,11 @@ import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
+from .batches import batches_of, check_batch
 from .checks import positive, seeds_of
 from .decoders import Decoder, Discretised, Gaussian, decoders
 from .learned_vp import LearnedVP, node_of_gamma
 from .log_density import LogProb, degrees, standard_error
-from .sample import batches_of, check_batch
 from .sde import SDE, Denoises
 from .time_samplers import LogSNR, LowDiscrepancy, TimeSampler, Uniform
 from .time_samplers import times as samplers
