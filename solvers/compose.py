@@ -120,7 +120,7 @@ class PC(Solver):
     @property
     def order(self) -> float:
         # a corrector's law is its own, and lags behind the level by a step's width
-        return min(1, self.predictor.declared_order)
+        return min(1, self.predictor.order)
 
     @property
     def nonlinear(self) -> str:
@@ -184,7 +184,7 @@ class Churn(Solver):
 
     @property
     def order(self) -> float:
-        return self.solver.declared_order
+        return self.solver.order
 
     @property
     def stochastic(self) -> bool:
@@ -258,7 +258,7 @@ class Final(Solver):
 
     @property
     def order(self) -> float:
-        return min(self.solver.declared_order, self.last.declared_order + 1)
+        return min(self.solver.order, self.last.order + 1)
 
     @property
     def stochastic(self) -> bool:
@@ -357,7 +357,7 @@ class StepDoubling(Solver):
 
     @property
     def order(self) -> float:
-        return self.solver.declared_order + self.extrapolate
+        return self.solver.order + self.extrapolate
 
     @property
     def stochastic(self) -> bool:
@@ -382,7 +382,7 @@ class StepDoubling(Solver):
         half = self.solver.step(problem, x, t, middle, carry, record)
         fine = self.solver.step(problem, half.x, middle, s, half.carry, record)
         coarse = self.solver.step(problem, x, t, s, carry, None if record is None else record.composed)
-        gap = (1 / (2**self.solver.declared_order - 1)) * (fine.x - coarse.x)
+        gap = (1 / (2**self.solver.order - 1)) * (fine.x - coarse.x)
         error = widened(gap.detach()).flatten(1).pow(2).mean(1).sqrt().cpu()
         return Step(fine.x + gap if self.extrapolate else fine.x, fine.carry, error)
 

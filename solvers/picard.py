@@ -137,7 +137,7 @@ class Picard(Solver):
 
     @property
     def order(self) -> float:
-        return self.solver.declared_order
+        return self.solver.order
 
     @property
     def nonlinear(self) -> str:
