@@ -82,7 +82,7 @@ def orders() -> dict[str, dict[str, float]]:
 def group(solver: Solver) -> str:
     """The part of the table that a solver stands in: a key of ``GROUPS``.
 
-    A method whose order exceeds its evaluations a step must be using earlier predictions.
+    A method whose own order exceeds its evaluations a step must be using earlier predictions.
     """
     info = solvers.solvers.info_of(solver)
     if info.kind.startswith("black box"):
@@ -93,7 +93,7 @@ def group(solver: Solver) -> str:
         return "adaptive"
     if solver.stochastic:
         return "sde"
-    return "multistep" if max(solver.order, info.order or 0) > solver.evaluations else "one-step"
+    return "multistep" if solver.nominal_order > solver.evaluations else "one-step"
 
 
 def short(reference: str) -> str:
@@ -112,9 +112,9 @@ def short(reference: str) -> str:
 
 
 def order_text(solver: Solver) -> str:
-    """The declared order, and the method's own where that is higher."""
-    declared, full = solver.declared_order, getattr(solver, "own_order", solver.order)
-    return f"{declared:g} of {full:g}" if declared < full else f"{declared:g}"
+    """The order that is promised, and the method's own where that is higher."""
+    order, own = solver.order, solver.nominal_order
+    return f"{order:g} of {own:g}" if order < own else f"{order:g}"
 
 
 def measured_text(spec: str) -> str:
@@ -203,7 +203,7 @@ def equal_methods() -> list[list[str]]:
 
 def accepted(info: Info, option: str) -> str:
     """What an option takes: its values where they can be listed, its range, or else its kind."""
-    return _accepted(typing.get_type_hints(info.cls, include_extras=True)[option])
+    return _accepted(typing.get_type_hints(info.cls, include_extras=True)[info.fields[option].name])
 
 
 def _accepted(hint: Any) -> str:

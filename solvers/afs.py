@@ -20,7 +20,7 @@ from .wrapper import Wrapper, require
     "afs",
     aliases=("analytical_first_step",),
     kind="ODE",
-    order=1,
+    order=2,
     reference="Dockhorn et al. 2022, arXiv:2210.05475, analytical first step",
     formula="x_s = solver(x), with eps = x / sqrt(alpha^2 + sigma^2) for the first prediction",
     note="one evaluation less than the solver's",
@@ -44,12 +44,12 @@ class AFS(Wrapper):
 
     @property
     def order(self) -> float:
-        return min(1, self.solver.declared_order)
+        return min(1, self.solver.order)
 
     @property
-    def own_order(self) -> float:
+    def nominal_order(self) -> float:
         """The solver's, were the first prediction right."""
-        return self.solver.declared_order
+        return self.solver.order
 
     @property
     def restartable(self) -> bool:

@@ -165,7 +165,7 @@ def _path_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tu
 
 def _tolerance_error(solver: Solver, schedule: Schedule, n: int) -> tuple[int, float]:
     """Of an adaptive solver, at a tolerance at which it takes some n steps."""
-    tolerance = (6 / n) ** (solver.declared_order + 1)
+    tolerance = (6 / n) ** (solver.order + 1)
     options = {"rtol": tolerance, "atol": tolerance, "first_step": None}
     return _path_error(dataclasses.replace(solver, **options), schedule, grid("uniform", schedule, 1))  # type: ignore[type-var]
 
@@ -191,7 +191,7 @@ def check_spec(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
 
 def reaches(solver: Solver, order: float) -> bool:
     """Whether a measured order bears out the declared one, less 0.2."""
-    return order >= solver.declared_order - 0.2 and solver.declared_order > 0
+    return order >= solver.order - 0.2 and solver.order > 0
 
 
 def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
@@ -202,20 +202,20 @@ def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         yield Check(
             f"order on {schedule}",
             reaches(solver, order),
-            f"measured {order:.2f}, declared {solver.declared_order:g} (NFE {errors})",
+            f"measured {order:.2f}, declared {solver.order:g} (NFE {errors})",
             _advice(solver, order),
         )
 
 
 def _advice(solver: Solver, order: float) -> str:
     """Where to look when the measured order is too low."""
-    if not solver.declared_order:
+    if not solver.order:
         return "the order is not declared: @solvers.register(name, order=...), or a property `order`"
     if order < 0.5:
         return "it does not converge: compare one step with the formula, by hand, at one t and s; check signs and alpha"
     if solver.stochastic:
         return "noise inside a step must be noise(t, m) and noise(m, s), composed; its variance must be the formula's"
-    if solver.evaluations < solver.order:
+    if solver.evaluations < solver.nominal_order:
         return (
             "the first steps of a multistep method (their order + 1 is the most it can reach); weights on uneven steps"
         )
@@ -238,7 +238,7 @@ def check_constant(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Ch
                 break
         yield Check(
             f"constant prediction on {schedule}",
-            errors[0] < 1e-12 or errors[1] / errors[2] > 4 ** (solver.declared_order - 0.25),
+            errors[0] < 1e-12 or errors[1] / errors[2] > 4 ** (solver.order - 0.25),
             "error " + ", ".join(f"{error:.1e}" for error in errors),
             "the weights of a step must sum to one, in x0 or eps",
         )
@@ -258,7 +258,7 @@ def check_mean(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
             errors.append(abs(float(found) - 0.7 * nodes[-1].alpha))
         yield Check(
             f"mean on {schedule}",
-            errors[1] < 1e-12 or errors[0] / errors[1] > 2 ** (solver.declared_order - 0.2),
+            errors[1] < 1e-12 or errors[0] / errors[1] > 2 ** (solver.order - 0.2),
             f"off by {errors[0]:.1e}, on a finer grid by {errors[1]:.1e}",
             "the drift, not the noise: on Gaussian data the mean follows it alone",
         )
@@ -345,7 +345,7 @@ def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[
             x = nodes[-1].alpha * torch.linspace(-1.8, 1.8, 9, dtype=torch.float64).view(9, 1)
             code = solve(solver, problem, x, nodes[::-1]).x
             gaps.append(float((solve(solver, problem, code, nodes).x - x).abs().max()))
-        wanted = 2 ** (solver.declared_order - 0.5) if not solver.adaptive else 10
+        wanted = 2 ** (solver.order - 0.5) if not solver.adaptive else 10
         yield Check(
             f"encode and decode on {schedule}",
             gaps[1] < 1e-10 or gaps[0] / gaps[1] > wanted,

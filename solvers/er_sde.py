@@ -12,6 +12,7 @@ import numpy as np
 from .coefficients import GAUSS, Array, lagrange
 from .multistep import Multistep, Row
 from .ranges import NonNegative, Range
+from .registry import named
 from .types import Node, Problem, solvers
 
 NoiseScale = Literal["ode", "sde", "power_1_5", "power_2_5", "logarithmic", "exponential"]
@@ -45,7 +46,7 @@ NOISE_SCALES: dict[str, Callable[[Array], tuple[Array, Array]]] = {
 @solvers.register(
     "er_sde",
     kind="SDE",
-    order=2,
+    order=3,
     stochastic=True,
     native="x0",
     reference="Cui et al. 2023, arXiv:2309.06169, propositions 4-6 and section 3.3",
@@ -63,23 +64,15 @@ class ERSDE(Multistep):
     last difference quotient instead of the parabola's slope.
     """
 
-    order: Annotated[int, Range(1, 3)] = 3
+    depth: Annotated[int, Range(1, 3)] = named("order", 3)
     noise_scale: NoiseScale = "exponential"
     variant: Literal["exact", "published"] = "exact"
     s_noise: NonNegative = 1.0
     lower_order_final: bool = False
 
     @property
-    def depth(self) -> int:
-        return self.order
-
-    @property
     def stochastic(self) -> bool:
         return self.noise_scale != "ode"
-
-    @property
-    def full_order(self) -> float:
-        return min(self.order, 2)
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         t = past[0]

@@ -117,8 +117,8 @@ class DPMpp3M(Exponential):
     depth: ClassVar[int] = 3
 
     @property
-    def full_order(self) -> float:
-        return 2 if self.variant == "released" else super().full_order
+    def ceiling(self) -> float:
+        return 2 if self.variant == "released" else super().ceiling
 
 
 @solvers.register(
@@ -172,7 +172,11 @@ class DPMpp3MSDE(Exponential):
     depth: ClassVar[int] = 3
 
     @property
-    def full_order(self) -> float:
+    def nominal_order(self) -> float:
+        return 2
+
+    @property
+    def ceiling(self) -> float:
         return 1 if self.variant == "flipped" else 2
 
 
@@ -217,5 +221,5 @@ class DPMSolver3M(Exponential):
     quantity: ClassVar[Quantity] = "eps"  # type: ignore[misc]
 
     @property
-    def full_order(self) -> float:
-        return 2 if self.variant == "released" or self.stochastic else super().full_order
+    def ceiling(self) -> float:
+        return 2 if self.variant == "released" or self.stochastic else super().ceiling

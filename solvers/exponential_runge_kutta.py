@@ -131,8 +131,12 @@ class ExponentialRungeKutta(Solver):
         return 1 if self.mode == "grid" else 1 + len(self.scheme().fractions)
 
     @property
-    def declared_order(self) -> float:
-        return min(self.order, 1 if self.stochastic else 2) if self.mode == "grid" else self.order
+    def nominal_order(self) -> float:
+        return float(solvers.info_of(self).order or 0)
+
+    @property
+    def order(self) -> float:
+        return min(self.nominal_order, 1 if self.stochastic else 2) if self.mode == "grid" else self.nominal_order
 
     @property
     def restartable(self) -> bool:

@@ -43,7 +43,7 @@ class Final(Wrapper):
 
     @property
     def order(self) -> float:
-        return min(self.solver.declared_order, self.last.declared_order + 1)
+        return min(self.solver.order, self.last.order + 1)
 
     @property
     def stochastic(self) -> bool:

@@ -53,7 +53,7 @@ class PC(Wrapper):
     @property
     def order(self) -> float:
         # a corrector's law is its own, and lags behind the level by a step's width
-        return min(1, self.predictor.declared_order)
+        return min(1, self.predictor.order)
 
     @property
     def nonlinear(self) -> str:

@@ -39,6 +39,7 @@ class Info:
 
     Attributes:
         nonlinear: why a step is not linear in the state, the predictions and the noise; empty where it is.
+        order: the method's own (nominal) order, of its default options.
         native: what the method interpolates or differences: x0, eps, score, ...
         equals: specs of methods with the same coefficients, proved equal by a test.
         note: what a user should know that the numbers do not say.
@@ -62,8 +63,17 @@ class Info:
     @property
     def options(self) -> dict[str, Any]:
         """Option names and their defaults."""
-        fields = dataclasses.fields(self.cls)
-        return {f.name: None if f.default is dataclasses.MISSING else f.default for f in fields}
+        return {name: None if f.default is dataclasses.MISSING else f.default for name, f in self.fields.items()}
+
+    @property
+    def fields(self) -> dict[str, dataclasses.Field[Any]]:
+        """The fields of the class by the names of their options."""
+        return {option_name(field): field for field in dataclasses.fields(self.cls)}
+
+    @property
+    def positional(self) -> list[str]:
+        """The options that may be given by position."""
+        return [name for name, field in self.fields.items() if not field.kw_only]
 
     @property
     def linear(self) -> bool:
@@ -74,6 +84,17 @@ class Info:
     def summary(self) -> str:
         """The first line of the class's docstring."""
         return (inspect.getdoc(self.cls) or "").partition("\n")[0]
+
+
+def named(option: str, default: T) -> T:
+    """The default of a field that specs, cards and messages call ``option``."""
+    field: Any = dataclasses.field(default=default, metadata={"option": option})
+    return field  # type: ignore[no-any-return]
+
+
+def option_name(field: dataclasses.Field[Any]) -> str:
+    """What specs call a field."""
+    return str(field.metadata.get("option", field.name))
 
 
 class Options:
@@ -93,20 +114,20 @@ def check_options(obj: Any) -> None:
         InputError: names the class, the option, the range and the value.
     """
     cls: Any = type(obj)
-    for option, hint in ranged_options(cls).items():
-        ranges.check(getattr(obj, option), hint, option, lambda: name_of(obj))
+    for field, hint in ranged_options(cls):
+        ranges.check(getattr(obj, field.name), hint, option_name(field), lambda: name_of(obj))
 
 
 @cache
-def ranged_options(cls: type) -> dict[str, Any]:
+def ranged_options(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
     """The fields of a dataclass that have ranges, and their annotations."""
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError:
         if "<locals>" not in cls.__qualname__:  # whose annotations may name what only the function around it knows
             raise
-        return {}
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls) if ranges.marks(hints[f.name])}
+        return ()
+    return tuple((f, hints[f.name]) for f in dataclasses.fields(cls) if ranges.marks(hints[f.name]))
 
 
 def name_of(obj: Any) -> str:
@@ -231,8 +252,8 @@ class Registry(Generic[T]):
 
     def _complete(self, label: Spec, given: Spec) -> Spec:
         """``given`` under the name of ``label``, with those of its options that are not given."""
-        fields = [f.name for f in dataclasses.fields(self._infos[label.name].cls) if not f.kw_only]
-        taken = {key for key, _ in given.kwargs} | set(fields[: len(given.args)])
+        positional = self._infos[label.name].positional
+        taken = {key for key, _ in given.kwargs} | set(positional[: len(given.args)])
         added = tuple((key, value) for key, value in label.kwargs if key not in taken)
         return Spec(label.name, given.args, (*given.kwargs, *added))
 
@@ -297,20 +318,23 @@ class Registry(Generic[T]):
         if not isinstance(spec, Spec):
             raise InputError(f"expected the spec of a {self.kind}, got {spec!r}")
         info = self.info(spec.name)
-        fields = [f.name for f in dataclasses.fields(info.cls)]
-        positional = [f.name for f in dataclasses.fields(info.cls) if not f.kw_only]
-        if len(spec.args) > len(positional):
-            raise InputError(f"{info.name} takes at most {len(positional)} options by position, got {len(spec.args)}")
-        given = dict(zip(positional, spec.args, strict=False))
-        hints = typing.get_type_hints(info.cls)
+        fields, most = info.fields, len(info.positional)
+        if len(spec.args) > most:
+            raise InputError(f"{info.name} takes at most {most} options by position, got {len(spec.args)}")
+        given = dict(zip(info.positional, spec.args, strict=False))
         for key, value in spec.kwargs:
             if key not in fields:
                 raise unknown(f"option of {info.name}", key, fields)
             if key in given:
                 raise InputError(f"{info.name} got the option {key!r} twice")
             given[key] = value
+        hints = typing.get_type_hints(info.cls)
+        values = {
+            fields[key].name: coerce(value, hints[fields[key].name], f"option {key!r} of {info.name}")
+            for key, value in given.items()
+        }
         try:
-            made: T = info.cls(**{k: coerce(v, hints[k], f"option {k!r} of {info.name}") for k, v in given.items()})
+            made: T = info.cls(**values)
         except TypeError as error:
             raise InputError(f"{info.name}: {error}") from None
         return made
@@ -319,10 +343,10 @@ class Registry(Generic[T]):
         """The canonical spec of an object: its name and the options that differ from their defaults."""
         info = self.info_of(obj)
         options = []
-        for field in dataclasses.fields(info.cls):
+        for name, field in info.fields.items():
             value = getattr(obj, field.name)
             if value != field.default:
-                options.append(f"{field.name}={grammar.write(value)}")
+                options.append(f"{name}={grammar.write(value)}")
         return f"{info.name}({', '.join(options)})" if options else info.name
 
     def _outside(self, name: str) -> Info:

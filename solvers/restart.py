@@ -65,7 +65,7 @@ class Restart(Wrapper):
 
     @property
     def order(self) -> float:
-        return self.solver.declared_order if self.solver.restartable else min(self.solver.declared_order, 2.0)
+        return self.solver.order if self.solver.restartable else min(self.solver.order, 2.0)
 
     @property
     def stochastic(self) -> bool:

@@ -49,7 +49,7 @@ class DPMppSDE(ExponentialRungeKutta):
     noise: Literal["joint", "independent"] = "joint"
 
     @property
-    def declared_order(self) -> float:
+    def order(self) -> float:
         return 1.0 if self.noise == "independent" and self.eta > 0 else 2.0
 
     def scheme(self) -> Scheme:

@@ -64,7 +64,7 @@ class _ThreeStages(ExponentialRungeKutta):
         _check_mode(self)
 
     @property
-    def order(self) -> float:
+    def nominal_order(self) -> float:
         # elsewhere the parabola's weight on stage 1, whose own error is of second order, costs the third
         return 3.0 if abs(self.r2 - 2 / 3) < 1e-9 else 2.0
 
@@ -211,6 +211,6 @@ class DPMpp3S(_ThreeStages):
             raise InputError("dpmpp_3s: variant=flipped goes with mode=grid and eta > 0 alone; take variant=taylor")
 
     @property
-    def declared_order(self) -> float:
+    def order(self) -> float:
         # its weights multiply the difference of stages with noise apart, of size sqrt(h), by a number of size 1
-        return 0 if self.variant == "flipped" else super().declared_order
+        return 0 if self.variant == "flipped" else super().order

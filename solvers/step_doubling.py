@@ -83,7 +83,7 @@ class StepDoubling(Wrapper):
 
     @property
     def order(self) -> float:
-        return self.solver.declared_order + self.extrapolate
+        return self.solver.order + self.extrapolate
 
     @property
     def nonlinear(self) -> str:
@@ -105,7 +105,7 @@ class StepDoubling(Wrapper):
         half = self.solver.step(problem, x, t, middle, carry, record)
         fine = self.solver.step(problem, half.x, middle, s, half.carry, record)
         coarse = self.solver.step(problem, x, t, s, carry, None if record is None else record.composed)
-        gap = (1 / (2**self.solver.declared_order - 1)) * (fine.x - coarse.x)
+        gap = (1 / (2**self.solver.order - 1)) * (fine.x - coarse.x)
         error = widened(gap.detach()).flatten(1).pow(2).mean(1).sqrt().cpu()
         return Step(fine.x + gap if self.extrapolate else fine.x, fine.carry, error)
 

@@ -90,14 +90,15 @@ class Solver(Options):
 
     @property
     def order(self) -> float:
-        """The method's order; an option of that name takes its place."""
+        """The global order of convergence that is promised: of the path for an ODE solver, of the covariance for a
+        stochastic one. By default the order on the card; an option of that name takes its place."""
         return float(solvers.info_of(self).order or 0)
 
     @property
-    def declared_order(self) -> float:
-        """Global order of convergence: of the path for an ODE solver, of the covariance for a stochastic one. Less than
-        ``order`` where the start of a multistep method, or fixed weights on uneven grids, cap it."""
-        return float(self.order)
+    def nominal_order(self) -> float:
+        """The method's own order, from exact starting values and without ``lower_order_final``; more than ``order``
+        where the start of a multistep method, or fixed weights on uneven grids, cap it."""
+        return self.order
 
     @property
     def stochastic(self) -> bool:

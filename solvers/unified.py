@@ -11,6 +11,7 @@ from .coefficients import phi1
 from .errors import InputError
 from .multistep import Multistep, Row, adams
 from .ranges import NonNegative, Range
+from .registry import named
 from .types import Node, Problem, solvers
 
 
@@ -21,27 +22,23 @@ class Unified(Multistep):
     weighted by B / 2: B = h (``bh1``) or exp(h) - 1, in x0 1 - exp(-h) (``bh2``). Otherwise B cancels.
     """
 
-    order: int = 3
+    depth: int = 3
     correct: bool = True
     variant: str = "bh1"
 
     @property
-    def depth(self) -> int:
-        return self.order
+    def start_stages(self) -> int:
+        return self.depth if self.correct else self.depth - 1
 
     @property
-    def start_order(self) -> int:
-        return self.order if self.correct else self.order - 1
+    def nominal_order(self) -> float:
+        return self.depth + self.correct
 
     @property
-    def own_order(self) -> float:
-        return self.order + self.correct
-
-    @property
-    def full_order(self) -> float:
+    def ceiling(self) -> float:
         if not self.correct:
-            return super().full_order
-        return min(self.own_order, 4 if self.start == "runge_kutta" else 3)
+            return super().ceiling
+        return 4 if self.start == "runge_kutta" else 3
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         row = self.integral(problem, s, past[0], past)
@@ -82,7 +79,7 @@ class Unified(Multistep):
 class UniPC(Unified):
     """UniPC: predictor and corrector of one order share their evaluations; ``correct=False`` is UniP."""
 
-    order: Annotated[int, Range(1, 4)] = 3
+    depth: Annotated[int, Range(1, 4)] = named("order", 3)
     variant: Literal["bh1", "bh2"] = "bh1"
     correct: bool = True
     quantity: Literal["x0", "eps"] = "x0"
@@ -167,17 +164,15 @@ class SASolver(Multistep):
         return self.pece
 
     @property
-    def own_order(self) -> float:
+    def nominal_order(self) -> float:
         # the corrector has the last word, and is one order better than what it was predicted from, at most
         predictor, corrector = self.predictor_order, self.corrector_order
         reached = min(corrector, predictor + 1) if corrector else predictor
         return min(reached, 2) if self.stochastic else reached
 
     @property
-    def full_order(self) -> float:
-        return min(
-            self.own_order, 3 if self.corrector_order else 2
-        )  # a corrector lifts the first step, Euler's, by one
+    def ceiling(self) -> float:
+        return 3 if self.corrector_order else 2  # a corrector lifts the first step, Euler's, by one
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return self.integral(problem, s, past[0], past)

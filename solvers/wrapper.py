@@ -28,7 +28,7 @@ class Wrapper(Solver):
 
     @property
     def order(self) -> float:
-        return self.inner.declared_order
+        return self.inner.order
 
     @property
     def stochastic(self) -> bool:

@@ -284,8 +284,8 @@ def test_pc_counts_what_its_corrector_takes():
     assert make("pc(corrector=annealed_langevin)").linear
     assert not make("pc").linear
     # of order 1 towards the corrector's law, whatever the predictor: measured in test_conformance.py
-    assert make("pc(predictor=dpmpp_2m)").declared_order == 1
-    assert make("churn(solver=pc(predictor=heun))").declared_order == 1
+    assert make("pc(predictor=dpmpp_2m)").order == 1
+    assert make("churn(solver=pc(predictor=heun))").order == 1
 
 
 @pytest.mark.parametrize("inner", ["pc({})", "picard(solver=pc({}))", "final(solver=pc({}))"])

@@ -342,7 +342,7 @@ def test_a_method_that_comes_late_to_its_order_is_measured_on_finer_grids():
 @pytest.mark.parametrize(("spec", "order"), [("dpmpp_3m(variant=released, start=runge_kutta)", 3), ("euler", 1.5)])
 def test_finer_grids_do_not_help_a_lower_order(spec, order, monkeypatch):
     solver = solvers.make(spec)
-    monkeypatch.setattr(type(solver), "declared_order", order)
+    monkeypatch.setattr(type(solver), "order", order)
     (verdict,) = check_order(solver, (VP,))
     assert not verdict.passed
 

@@ -121,7 +121,7 @@ def test_order_on_a_scalar_linear_problem(spec):
         errors.append(abs(float(solve(solver, problem, torch.ones(1, 1, dtype=torch.float64), nodes).x) / exact - 1))
     # within 0.2 of the order: the next term of the error is a few hundredths of the first at these steps
     assert math.log2(errors[0] / errors[1]) == pytest.approx(ORDERS[spec], abs=0.2)
-    assert solver.declared_order == ORDERS[spec]
+    assert solver.order == ORDERS[spec]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_order_on_a_scalar_linear_problem(spec):
 def test_weak_order(spec, order):
     solver = make(spec)
     assert measured_order(solver, VE)[0] == pytest.approx(order, abs=0.1)
-    assert solver.declared_order == order
+    assert solver.order == order
 
 
 class Still:
