@@ -24,7 +24,7 @@ from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer
 
 from .batches import batches_of, check_batch
-from .chains import Chain, reverse_kernel
+from .chain import Chain, reverse_kernel
 from .checks import positive, seeds_of
 from .continuous_bound import prior_kl
 from .decoders import Decoder, Discretised, decoders

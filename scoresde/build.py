@@ -12,16 +12,17 @@ from torch import nn
 
 from solvers import InputError, grids, make, resolve
 
-from . import chain_losses  # noqa: F401  (registers its losses)
+from . import bound_losses  # noqa: F401  (registers its losses)
 from .config import DataCard, line
 from .data import Dataset, load
 from .decoders import Decoder, Discretised, Gaussian
 from .denoiser import Denoiser
-from .learned_vp import with_schedule
-from .losses import Loss, losses, times
+from .learned_path import with_schedule
+from .losses import Loss, losses
 from .networks import networks
 from .plan import Plan, planned
 from .sde import Denoises, make_sde
+from .time_samplers import times
 from .train import TrainingOptions
 
 

@@ -120,6 +120,7 @@ class ChainSDE(NodesSDE):
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.betas is not None:
             object.__setattr__(self, "betas", tuple(map(float, self.betas)))
         self._place(self.num_train_timesteps if self.betas is None else len(self.betas))
@@ -173,6 +174,7 @@ class SMLDChainSDE(NodesSDE):
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sigmas is not None:
             object.__setattr__(self, "sigmas", tuple(map(float, self.sigmas)))
         self._place(self.num_train_timesteps if self.sigmas is None else len(self.sigmas))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 import solvers
-from solvers import InputError, Node, Prediction, Rows
-from solvers.grids import node_of_lam, nodes_of_lam
+from solvers import InputError, Node, Prediction, Problem, Rows
 
 from .batches import Batching, check_finite
 from .checks import leaves_torch
 from .denoises import Model, adapted
 from .divergence import Divergence, Exact
 from .plan import Plan
-from .sde import Denoises
+from .sde import SDE, Denoises
 
 # vector-Jacobian products taken at once: enough to fill a processor, few enough to bound memory
 CHUNK = 64
@@ -53,7 +52,7 @@ def _cleared(left: Tensor, known: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class WithLogDensity:
+class WithLogDensity(Problem):
     """The same samples with channels that carry the log-density, each solved like one more coordinate.
 
     Let r = sigma / alpha, y = x / alpha, D the denoiser and l the log-density of y along the probability-flow ODE,
@@ -91,17 +90,10 @@ class WithLogDensity:
         """m, the number of log-density channels."""
         return self.divergence.channels(math.prod(self.shape))
 
-    def node(self, t: float) -> Node:
-        """The path at t."""
-        return self.denoiser.sde(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        """The path where log(alpha / sigma) = lam."""
-        return node_of_lam(self.denoiser.sde, lam)
-
-    def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
-        """The path at every lam."""
-        return nodes_of_lam(self.denoiser.sde, lams)
+    @property
+    def path(self) -> SDE:
+        """The path that the denoiser was trained on."""
+        return self.denoiser.sde
 
     def start(self, x: Tensor, node: Node) -> Tensor:
         """The state (B, d + m) at ``node`` of data x (B, *): alpha x, and channels of 0."""

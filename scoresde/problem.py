@@ -2,57 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
-from solvers import Node, Prediction, Rows
-from solvers.grids import node_of_lam, nodes_of_lam
+from solvers import Node, Prediction, Problem, Rows
 from solvers.outputs import Output
 
-from .sde import Denoises
+from .denoises import Model, adapted
+from .sde import SDE, Denoises
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class Diffusion(Problem):
     """The samples of a denoiser, with their conditions (each (B, *))."""
 
     denoiser: Denoises
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def node(self, t: float) -> Node:
-        """The path at t."""
-        return self.denoiser.sde(t)
+    @cached_property
+    def model(self) -> Model:
+        """The denoiser with all of its parts."""
+        return adapted(self.denoiser)
 
-    def node_of_lam(self, lam: float) -> Node:
-        """The path where log(alpha / sigma) = lam."""
-        return node_of_lam(self.denoiser.sde, lam)
-
-    def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
-        """The path at every lam."""
-        return nodes_of_lam(self.denoiser.sde, lams)
+    @property
+    def path(self) -> SDE:
+        """The path that the denoiser was trained on."""
+        return self.model.sde
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
         """The denoiser's prediction at x (B, *), at one node or at one a sample."""
-        return self.denoiser.predict(x, node, **self.conditions)
+        return self.model.predict(x, node, **self.conditions)
 
     @property
-    def output(self) -> Output | None:
-        """What the denoiser's network puts out, where it has one."""
-        return getattr(self.denoiser, "output", None)
+    def output(self) -> Output:
+        """What the denoiser's network puts out; x0 where it has no output of its own."""
+        return self.model.output
 
     def raw(self, x: Tensor, node: Node) -> Tensor:
         """The network's own output at x (B, *)."""
-        out: Tensor = self.denoiser.raw(x, node, **self.conditions)  # type: ignore[attr-defined]
-        return out
+        return self.model.raw(x, node, **self.conditions)
 
-    @property
-    def log_prob(self) -> Callable[[Tensor, Node], Tensor]:
+    def log_prob(self, x: Tensor, node: Node) -> Tensor:
         """The log-density (B,) of x_t in nats, where the denoiser knows it; correctors that accept or reject ask."""
-        known: Callable[[Tensor, Node], Tensor] = self.denoiser.log_prob  # type: ignore[attr-defined]
-        return known
+        known = self.model.log_prob
+        return super().log_prob(x, node) if known is None else known(x, node)
 
     def select(self, rows: Rows) -> Diffusion:
         """The problem of some of the samples."""
-        return Diffusion(self.denoiser, {name: value[rows] for name, value in self.conditions.items()})
+        return Diffusion(self.model, {name: value[rows] for name, value in self.conditions.items()})

@@ -119,6 +119,7 @@ class Saved(Dequantiser):
     path: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.path:
             raise InputError(
                 "variational needs the file of a trained dequantiser, "

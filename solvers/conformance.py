@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .analytic import PATHS, GaussianData, Mixture, OrthogonalNoise, exact_solution
+from .budget import evaluations
 from .grids import Schedule, grid
-from .loop import Solution, evaluations, solve
+from .loop import Solution, solve
 from .noise import SeededNoise
 from .rounding import LOST, few, lost
 from .trace import trace
@@ -93,7 +94,7 @@ def terminal_variance(solver: Solver, problem: GaussianData, nodes: Sequence[Nod
 
 def _propagate(solver: Solver, problem: GaussianData, nodes: Sequence[Node]) -> Solution:
     draws = _Draws()
-    solve(solver, GaussianData(problem.schedule), torch.ones(1, 1, dtype=torch.float64), nodes, draws)
+    solve(solver, GaussianData(problem.path), torch.ones(1, 1, dtype=torch.float64), nodes, draws)
     variance = torch.as_tensor(problem.variance(nodes[0]), dtype=torch.float64)
     noise = OrthogonalNoise(draws.count + 1, rows=variance.numel())
     x = variance.sqrt() * noise(nodes[0], nodes[0])
@@ -164,7 +165,7 @@ def _path_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tu
 
 def _tolerance_error(solver: Solver, schedule: Schedule, n: int) -> tuple[int, float]:
     """Of an adaptive solver, at a tolerance at which it takes some n steps."""
-    tolerance = (6 / n) ** (solver.declared_order + 1)
+    tolerance = (6 / n) ** (solver.order + 1)
     options = {"rtol": tolerance, "atol": tolerance, "first_step": None}
     return _path_error(dataclasses.replace(solver, **options), schedule, grid("uniform", schedule, 1))  # type: ignore[type-var]
 
@@ -190,7 +191,7 @@ def check_spec(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
 
 def reaches(solver: Solver, order: float) -> bool:
     """Whether a measured order bears out the declared one, less 0.2."""
-    return order >= solver.declared_order - 0.2 and solver.declared_order > 0
+    return order >= solver.order - 0.2 and solver.order > 0
 
 
 def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
@@ -201,20 +202,20 @@ def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         yield Check(
             f"order on {schedule}",
             reaches(solver, order),
-            f"measured {order:.2f}, declared {solver.declared_order:g} (NFE {errors})",
+            f"measured {order:.2f}, declared {solver.order:g} (NFE {errors})",
             _advice(solver, order),
         )
 
 
 def _advice(solver: Solver, order: float) -> str:
     """Where to look when the measured order is too low."""
-    if not solver.declared_order:
+    if not solver.order:
         return "the order is not declared: @solvers.register(name, order=...), or a property `order`"
     if order < 0.5:
         return "it does not converge: compare one step with the formula, by hand, at one t and s; check signs and alpha"
     if solver.stochastic:
         return "noise inside a step must be noise(t, m) and noise(m, s), composed; its variance must be the formula's"
-    if solver.evaluations < solver.order:
+    if solver.evaluations < solver.nominal_order:
         return (
             "the first steps of a multistep method (their order + 1 is the most it can reach); weights on uneven steps"
         )
@@ -237,7 +238,7 @@ def check_constant(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Ch
                 break
         yield Check(
             f"constant prediction on {schedule}",
-            errors[0] < 1e-12 or errors[1] / errors[2] > 4 ** (solver.declared_order - 0.25),
+            errors[0] < 1e-12 or errors[1] / errors[2] > 4 ** (solver.order - 0.25),
             "error " + ", ".join(f"{error:.1e}" for error in errors),
             "the weights of a step must sum to one, in x0 or eps",
         )
@@ -257,7 +258,7 @@ def check_mean(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
             errors.append(abs(float(found) - 0.7 * nodes[-1].alpha))
         yield Check(
             f"mean on {schedule}",
-            errors[1] < 1e-12 or errors[0] / errors[1] > 2 ** (solver.declared_order - 0.2),
+            errors[1] < 1e-12 or errors[0] / errors[1] > 2 ** (solver.order - 0.2),
             f"off by {errors[0]:.1e}, on a finer grid by {errors[1]:.1e}",
             "the drift, not the noise: on Gaussian data the mean follows it alone",
         )
@@ -296,6 +297,40 @@ def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         )
 
 
+def check_capabilities(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """A ``restartable`` solver steps from the state alone, whatever its steps before; one that does not say
+    ``plans_grid`` steps from t to s, whatever the other nodes of the grid."""
+    problem = Mixture(schedules[0])
+    nodes = grid("logsnr", schedules[0], 6)
+    x = _start(problem, nodes[2], (4, 3), torch.float64)
+
+    def moved(before: Sequence[Node], after: Sequence[Node], taken: int) -> Tensor:
+        """The step from nodes[2] to nodes[3] at x, after ``taken`` others, on a grid of these other nodes."""
+        whole = (*before, nodes[2], nodes[3], *after)
+        carry, noise = solver.init(problem, x, whole), SeededNoise(range(4), (3,), torch.float64)
+        for t, s in itertools.pairwise(whole[: taken + 1]):
+            carry = solver.step(problem, _start(problem, t, (4, 3), torch.float64), t, s, carry, noise).carry
+        fixed = SeededNoise(range(4), (3,), torch.float64)
+        return solver.step(problem, x, nodes[2], nodes[3], carry, fixed).x
+
+    if solver.restartable:
+        same = torch.equal(moved(nodes[:2], nodes[4:], 0), moved(nodes[:2], nodes[4:], 2))
+        yield Check(
+            "restartable",
+            same,
+            f"a step begun anew is {'' if same else 'not '}the step after others",
+            "its carry changes from step to step: a property `restartable` that returns False",
+        )
+    if not solver.plans_grid and not solver.adaptive:
+        same = torch.equal(moved((), nodes[4:], 0), moved((), (nodes[5], nodes[6], schedules[0].clean), 0))
+        yield Check(
+            "steps of any grid",
+            same,
+            f"a step does {'not ' if same else ''}depend on the other nodes",
+            "init plans steps from the grid: a property `plans_grid` that returns True",
+        )
+
+
 def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
     """Encoding and decoding return to the start, and sooner on finer grids."""
     if solver.stochastic:
@@ -310,7 +345,7 @@ def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[
             x = nodes[-1].alpha * torch.linspace(-1.8, 1.8, 9, dtype=torch.float64).view(9, 1)
             code = solve(solver, problem, x, nodes[::-1]).x
             gaps.append(float((solve(solver, problem, code, nodes).x - x).abs().max()))
-        wanted = 2 ** (solver.declared_order - 0.5) if not solver.adaptive else 10
+        wanted = 2 ** (solver.order - 0.5) if not solver.adaptive else 10
         yield Check(
             f"encode and decode on {schedule}",
             gaps[1] < 1e-10 or gaps[0] / gaps[1] > wanted,
@@ -392,6 +427,7 @@ CHECKS = (
     check_mean,
     check_evaluations,
     check_batch,
+    check_capabilities,
     check_round_trip,
     check_dtype,
     check_traced,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import InputError, unknown
-from .names import normalise
+from .normalise import normalise
 from .types import Node
 
 

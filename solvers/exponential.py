@@ -10,8 +10,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from .coefficients import GAUSS, phi2, phi3
-from .errors import InputError
-from .multistep import Multistep, Quantity, Row, Start, adams
+from .multistep import Multistep, Row, Start, adams
+from .outputs import Quantity
+from .ranges import NonNegative
 from .types import Node, Problem, solvers
 
 
@@ -19,15 +20,9 @@ class Exponential(Multistep):
     """x_s / alpha_s = keep x / alpha_t + m0 q + the terms of the differences + noise; in x0, keep = e^-H and
     m0 = phi1(H) with H = (1 + eta^2) h."""
 
-    eta: float = 0.0
-    s_noise: float = 1.0
+    eta: NonNegative = 0.0
+    s_noise: NonNegative = 1.0
     variant: str = "exact"
-
-    def __post_init__(self) -> None:
-        name = solvers.info_of(self).name
-        for option in ("eta", "s_noise"):
-            if not 0 <= getattr(self, option) < math.inf:
-                raise InputError(f"{name}: {option} must be at least 0, got {getattr(self, option):g}")
 
     @property
     def stochastic(self) -> bool:
@@ -122,8 +117,8 @@ class DPMpp3M(Exponential):
     depth: ClassVar[int] = 3
 
     @property
-    def full_order(self) -> float:
-        return 2 if self.variant == "released" else super().full_order
+    def ceiling(self) -> float:
+        return 2 if self.variant == "released" else super().ceiling
 
 
 @solvers.register(
@@ -144,8 +139,8 @@ class DPMpp3M(Exponential):
 class DPMpp2MSDE(Exponential):
     """SDE-DPM-Solver++(2M): dpmpp_2m on the reverse SDE, of order 2 in the covariance."""
 
-    eta: float = 1.0
-    s_noise: float = 1.0
+    eta: NonNegative = 1.0
+    s_noise: NonNegative = 1.0
     variant: Literal["midpoint", "heun"] = "midpoint"
     lower_order_final: bool = False
     depth: ClassVar[int] = 2
@@ -169,15 +164,19 @@ class DPMpp3MSDE(Exponential):
     ``released`` halves the second difference; ``flipped`` has a sign wrong besides, as one library ships it: order 1.
     """
 
-    eta: float = 1.0
-    s_noise: float = 1.0
+    eta: NonNegative = 1.0
+    s_noise: NonNegative = 1.0
     variant: Literal["exact", "released", "flipped"] = "exact"
     start: Literal["lower"] = "lower"
     lower_order_final: bool = False
     depth: ClassVar[int] = 3
 
     @property
-    def full_order(self) -> float:
+    def nominal_order(self) -> float:
+        return 2
+
+    @property
+    def ceiling(self) -> float:
         return 1 if self.variant == "flipped" else 2
 
 
@@ -193,7 +192,7 @@ class DPMpp3MSDE(Exponential):
 class DPMSolver2M(Exponential):
     """DPM-Solver-2 as a multistep method: two predictions of eps, interpolated linearly in lam."""
 
-    eta: float = 0.0
+    eta: NonNegative = 0.0
     variant: Literal["midpoint", "heun"] = "midpoint"
     lower_order_final: bool = False
     depth: ClassVar[int] = 2
@@ -214,7 +213,7 @@ class DPMSolver2M(Exponential):
 class DPMSolver3M(Exponential):
     """DPM-Solver-3 as a multistep method: three predictions of eps, interpolated by a parabola in lam."""
 
-    eta: float = 0.0
+    eta: NonNegative = 0.0
     variant: Literal["exact", "released"] = "exact"
     start: Start = "corrector"
     lower_order_final: bool = False
@@ -222,5 +221,5 @@ class DPMSolver3M(Exponential):
     quantity: ClassVar[Quantity] = "eps"  # type: ignore[misc]
 
     @property
-    def full_order(self) -> float:
-        return 2 if self.variant == "released" or self.stochastic else super().full_order
+    def ceiling(self) -> float:
+        return 2 if self.variant == "released" or self.stochastic else super().ceiling

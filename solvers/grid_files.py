@@ -90,6 +90,7 @@ class FileGrid(Grid):
     path: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.path:
             raise InputError("file takes the path of a grid: file:PATH")
         _ = self.listed  # so that what is wrong with the file is told at once

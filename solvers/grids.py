@@ -10,14 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from .errors import InputError, positive_integer
-from .registry import Registry
-from .types import Node
+from .node import AnyNode, Node
+from .ranges import Positive, Range
+from .registry import Options, Registry
 
+N = TypeVar("N", bound=AnyNode)
 End = Literal["t_min", "zero"]
 
 
@@ -65,7 +67,7 @@ def nodes_at(schedule: Schedule, times: Sequence[float]) -> list[Node]:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(Options):
     """A rule that places the times of a solve; a frozen dataclass whose fields are its options."""
 
     end: End = field(default="t_min", kw_only=True)
@@ -139,8 +141,8 @@ def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> 
     return lo, hi
 
 
-def checked(nodes: tuple[Node, ...], name: str = "the grid") -> tuple[Node, ...]:
-    """``nodes``, if they are at least two, finite, and strictly ordered in noise.
+def checked(nodes: tuple[N, ...], name: str = "the grid") -> tuple[N, ...]:
+    """``nodes``, if they are at least two, without a defect, and strictly ordered in noise.
 
     Raises:
         InputError: they are not; the message names the first offending node.
@@ -148,13 +150,12 @@ def checked(nodes: tuple[Node, ...], name: str = "the grid") -> tuple[Node, ...]
     if len(nodes) < 2:
         raise InputError(f"{name} has {len(nodes)} node; a solve needs at least two")
     for i, node in enumerate(nodes):
-        on_path = all(map(math.isfinite, (node.t, node.alpha, node.sigma))) and node.alpha > 0 and node.sigma >= 0
-        if not on_path or not math.isfinite(node.ratio):
-            raise InputError(f"{name}: node {i} (t={node.t:g}) has alpha={node.alpha:g}, sigma={node.sigma:g}")
-    sign = -1 if nodes[0].ratio > nodes[-1].ratio else 1
+        if node.defect:
+            raise InputError(f"{name}: node {i} (t={node.t:g}) has {node.defect}")
+    sign = -1 if nodes[0].level > nodes[-1].level else 1
     for i, (t, s) in enumerate(pairwise(nodes)):
-        if not sign * (s.ratio - t.ratio) > 0:
-            problem = "coincide" if s.ratio == t.ratio else "are out of order"
+        if not sign * (s.level - t.level) > 0:
+            problem = "coincide" if s.level == t.level else "are out of order"
             raise InputError(f"{name}: nodes {i} and {i + 1} (t={t.t:g}, t={s.t:g}) {problem}; use fewer steps")
     return nodes
 
@@ -203,11 +204,7 @@ class Uniform(Grid):
 class Quadratic(Grid):
     """Equal steps of t^(1/power), for t >= 0; ends at t_min."""
 
-    power: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.power < math.inf:
-            raise InputError(f"quadratic: power must be positive, got {self.power:g}")
+    power: Positive = 2.0
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         if lo < 0:
@@ -242,13 +239,7 @@ class Karras(Grid):
     """Equal steps of ratio^(1/rho) with ratio = sigma / alpha, then one step to sigma = 0."""
 
     end: End = field(default="zero", kw_only=True)
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        if not self.rho > 0:
-            raise InputError(f"karras: rho must be positive, got {self.rho:g}")
-        if not 1e-2 <= self.rho <= 1e6:  # beyond, the powers leave float64
-            raise InputError(f"karras: rho must lie in [0.01, 1e6], got {self.rho:g}")
+    rho: Annotated[float, Range(1e-2, 1e6)] = 7.0  # beyond, the powers leave float64
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         root = 1 / self.rho
@@ -265,6 +256,7 @@ class Explicit(Grid):
     ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if bool(self.times) == bool(self.ratios):
             raise InputError("explicit takes either times=[...] or ratios=[...]")
 

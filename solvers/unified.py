@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from .coefficients import phi1
 from .errors import InputError
-from .multistep import Multistep, Row, adams, check_order
+from .multistep import Multistep, Row, adams
+from .ranges import NonNegative, Range
+from .registry import named
 from .types import Node, Problem, solvers
 
 
@@ -20,30 +22,23 @@ class Unified(Multistep):
     weighted by B / 2: B = h (``bh1``) or exp(h) - 1, in x0 1 - exp(-h) (``bh2``). Otherwise B cancels.
     """
 
-    order: int = 3
+    depth: int = 3
     correct: bool = True
     variant: str = "bh1"
 
-    def __post_init__(self) -> None:
-        check_order(solvers.info_of(self).name, self.order, 4)
+    @property
+    def start_stages(self) -> int:
+        return self.depth if self.correct else self.depth - 1
 
     @property
-    def depth(self) -> int:
-        return self.order
+    def nominal_order(self) -> float:
+        return self.depth + self.correct
 
     @property
-    def start_order(self) -> int:
-        return self.order if self.correct else self.order - 1
-
-    @property
-    def own_order(self) -> float:
-        return self.order + self.correct
-
-    @property
-    def full_order(self) -> float:
+    def ceiling(self) -> float:
         if not self.correct:
-            return super().full_order
-        return min(self.own_order, 4 if self.start == "runge_kutta" else 3)
+            return super().ceiling
+        return 4 if self.start == "runge_kutta" else 3
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         row = self.integral(problem, s, past[0], past)
@@ -84,7 +79,7 @@ class Unified(Multistep):
 class UniPC(Unified):
     """UniPC: predictor and corrector of one order share their evaluations; ``correct=False`` is UniP."""
 
-    order: int = 3
+    depth: Annotated[int, Range(1, 4)] = named("order", 3)
     variant: Literal["bh1", "bh2"] = "bh1"
     correct: bool = True
     quantity: Literal["x0", "eps"] = "x0"
@@ -134,9 +129,9 @@ class SASolver(Multistep):
     instead of its integral, as the released code does.
     """
 
-    predictor_order: int = 3
-    corrector_order: int = 4
-    eta: float = 1.0
+    predictor_order: Annotated[int, Range(1, 4)] = 3
+    corrector_order: Annotated[int, Range(0, 5)] = 4
+    eta: NonNegative = 1.0
     ratios: tuple[float, ...] = (0.0, math.inf)
     variant: Literal["exact", "few_steps"] = "exact"
     pece: bool = False
@@ -144,11 +139,7 @@ class SASolver(Multistep):
     lower_order_final: bool = False
 
     def __post_init__(self) -> None:
-        check_order("sa_solver: predictor", self.predictor_order, 4)
-        if self.corrector_order:
-            check_order("sa_solver: corrector", self.corrector_order, 5)
-        if not 0 <= self.eta < math.inf:
-            raise InputError(f"sa_solver: eta must be at least 0, got {self.eta:g}")
+        super().__post_init__()
         if len(self.ratios) != 2 or not self.ratios[0] <= self.ratios[1]:
             raise InputError(f"sa_solver: ratios are the least and the greatest, got {list(self.ratios)}")
 
@@ -173,17 +164,15 @@ class SASolver(Multistep):
         return self.pece
 
     @property
-    def own_order(self) -> float:
+    def nominal_order(self) -> float:
         # the corrector has the last word, and is one order better than what it was predicted from, at most
         predictor, corrector = self.predictor_order, self.corrector_order
         reached = min(corrector, predictor + 1) if corrector else predictor
         return min(reached, 2) if self.stochastic else reached
 
     @property
-    def full_order(self) -> float:
-        return min(
-            self.own_order, 3 if self.corrector_order else 2
-        )  # a corrector lifts the first step, Euler's, by one
+    def ceiling(self) -> float:
+        return 3 if self.corrector_order else 2  # a corrector lifts the first step, Euler's, by one
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return self.integral(problem, s, past[0], past)

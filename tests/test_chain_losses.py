@@ -10,16 +10,16 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError, checkpoint, config
+from scoresde.bound_losses import ChainBound, ContinuousBound, Hybrid
 from scoresde.bounds import chain_bound
 from scoresde.build import build_loss, card_of, load_data
-from scoresde.chain_losses import ChainBound, Hybrid
 from scoresde.chains import DDPMChain
 from scoresde.cli import main
 from scoresde.config import DataCard
-from scoresde.continuous_bound import ContinuousBound, LowDiscrepancy
 from scoresde.decoders import Discretised, Gaussian, Levels
-from scoresde.losses import DSM, Discrete, LogNormal, Uniform, losses
+from scoresde.losses import DSM, losses
 from scoresde.run import load_run
+from scoresde.time_samplers import Discrete, LogNormal, LowDiscrepancy, Uniform
 from solvers import Prediction
 from solvers.ancestral import DDPM
 
@@ -165,8 +165,8 @@ def test_names():
     ("spec", "message"),
     [
         ("hybird", r"no loss 'hybird'; did you mean hybrid\?"),
-        ("hybrid(weight=0)", "'weight' of hybrid must be positive, got 0"),
-        ("hybrid(weight=inf)", "'weight' of hybrid must be positive"),
+        ("hybrid(weight=0)", "hybrid: weight must be positive, got 0"),
+        ("hybrid(weight=inf)", "hybrid: weight must be finite and positive"),
         ("hybrid(decoder=gauss)", "no decoder 'gauss'"),
         ("hybrid(wieght=0.1)", "no option of hybrid 'wieght'; did you mean weight"),
         ("chain_bound(kernel=ddim)", r"the reverse chain is ddpm\(variance=\.\.\.\), got ddim"),

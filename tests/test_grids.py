@@ -219,8 +219,8 @@ def test_checked_takes_either_direction():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("karras(rho=0)", "rho must be positive, got 0"),
-        ("karras(rho=-7)", "rho must be positive, got -7"),
+        ("karras(rho=0)", r"rho must lie in \[0.01, 1e\+06\], got 0"),
+        ("karras(rho=-7)", r"rho must lie in \[0.01, 1e\+06\], got -7"),
         ("quadratic(power=0)", "power must be positive"),
         ("karras(end=nowhere)", "'end' of karras 'nowhere'; accepted: t_min, zero"),
         ("karras(7, zero)", "karras takes at most 1 options by position, got 2"),

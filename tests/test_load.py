@@ -12,7 +12,7 @@ from diffusers.schedulers import scheduling_ddpm
 import scoresde
 import scoresde.interop
 from scoresde import InputError
-from scoresde.chains import ChainSDE
+from scoresde.chain_sde import ChainSDE
 from scoresde.interop import DiffusersScheduler
 from scoresde.interop.folder import own_solver
 from solvers import SeededNoise

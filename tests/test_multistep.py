@@ -232,7 +232,7 @@ def test_the_noise_scales_slopes_are_their_derivatives(name):
 def test_a_method_of_order_p_reaches_order_p(spec, order):
     solver = solvers.make(spec)
     assert measured_order(solver, VP)[0] > order - 0.2
-    assert solver.declared_order <= order
+    assert solver.order <= order
 
 
 def test_the_released_3m_is_of_order_two_and_the_right_one_of_order_three():
