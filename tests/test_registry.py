@@ -332,7 +332,8 @@ def test_info_is_the_card():
         card = solvers.info(name)
         assert card.name == name
         assert all((card.reference, card.formula, card.kind, card.summary))
-        assert card.options.keys() == {field.metadata.get("option", field.name) for field in dataclasses.fields(card.cls)}
+        fields = dataclasses.fields(card.cls)
+        assert card.options.keys() == {field.metadata.get("option", field.name) for field in fields}
 
 
 def test_facts_that_depend_on_options():
