@@ -19,7 +19,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=["solvers", "scoresde", "scoresde.configs", "scoresde.interop"],
     # the configs lie at the top of the tree, where people look for them, and travel inside the package
     package_dir={"scoresde.configs": "configs"},

@@ -13,7 +13,8 @@ from .moments import eps_power
 from .plug_in_bound import plug_in_bound
 from .sample import Sample, encode, sample
 from .sampled_density import sample_with_log_prob
-from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
+from .sde import SDE, make_sde, sdes
+from .standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from .variational_dequantisation import VariationalDequantiser, fit_dequantiser, load_dequantiser, save_dequantiser
 
 __all__ = [

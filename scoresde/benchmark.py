@@ -22,9 +22,10 @@ from solvers import Grid, InputError, Node, Solver, generator, grids, make, reso
 from solvers.errors import positive_integer
 
 from .metrics import METRICS, Estimate, Features, check_names, compare
+from .plan import Plan
 from .problem import Diffusion
 from .results import environment, write_csv, write_json
-from .sample import Plan, Sample, sample
+from .sample import Sample, sample
 from .sde import Denoises
 
 _RESAMPLES = 400  # of the errors' interval; each costs a mean of N numbers

@@ -23,12 +23,12 @@ from solvers.ancestral import DDPM, posterior
 from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer
 
-from .chains import Chain, reverse_kernel
+from .batches import batches_of, check_batch
+from .chain import Chain, reverse_kernel
 from .checks import positive, seeds_of
 from .continuous_bound import prior_kl
 from .decoders import Decoder, Discretised, decoders
 from .log_density import LogProb
-from .sample import batches_of, check_batch
 from .sde import SDE, Denoises, sdes
 
 # how far the mean log(alpha / sigma) of a chain may be from that of the model's path

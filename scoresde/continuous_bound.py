@@ -1,4 +1,4 @@
-"""The variational bound of a model's reverse SDE, in continuous time, and training through it.
+"""The variational bound of a model's reverse SDE, in continuous time.
 
 With gamma = -2 lam (minus the log signal-to-noise ratio) and any affine path from t_min to t_max,
 
@@ -7,26 +7,16 @@ With gamma = -2 lam (minus the log signal-to-noise ratio) and any affine path fr
 (Kingma et al. 2021, arXiv:2107.00630, eq. 11-17; on any other affine path g^2 / sigma^2 = gamma', so it is the bound
 of Song et al. 2021, arXiv:2101.09258, theorem 3). Written over gamma the integral knows of the path only where gamma
 starts and ends, so the shape of a learned path between its ends (its interior) cannot change the bound. It changes
-the variance of the estimate L = 1/2 gamma'(t) |eps - eps_model|^2 at a random t, and is trained for that.
-
-The variance is E[L^2] - E[L]^2, and E[L] does not depend on the interior's weights w, so its gradient is
-
-    d E[L^2] / dw = E[2 L (dL/dgamma dgamma/dw + dL/dgamma' dgamma'/dw)].
-
-dL/dgamma and dL/dgamma' are what back-propagation of the bound itself delivers to gamma_i and gamma'_i of sample i,
-since no other sample's loss depends on them. So each enters as a sum: of its value as a function of the ends alone, and
-of a zero whose derivatives are those by the interior alone and are multiplied by 2 L_i on their way back. One backward
-pass then gives network and ends the gradient of the bound, and the interior that of E[L^2] (the product at which the
-paper's appendix on minimising the variance arrives as well).
+the variance of the estimate 1/2 gamma'(t) |eps - eps_model|^2 at a random t; ``bound_losses.ContinuousBound`` trains
+it for that.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,42 +26,19 @@ import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
+from .batches import batches_of, check_batch
 from .checks import positive, seeds_of
 from .decoders import Decoder, Discretised, Gaussian, decoders
 from .learned_vp import LearnedVP, node_of_gamma
 from .log_density import LogProb, degrees, standard_error
-from .losses import LogSNR, Loss, TimeSampler, Uniform, _inverse, losses, normal_like
-from .losses import times as samplers
-from .sample import batches_of, check_batch
 from .sde import SDE, Denoises
+from .time_samplers import LogSNR, LowDiscrepancy, TimeSampler, Uniform
+from .time_samplers import times as samplers
 
 _TIMES = 6  # label of the generator's stream
 
 
-@samplers.register(
-    "low_discrepancy", reference="Kingma et al. 2021, arXiv:2107.00630, appendix on low-discrepancy times"
-)
-@dataclass(frozen=True)
-class LowDiscrepancy(TimeSampler):
-    """Evenly spread from one random start: the shares u, u + 1/n, u + 2/n, ... modulo 1 of the path.
-
-    Each time alone is uniform, so means are unbiased; the n together leave no gaps.
-
-    Args:
-        over: what they are shares of: "t", or "logsnr", the range of lam.
-    """
-
-    over: Literal["t", "logsnr"] = "t"
-
-    def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        share = (torch.rand(1, generator=generator, dtype=torch.float64) + torch.arange(n) / n) % 1
-        if self.over == "t":
-            return (sde.t_min + (sde.t_max - sde.t_min) * share).clamp(sde.t_min, sde.t_max)
-        low, high = sde(sde.t_max).lam, sde(sde.t_min).lam
-        return _inverse(sde, low + (high - low) * share)
-
-
-def _over(sampler: TimeSampler) -> Literal["t", "logsnr"]:
+def variable_of(sampler: TimeSampler) -> Literal["t", "logsnr"]:
     """Over what a sampler is uniform.
 
     Raises:
@@ -86,7 +53,7 @@ def _over(sampler: TimeSampler) -> Literal["t", "logsnr"]:
     raise InputError(f"the continuous bound takes times low_discrepancy, uniform or logsnr, got {sampler}")
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a batch is on a path: its nodes (B,), the weights (B,) of |eps - eps_model|^2, the nodes at t_min and
     t_max (tensors without dimensions), and what the interior's gradients come in through, each (B,)."""
 
@@ -97,7 +64,7 @@ class _Place(NamedTuple):
     interior: tuple[Tensor, ...] = ()
 
 
-def _place(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> _Place:
+def place_of(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> Place:
     """The nodes of times t (B,), float64 on the CPU; gradients reach the weights of a learned path."""
     if not isinstance(sde, LearnedVP):
         first, last = (sde(torch.tensor(end, dtype=torch.float64)) for end in (sde.t_min, sde.t_max))
@@ -105,7 +72,7 @@ def _place(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> _Place:
         slope = 2 * (at.dsigma / at.sigma - at.dalpha / at.alpha)
         range_of_gamma = 2 * (first.lam - last.lam)
         weight = (sde.t_max - sde.t_min) * slope if over == "t" else range_of_gamma.expand(len(t))
-        return _Place(at, 0.5 * weight, first, last)
+        return Place(at, 0.5 * weight, first, last)
     low, high = sde.ends()
     share, rate = sde.share(t)
     # of a path cut short the bound's ends depend on the interior too, which is not trained for it
@@ -119,7 +86,7 @@ def _place(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> _Place:
         interior = (below + span * share, span * rate)
         gamma, slope = (v + (inner - inner.detach()) for v, inner in zip((gamma, slope), interior, strict=True))
     none = torch.zeros((), dtype=torch.float64)
-    return _Place(
+    return Place(
         at=node_of_gamma(t, gamma, slope),
         weight=0.5 * ((sde.t_max - sde.t_min) * slope if over == "t" else (end - start).expand(len(t))),
         first=node_of_gamma(none + sde.t_min, start, none),
@@ -128,81 +95,33 @@ def _place(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> _Place:
     )
 
 
-def _wide(x: Tensor) -> Tensor:
+def in_float64(x: Tensor) -> Tensor:
     """In float64, where the device has it."""
     return x if x.device.type == "mps" else x.double()
 
 
 def prior_kl(x0: Tensor, node: Node | Node[Tensor], std: float) -> Tensor:
     """KL(N(alpha x0, sigma^2 I) | N(0, std^2 I)) (B,) in nats, for x0 (B, *) and a node without dimensions."""
-    square = _wide(x0).flatten(1).square().sum(1)
+    square = in_float64(x0).flatten(1).square().sum(1)
     alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).to(square) for v in (node.alpha, node.sigma))
     return 0.5 * ((alpha / std) ** 2 * square + x0[0].numel() * ((sigma / std) ** 2 - 1 - 2 * torch.log(sigma / std)))
 
 
 def reconstruction(x0: Tensor, node: Node[Tensor], noise: Tensor, decoder: Decoder) -> Tensor:
     """-log p(x0 | x) (B,) in nats at x = alpha x0 + sigma noise, both (B, *), decoded from N(x / alpha, ratio^2)."""
-    clean = _wide(x0)
+    clean = in_float64(x0)
     ratio = node.ratio.to(clean)
     # a normal density depends on the noise's square alone, whose mean is 1: no draw is needed
     draw = torch.ones_like(clean) if isinstance(decoder, Gaussian) else noise.to(clean)
     return -decoder.log_prob(clean, clean + ratio * draw, ratio**2).flatten(1).sum(1)
 
 
-def diffusion(denoiser: Denoises, x0: Tensor, place: _Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+def diffusion(denoiser: Denoises, x0: Tensor, place: Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     """weight |eps - eps_model|^2 (B,) in nats, at x = alpha x0 + sigma eps, both (B, *)."""
     node = place.at.like(x0)
     found = denoiser.predict(node.alpha * x0 + node.sigma * eps, place.at, **conditions)
-    error = _wide(found.eps - eps).flatten(1)
+    error = in_float64(found.eps - eps).flatten(1)
     return place.weight.to(error) * error.square().sum(1)
-
-
-@losses.register("continuous_bound", reference="Kingma et al. 2021, arXiv:2107.00630, eq. 11-17")
-@dataclass(frozen=True)
-class ContinuousBound(Loss):
-    """The continuous-time variational bound in bits/dim, unbiased, each sample at one time.
-
-    On a ``LearnedVP`` it trains the ends of gamma through the bound and the interior through E[L^2] of the diffusion
-    term L, also in bits/dim; see the module. Networks that mix the samples of a batch (batch normalisation) make that
-    last gradient approximate.
-
-    Args:
-        decoder: of x0 at t_min: levels or discretised for discrete data, gaussian for continuous ones; filled in from
-            the data in a config.
-        times: low_discrepancy, uniform or logsnr. Spread over lam, the interior plays no part and is not trained.
-
-    Raises:
-        InputError: another time sampler.
-    """
-
-    decoder: Decoder | None = None
-    times: TimeSampler = LowDiscrepancy()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _over(self.times)
-
-    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
-        """See ``Loss``; bits/dim.
-
-        Raises:
-            InputError: no decoder.
-        """
-        if self.decoder is None:
-            raise InputError("continuous_bound needs a decoder: levels(bin_width=...) for discrete data, else gaussian")
-        sde = denoiser.sde
-        place = _place(sde, self.times.sample(sde, len(x0), generator), _over(self.times))
-        eps, noise = normal_like(x0, generator), normal_like(x0, generator)
-        bits = x0[0].numel() * math.log(2)
-        between = diffusion(denoiser, x0, place, eps, conditions) / bits
-        for inner in place.interior:
-            inner.register_hook(_scaled(2 * between.detach()))  # type: ignore[no-untyped-call]
-        ends = prior_kl(x0, place.last, sde.prior().std) + reconstruction(x0, place.first, noise, self.decoder)
-        return (between + ends / bits).to(x0.dtype)
-
-
-def _scaled(factor: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: factor.to(gradient) * gradient
 
 
 def continuous_bound(
@@ -250,7 +169,7 @@ def continuous_bound(
     """
     check_batch("x", x, condition)
     rule, sampler = decoders.make(decoder), samplers.make(times)
-    over = _over(sampler)
+    over = variable_of(sampler)
     if isinstance(rule, Discretised):
         rule.check(x)
     width = rule.bin_width if isinstance(rule, Discretised) else bin_width
@@ -261,7 +180,7 @@ def continuous_bound(
     began = time.perf_counter()
     sde, batches = denoiser.sde, batches_of(len(x), batch_size)
     with torch.no_grad():
-        ends = _place(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
+        ends = place_of(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
     terms, decoded, latents = [], [], []
     bar = tqdm(total=draws * len(batches), desc="bound", disable=not progress, leave=False)
     with bar, torch.no_grad():
@@ -272,7 +191,7 @@ def continuous_bound(
             points = torch.stack([_points(sampler, sde, seed, draws, sets) for seed in seeds[rows]])
             parts, recovered = [], []
             for k in range(draws):
-                part = diffusion(denoiser, x0, _place(sde, points[:, k], over), source(*_ANY), conditions)
+                part = diffusion(denoiser, x0, place_of(sde, points[:, k], over), source(*_ANY), conditions)
                 parts.append(part.cpu().double())
                 recovered.append(reconstruction(x0, ends.first, source(*_ANY), rule).cpu().double())
                 bar.update()

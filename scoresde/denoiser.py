@@ -71,7 +71,7 @@ class Denoiser:
         self._native.check()
         if positive_integer("num_train_timesteps", self.train_timesteps) < 2:
             raise InputError(f"num_train_timesteps must be at least 2, got {self.train_timesteps!r}")
-        own = getattr(self.sde, "num_train_timesteps", self.train_timesteps)
+        own = self.sde.num_train_timesteps or self.train_timesteps
         if own != self.train_timesteps:
             raise InputError(f"num_train_timesteps={self.train_timesteps}, but the chain of {self.sde} has {own}")
         labels.checked(self.label, self.sde, self.train_timesteps)

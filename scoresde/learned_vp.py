@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from solvers import InputError, Node
 from solvers.ranges import Count
 
-from .denoiser import Denoiser
 from .sde import SDE, sdes
 
 # at the start: the share of the sigmoids in the interior's rise, their slope, and how far their centres leave [0, 1]
@@ -211,35 +210,3 @@ class LearnedVP(SDE):
         if not above(0.0) < 0 < above(1.0):  # an end, to rounding
             return 0.0 if above(0.0) >= 0 else 1.0
         return float(brentq(above, 0.0, 1.0, xtol=1e-15, rtol=4 * np.finfo(float).eps))
-
-
-class WithSchedule(nn.Module):
-    """A network and the schedule of its path as one module: trained, averaged, saved and moved together."""
-
-    def __init__(self, network: nn.Module, schedule: GammaNetwork) -> None:
-        super().__init__()
-        self.network, self.schedule = network, schedule
-
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Any:
-        """The network's answer."""
-        return self.network(x, label, **conditions)
-
-
-def with_schedule(network: nn.Module, sde: SDE) -> nn.Module:
-    """What ``train`` is to train: the network, together with the schedule where the path has a learned one."""
-    return WithSchedule(network, sde.module) if isinstance(sde, LearnedVP) else network
-
-
-def with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
-    """The denoiser with a copy of its network, such as ``train``'s average, and on a learned path with that copy's
-    schedule.
-
-    Raises:
-        InputError: the path is a learned one, and the copy holds no schedule.
-    """
-    sde = denoiser.sde
-    if isinstance(sde, LearnedVP):
-        if not isinstance(network, WithSchedule):
-            raise InputError("the network of a learned path comes with its schedule: see with_schedule")
-        sde = sde.holding(network.schedule)
-    return replace(denoiser, network=network, sde=sde)

@@ -20,14 +20,15 @@ import solvers
 from solvers import Grid, InputError, Solver
 
 from . import solver_error
+from .batches import check_batch
 from .checks import check_end, deterministic, on_lattice, positive, prior_at, seeds_of
 from .data import spread
+from .density_ode import Carried, Carrier
 from .dequantisation import Dequantiser, dequantisers, uniforms
 from .divergence import Divergence, divergences
-from .integral import Carried, Carrier
 from .log_density import LogProb as LogProb
 from .log_density import degrees
-from .sample import Plan, check_batch
+from .plan import Plan
 from .sde import Denoises
 
 ADAPTIVE = "adams_adaptive(rtol=0.0001, atol=0.0001)"

@@ -11,7 +11,7 @@ import solvers
 from solvers.errors import positive_integer
 from solvers.grids import node_of_lam
 
-from .sample import batches_of, check_batch
+from .batches import batches_of, check_batch
 from .sde import Denoises
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +12,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import solvers
-from solvers import BrownianNoise, Grid, Hook, InputError, Node, Program, SeededNoise, Solver
+from solvers import BrownianNoise, Grid, Hook, InputError, Node, SeededNoise, Solver
 from solvers.errors import unknown
-from solvers.trace import NoProgram
 
 from . import graphs
+from .batches import batches_of, check_batch, check_conditions, check_finite
 from .denoiser import Denoiser
+from .plan import Plan
 from .problem import Diffusion
-from .sde import SDE, Denoises
+from .sde import Denoises
 
 Source = SeededNoise | BrownianNoise
 SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
@@ -57,138 +57,6 @@ class Sample:
     nodes: tuple[Node, ...]
     seconds: float
     label_shift: float | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A solver and the nodes it runs on: what every entry point makes of its options."""
-
-    solver: Solver
-    grid: str
-    nodes: tuple[Node, ...]
-
-    @classmethod
-    def make(
-        cls,
-        denoiser: Denoises,
-        solver: str | Solver,
-        grid: str | Grid | None = None,
-        steps: int | None = None,
-        nfe: int | None = None,
-        t_min: float | None = None,
-        t_max: float | None = None,
-        stop: bool = False,
-    ) -> Plan:
-        """Resolves names and budgets.
-
-        Args:
-            grid: by default the one that the solver's label names ("DPM++ 2M Karras"), else ``karras``.
-            steps, nfe: one of the two; ``nfe`` takes the most steps that it affords. Neither for an adaptive solver,
-                which then crosses the whole range in one interval, unless the grid is a list of nodes; it stops at
-                t_min unless the grid says otherwise.
-            stop: end at t_min even if the grid would go on to sigma = 0.
-
-        Raises:
-            InputError: an unknown name or option, both or neither of steps and nfe, or a budget that is too small.
-        """
-        named = None
-        if isinstance(solver, str):
-            solver, named = solvers.resolve(solver)
-        method = solvers.make(solver)
-        if method.nodes is not None:
-            if stop or (grid, steps, nfe, t_min, t_max) != (None,) * 5:
-                what = (
-                    "encode and log_prob take other solvers" if stop else "leave out grid, steps, nfe, t_min and t_max"
-                )
-                raise InputError(f"{method} has a grid of its own, from noise to data: {what}")
-            check_on_path(method, method.nodes, denoiser.sde)
-            return cls(method, "its own", method.nodes)
-        rule = solvers.grids.make(grid or named or "karras")
-        if stop:
-            rule = dataclasses.replace(rule, end="t_min")
-        if steps is not None and nfe is not None:
-            raise InputError("give steps or nfe, not both")
-        if nfe is not None:
-            steps = solvers.steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
-        elif steps is None and method.adaptive and not rule.fixed:
-            if grid is None and named is None:
-                rule = solvers.grids.make("uniform")
-            steps = 2 if rule.end == "zero" else 1
-        elif steps is None and not rule.fixed:
-            raise InputError(f"{method} takes as many steps as it is told: give steps or nfe")
-        nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
-        return cls(method, str(rule), nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes)
-
-    def program(self, denoiser: Denoises) -> Program | None:
-        """The solver's program in terms of what the denoiser's network puts out; None where it has none, or where it
-        asks the model for several steps at once."""
-        if self.solver.parallel:
-            return None
-        try:
-            return solvers.trace(self.solver, self.nodes, denoiser.sde, getattr(denoiser, "output", None) or "x0")
-        except NoProgram:
-            return None
-
-
-def check_on_path(solver: Solver, nodes: Sequence[Node], sde: SDE) -> None:
-    """Refuses nodes that were made for another path.
-
-    Raises:
-        InputError: a node's alpha or sigma is not the SDE's at its t.
-    """
-    for node in nodes:
-        own = sde(node.t) if node.sigma > 0 else sde.clean
-        if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in ((node.alpha, own.alpha), (node.sigma, own.sigma))):
-            raise InputError(
-                f"{solver} was made for another path: at t={node.t:g} it has alpha={node.alpha:g} and "
-                f"sigma={node.sigma:g}, {sde} has {own.alpha:g} and {own.sigma:g}"
-            )
-
-
-def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:
-    """Refuses what a solve cannot start from.
-
-    Raises:
-        InputError: x is not a batch (B, *) of finite floats, or a condition is not a tensor of B rows.
-    """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not x.numel():
-        shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{name} must be floats (B, *), at least one sample, got {shown}")
-    if not torch.isfinite(x).all():
-        raise InputError(f"{name} holds numbers that are not finite")
-    check_conditions(condition, len(x))
-
-
-def check_conditions(condition: Mapping[str, Tensor] | None, count: int) -> None:
-    """Refuses conditions that do not have a row per sample.
-
-    Raises:
-        InputError: one is not a tensor of ``count`` rows.
-    """
-    for name, value in (condition or {}).items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
-            shown = f"{len(value)} rows" if isinstance(value, Tensor) and value.ndim else "no rows"
-            raise InputError(f"{name} has {shown} for {count} samples")
-
-
-def batches_of(count: int, batch_size: int | None) -> list[slice]:
-    """The rows of each batch; all in one where no size is given.
-
-    Raises:
-        InputError: the size is not a positive integer.
-    """
-    size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
-
-
-def check_finite(x: Tensor, plan: Plan) -> None:
-    """Refuses the outcome of a solve (B, *) that went astray.
-
-    Raises:
-        InputError: rows are not finite.
-    """
-    if lost := int((~torch.isfinite(x.flatten(1))).any(1).sum()):
-        raise InputError(f"{lost} of {len(x)} samples of {plan.solver} on {plan.grid} are not finite")
 
 
 def sample(

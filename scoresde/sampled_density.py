@@ -17,12 +17,13 @@ from torch import Tensor
 import solvers
 from solvers import Grid, InputError, SeededNoise, Solver
 
+from .batches import check_batch, check_conditions
 from .checks import deterministic, prior_at, seeds_of
+from .density_ode import Carrier
 from .divergence import Divergence, divergences
-from .integral import Carrier
 from .likelihood import default_solver, kind_of
 from .log_density import LogProb, degrees
-from .sample import Plan, check_batch, check_conditions
+from .plan import Plan
 from .sde import Denoises
 
 

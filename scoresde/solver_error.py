@@ -11,7 +11,7 @@ from torch import Tensor
 import solvers
 from solvers import Grid, InputError
 
-from .sample import Plan
+from .plan import Plan
 from .sde import Denoises
 
 LOOSER = 4.0  # each time, for solvers that choose their steps: of order 5, about three quarters of the steps

@@ -32,11 +32,11 @@ import solvers
 from solvers import Grid, InputError, Node, Solver
 from solvers.errors import positive_integer
 
+from .batches import check_batch
 from .dequantisation import Dequantiser, dequantisers
 from .divergence import Divergence
 from .likelihood import log_prob
 from .results import write_atomically
-from .sample import check_batch
 from .sde import Denoises
 
 FORMAT = "scoresde dequantiser 1"  # of the file, in its metadata

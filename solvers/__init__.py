@@ -8,7 +8,7 @@ from . import (  # noqa: F401  (they register)
     ancestral,
     ancestral_steps,
     blackbox,
-    compose,
+    churn,
     discrete_grids,
     embedded,
     er_sde,
@@ -16,7 +16,9 @@ from . import (  # noqa: F401  (they register)
     grid_files,
     grid_tables,
     langevin,
+    last_steps,
     picard,
+    predictor_corrector,
     recorded,
     refined,
     restart,
@@ -24,23 +26,39 @@ from . import (  # noqa: F401  (they register)
     seeds,
     sigma_grids,
     singlestep,
+    step_doubling,
     unified,
 )
 from .analysis import difference, equal, response, terminal_covariance
 from .brownian import BrownianNoise
-from .control import Control, FixedGrid
+from .budget import evaluations, startup, steps_of_nfe
 from .errors import InputError
 from .eta import convert_eta
 from .grids import Grid, Schedule, grid, grids
-from .loop import Hook, Solution, evaluations, solve, startup, steps_of_nfe
+from .loop import Hook, Solution, solve
 from .names import resolve
 from .noise import SeededNoise, generator
 from .outputs import Output
+from .problem import as_problem
 from .program import Program
 from .registry import Info, Registry
 from .trace import trace
 from .tuning import Trajectory, TunedGrid, trajectory, tune_grid
-from .types import Corrector, Node, Noise, Prediction, Problem, Rows, Solver, Step, correctors, solvers
+from .types import (
+    AnyNode,
+    Corrector,
+    Node,
+    Noise,
+    NoiseSource,
+    Prediction,
+    Problem,
+    ProblemWrapper,
+    Rows,
+    Solver,
+    Step,
+    correctors,
+    solvers,
+)
 
 register = solvers.register
 names = solvers.names
@@ -48,19 +66,20 @@ info = solvers.info
 make = solvers.make
 
 __all__ = [
+    "AnyNode",
     "BrownianNoise",
-    "Control",
     "Corrector",
-    "FixedGrid",
     "Grid",
     "Hook",
     "Info",
     "InputError",
     "Node",
     "Noise",
+    "NoiseSource",
     "Output",
     "Prediction",
     "Problem",
+    "ProblemWrapper",
     "Program",
     "Registry",
     "Rows",
@@ -71,6 +90,7 @@ __all__ = [
     "Step",
     "Trajectory",
     "TunedGrid",
+    "as_problem",
     "convert_eta",
     "correctors",
     "difference",

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .loop import nodes_of_lam, select
 from .ranges import AnyPositive, Count
 from .types import Node, Noise, Prediction, Problem, Solver, Step
 
@@ -65,14 +64,13 @@ class Attempt(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the next interval goes on with: the state it must start from and its version, the slopes that are remembered
-    there, and each sample's row."""
+    """What the next interval goes on with: the slopes that are remembered at the state where the last one ended, each
+    sample's row, and whether a hook has moved the state since."""
 
-    x: Tensor
-    version: int
     slope: Tensor
     previous: Tensor
     rows: list[Row]
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Adaptive(Solver):
     def nodes_at(self, problem: Problem, values: Sequence[float]) -> list[Node]:
         """The nodes where the clock shows each of ``values``; steps are coarse, so many coincide."""
         places = list(dict.fromkeys(values))
-        found = dict(zip(places, nodes_of_lam(problem, [self.lam_at(value) for value in places]), strict=True))
+        found = dict(zip(places, problem.nodes_of_lam([self.lam_at(value) for value in places]), strict=True))
         return [found[value] for value in values]
 
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
@@ -150,9 +148,9 @@ class Adaptive(Solver):
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
         state, count = x.to(wide), x.shape[0]
-        if isinstance(carry, Carry) and carry.x is x and carry.version == _version(x):
+        if isinstance(carry, Carry) and not carry.moved:
             slope, previous, known = carry.slope, carry.previous, self.reuses
-        else:  # the first interval, or a hook has moved the state
+        else:
             slope, previous, known = self.remembered(torch.zeros_like(state)), self.measured(state, t), False
         rows = [Row(t, path=self.path(noise, i, count), known=known) for i in range(count)]
         for i, row in enumerate(rows):
@@ -192,7 +190,10 @@ class Adaptive(Solver):
         out = state.to(x.dtype)
         accepted, rejected = (torch.tensor([getattr(row, name) for row in rows]) for name in ("accepted", "rejected"))
         total = torch.tensor([row.error for row in rows], dtype=torch.float64)
-        return Step(out, Carry(out, _version(out), slope, previous, rows), total, accepted, rejected)
+        return Step(out, Carry(slope, previous, rows), total, accepted, rejected)
+
+    def replaced(self, carry: Any, x: Tensor) -> Any:
+        return carry._replace(moved=True)
 
     def _ends(self, problem: Problem, rows: Sequence[Row], active: Sequence[int], s: Node) -> list[Node]:
         """Where the next inner steps of some samples go; a step that nearly arrives is stretched."""
@@ -275,13 +276,8 @@ def pid(errors: tuple[float, ...], order: float, p: float, i: float, d: float) -
     return float(powers ** (1 / order))
 
 
-def _version(x: Tensor) -> int:
-    """Counts changes in place, by which a hook may move a state."""
-    return 0 if x.is_inference() else x._version
-
-
 def _part(problem: Problem, rows: Sequence[int], count: int) -> Problem:
-    return problem if len(rows) == count else select(problem, torch.tensor(rows))
+    return problem if len(rows) == count else problem.select(torch.tensor(rows))
 
 
 def _put(whole: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .adaptive import Adaptive, Attempt, Row, column
 from .ranges import AnyPositive, Count, Share
-from .types import Node, Noise, Problem, solvers
+from .types import Node, Noise, Problem, as_source, solvers
 
 
 class Increments:
@@ -103,11 +103,7 @@ class GottaGoFast(Adaptive):
 
     def path(self, noise: Noise | None, row: int, count: int) -> Increments:
         assert noise is not None
-        select = getattr(noise, "select", None)
-        if select is not None:
-            return Increments(select(slice(row, row + 1)))
-        # a source that cannot be split is asked for every sample; then a sample's noise depends on its neighbours
-        return Increments(noise if count == 1 else lambda t, s: noise(t, s)[row : row + 1])
+        return Increments(as_source(noise).select(slice(row, row + 1)))
 
     def tolerance(self, before: Tensor, after: Tensor) -> Tensor:
         return torch.clamp(self.rtol * torch.maximum(before.abs(), after.abs()), min=self.atol)

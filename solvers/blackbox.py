@@ -18,7 +18,6 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from .errors import InputError
-from .loop import select
 from .ranges import AnyPositive, Choice, Count
 from .types import Node, Noise, Problem, Solver, Step, solvers
 
@@ -98,7 +97,7 @@ class BlackBox(Solver):
         if not self.methods[self.name].norm:
             return Step(self.integrate(problem, x, t, s), carry)
         rows = [slice(i, i + 1) for i in range(x.shape[0])]
-        return Step(torch.cat([self.integrate(select(problem, row), x[row], t, s) for row in rows]), carry)
+        return Step(torch.cat([self.integrate(problem.select(row), x[row], t, s) for row in rows]), carry)
 
     def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
         """Samples x (n, *) from t to s."""

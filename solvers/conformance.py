@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from .analytic import PATHS, GaussianData, Mixture, OrthogonalNoise, exact_solution
+from .budget import evaluations
 from .grids import Schedule, grid
-from .loop import Solution, evaluations, solve
+from .loop import Solution, solve
 from .noise import SeededNoise
 from .rounding import LOST, few, lost
 from .trace import trace
@@ -93,7 +94,7 @@ def terminal_variance(solver: Solver, problem: GaussianData, nodes: Sequence[Nod
 
 def _propagate(solver: Solver, problem: GaussianData, nodes: Sequence[Node]) -> Solution:
     draws = _Draws()
-    solve(solver, GaussianData(problem.schedule), torch.ones(1, 1, dtype=torch.float64), nodes, draws)
+    solve(solver, GaussianData(problem.path), torch.ones(1, 1, dtype=torch.float64), nodes, draws)
     variance = torch.as_tensor(problem.variance(nodes[0]), dtype=torch.float64)
     noise = OrthogonalNoise(draws.count + 1, rows=variance.numel())
     x = variance.sqrt() * noise(nodes[0], nodes[0])
@@ -296,6 +297,40 @@ def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         )
 
 
+def check_capabilities(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """A ``restartable`` solver steps from the state alone, whatever its steps before; one that does not say
+    ``plans_grid`` steps from t to s, whatever the other nodes of the grid."""
+    problem = Mixture(schedules[0])
+    nodes = grid("logsnr", schedules[0], 6)
+    x = _start(problem, nodes[2], (4, 3), torch.float64)
+
+    def moved(before: Sequence[Node], after: Sequence[Node], taken: int) -> Tensor:
+        """The step from nodes[2] to nodes[3] at x, after ``taken`` others, on a grid of these other nodes."""
+        whole = (*before, nodes[2], nodes[3], *after)
+        carry, noise = solver.init(problem, x, whole), SeededNoise(range(4), (3,), torch.float64)
+        for t, s in itertools.pairwise(whole[: taken + 1]):
+            carry = solver.step(problem, _start(problem, t, (4, 3), torch.float64), t, s, carry, noise).carry
+        fixed = SeededNoise(range(4), (3,), torch.float64)
+        return solver.step(problem, x, nodes[2], nodes[3], carry, fixed).x
+
+    if solver.restartable:
+        same = torch.equal(moved(nodes[:2], nodes[4:], 0), moved(nodes[:2], nodes[4:], 2))
+        yield Check(
+            "restartable",
+            same,
+            f"a step begun anew is {'' if same else 'not '}the step after others",
+            "its carry changes from step to step: a property `restartable` that returns False",
+        )
+    if not solver.plans_grid and not solver.adaptive:
+        same = torch.equal(moved((), nodes[4:], 0), moved((), (nodes[5], nodes[6], schedules[0].clean), 0))
+        yield Check(
+            "steps of any grid",
+            same,
+            f"a step does {'not ' if same else ''}depend on the other nodes",
+            "init plans steps from the grid: a property `plans_grid` that returns True",
+        )
+
+
 def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
     """Encoding and decoding return to the start, and sooner on finer grids."""
     if solver.stochastic:
@@ -392,6 +427,7 @@ CHECKS = (
     check_mean,
     check_evaluations,
     check_batch,
+    check_capabilities,
     check_round_trip,
     check_dtype,
     check_traced,

@@ -28,7 +28,8 @@ LIN = "Lin et al. 2023, arXiv:2305.08891, table 2"
 
 def train_timesteps(schedule: Schedule, given: int | None = None) -> int:
     """T of a network on a schedule: what is given, else the schedule's own ``num_train_timesteps``, else 1000."""
-    return int(getattr(schedule, "num_train_timesteps", 1000)) if given is None else given
+    own = getattr(schedule, "num_train_timesteps", None)
+    return given if given is not None else 1000 if own is None else int(own)
 
 
 def time_of_index(schedule: Schedule, index: float, num_train_timesteps: int | None = None) -> float:

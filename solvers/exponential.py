@@ -11,7 +11,8 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 
 from .coefficients import GAUSS, phi2, phi3
-from .multistep import Multistep, Quantity, Row, Start, adams
+from .multistep import Multistep, Row, Start, adams
+from .outputs import Quantity
 from .ranges import NonNegative
 from .types import Node, Problem, solvers
 

@@ -138,10 +138,18 @@ class ExponentialRungeKutta(Solver):
     def order(self) -> float:
         return min(self.nominal_order, 1 if self.stochastic else 2) if self.mode == "grid" else self.nominal_order
 
+    @property
+    def restartable(self) -> bool:
+        return self.mode != "grid"
+
+    @property
+    def plans_grid(self) -> bool:
+        return self.mode == "grid"
+
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Group | None:
         if self.mode != "grid":
             return None
-        cut = self.lower_order_final or nodes[-1].sigma == 0
+        cut = self.lower_order_final or nodes[-1].clean
         return Group(orders(1 + len(self.scheme().fractions), len(nodes) - 1, cut))
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:

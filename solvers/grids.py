@@ -10,15 +10,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, TypeVar
 
 import numpy as np
 
 from .errors import InputError, positive_integer
+from .node import AnyNode, Node
 from .ranges import Positive, Range
 from .registry import Options, Registry
-from .types import Node
 
+N = TypeVar("N", bound=AnyNode)
 End = Literal["t_min", "zero"]
 
 
@@ -140,8 +141,8 @@ def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> 
     return lo, hi
 
 
-def checked(nodes: tuple[Node, ...], name: str = "the grid") -> tuple[Node, ...]:
-    """``nodes``, if they are at least two, finite, and strictly ordered in noise.
+def checked(nodes: tuple[N, ...], name: str = "the grid") -> tuple[N, ...]:
+    """``nodes``, if they are at least two, without a defect, and strictly ordered in noise.
 
     Raises:
         InputError: they are not; the message names the first offending node.
@@ -149,13 +150,12 @@ def checked(nodes: tuple[Node, ...], name: str = "the grid") -> tuple[Node, ...]
     if len(nodes) < 2:
         raise InputError(f"{name} has {len(nodes)} node; a solve needs at least two")
     for i, node in enumerate(nodes):
-        on_path = all(map(math.isfinite, (node.t, node.alpha, node.sigma))) and node.alpha > 0 and node.sigma >= 0
-        if not on_path or not math.isfinite(node.ratio):
-            raise InputError(f"{name}: node {i} (t={node.t:g}) has alpha={node.alpha:g}, sigma={node.sigma:g}")
-    sign = -1 if nodes[0].ratio > nodes[-1].ratio else 1
+        if node.defect:
+            raise InputError(f"{name}: node {i} (t={node.t:g}) has {node.defect}")
+    sign = -1 if nodes[0].level > nodes[-1].level else 1
     for i, (t, s) in enumerate(pairwise(nodes)):
-        if not sign * (s.ratio - t.ratio) > 0:
-            problem = "coincide" if s.ratio == t.ratio else "are out of order"
+        if not sign * (s.level - t.level) > 0:
+            problem = "coincide" if s.level == t.level else "are out of order"
             raise InputError(f"{name}: nodes {i} and {i + 1} (t={t.t:g}, t={s.t:g}) {problem}; use fewer steps")
     return nodes
 

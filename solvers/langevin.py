@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .problem import NoDensity
 from .ranges import AnyPositive, Inside, Positive, Share
 from .types import Corrector, Node, Noise, Problem, correctors
 
@@ -128,7 +129,6 @@ class MALA(Corrector):
     step: Positive = 0.5
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
-        log_prob = _log_prob(problem)
         size = self.step * node.sigma**2 / x[0].numel() ** (1 / 3) if len(x) else 1.0
 
         def mean(x: Tensor) -> Tensor:
@@ -140,24 +140,11 @@ class MALA(Corrector):
 
         there = mean(x)
         proposal = there + math.sqrt(2 * size) * noise(node, node)
-        gain = widened(log_prob(proposal, node)) - widened(log_prob(x, node))
+        try:
+            gain = widened(problem.log_prob(proposal, node)) - widened(problem.log_prob(x, node))
+        except NoDensity as error:
+            raise InputError(f"mala needs the target's density: {error}; langevin needs only the score") from None
         gain = gain + log_kernel(x, mean(proposal)) - log_kernel(proposal, there)
         # log of a uniform number, from the first component of a normal draw of the sample's own
         accepted = torch.special.log_ndtr(widened(noise(node, node).flatten(1)[:, 0])) < gain
         return torch.where(accepted.to(x.device).view(-1, *(1,) * (x.ndim - 1)), proposal, x)
-
-
-def _log_prob(problem: Any) -> Any:
-    """The density of a problem, or of the one it wraps as ``problem``.
-
-    Raises:
-        InputError: there is none.
-    """
-    inner = problem
-    while inner is not None:
-        if (log_prob := getattr(inner, "log_prob", None)) is not None:
-            return log_prob
-        named, inner = inner, getattr(inner, "problem", None)
-    name = type(named).__name__
-    name = "this problem" if name.startswith("_") else name
-    raise InputError(f"mala needs the target's density: {name} has no log_prob(x, node); langevin needs only the score")

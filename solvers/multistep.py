@@ -15,11 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from .coefficients import GAUSS, lagrange
+from .outputs import Quantity, quantity
 from .singlestep import DPMpp2S, DPMpp3S
 from .types import Node, Noise, Prediction, Problem, Solver, Step
 
 Start = Literal["lower", "corrector", "runge_kutta"]
-Quantity = Literal["x0", "eps", "v", "velocity"]
 Coordinate = Literal["lam", "ratio", "t", "flow", "angle"]
 
 
@@ -87,6 +87,10 @@ class Multistep(Solver):
         reached = min(self.nominal_order, self.ceiling)
         return min(reached, 2) if self.lower_order_final else reached  # the last step is Euler's
 
+    @property
+    def restartable(self) -> bool:
+        return False
+
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         """The step to s from past[0] with the predictions at ``past``, newest first."""
         raise NotImplementedError
@@ -146,18 +150,6 @@ class Multistep(Solver):
 def _one_step(stages: int, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
     """A step of DPM-Solver++ 2S or 3S whose first prediction has been made."""
     return (DPMpp2S() if stages == 2 else DPMpp3S()).advance(problem, x, t, s, first)
-
-
-def quantity(prediction: Prediction, node: Node, name: Quantity) -> Tensor:
-    """What a method interpolates (B, *): x0, eps, v of the angle, or the velocity eps - x0 of the straight line."""
-    if name == "x0":
-        return prediction.x0
-    if name == "eps":
-        return prediction.eps
-    if name == "velocity":
-        return prediction.eps - prediction.x0
-    scale = math.hypot(1, node.ratio)
-    return (1 / scale) * prediction.eps - (node.ratio / scale) * prediction.x0
 
 
 def place(node: Node, coordinate: Coordinate) -> float:

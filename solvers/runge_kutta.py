@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from .multistep import Quantity, quantity
+from .outputs import Quantity, quantity
 from .ranges import Share
 from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
 

@@ -10,12 +10,15 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError, checkpoint, config
+from scoresde.bound_losses import ChainBound, Hybrid
 from scoresde.bounds import chain_bound
-from scoresde.chain_losses import ChainBound, Hybrid
+from scoresde.build import build_loss, card_of, load_data
 from scoresde.chains import DDPMChain
 from scoresde.cli import main
 from scoresde.decoders import Discretised, Gaussian
-from scoresde.losses import DSM, Discrete, losses
+from scoresde.losses import DSM, losses
+from scoresde.run import load_run
+from scoresde.time_samplers import Discrete
 from solvers import Prediction
 from solvers.ancestral import DDPM
 
@@ -254,7 +257,7 @@ def arguments(folder, name, scale, *more):
 
 def build(*overrides):
     cfg = config.read_config("digits_ddpm", [f"--config.{o}" for o in overrides])
-    return config.build_loss(cfg, config.card_of(cfg, config.load_data(cfg)))
+    return build_loss(cfg, card_of(cfg, load_data(cfg)))
 
 
 def test_a_config_fills_in_what_a_loss_needs():
@@ -279,7 +282,7 @@ def test_a_run_of_a_chain_and_its_bound(tmp_path, name, scale, dequantise):
     cheap += ["--config.likelihood.bound_indices=6", "--limit=5", f"--out={out}"]
     assert main(["likelihood", f"--workdir={run}", *cheap]) == 0
     record, arrays = json.loads((out / "likelihood.json").read_text()), np.load(out / "likelihood.npz")
-    trained, x = config.load_run(run), scoresde.data.load("digits").test[:5]
+    trained, x = load_run(run), scoresde.data.load("digits").test[:5]
     if dequantise:
         direct = chain_bound(trained.denoiser, scoresde.dequantise(x, 0.125, range(5)), bin_width=0.125, indices=6)
     else:
@@ -309,7 +312,7 @@ def test_a_learned_variance_from_a_config_alone(tmp_path):
     sampling = ["--config.sampling.solver=ddpm(variance=learned)", "--config.sampling.grid=leading"]
     sampling += ["--config.sampling.steps=10", "--seeds=0-2", f"--out={out}"]
     assert main(["sample", f"--workdir={whole}", *sampling]) == 0
-    model = config.load_run(whole).denoiser
+    model = load_run(whole).denoiser
     again = scoresde.sample(model, (1, 8, 8), range(3), "ddpm(variance=learned)", "leading", 10)
     assert np.array_equal(np.load(out / "samples.npz")["x"], again.x.numpy())
     assert np.isfinite(again.x.numpy()).all()

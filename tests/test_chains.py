@@ -10,7 +10,9 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError
-from scoresde.chains import Chain, ChainSDE, DDPMChain, SMLDChain, SMLDChainSDE
+from scoresde.chain import Chain
+from scoresde.chain_sde import ChainSDE, SMLDChainSDE
+from scoresde.chains import DDPMChain, SMLDChain
 from solvers import Node, Prediction, SeededNoise, beta_schedules
 from solvers.ancestral import DDPM
 

@@ -18,7 +18,7 @@ import scoresde
 import solvers
 from scoresde import cards, checkpoint
 from scoresde.cli import main
-from scoresde.config import load_run
+from scoresde.run import load_run
 
 SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20"]
 

@@ -10,7 +10,6 @@ import solvers
 from solvers import InputError, Node, Prediction, SeededNoise, grid, solve
 from solvers.analytic import EDM, PATHS, VP, GaussianData, Mixture, exact_solution
 from solvers.brownian import BrownianNoise, clock
-from solvers.compose import single_step
 from solvers.conformance import check, measured_order, terminal_variance
 
 make = solvers.make
@@ -48,7 +47,7 @@ def test_wrapped_solvers_pass_conformance(spec):
     [("ddim", True), ("heun", True), ("ddpm", True), ("pc", True), ("dpmpp_2m", False), ("churn", True)],
 )
 def test_which_solvers_take_single_steps(spec, whether):
-    assert single_step(make(spec)) is whether
+    assert make(spec).restartable is whether
 
 
 @pytest.mark.parametrize(
@@ -264,7 +263,7 @@ def test_the_coarse_step_sees_the_noise_of_the_half_steps():
 
 
 def test_the_composed_noise_is_the_brownian_paths():
-    from solvers.compose import _Recorded
+    from solvers.step_doubling import _Recorded
 
     noise = BrownianNoise(range(4), (3,), torch.float64)
     a, b, c = (Node(0.0, 1.0, math.exp(-lam)) for lam in (-0.5, 0.1, 0.9))

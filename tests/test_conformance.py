@@ -153,6 +153,25 @@ class Keeping(Declared):
 
 
 @dataclass(frozen=True)
+class Undeclared(DPMpp2M):
+    """A multistep method that says that a step leaves nothing to the next."""
+
+    restartable = True
+
+
+@dataclass(frozen=True)
+class Planning(Declared):
+    """Euler's method, but for its last step where the grid ends at the data: planned, and not declared."""
+
+    def init(self, problem, x, nodes):
+        return 1 - 0.01 * (nodes[-1].sigma == 0)
+
+    def step(self, problem, x, t, s, carry, noise):
+        eps = problem.predict(x, t).eps
+        return Step((s.alpha * carry) * (x / t.alpha + (s.ratio - t.ratio) * eps), carry)
+
+
+@dataclass(frozen=True)
 class SinglePrecision(Declared):
     def step(self, problem, x, t, s, carry, noise):
         h = torch.tensor(s.ratio, dtype=torch.float32) - torch.tensor(t.ratio, dtype=torch.float32)
@@ -228,6 +247,8 @@ def failed(solver):
         (NoLastStep(), {"few steps to sigma = 0 on vp"}),
         (Cancelling(), {"few steps to sigma > 0 on vp", "few steps to sigma = 0 on vp"}),
         (Doubling(strength=1.0), {"spec round trip"}),
+        (Undeclared(), {"restartable"}),
+        (Planning(), {"steps of any grid"}),
     ],
     ids=lambda value: type(value).__name__,
 )

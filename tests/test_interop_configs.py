@@ -14,7 +14,7 @@ import scoresde
 import scoresde.interop
 import solvers
 from scoresde import InputError
-from scoresde.chains import ChainSDE
+from scoresde.chain_sde import ChainSDE
 from scoresde.interop import DiffusersScheduler
 from scoresde.interop.configs import Reading, config_of
 

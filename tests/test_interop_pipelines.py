@@ -10,7 +10,7 @@ from foreign_loops import REQUIRED, gap, sampled, seeded, solved  # noqa: F401  
 
 import scoresde
 import solvers
-from scoresde.chains import ChainSDE
+from scoresde.chain_sde import ChainSDE
 from scoresde.interop import DiffusersScheduler
 from solvers.grids import Explicit
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import scoresde
-from scoresde.losses import DSM, LogNormal, LogSNR, TimeSampler, Uniform, times
+from scoresde.losses import DSM
+from scoresde.time_samplers import LogNormal, LogSNR, TimeSampler, Uniform, times
 from solvers import InputError, Prediction, generator
 
 SDES = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.Cosine(), scoresde.RectifiedFlow(), scoresde.EDM()]

@@ -332,8 +332,9 @@ def test_info_is_the_card():
         card = solvers.info(name)
         assert card.name == name
         assert all((card.reference, card.formula, card.kind, card.summary))
-        fields = dataclasses.fields(card.cls)
-        assert card.options.keys() == {field.metadata.get("option", field.name) for field in fields}
+        assert card.options.keys() == {
+            field.metadata.get("option", field.name) for field in dataclasses.fields(card.cls)
+        }
 
 
 def test_facts_that_depend_on_options():

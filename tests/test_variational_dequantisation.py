@@ -11,9 +11,9 @@ from test_dequantisation import LEVELS, OPTIONS, SDE, WIDTH, masses
 import scoresde
 from scoresde import log_prob
 from scoresde.cli import main
-from scoresde.config import load_run
 from scoresde.dequantisation import UniformNoise, dequantisers, uniforms
-from scoresde.scoring import options_of
+from scoresde.run import load_run
+from scoresde.score import options_of
 from scoresde.variational_dequantisation import (
     FORMAT,
     VariationalDequantiser,

@@ -15,8 +15,9 @@ from solvers.errors import unknown
 from solvers.grids import Explicit
 
 from .. import labels
-from ..chains import ChainSDE
-from ..sde import EDM, SDE, RectifiedFlow, make_sde
+from ..chain_sde import ChainSDE
+from ..sde import SDE, make_sde
+from ..standard import EDM, RectifiedFlow
 from .k_diffusion import numbers
 
 # diffusers' words for what a network puts out
