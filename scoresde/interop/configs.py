@@ -254,8 +254,8 @@ def _path(config: Mapping[str, Any], given: SDE | None) -> tuple[SDE, str, str, 
             raise InputError("the config's snr_shift_scale has no counterpart here")
         chain = ChainSDE(
             config["beta_schedule"],
-            float(config.get("beta_start", 1e-4)),
-            float(config.get("beta_end", 0.02)),
+            float(config.get("beta_start", ChainSDE.beta_start)),
+            float(config.get("beta_end", ChainSDE.beta_end)),
             int(config.get("num_train_timesteps", 1000)),
             tuple(map(float, betas)) if (betas := config.get("trained_betas")) is not None else None,
             bool(config.get("rescale_betas_zero_snr", False)),
