@@ -16,8 +16,9 @@ from scipy import stats
 
 from .beta_schedules import OFFSET, cosine, integral, time_of_integral
 from .errors import InputError
-from .grids import End, Grid, Schedule, grids
+from .grids import End, Grid, grids
 from .ranges import Count, Inside, Positive, Range
+from .schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 import solvers
 from solvers import InputError, Node, Output, diffusers_labels
 from solvers.errors import unknown
-from solvers.grids import Explicit
+from solvers.rules import Explicit
 
 from .. import labels
 from ..chain_sde import ChainSDE
@@ -107,7 +107,7 @@ class Reading:
             if config.get(key) in values:
                 raise InputError(f"the config's {key}={config[key]!r} has no counterpart here")
         sde, output, label, shift = _path(config, given)
-        count = getattr(sde, "num_train_timesteps", config.get("num_train_timesteps", 1000))
+        count = sde.num_train_timesteps or config.get("num_train_timesteps", 1000)
         word = config.get("prediction_type") or output
         if sde.t_max == FLOW_END and word in ("v_prediction", "v"):
             raise InputError("the config's prediction_type='v_prediction' has no counterpart on a flow's path")
