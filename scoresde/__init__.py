@@ -1,6 +1,6 @@
 """Score-based diffusion models: paths, denoisers, training, sampling, likelihood, and an honest benchmark."""
 
-from solvers import InputError
+from solvers import InputError, __version__
 
 from . import chains, targets
 from .bounds import chain_bound
@@ -33,6 +33,7 @@ __all__ = [
     "Sample",
     "SubVP",
     "VariationalDequantiser",
+    "__version__",
     "chain_bound",
     "chains",
     "continuous_bound",

@@ -63,6 +63,8 @@ from .types import (
     solvers,
 )
 
+__version__ = "0.1.0"
+
 register = solvers.register
 names = solvers.names
 info = solvers.info
@@ -93,6 +95,7 @@ __all__ = [
     "Step",
     "Trajectory",
     "TunedGrid",
+    "__version__",
     "as_problem",
     "convert_eta",
     "correctors",
