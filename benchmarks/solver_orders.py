@@ -21,7 +21,7 @@ from tqdm import tqdm
 import solvers
 from scoresde.results import environment, write_atomically, write_json
 from solvers.analytic import PATHS, VE, VP
-from solvers.conformance import measured_order, reaches
+from solvers.convergence import measured_order, reaches
 
 ROOT = Path(__file__).parent.parent
 # options that change the order, or the method, in a way that a table should show

@@ -9,7 +9,7 @@ from linear_response import coefficients, distance
 import solvers
 from solvers import InputError, grid, make
 from solvers.analytic import PATHS, VE, VP, GaussianData
-from solvers.conformance import measured_order, terminal_variance
+from solvers.convergence import measured_order, terminal_variance
 
 PAIRS = [
     *((name, other) for name in ("ddpm", "ddim", "smld", "euler_ancestral") for other in solvers.info(name).equals),

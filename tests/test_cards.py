@@ -10,7 +10,7 @@ import solvers
 from scoresde import cards
 from solvers import InputError, SeededNoise
 from solvers.analytic import VP, Mixture
-from solvers.conformance import reaches
+from solvers.convergence import reaches
 
 NAMES = solvers.names()
 # these ask for a level at the end of the schedule or a little beyond, which Problem.node_of_lam refuses

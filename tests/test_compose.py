@@ -10,7 +10,8 @@ import solvers
 from solvers import InputError, Node, Prediction, SeededNoise, grid, solve
 from solvers.analytic import EDM, PATHS, VP, GaussianData, Mixture, exact_solution
 from solvers.brownian import BrownianNoise, clock
-from solvers.conformance import check, measured_order, terminal_variance
+from solvers.conformance import check
+from solvers.convergence import measured_order, terminal_variance
 
 make = solvers.make
 

@@ -16,7 +16,8 @@ import solvers
 from solvers import Solver, Step
 from solvers.analytic import VE, VP, GaussianData, Mixture, exact_solution
 from solvers.ancestral import DDIM
-from solvers.conformance import check, check_order, measured_order, terminal_variance
+from solvers.conformance import check, check_order
+from solvers.convergence import measured_order, terminal_variance
 from solvers.exponential import DPMpp2M
 from solvers.runge_kutta import Euler, Heun, Tableau
 

@@ -9,7 +9,7 @@ import torch
 import solvers
 from solvers import InputError, grid, make, solve
 from solvers.analytic import VP, Mixture
-from solvers.conformance import measured_order, reaches
+from solvers.convergence import measured_order, reaches
 
 
 @pytest.mark.parametrize(

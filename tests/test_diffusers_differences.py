@@ -37,7 +37,7 @@ from diffusers_oracle import (
 
 from solvers import grid, make, resolve, solve
 from solvers.analytic import VP, GaussianData
-from solvers.conformance import terminal_variance
+from solvers.convergence import terminal_variance
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import solvers
 from solvers import InputError, Registry, Solver, Step
 from solvers.analytic import VP, Mixture
-from solvers.conformance import measured_order
+from solvers.convergence import measured_order
 from solvers.ranges import Choice, Count, NonNegative, Range
 from solvers.spec import Spec, parse, write
 
