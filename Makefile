@@ -5,14 +5,23 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 DOC := $(VENV)/.installed-docs
+PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: demo test lint docs benchmark clean
+.PHONY: demo quick test test-all lint docs benchmark publish clean
 
 demo: $(RUN)
 	$(BIN)/scoresde demo --out demo/
 
+# seconds, minutes, everything: what `quick` and `slow` mean stands in pyproject.toml
+quick: lint
+	$(PYTEST) -m "quick and not slow" $$(grep -lE "mark\.quick" tests/*.py)
+
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(PYTEST) -m "not slow" --durations=15
+	$(BIN)/scoresde demo --out build/demo/ --fast
+
+test-all: lint
+	$(PYTEST) --durations=30
 	$(BIN)/scoresde demo --out build/demo/ --fast
 
 lint: $(DEV)
@@ -27,6 +36,10 @@ benchmark: $(RUN)
 	$(BIN)/python benchmarks/solver_orders.py
 	$(BIN)/python benchmarks/steps_vs_quality.py
 	$(BIN)/python benchmarks/readme.py
+
+# make publish SOLVER=name
+publish: $(RUN)
+	$(BIN)/python benchmarks/publish.py $(SOLVER)
 
 clean:
 	rm -rf build demo docs/_build docs/api

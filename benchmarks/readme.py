@@ -262,7 +262,8 @@ def updated(text: str, parts: Mapping[str, str]) -> str:
     return text
 
 
-def main() -> int:
+def main(check: bool = False) -> int:
+    """Writes the pages, or tells by 1 that one of them is not up to date."""
     readme, programs, chains, likelihood = (
         ROOT / name for name in ("README.md", "docs/programs.md", "docs/ddpm_and_sde.md", "docs/likelihood.md")
     )
@@ -281,7 +282,7 @@ def main() -> int:
         ),
         ROOT / "docs" / "solvers.md": page(),
     }
-    if "--check" in sys.argv:
+    if check:
         return int(any(not path.exists() or path.read_text("utf-8") != wanted for path, wanted in fresh.items()))
     for path, wanted in fresh.items():
         write_atomically(path, wanted)
@@ -289,4 +290,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("--check" in sys.argv))

@@ -1,9 +1,9 @@
-"""Measures the order of every registered solver: python benchmarks/solver_orders.py [--jobs 2]
+"""Measures the order of every registered solver: python benchmarks/solver_orders.py [--jobs 2] [--only NAME ...]
 
 Writes benchmarks/results/solver_orders.json and, for the installed package, solvers/orders.json. The problems are those
 of ``solvers.conformance``: deterministic solvers by their error on an analytic mixture, those that draw noise by the
 exact terminal variance on Gaussian data, on all five paths; other libraries' integrators, which take one sample at a
-time, on VP and VE. About four minutes on one core.
+time, on VP and VE. About four minutes on one core; a few seconds for one solver and its options, with ``--only``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import only
 import torch
 from tqdm import tqdm
 
@@ -103,21 +104,32 @@ def compact(rows: Sequence[dict[str, Any]], header: dict[str, str]) -> str:
     return f'{{\n "header": {json.dumps(header)},\n "orders": {{\n  {joined}\n }}\n}}\n'
 
 
-def main() -> None:
+def specs() -> list[str]:
+    """What is measured: every registered solver, and the variants."""
+    return list(dict.fromkeys(str(solvers.make(spec)) for spec in [*solvers.names(), *VARIANTS]))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measures the order of every registered solver.")
     parser.add_argument("--jobs", type=int, default=1, help="solvers measured at once")
-    jobs = parser.parse_args().jobs
-    specs = list(dict.fromkeys(str(solvers.make(spec)) for spec in [*solvers.names(), *VARIANTS]))
-    with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        rows = list(tqdm(pool.imap(measure, specs), total=len(specs), desc="orders", unit="solver"))
+    only.add_only(parser)
+    arguments = parser.parse_args(argv)
+    names, known = only.names(arguments.only), specs()
+    chosen = [spec for spec in known if not names or only.name_of(spec) in names]
+    with multiprocessing.get_context("spawn").Pool(min(arguments.jobs, len(chosen))) as pool:
+        rows = list(tqdm(pool.imap(measure, chosen), total=len(chosen), desc="orders", unit="solver"))
     header = {**environment(dtype=torch.float64), "threads": "1", "command": "python benchmarks/solver_orders.py"}
-    (ROOT / "benchmarks" / "results").mkdir(exist_ok=True)
-    write_json(ROOT / "benchmarks" / "results" / "solver_orders.json", {"header": header, "rows": rows})
-    write_atomically(ROOT / "solvers" / "orders.json", compact(rows, header))
+    path = ROOT / "benchmarks" / "results" / "solver_orders.json"
+    document: dict[str, Any] = {"header": header, "rows": rows}
+    if names:
+        document = only.merged(path, header, rows, names, ("solver",), [(spec,) for spec in known])
+    path.parent.mkdir(exist_ok=True)
+    write_json(path, document)
+    write_atomically(ROOT / "solvers" / "orders.json", compact(document["rows"], document["header"]))
     # a defect that is an option declares no order
     low = [row["solver"] for row in rows if row["declared"] and not reaches(solvers.make(row["solver"]), least(row))]
     print(f"{len(rows)} solvers measured; below the declared order: {', '.join(low) or 'none'}")
 
 
 if __name__ == "__main__":
-    main()
+    only.run(main)

@@ -16,24 +16,27 @@ integrators: they ask the model for one sample at a time; ``rk23``, ``rk45`` and
 batches.
 
 Writes steps_vs_quality.{csv,json,png} to benchmarks/results, in about a quarter of an hour on one core. --samples 8192
-runs a bigger one.
+runs a bigger one, --only NAME ... measures a few solvers, in about a minute each, and keeps the rows of all others.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import multiprocessing
+from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import only
 import torch
 from matplotlib.figure import Figure
 
 import scoresde
 import solvers
 from scoresde import cards
-from scoresde.benchmark import benchmark, record
+from scoresde.benchmark import Truth, benchmark, ode_solution, record
 from scoresde.metrics import compare
 from scoresde.results import environment, write_csv, write_figure, write_json
 
@@ -42,6 +45,8 @@ NFE = (5, 10, 20, 50)
 TOLERANCES = {"ODE": (1e-1, 1e-2, 1e-3), "SDE": (1.0, 0.3)}  # a stochastic one of 1e-2 takes hundreds of steps
 SHOWN = 7  # rows of a panel
 METRICS = ("sliced_wasserstein",)
+COLUMNS = ("problem", "solver", "nfe_asked")  # tell rows apart
+TIMINGS = ("seconds", "seconds_per_sample")
 MEASURE = {False: "error", True: "sliced_wasserstein"}  # by which solvers are ranked: whether they draw noise
 
 
@@ -79,53 +84,83 @@ def contenders() -> list[str]:
     return chosen
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2048, help="samples per row")
-    parser.add_argument("--solvers", default="", help="run these alone, and replace their rows of the result files")
-    arguments = parser.parse_args()
-    samples, names = arguments.samples, [name.strip() for name in arguments.solvers.split(",") if name.strip()]
-    known = contenders()
-    # an adaptive solver's name stands for it at all its tolerances
-    chosen = [spec for name in names for spec in ([s for s in known if s.partition("(")[0] == name] or [name])]
+# a target, and the steps of the exact solution
+PROBLEMS: dict[str, tuple[Callable[[], scoresde.targets.GaussianMixture | scoresde.targets.Empirical], int]] = {
+    "mixture": (mixture, 1024),
+    "digits": (digits, 128),
+}
+
+
+def truth(problem: str, seeds: Sequence[int]) -> Truth:
+    """The exact solution from the starts of some seeds, on one thread."""
     torch.set_num_threads(1)
-    sde = scoresde.VP()
+    make, steps = PROBLEMS[problem]
+    target = make()
+    return ode_solution(target.denoiser(scoresde.VP()), tuple(target.shape), seeds, steps)
+
+
+def whole_truth(problem: str, samples: int) -> Truth:
+    """The exact solution from the starts of all seeds; two processes take half of them each."""
+    halves = [(problem, range(samples // 2)), (problem, range(samples // 2, samples))]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        one, two = pool.starmap(truth, halves)
+    x, at_t_min = (torch.cat([getattr(part, name) for part in (one, two)]) for name in ("x", "at_t_min"))
+    return Truth(x, at_t_min, max(one.error, two.error), one.nfe)
+
+
+def measure(chosen: Sequence[str], samples: int) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
+    """The rows of some solvers, and the distances of fresh draws, by problem."""
     records: list[dict[str, Any]] = []
     floors: dict[str, list[float]] = {}
-    for problem, target in (("mixture", mixture()), ("digits", digits())):
+    torch.set_num_threads(1)
+    exact = not all(solvers.make(spec).stochastic for spec in chosen)
+    for problem, (make, _) in PROBLEMS.items():
+        target = make()
         reference = target.sample(max(samples, 1024), solvers.generator(1))
         rows = benchmark(
-            target.denoiser(sde), reference, chosen or known, NFE, range(samples), shape=tuple(target.shape),
-            truth_steps=1024 if problem == "mixture" else 128, metrics=METRICS, dtype=torch.float64,
+            target.denoiser(scoresde.VP()), reference, chosen, NFE, range(samples), shape=tuple(target.shape),
+            truth=whole_truth(problem, samples) if exact else None, truth_steps=0, metrics=METRICS, dtype=torch.float64,
         )  # fmt: skip
         records += [{"problem": problem, **record(row)} for row in rows]
         estimate = compare(target.sample(samples, solvers.generator(2)), reference, METRICS)["sliced_wasserstein"]
         floors[problem] = [estimate.value, estimate.low, estimate.high]
+    return records, floors
+
+
+def order() -> list[tuple[object, ...]]:
+    """The values of ``COLUMNS`` in the order of a whole run."""
+    return list(product(PROBLEMS, [str(solvers.make(spec)) for spec in contenders()], [*NFE, None]))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=2048, help="samples per row")
+    only.add_only(parser)
+    arguments = parser.parse_args(argv)
+    samples, names = arguments.samples, only.names(arguments.only)
+    # an adaptive solver's name stands for it at all its tolerances
+    chosen = [spec for spec in contenders() if not names or only.name_of(spec) in names]
+    for name in set(names).difference(map(only.name_of, chosen)):
+        same = {other for known in cards.equal_methods() if name in known for other in known} & set(contenders())
+        print(f"{name}: no rows of its own, " + (f"those of {', '.join(same)} are its" if same else "see --help"))
+    if not chosen:
+        return
+    records, floors = measure(chosen, samples)
     header = {
         **environment(dtype=torch.float64),
         "command": f"python benchmarks/steps_vs_quality.py --samples {samples}",
         "data": {"mixture": "eight Gaussians on a ring, see mixture()", "digits": "scikit-learn's digits / 8 - 1"},
-        "sde": str(sde),
+        "sde": str(scoresde.VP()),
         "seeds": f"0..{samples - 1}",
         "floor": floors,
     }
-    if chosen:
-        records = merged(records, header)
+    document: dict[str, Any] = {"header": header, "rows": records}
+    if names:
+        document = only.merged(RESULTS / "steps_vs_quality.json", header, records, names, COLUMNS, order(), TIMINGS)
     RESULTS.mkdir(exist_ok=True)
-    write_json(RESULTS / "steps_vs_quality.json", {"header": header, "rows": records})
-    write_csv(RESULTS / "steps_vs_quality.csv", records)
-    draw(records, floors)
-
-
-def merged(records: list[dict[str, Any]], header: dict[str, Any]) -> list[dict[str, Any]]:
-    """The committed rows with ``records`` in their places; they must be of one seed range and command."""
-    before = json.loads((RESULTS / "steps_vs_quality.json").read_text(encoding="utf-8"))
-    if before["header"]["command"] != header["command"]:
-        raise SystemExit(f"the result files are of {before['header']['command']!r}: run all solvers anew")
-    fresh = {(row["problem"], row["solver"], row["nfe_asked"]): row for row in records}
-    return [fresh.pop((row["problem"], row["solver"], row["nfe_asked"]), row) for row in before["rows"]] + [
-        *fresh.values()
-    ]
+    write_json(RESULTS / "steps_vs_quality.json", document)
+    write_csv(RESULTS / "steps_vs_quality.csv", document["rows"])
+    draw(document["rows"], document["header"]["floor"])
 
 
 def standing(records: list[dict[str, Any]], problem: str, budget: int, stochastic: bool) -> list[dict[str, Any]]:
@@ -181,4 +216,4 @@ def draw(records: list[dict[str, Any]], floors: dict[str, list[float]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    only.run(main)

@@ -1,0 +1,28 @@
+"""Publishes one solver: python benchmarks/publish.py NAME [NAME ...], about a minute each, or make publish SOLVER=NAME
+
+Measures its order and its steps-versus-quality rows, and writes solvers/orders.json, solver_orders.json and
+steps_vs_quality.{csv,json,png} in benchmarks/results, docs/solvers.md and the README's table. The rows of all other
+solvers stay as they are. A solver that measures what it measured before leaves every file as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import only
+import readme
+import solver_orders
+import steps_vs_quality
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="a registered solver")
+    names = only.names(parser.parse_args().names)
+    solver_orders.main(["--only", *names])
+    steps_vs_quality.main(["--only", *names])
+    readme.main()
+
+
+if __name__ == "__main__":
+    only.run(main)
