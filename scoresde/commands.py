@@ -217,6 +217,8 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
 
 def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Prints the table, or one card, or a solver's program."""
+    if arguments.space is not None and arguments.name is not None:
+        raise InputError("--space is of the table: leave out the solver's name")
     if arguments.show or arguments.json is not None:
         show_program(arguments, command)
         return
@@ -226,7 +228,11 @@ def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: s
     if (arguments.name or "").startswith("file:"):
         print(show.text(File(arguments.name.removeprefix("file:")).program))
         return
-    print(cards.card(arguments.name) if arguments.name is not None else cards.table(cards.rows()))
+    if arguments.name is not None:
+        print(cards.card(arguments.name))
+        return
+    names = solvers.names(space=arguments.space)
+    print(cards.table(cards.rows(names)) if names else f"no solver of {arguments.space} states is registered")
 
 
 def show_program(arguments: argparse.Namespace, command: str) -> None:

@@ -37,31 +37,19 @@ from .budget import evaluations, startup, steps_of_nfe
 from .errors import InputError
 from .eta import convert_eta
 from .grids import Grid, grid, grids
+from .info import Info
 from .loop import Hook, Solution, solve
 from .names import resolve
+from .node import AnyNode, Node, Prediction, Rows
 from .noise import SeededNoise, generator
 from .outputs import Output
-from .problem import as_problem
+from .problem import Problem, ProblemWrapper, as_problem
 from .program import Program
-from .registry import Info, Registry
+from .registry import Registry
 from .schedule import Schedule
 from .trace import trace
 from .tuning import Trajectory, TunedGrid, trajectory, tune_grid
-from .types import (
-    AnyNode,
-    Corrector,
-    Node,
-    Noise,
-    NoiseSource,
-    Prediction,
-    Problem,
-    ProblemWrapper,
-    Rows,
-    Solver,
-    Step,
-    correctors,
-    solvers,
-)
+from .types import Corrector, Noise, NoiseSource, Solver, Step, correctors, solvers
 
 __version__ = "0.1.0"
 

@@ -8,11 +8,13 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
+from .info import named
 from .multistep import Coordinate, Memory, Multistep, Row, Start, adams
+from .node import Node
 from .outputs import Quantity
+from .problem import Problem
 from .ranges import Range
-from .registry import named
-from .types import Node, Noise, Problem, Step, solvers
+from .types import Noise, Step, solvers
 
 
 class Polynomial(Multistep):

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .node import Node, Prediction
+from .problem import Problem
 from .ranges import AnyPositive, Count
-from .types import Node, Noise, Prediction, Problem, Solver, Step
+from .types import Noise, Solver, Step
 
 MEMORY = 8  # places of a sample that are kept
 # below this share of the place on the clock a step is lost in rounding

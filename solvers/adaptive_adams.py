@@ -13,8 +13,10 @@ from torch import Tensor
 
 from .adaptive import Adaptive, Attempt, Row, column, row_norms
 from .coefficients import GAUSS, Rows, lagrange_rows
+from .node import Node, Prediction
+from .problem import Problem
 from .ranges import Range
-from .types import Node, Prediction, Problem, solvers
+from .types import solvers
 
 SOFTNESS = 0.1  # a, of the clock
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .adaptive import Adaptive, Attempt, Row, column
+from .node import Node
+from .problem import Problem
 from .ranges import AnyPositive, Count, Share
-from .types import Node, Noise, Problem, as_source, solvers
+from .types import Noise, as_source, solvers
 
 
 class Increments:

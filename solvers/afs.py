@@ -12,7 +12,9 @@ from torch import Tensor
 
 from .errors import InputError
 from .exponential import DPMpp2M
-from .types import Node, Noise, Prediction, Problem, ProblemWrapper, Rows, Solver, Step, solvers
+from .node import Node, Prediction, Rows
+from .problem import Problem, ProblemWrapper
+from .types import Noise, Solver, Step, solvers
 from .wrapper import Wrapper, require
 
 

@@ -13,8 +13,10 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from .node import Node, Prediction, Rows
+from .problem import Problem
 from .schedule import Schedule
-from .types import Node, NoiseSource, Prediction, Problem, Rows
+from .types import NoiseSource
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .node import Node, T
+from .problem import Problem
 from .ranges import Fraction, NonNegative
-from .types import Node, Noise, Problem, Solver, Step, T, solvers
+from .types import Noise, Solver, Step, solvers
 
 
 def forward_kernel(t: Node[T], s: Node[T]) -> tuple[T, T]:

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .ancestral import split_variance
+from .node import Node, Prediction
+from .problem import Problem
 from .ranges import Fraction, NonNegative
 from .runge_kutta import DPM2, Euler
 from .singlestep import DPMpp2S
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 
 
 class OneStep(Protocol):

@@ -18,8 +18,10 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from .errors import InputError
+from .node import Node
+from .problem import Problem
 from .ranges import AnyPositive, Choice, Count
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 
 
 class Method(NamedTuple):

@@ -11,8 +11,10 @@ from torch import Tensor
 from .errors import InputError, positive_integer
 from .grids import Grid, grid
 from .loop import solve
+from .node import Node, Prediction
+from .problem import Problem
 from .schedule import Schedule
-from .types import Node, Prediction, Problem, Solver
+from .types import Solver
 
 
 class _Silent(Problem):

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from .errors import InputError
+from .node import Node
+from .problem import Problem
 from .ranges import Range
 from .runge_kutta import Heun
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 from .wrapper import Wrapper, renoise, require
 
 

@@ -18,11 +18,12 @@ from .budget import evaluations
 from .convergence import measured_order, reaches
 from .grids import grid
 from .loop import solve
+from .node import Node
 from .noise import SeededNoise
 from .rounding import LOST, few, lost
 from .schedule import Schedule
 from .trace import trace
-from .types import Node, Solver, solvers
+from .types import Solver, solvers
 
 TRACED = 1e-12  # relative to the largest state; measured: 2e-14
 

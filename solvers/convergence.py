@@ -20,8 +20,9 @@ from .adaptive import Adaptive
 from .analytic import GaussianData, Mixture, OrthogonalNoise, exact_solution
 from .grids import grid
 from .loop import Solution, solve
+from .node import Node
 from .schedule import Schedule
-from .types import Node, Solver
+from .types import Solver
 
 # fine enough to be near the asymptote, coarse enough for the error to stand above rounding
 STEPS = (42, 84, 168, 336)  # multiples of three, since some methods take their steps in threes

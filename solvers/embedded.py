@@ -13,8 +13,10 @@ from torch import Tensor
 from .adaptive import Adaptive, Attempt, Row, column, pid, row_norms
 from .coefficients import phi1, phi2
 from .errors import InputError
+from .node import Node, Prediction
+from .problem import Problem
 from .ranges import AnyPositive, Count, Share
-from .types import Node, Prediction, Problem, solvers
+from .types import solvers
 
 
 class Weights(NamedTuple):

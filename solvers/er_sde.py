@@ -10,10 +10,12 @@ from typing import Annotated, Literal
 import numpy as np
 
 from .coefficients import GAUSS, Array, lagrange
+from .info import named
 from .multistep import Multistep, Row
+from .node import Node
+from .problem import Problem
 from .ranges import NonNegative, Range
-from .registry import named
-from .types import Node, Problem, solvers
+from .types import solvers
 
 NoiseScale = Literal["ode", "sde", "power_1_5", "power_2_5", "logarithmic", "exponential"]
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import InputError, unknown
+from .node import Node
 from .normalise import normalise
-from .types import Node
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ import numpy as np
 
 from .coefficients import GAUSS, phi2, phi3
 from .multistep import Multistep, Row, Start, adams
+from .node import Node
 from .outputs import Quantity
+from .problem import Problem
 from .ranges import NonNegative
-from .types import Node, Problem, solvers
+from .types import solvers
 
 
 class Moments(NamedTuple):

@@ -21,8 +21,10 @@ from torch import Tensor
 
 from .coefficients import phi1, phi2, phi3
 from .errors import InputError
+from .node import Node, Prediction
+from .problem import Problem
 from .ranges import NonNegative
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 
 Kind = Literal["x0", "eps"]
 Variant = Literal["dpmsolver", "taylor"]

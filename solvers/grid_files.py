@@ -14,9 +14,9 @@ from typing import Any
 
 from .errors import InputError
 from .grids import Grid, grids
+from .node import Node
 from .rules import Explicit
 from .schedule import Schedule
-from .types import Node
 
 FORMAT, VERSION = "scoresde-grid", 1
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .problem import NoDensity
+from .node import Node
+from .problem import NoDensity, Problem
 from .ranges import AnyPositive, Inside, Positive, Share
-from .types import Corrector, Node, Noise, Problem, correctors
+from .types import Corrector, Noise, correctors
 
 
 def row_norm(x: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from .exponential import DPMpp2M
+from .node import Node
+from .problem import Problem
 from .ranges import Count
 from .runge_kutta import Euler
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 from .wrapper import Wrapper, require
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from .errors import InputError
 from .grids import checked
-from .problem import as_problem
-from .types import Node, Noise, Prediction, Problem, ProblemWrapper, Rows, Solver
+from .node import Node, Prediction, Rows
+from .problem import Problem, ProblemWrapper, as_problem
+from .types import Noise, Solver
 
 Hook = Callable[[Tensor, Node], "Tensor | None"]
 

@@ -15,9 +15,11 @@ import numpy as np
 from torch import Tensor
 
 from .coefficients import GAUSS, lagrange
+from .node import Node, Prediction
 from .outputs import Quantity, quantity
+from .problem import Problem
 from .singlestep import DPMpp2S, DPMpp3S
-from .types import Node, Noise, Prediction, Problem, Solver, Step
+from .types import Noise, Solver, Step
 
 Start = Literal["lower", "corrector", "runge_kutta"]
 Coordinate = Literal["lam", "ratio", "t", "flow", "angle"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .types import Node, NoiseSource, Rows
+from .node import Node, Rows
+from .types import NoiseSource
 
 # a CPU generator's state: its seed, its place and whether it is seeded (24 bytes), then the Mersenne Twister's words,
 # 8 bytes each

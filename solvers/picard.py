@@ -13,8 +13,10 @@ from torch import Tensor
 
 from .ancestral import DDIM
 from .langevin import widened
+from .node import Node, Prediction, Rows
+from .problem import Problem, ProblemWrapper
 from .ranges import Count, NonNegative
-from .types import Node, Noise, Prediction, Problem, ProblemWrapper, Rows, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 from .wrapper import Wrapper, require
 
 Draws = tuple[Tensor, ...]

@@ -11,8 +11,10 @@ from torch import Tensor
 from .ancestral import ReverseDiffusion
 from .errors import InputError
 from .langevin import Langevin
+from .node import Node
+from .problem import Problem
 from .ranges import Count
-from .types import Corrector, Node, Noise, Problem, Solver, Step, correctors, solvers
+from .types import Corrector, Noise, Solver, Step, correctors, solvers
 from .wrapper import Wrapper
 
 

@@ -18,9 +18,10 @@ from . import program_format
 from .errors import InputError
 from .instructions import Combine, Draw, Evaluate, Instruction, State, reads
 from .loop import Hook, Solution
+from .node import Node, Prediction
 from .outputs import Output
-from .problem import as_problem
-from .types import Node, Noise, Prediction, Problem
+from .problem import Problem, as_problem
+from .types import Noise
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .errors import InputError
+from .node import Node
+from .problem import Problem
 from .program import Program, Registers, answered, asker
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 
 
 class Place(NamedTuple):

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from .analytic import Mixture
 from .loop import solve
+from .node import Node, Prediction
 from .noise import SeededNoise
 from .schedule import Schedule
-from .types import Node, Prediction, Solver
+from .types import Solver
 
 LOST = 30
 """The most roundings that ``lost`` may be for a solver of a few tens of operations a step; measured: 11."""

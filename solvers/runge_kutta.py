@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from .node import Node, Prediction
 from .outputs import Quantity, quantity
+from .problem import Problem
 from .ranges import Share
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ from typing import Annotated, Literal
 
 from .errors import InputError
 from .multistep import Multistep, Row, adams
+from .node import Node
+from .problem import Problem
 from .ranges import NonNegative, Range
-from .types import Node, Problem, solvers
+from .types import solvers
 
 
 @solvers.register(

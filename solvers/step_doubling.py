@@ -15,8 +15,10 @@ from torch import Tensor
 from .brownian import BrownianNoise, clock
 from .errors import InputError
 from .langevin import widened
+from .node import Node
+from .problem import Problem
 from .runge_kutta import Heun
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 from .wrapper import Wrapper, require
 
 

@@ -10,10 +10,12 @@ from .errors import InputError
 from .grids import checked
 from .instructions import Combine, Draw, Evaluate, Instruction, State
 from .loop import solve
+from .node import Node, Prediction
 from .outputs import Output
+from .problem import Problem
 from .program import Program
 from .schedule import Schedule
-from .types import Node, Prediction, Problem, Solver, solvers
+from .types import Solver, solvers
 
 # rows that read a prediction before it gets a register: fewer read x and the output in its place at less cost
 SHARED = 3

@@ -25,12 +25,13 @@ from .grid_files import write_grid
 from .grid_search import Array, cheapest_path, descend
 from .grids import Grid, checked, grids
 from .loop import solve
-from .problem import as_problem
+from .node import Node, Prediction, Rows
+from .problem import Problem, ProblemWrapper, as_problem
 from .rules import Explicit
 from .schedule import Schedule
 from .sigma_grids import time_of
 from .trace import trace
-from .types import Node, Prediction, Problem, ProblemWrapper, Rows, Solver, solvers
+from .types import Solver, solvers
 
 # what a tuned grid is measured beside, and where the search may start
 BUILT_IN = (

@@ -7,27 +7,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from .node import AnyNode, Node, Prediction, Rows, T
-from .problem import Problem, ProblemWrapper
+from .errors import unknown
+from .node import Node, Rows
+from .problem import Problem
 from .registry import Options, Registry
 
-__all__ = [
-    "AnyNode",
-    "Corrector",
-    "Node",
-    "Noise",
-    "NoiseSource",
-    "Prediction",
-    "Problem",
-    "ProblemWrapper",
-    "Rows",
-    "Solver",
-    "Step",
-    "T",
-    "as_source",
-    "correctors",
-    "solvers",
-]
+SPACES = ("gaussian", "discrete")
+"""Kinds of states: on a Gaussian path, or without arithmetic, such as letters."""
 
 
 class Noise(Protocol):
@@ -87,6 +73,7 @@ class Solver(Options):
     """
 
     space: ClassVar[str] = "gaussian"
+    """The kind of states that the solver carries, one of ``SPACES``: problems of the same space take it."""
 
     @property
     def order(self) -> float:
@@ -187,5 +174,19 @@ class Corrector(Options):
         return correctors.format(self)
 
 
-solvers: Registry[Solver] = Registry("solver", Solver, entry_points="scoresde.solvers")
+class SolverRegistry(Registry[Solver]):
+    """The registry of solvers, which knows the spaces of states."""
+
+    def names(self, space: str | None = None) -> list[str]:
+        """Canonical names, sorted: of all solvers, or of those of one space of states.
+
+        Raises:
+            InputError: an unknown space.
+        """
+        if space is not None and space not in SPACES:
+            raise unknown("space of states", space, SPACES)
+        return [name for name in super().names() if space is None or self.make(name).space == space]
+
+
+solvers = SolverRegistry("solver", Solver, entry_points="scoresde.solvers")
 correctors: Registry[Corrector] = Registry("corrector", Corrector)

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from .coefficients import phi1
+from .info import named
 from .multistep import Multistep, Row
+from .node import Node
+from .problem import Problem
 from .ranges import Range
-from .registry import named
-from .types import Node, Problem, solvers
+from .types import solvers
 
 
 class Unified(Multistep):

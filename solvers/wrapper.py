@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from .errors import InputError
-from .types import Node, Noise, Problem, Solver, Step
+from .node import Node
+from .problem import Problem
+from .types import Noise, Solver, Step
 
 
 class Wrapper(Solver):

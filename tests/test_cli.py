@@ -277,6 +277,8 @@ def test_bad_options(run, tmp_path, capsys):
     fails(capsys, ["sample", f"--workdir={run}"], "--out")
     fails(capsys, ["sing"], "sing")
     fails(capsys, ["solvers", "huen"], "did you mean heun")
+    fails(capsys, ["solvers", "--space=discreet"], "no space of states 'discreet'; did you mean discrete?")
+    fails(capsys, ["solvers", "heun", "--space=gaussian"], "leave out the solver's name")
     fails(capsys, ["solvers", ""], "no solver ''; accepted: adams")
     fails(capsys, ["solvers", "ddim(etta=1)"], "etta", "eta")
     fails(capsys, ["check-solver", "huen"], "did you mean heun")

@@ -238,3 +238,11 @@ def test_nodes_of_any_kind_are_checked_by_their_level():
         solve(Unmask(), Letters(), torch.full((1, 2), 2), up, SeededNoise([0], (2,)))
     with pytest.raises(InputError, match=r"node 0 \(t=1\) has level=nan"):
         solve(Unmask(), Letters(), torch.full((1, 2), 2), [Kept(1.0, math.nan), Kept(0.0, 1.0)], SeededNoise([0], (2,)))
+
+
+def test_solvers_are_listed_by_their_space():
+    assert solvers.names(space="gaussian") == solvers.names()
+    assert solvers.names(space="discrete") == []
+    assert solvers.make("churn").space == "gaussian"  # a wrapper's is that of the solver inside
+    with pytest.raises(InputError, match=r"^no space of states 'gausian'; did you mean gaussian\?$"):
+        solvers.names(space="gausian")
