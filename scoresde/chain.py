@@ -23,10 +23,9 @@ from torch import Tensor
 import solvers
 from solvers import InputError, Node, Prediction, Solver
 from solvers.ancestral import DDPM, forward_kernel, posterior
+from solvers.beta_schedules import Array
 from solvers.errors import positive_integer, unknown
-from solvers.grids import Explicit
-
-from .schedules import Array
+from solvers.rules import Explicit
 
 if TYPE_CHECKING:  # a path's ``chain`` makes chains
     from .sde import SDE

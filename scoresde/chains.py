@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers import InputError, Node
+from solvers import InputError, Node, beta_schedules
+from solvers.beta_schedules import Array
 
-from . import schedules
 from .chain import EMBEDDINGS, Chain
 from .chain_sde import ChainSDE, SMLDChainSDE
-from .schedules import Array
 from .sde import SDE
 
 
@@ -39,7 +38,7 @@ class DDPMChain(Chain):
 
     def __init__(self, betas: str | Sequence[float] | Array, **options: Any) -> None:
         if isinstance(betas, str):
-            path = ChainSDE(betas, **options)  # type: ignore[arg-type]
+            path = ChainSDE(betas, **options)
         else:
             path = ChainSDE(betas=_numbers("betas", betas), **options)
         super().__init__(path, path.num_train_timesteps)
@@ -75,7 +74,7 @@ def _song(sde: SDE, count: int) -> Chain:
     times = torch.arange(1, count + 1, dtype=torch.float64) / count
     node = sde(sde.t_max * times)
     if bool((node.alpha == 1).all()):
-        return SMLDChain(schedules.sigmas(sde(sde.t_min).sigma, sde(sde.t_max).sigma, count))
+        return SMLDChain(beta_schedules.sigmas(sde(sde.t_min).sigma, sde(sde.t_max).sigma, count))
     _require_preserving(sde, node, "song")
     return _linear(sde, "song", node.g2.numpy() * sde.t_max / count)
 
@@ -86,7 +85,7 @@ def _ho(sde: SDE, count: int) -> Chain:
     ends = sde(sde.t_max * torch.tensor([0.0, 1.0], dtype=torch.float64))
     start, end = (-2 * ends.f * sde.t_max / count).tolist()
     _require_preserving(sde, sde(torch.tensor([sde.t_max], dtype=torch.float64)), "ho")
-    return _linear(sde, "ho", np.linspace(start, end, count))
+    return _linear(sde, "ho", beta_schedules.betas("linear", count, start, end))
 
 
 def _linear(sde: SDE, embedding: str, betas: Array) -> Chain:

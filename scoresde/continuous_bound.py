@@ -9,26 +9,33 @@ of Song et al. 2021, arXiv:2101.09258, theorem 3). Written over gamma the integr
 starts and ends, so the shape of a learned path between its ends (its interior) cannot change the bound. It changes
 the variance of the estimate 1/2 gamma'(t) |eps - eps_model|^2 at a random t; ``bound_losses.ContinuousBound`` trains
 it for that.
+
+>>> import scoresde
+>>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
+>>> x = target.sample(50, torch.Generator().manual_seed(0))
+>>> bound = continuous_bound(target.denoiser(LearnedVP("linear", -13.0, 8.0)), x, draws=16)
+>>> error = float(bound.stderr.square().mean() / 50) ** 0.5
+>>> abs(float((target.log_prob(x) - bound.nats).mean())) < 3 * error  # the exact model's bound is tight
+True
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
-from .batches import batches_of, check_batch
-from .checks import positive, seeds_of
-from .decoders import Decoder, Discretised, Gaussian, decoders
+from .batches import Batching, check_batch
+from .bound_parts import finite_sum, offset_of, rows_of, width_of
+from .checks import seeds_of
+from .decoders import Decoder, Gaussian, decoders
 from .learned_vp import LearnedVP, node_of_gamma
 from .log_density import LogProb, degrees, standard_error
 from .sde import SDE, Denoises
@@ -138,96 +145,72 @@ def continuous_bound(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
-    """The variational lower bound of log p(x) under the reverse SDE of a model, in continuous time.
+    """The variational lower bound of log p(x), x (B, *), under the reverse SDE of a model, in continuous time, in nats.
 
     Args:
-        x: data (B, *): levels for the decoders ``levels`` and ``discretised``, else continuous, or spread over their
+        x: levels for the decoders ``levels`` and ``discretised``, else continuous data, or levels spread over their
             bins.
         draws: model evaluations per sample, in ``sets`` independent sets, whose spread gives the standard error.
-        times: where each set lies on the path: low_discrepancy, uniform or logsnr. Spread over lam the estimate has
-            the least variance on fixed paths.
+        times: where each set lies on the path. Spread over lam the estimate has the least variance on fixed paths.
         decoder: of x at t_min.
-        bin_width: of discrete data that were spread over their bins (``dequantise``), for bits/dim.
-        seeds: of times and noise, one per sample; 0, 1, ... by default.
-        batch_size: how many samples to carry at once; it does not change the values.
-
-    Returns:
-        nats (B,), a lower bound in expectation, and stderr (B,) of the draws; the budget holds ``prior``,
-        ``diffusion``, ``decoder``, ``dequantisation`` and ``offset``, all to be added.
-
-    >>> import scoresde
-    >>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
-    >>> x = target.sample(50, torch.Generator().manual_seed(0))
-    >>> bound = continuous_bound(target.denoiser(LearnedVP("linear", -13.0, 8.0)), x, draws=16)
-    >>> error = float(bound.stderr.square().mean() / 50) ** 0.5
-    >>> abs(float((target.log_prob(x) - bound.nats).mean())) < 3 * error  # the exact model's bound is tight
-    True
+        bin_width: of data that were spread over their bins (``dequantise``), for bits/dim.
+        seeds, batch_size: as for ``log_prob``.
 
     Raises:
-        InputError: data that are empty, not floats, not finite or, for a decoder of levels, not at them; draws that
-            are not a multiple of the sets; a time sampler of unknown density; a bound that is not finite.
+        InputError: data that are empty, not floats, not finite or not at the decoder's levels; draws that are not a
+            multiple of the sets; a time sampler of unknown density; a bound that is not finite.
     """
     check_batch("x", x, condition)
-    rule, sampler = decoders.make(decoder), samplers.make(times)
-    over = variable_of(sampler)
-    if isinstance(rule, Discretised):
-        rule.check(x)
-    width = rule.bin_width if isinstance(rule, Discretised) else bin_width
-    width = None if width is None else positive("bin_width", width)
+    rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
+    over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
-    seeds = seeds_of(seeds, len(x))
-    began = time.perf_counter()
-    sde, batches = denoiser.sde, batches_of(len(x), batch_size)
-    with torch.no_grad():
+    began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
+    batches = batching.rows(len(x))
+    with batching.bar(draws * len(batches), "bound") as bar, torch.no_grad():
         ends = place_of(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
-    terms, decoded, latents = [], [], []
-    bar = tqdm(total=draws * len(batches), desc="bound", disable=not progress, leave=False)
-    with bar, torch.no_grad():
         for rows in batches:
-            x0 = x[rows]
-            source = SeededNoise(seeds[rows], tuple(x.shape[1:]), x.dtype, x.device)
-            conditions = {name: value[rows] for name, value in (condition or {}).items()}
             points = torch.stack([_points(sampler, sde, seed, draws, sets) for seed in seeds[rows]])
-            parts, recovered = [], []
-            for k in range(draws):
-                part = diffusion(denoiser, x0, place_of(sde, points[:, k], over), source(*_ANY), conditions)
-                parts.append(part.cpu().double())
-                recovered.append(reconstruction(x0, ends.first, source(*_ANY), rule).cpu().double())
-                bar.update()
-            terms.append(torch.stack(parts, 1))
-            decoded.append(torch.stack(recovered, 1))
-            last = ends.last
-            latents.append(last.alpha.to(x0) * x0 + last.sigma.to(x0) * source(*_ANY))
-    between, decoder_terms = torch.cat(terms), torch.cat(decoded)
-    spread = (between + decoder_terms).view(len(x), sets, -1).mean(2)
-    ones = torch.ones(len(x), dtype=torch.float64)
-    spread_bins = width is not None and not isinstance(rule, Discretised)
+            places = [place_of(sde, points[:, k], over) for k in range(draws)]
+            given = rows_of(condition, rows)
+            parts.append(_draws(denoiser, x[rows], seeds[rows], given, places, ends, rule, bar.update))
+    between, decoded, latent = (torch.cat(each) for each in zip(*parts, strict=True))
+    spread = (between + decoded).view(len(x), sets, -1).mean(2)
     budget = {
         "prior": -prior_kl(x, ends.last, sde.prior().std).cpu().double(),
         "diffusion": -between.mean(1),
-        "decoder": -decoder_terms.mean(1),
-        "dequantisation": 0 * ones,
-        "offset": (x[0].numel() * math.log(width) if spread_bins and width is not None else 0.0) * ones,
+        "decoder": -decoded.mean(1),
+        "dequantisation": torch.zeros(len(x), dtype=torch.float64),
+        "offset": offset_of(rule, x, width),
     }
-    nats = torch.stack(list(budget.values())).sum(0)
-    if not torch.isfinite(nats).all():
-        raise InputError(f"{int((~torch.isfinite(nats)).sum())} of {len(x)} bounds are not finite")
+    nats, seconds = finite_sum(budget), time.perf_counter() - began
     return LogProb(
-        nats=nats,
-        stderr=standard_error(spread),
-        freedom=degrees(sets, nats),
-        stderr_of="the draws of times and noise",
-        nfe=draws,
-        latent=torch.cat(latents),
-        budget=budget,
-        solver="continuous bound",
-        grid=str(sampler),
-        divergence="",
-        seconds=time.perf_counter() - began,
-        bin_width=width,
-        kind="lower bound, of the reverse SDE",
-    )
+        nats, standard_error(spread), draws, latent, budget, "continuous bound", str(sampler), "", seconds, width,
+        "lower bound, of the reverse SDE", freedom=degrees(sets, nats), stderr_of="the draws of times and noise",
+    )  # fmt: skip
+
+
+def _draws(
+    denoiser: Denoises,
+    x0: Tensor,
+    seeds: list[int],
+    conditions: Mapping[str, Tensor],
+    places: Sequence[Place],
+    ends: Place,
+    decoder: Decoder,
+    advance: Callable[[], Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each of the places (B,) says of samples (B, *): the diffusion terms and the decoder's (B, len(places)), in
+    nats on the CPU; and noisy samples at t_max (B, *)."""
+    source = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device)
+    parts, recovered = [], []
+    for place in places:
+        parts.append(diffusion(denoiser, x0, place, source(*_ANY), conditions).cpu().double())
+        recovered.append(reconstruction(x0, ends.first, source(*_ANY), decoder).cpu().double())
+        advance()
+    last = ends.last
+    latent = last.alpha.to(x0) * x0 + last.sigma.to(x0) * source(*_ANY)
+    return torch.stack(parts, 1), torch.stack(recovered, 1), latent
 
 
 _ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # an interval of zero length: a fresh draw

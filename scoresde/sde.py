@@ -17,7 +17,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
-from solvers import InputError, Node, Prediction, Registry
+from solvers import InputError, Node, Prediction, Registry, Schedule
 from solvers.registry import Options
 
 from .chain import Chain, embed
@@ -47,16 +47,11 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class SDE(Options):
+class SDE(Options, Schedule):
     """A Gaussian path on [t_min, t_max]; a frozen dataclass whose fields are its options."""
 
     t_min: float = field(default=0.0, kw_only=True)
     t_max: float = field(default=1.0, kw_only=True)
-
-    @property
-    def num_train_timesteps(self) -> int | None:
-        """How many nodes a path through the nodes of a discrete chain has; None for every other path."""
-        return None
 
     def alpha(self, t: Tensor) -> Tensor:
         """The signal's scale."""
@@ -109,11 +104,6 @@ class SDE(Options):
                 for v in (alpha, sigma)
             )
         return Node(t, alpha.detach() + 0 * t, sigma.detach() + 0 * t, dalpha, dsigma)
-
-    @property
-    def clean(self) -> Node:
-        """The data itself: alpha = 1, sigma = 0."""
-        return Node(self.t_min, 1.0, 0.0)
 
     def t_of_lam(self, lam: float) -> float:
         """The time in [t_min, t_max] where log(alpha / sigma) = lam, by root finding where no closed form is known."""

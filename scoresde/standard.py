@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from solvers import InputError
+from solvers import InputError, beta_schedules
 from solvers.ranges import Positive
 
 from .sde import SDE, sdes
@@ -24,12 +24,6 @@ def _require(sde: SDE, *conditions: tuple[bool, str]) -> None:
     for holds, message in conditions:
         if not holds:
             raise InputError(f"{type(sde).__name__}: {message}")
-
-
-def _time_of_integral(integral: float, beta_min: float, beta_max: float) -> float:
-    """The t with int_0^t beta = integral for linear beta, without cancellation."""
-    root = math.sqrt(beta_min**2 + 2 * (beta_max - beta_min) * integral)
-    return 2 * integral / (root + beta_min)
 
 
 @sdes.register("vp", aliases=("vpsde", "ddpm"), reference="Song et al. 2021, arXiv:2011.13456, eq. 32-33")
@@ -48,7 +42,7 @@ class VP(SDE):
 
     def integral(self, t: Tensor) -> Tensor:
         """B(t) = int_0^t beta."""
-        return t * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t)
+        return beta_schedules.integral(t, self.beta_min, self.beta_max - self.beta_min)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.integral(t))
@@ -59,7 +53,7 @@ class VP(SDE):
     def t_of_lam(self, lam: float) -> float:
         # 1 / alpha^2 = 1 + exp(-2 lam), so B = log(1 + exp(-2 lam))
         integral = max(-2 * lam, 0.0) + math.log1p(math.exp(-2 * abs(lam)))
-        return _time_of_integral(integral, self.beta_min, self.beta_max)
+        return beta_schedules.time_of_integral(integral, self.beta_min, self.beta_max - self.beta_min)
 
 
 @sdes.register("subvp", aliases=("sub-vp", "subvpsde"), reference="Song et al. 2021, arXiv:2011.13456, eq. 29")
@@ -74,7 +68,8 @@ class SubVP(VP):
 
     def t_of_lam(self, lam: float) -> float:
         # sigma / alpha = 2 sinh(B / 2)
-        return _time_of_integral(2 * math.asinh(0.5 * math.exp(-lam)), self.beta_min, self.beta_max)
+        integral = 2 * math.asinh(0.5 * math.exp(-lam))
+        return beta_schedules.time_of_integral(integral, self.beta_min, self.beta_max - self.beta_min)
 
 
 @sdes.register("ve", aliases=("vesde", "smld"), reference="Song et al. 2021, arXiv:2011.13456, eq. 30-31")
@@ -128,7 +123,7 @@ class EDM(SDE):
 class Cosine(SDE):
     """Variance preserving, alpha = cos(u) / cos(u_0) with u = (t + offset) / (1 + offset) pi / 2."""
 
-    offset: Positive = 0.008
+    offset: Positive = beta_schedules.OFFSET
     t_min: Positive = field(default=1e-3, kw_only=True)
     t_max: float = field(default=0.995, kw_only=True)
 

@@ -22,19 +22,21 @@ from . import (  # noqa: F401  (they register)
     recorded,
     refined,
     restart,
+    rules,
     runge_kutta,
+    sa_solver,
     seeds,
     sigma_grids,
     singlestep,
     step_doubling,
-    unified,
+    uni_pc,
 )
 from .analysis import difference, equal, response, terminal_covariance
 from .brownian import BrownianNoise
 from .budget import evaluations, startup, steps_of_nfe
 from .errors import InputError
 from .eta import convert_eta
-from .grids import Grid, Schedule, grid, grids
+from .grids import Grid, grid, grids
 from .loop import Hook, Solution, solve
 from .names import resolve
 from .noise import SeededNoise, generator
@@ -42,6 +44,7 @@ from .outputs import Output
 from .problem import as_problem
 from .program import Program
 from .registry import Info, Registry
+from .schedule import Schedule
 from .trace import trace
 from .tuning import Trajectory, TunedGrid, trajectory, tune_grid
 from .types import (

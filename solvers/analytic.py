@@ -13,29 +13,27 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from .grids import Schedule
+from .schedule import Schedule
 from .types import Node, NoiseSource, Prediction, Problem, Rows
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Path:
+class Path(Schedule):
     """A Gaussian path for checks: alpha, sigma and their derivatives as functions of t, and the inverse of lam."""
 
     name: str
     t_min: float
     t_max: float
     numbers: Callable[[float], tuple[float, float, float, float]]
-    t_of_lam: Callable[[float], float]
+    inverse: Callable[[float], float]
+
+    def t_of_lam(self, lam: float) -> float:
+        return self.inverse(lam)
 
     def __call__(self, t: float) -> Node:
         return Node(t, *self.numbers(t))
-
-    @property
-    def clean(self) -> Node:
-        """The data."""
-        return Node(self.t_min, 1.0, 0.0)
 
     def __str__(self) -> str:
         return self.name

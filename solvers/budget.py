@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, positive_integer
-from .grids import Grid, Schedule, grid
+from .grids import Grid, grid
 from .loop import solve
+from .schedule import Schedule
 from .types import Node, Prediction, Problem, Solver
 
 

@@ -22,10 +22,11 @@ from torch import Tensor
 
 from .analytic import PATHS, GaussianData, Mixture, OrthogonalNoise, exact_solution
 from .budget import evaluations
-from .grids import Schedule, grid
+from .grids import grid
 from .loop import Solution, solve
 from .noise import SeededNoise
 from .rounding import LOST, few, lost
+from .schedule import Schedule
 from .trace import trace
 from .types import Node, Solver, solvers
 

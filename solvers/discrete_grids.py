@@ -20,16 +20,17 @@ from typing import Annotated, Literal
 import numpy as np
 
 from .errors import InputError
-from .grids import End, Grid, Schedule, grids
+from .grids import End, Grid, grids
 from .ranges import Range
+from .schedule import Schedule
 
 LIN = "Lin et al. 2023, arXiv:2305.08891, table 2"
 
 
 def train_timesteps(schedule: Schedule, given: int | None = None) -> int:
     """T of a network on a schedule: what is given, else the schedule's own ``num_train_timesteps``, else 1000."""
-    own = getattr(schedule, "num_train_timesteps", None)
-    return given if given is not None else 1000 if own is None else int(own)
+    own = schedule.num_train_timesteps
+    return given if given is not None else 1000 if own is None else own
 
 
 def time_of_index(schedule: Schedule, index: float, num_train_timesteps: int | None = None) -> float:

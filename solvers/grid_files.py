@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .grids import Explicit, Grid, Schedule, grids
+from .grids import Grid, grids
+from .rules import Explicit
+from .schedule import Schedule
 from .types import Node
 
 FORMAT, VERSION = "scoresde-grid", 1
@@ -111,7 +113,7 @@ class FileGrid(Grid):
         return count
 
     def nodes(
-        self, schedule: Schedule, steps: int | None, t_min: float | None = None, t_max: float | None = None
+        self, schedule: Schedule | Any, steps: int | None, t_min: float | None = None, t_max: float | None = None
     ) -> tuple[Node, ...]:
         self.intervals(steps)
         try:

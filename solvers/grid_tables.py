@@ -11,8 +11,9 @@ from typing import Annotated, Literal
 import numpy as np
 
 from .errors import InputError
-from .grids import End, Schedule, grids
+from .grids import End, grids
 from .ranges import Choice
+from .schedule import Schedule
 from .sigma_grids import RatioGrid, time_of
 
 # Sabour et al. 2024 (arXiv:2404.14507), the ten-step tables that its authors published; the last level is the least

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .errors import InputError
-from .grids import Schedule, node_of_lam, nodes_of_lam
 from .node import Node, Prediction, Rows
 from .outputs import Output
+from .schedule import Schedule, as_schedule
 
 
 class NoDensity(InputError):
@@ -54,11 +54,11 @@ class Problem:
 
     def node_of_lam(self, lam: float) -> Node:
         """The path where log(alpha / sigma) = lam, at its nearer end where it does not reach lam."""
-        return node_of_lam(self.path, lam)
+        return as_schedule(self.path).node_of_lam(lam)
 
     def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
         """``node_of_lam`` of each, at once where the path can."""
-        return nodes_of_lam(self.path, lams)
+        return as_schedule(self.path).nodes_of_lam(lams)
 
     def select(self, rows: Rows) -> Problem:
         """The problem of some of the samples; itself where samples carry no data of their own (conditions, probes)."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from .analytic import Mixture
-from .grids import Schedule
 from .loop import solve
 from .noise import SeededNoise
+from .schedule import Schedule
 from .types import Node, Prediction, Solver
 
 LOST = 30

@@ -14,9 +14,11 @@ from typing import Annotated, Literal
 import numpy as np
 from scipy import stats
 
+from .beta_schedules import OFFSET, cosine, integral, time_of_integral
 from .errors import InputError
-from .grids import End, Grid, Schedule, grids
+from .grids import End, Grid, grids
 from .ranges import Count, Inside, Positive, Range
+from .schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -120,16 +122,12 @@ class VPTime(RatioGrid):
         first, last = (2 * math.log(math.hypot(1, r)) if r > 1 else math.log1p(r * r) for r in (high, low))
         beta_d, beta_min, first_u, last_u = self.beta_d, self.beta_min, 1.0, self.eps_s
         if last_u is None:
-            first_u, last_u = self._time(first), self._time(last)
+            first_u, last_u = (time_of_integral(end, beta_min, beta_d) for end in (first, last))
         else:  # beta_d u^2 / 2 + beta_min u = first at u = 1, last at u = eps_s
             beta_d = 2 * (first - last / last_u) / (1 - last_u)
             beta_min = first - 0.5 * beta_d
         times = np.linspace(first_u, last_u, steps + 1)
-        return [math.sqrt(math.expm1((0.5 * beta_d * u + beta_min) * u)) for u in times]
-
-    def _time(self, integral: float) -> float:
-        """The u with beta_d u^2 / 2 + beta_min u = integral, without cancellation."""
-        return 2 * integral / (self.beta_min + math.sqrt(self.beta_min**2 + 2 * self.beta_d * integral))
+        return [math.sqrt(math.expm1(integral(u, beta_min, beta_d))) for u in times]
 
 
 @grids.register(
@@ -159,12 +157,12 @@ class IDDPM(RatioGrid):
 
     num_train_timesteps: Count = 1000
     c_1: Inside = 0.001
-    c_2: Positive = 0.008
+    c_2: Positive = OFFSET
 
     def levels(self) -> list[float]:
         """u_0 > u_1 > ... > u_(M-1)."""
         count, level, levels = self.num_train_timesteps, 0.0, []
-        kept = [math.sin(0.5 * math.pi * j / (count * (self.c_2 + 1))) ** 2 for j in range(count + 1)]
+        kept = cosine(count, self.c_2)[::-1].tolist()
         for j in range(count, 0, -1):
             level = math.sqrt((level**2 + 1) / max(kept[j - 1] / kept[j], self.c_1) - 1)
             levels.append(level)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import InputError
-from .grids import Schedule, checked
+from .grids import checked
 from .instructions import Combine, Draw, Evaluate, Instruction, State
 from .loop import solve
 from .outputs import Output
 from .program import Program
+from .schedule import Schedule
 from .types import Node, Prediction, Problem, Solver, solvers
 
 # rows that read a prediction before it gets a register: fewer read x and the output in its place at less cost

@@ -23,9 +23,11 @@ from .budget import evaluations, steps_of_nfe
 from .errors import InputError, positive_integer
 from .grid_files import write_grid
 from .grid_search import Array, cheapest_path, descend
-from .grids import Explicit, Grid, Schedule, checked, grids
+from .grids import Grid, checked, grids
 from .loop import solve
 from .problem import as_problem
+from .rules import Explicit
+from .schedule import Schedule
 from .sigma_grids import time_of
 from .trace import trace
 from .types import Node, Prediction, Problem, ProblemWrapper, Rows, Solver, solvers
