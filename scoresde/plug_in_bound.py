@@ -28,6 +28,16 @@ In y = x / alpha, r = sigma / alpha and D, the denoiser, with c = tr dD/dy and e
 is the trapezoid sum of eps / r . noise less that sum's own mean, by Stein's identity half the noise's variance times
 div(eps / r) at the step's end: so it has no mean at any step, and follows the path to first order. (Ito's own sum, of
 order one half, leaves a hundred times the variance at a hundred steps.)
+
+Like ``log_prob`` the bound speaks of the density of x0 + ratio(t_min) eps at x: ``continuous_bound`` with the decoder
+gaussian is the mean of this one, at interpolation 0, over x + ratio(t_min) eps.
+
+>>> import scoresde
+>>> target = scoresde.targets.Gaussian(torch.zeros(2), 1.0)
+>>> x = target.sample(20, torch.Generator().manual_seed(0))
+>>> bound = plug_in_bound(target.denoiser(scoresde.VP()), x, 0.5, draws=4, divergence="exact")
+>>> float((bound.nats - target.log_prob(x)).abs().mean()) < 0.1  # a right score's bound is tight
+True
 """
 
 from __future__ import annotations
@@ -35,19 +45,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
 from solvers import Grid, InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
-from .batches import batches_of, check_batch, check_finite
+from .batches import Batching, check_batch, check_finite
 from .checks import check_end, positive, prior_at, seeds_of
-from .density_ode import WithLogDensity
+from .density_ode import Carrier, WithLogDensity
 from .divergence import Divergence, divergences
 from .likelihood import kind_of
 from .log_density import LogProb, degrees, standard_error
@@ -78,106 +88,103 @@ def plug_in_bound(
 ) -> LogProb:
     """Lower bound of log p(x) under the SDE that lies ``interpolation`` of the way from the reverse SDE to the ODE.
 
-    Like ``log_prob`` it speaks of the density of x0 + ratio(t_min) eps at x: ``continuous_bound`` with the decoder
-    gaussian is the mean of this one, at interpolation 0, over x + ratio(t_min) eps.
-
     Args:
         x: data (B, *), of levels those spread over their bins.
         interpolation: the paper's lambda, from 0, the reverse SDE, to 1, the ODE, whose value is no bound but exact.
-        grid, steps: of the paths; by default ``logsnr``. Each step takes two evaluations.
+        grid, steps, t_min, t_max: of the paths; by default ``logsnr``. Each step takes two evaluations.
         draws: paths per sample; their spread is the standard error. Of a wrong score a path's law is skewed, and an
             interval of few draws covers a little less often than it says.
-        divergence: of the score, see ``log_prob``; every path has its own probes.
+        divergence, prior, condition, batch_size: as for ``log_prob``; every path has its own probes.
         seeds: of paths and probes, one per sample; 0, 1, ... by default.
-        prior: log-density (B,) at t_max of states (B, *); by default the SDE's.
         bin_width: of discrete data that were spread over their bins (``dequantise``), for bits/dim.
-        batch_size: how many samples to carry at once; it does not change the values.
 
     Returns:
         nats (B,), a lower bound in expectation; stderr (B,) of the draws, probes included; ``latent`` the first path's
         end. The budget holds the means of ``prior``, of ``integral`` and of ``martingale``, which is noise about 0, and
         ``truncation`` and ``offset`` as of ``log_prob``.
 
-    >>> import scoresde
-    >>> target = scoresde.targets.Gaussian(torch.zeros(2), 1.0)
-    >>> x = target.sample(20, torch.Generator().manual_seed(0))
-    >>> bound = plug_in_bound(target.denoiser(scoresde.VP()), x, 0.5, draws=4, divergence="exact")
-    >>> float((bound.nats - target.log_prob(x)).abs().mean()) < 0.1  # a right score's bound is tight
-    True
-
     Raises:
-        InputError: see ``Plan.make``; an interpolation outside [0, 1], data that are empty, not floats or not finite,
-            a shortened range without a prior, a result that is not finite.
+        InputError: see ``scoresde.plan``; an interpolation outside [0, 1], data that are empty, not floats or not
+            finite, a shortened range without a prior, a result that is not finite.
     """
     if not 0 <= interpolation <= 1:
         raise InputError(f"interpolation goes from 0, the reverse SDE, to 1, the ODE, got {interpolation!r}")
     plan = Plan.make(denoiser, "heun", grid or "logsnr", steps, None, t_min, t_max, stop=True)
-    rule = divergences.make(divergence)
+    rule, batching = divergences.make(divergence), Batching(batch_size, x.device, x.dtype, progress)
     check_batch("x", x, condition)
     positive_integer("draws", draws)
-    seeds = seeds_of(seeds, len(x))
-    width = 1.0 if bin_width is None else positive("bin_width", bin_width)
-    last = plan.nodes[0]
-    check_end("the paths end", prior, denoiser.sde, last.t)
-    began = time.perf_counter()
-    d, batches = x[0].numel(), batches_of(len(x), batch_size)
-    bar = tqdm(total=draws * len(batches), desc="bound", disable=not progress, leave=False)
-    rows_terms, latents = [], []
-    with bar, torch.no_grad():
-        for rows in batches:
-            conditions = {name: value[rows] for name, value in (condition or {}).items()}
-            # every path has a seed of its own, the k-th whatever the number of draws
-            own = [
-                torch.randint(2**62, (draws,), generator=solvers.generator(seed, _PATHS)).tolist()
-                for seed in seeds[rows]
-            ]
-            terms = []
-            for k in range(draws):
-                path = [row[k] for row in own]
-                problem = WithLogDensity(
-                    denoiser, tuple(x.shape[1:]), conditions, rule, rule.draw(path, d), False, x.dtype, x.device
-                )
-                y, integral, martingale = _climb(problem, x[rows], plan.nodes[::-1], interpolation, path)
-                end = (last.alpha * y).view(x[rows].shape)
-                terms.append(torch.stack([prior_at(prior, denoiser.sde, end), integral, martingale], 1))
-                if k == 0:
-                    latents.append(end)
-                bar.update()
-            rows_terms.append(torch.stack(terms, 1))
-    found, latent = torch.cat(rows_terms), torch.cat(latents)  # (B, draws, 3)
-    check_finite(torch.cat([latent.flatten(1), found.flatten(1)], 1), plan)
-    ones = torch.ones_like(found[:, 0, 0])
-    budget = {
-        **dict(zip(("prior", "integral", "martingale"), found.mean(1).unbind(1), strict=True)),
-        "truncation": d * math.log(last.alpha) * ones,  # of p_T, to the scale of x / alpha
-        "offset": d * math.log(width) * ones,
-    }
-    nfe = 2 * (len(plan.nodes) - 1) * draws
-    nats = torch.stack(list(budget.values())).sum(0)
-    drawn = [
-        name
-        for name, is_drawn in (("the paths", interpolation < 1), ("the trace's probes", not rule.exact(d)))
-        if is_drawn
-    ]
-    return LogProb(
-        nats=nats,
-        stderr=standard_error(found.sum(2)) if drawn else 0 * ones,
-        freedom=degrees(draws, nats),
-        stderr_of=" and ".join(drawn),
-        nfe=nfe,
-        nfe_per_sample=torch.full((len(x),), nfe),
-        products=nfe * rule.products(d),
-        latent=latent,
-        budget=budget,
-        solver=f"plug-in SDE, interpolation {interpolation:g}",
-        grid=plan.grid,
-        divergence=str(rule),
-        seconds=time.perf_counter() - began,
-        bin_width=bin_width,
-        kind=kind_of(rule, d)
-        if interpolation == 1
-        else f"lower bound, of the plug-in SDE {interpolation:g} of the way to the ODE",
-    )
+    width = None if bin_width is None else positive("bin_width", bin_width)
+    check_end("the paths end", prior, denoiser.sde, plan.nodes[0].t)
+    carrier = Carrier(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), condition or {}, batching)
+    return _Paths(carrier, plan, interpolation, draws, prior, width).bound(x)
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """What a bound's paths share; ``carrier`` has the seeds of the samples."""
+
+    carrier: Carrier
+    plan: Plan
+    interpolation: float
+    draws: int
+    prior: Callable[[Tensor], Tensor] | None
+    bin_width: float | None
+
+    def bound(self, x: Tensor) -> LogProb:
+        """The bound of data (B, *)."""
+        began, rule, d = time.perf_counter(), self.carrier.divergence, x[0].numel()
+        found, latent = self._terms(x)
+        check_finite(torch.cat([latent.flatten(1), found.flatten(1)], 1), self.plan)
+        ones, k = torch.ones_like(found[:, 0, 0]), self.interpolation
+        budget = {
+            **dict(zip(("prior", "integral", "martingale"), found.mean(1).unbind(1), strict=True)),
+            "truncation": d * math.log(self.plan.nodes[0].alpha) * ones,  # of p_T, to the scale of x / alpha
+            "offset": d * math.log(self.bin_width or 1.0) * ones,
+        }
+        nfe = 2 * self.plan.steps * self.draws
+        nats = torch.stack(list(budget.values())).sum(0)
+        drawn = ["the paths"] * (k < 1) + ["the trace's probes"] * (not rule.exact(d))
+        return LogProb(
+            nats=nats,
+            stderr=standard_error(found.sum(2)) if drawn else 0 * ones,
+            freedom=degrees(self.draws, nats),
+            stderr_of=" and ".join(drawn),
+            nfe=nfe,
+            nfe_per_sample=torch.full((len(x),), nfe),
+            products=nfe * rule.products(d),
+            latent=latent,
+            budget=budget,
+            solver=f"plug-in SDE, interpolation {k:g}",
+            grid=self.plan.grid,
+            divergence=str(rule),
+            seconds=time.perf_counter() - began,
+            bin_width=self.bin_width,
+            kind=kind_of(rule, d) if k == 1 else f"lower bound, of the plug-in SDE {k:g} of the way to the ODE",
+        )
+
+    def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Prior, integral and martingale of every path (B, draws, 3), and the ends of the first ones (B, *)."""
+        last, sde = self.plan.nodes[0], self.plan.sde
+        batches = self.carrier.batching.rows(len(x))
+        # every path has a seed of its own, the k-th whatever the number of draws
+        own = [
+            torch.randint(2**62, (self.draws,), generator=solvers.generator(seed, _PATHS)).tolist()
+            for seed in self.carrier.seeds
+        ]
+        carriers = [replace(self.carrier, seeds=[row[k] for row in own]) for k in range(self.draws)]
+        found, latents = [], []
+        with self.carrier.batching.bar(self.draws * len(batches), "bound") as bar, torch.no_grad():
+            for rows in batches:
+                terms, ends = [], []
+                for carrier in carriers:
+                    problem, seeds = carrier.problem(rows), carrier.seeds[rows]
+                    y, integral, martingale = _climb(problem, x[rows], self.plan.nodes[::-1], self.interpolation, seeds)
+                    ends.append((last.alpha * y).view(x[rows].shape))
+                    terms.append(torch.stack([prior_at(self.prior, sde, ends[-1]), integral, martingale], 1))
+                    bar.update()
+                latents.append(ends[0])
+                found.append(torch.stack(terms, 1))
+        return torch.cat(found), torch.cat(latents)
 
 
 def _climb(

@@ -24,7 +24,7 @@ from solvers.errors import positive_integer
 from . import build
 from .batches import batches_of
 from .bounds import chain_bound
-from .checks import positive
+from .checks import deterministic, positive
 from .config import DataCard, flat
 from .continuous_bound import continuous_bound
 from .decoders import Discretised
@@ -162,6 +162,7 @@ def options_of(run: Run) -> dict[str, Any]:
         grid = section.grid and grids.make(section.grid)
         return {**options, "solver": solver, "grid": grid, "nfe": section.nfe, "tolerance": tolerance}
     default = default_solver(section.steps, section.nfe), GRID
+    deterministic(section.solver or default[0])  # before its steps are asked for
     plan = build.plan_of(run.denoiser, section, default, stop=True)
     return {**options, "plan": plan, "error": section.error}
 

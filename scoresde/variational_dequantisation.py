@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,16 +225,10 @@ def fit_dequantiser(
     positive_integer("batch", batch)
     if not 0 < rate < math.inf:
         raise InputError(f"rate must be positive, got {rate!r}")
-    shape = tuple(levels.shape[1:])
-    if dequantiser is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            dequantiser = VariationalDequantiser(shape, 2 if math.prod(shape) > 1 else 0).to(levels.device)
-    parameters = list(dequantiser.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=rate)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    noise = _new(tuple(levels.shape[1:]), seed).to(levels.device) if dequantiser is None else dequantiser
     draws = solvers.generator(seed, _FIT)
-    for _ in range(iterations):
+
+    def mean() -> Tensor:
         rows = torch.randint(len(levels), (batch,), generator=draws)
         found = log_prob(
             denoiser,
@@ -245,16 +239,32 @@ def fit_dequantiser(
             divergence=divergence,
             seeds=torch.randint(2**62, (batch,), generator=draws).tolist(),
             bin_width=bin_width,
-            dequantiser=dequantiser,
+            dequantiser=noise,
             condition={name: value[rows.to(value.device)] for name, value in (condition or {}).items()},
             differentiable=True,
             **options,
         )
-        # the model's own parameters get no gradient
-        gradients = torch.autograd.grad(-found.nats.mean(), parameters)
+        return found.nats.mean()
+
+    _ascend(mean, list(noise.parameters()), rate, iterations)
+    return noise
+
+
+def _new(shape: tuple[int, ...], seed: int) -> VariationalDequantiser:
+    """An untrained dequantiser, with couplings where a sample has several numbers."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return VariationalDequantiser(shape, 2 if math.prod(shape) > 1 else 0)
+
+
+def _ascend(value: Callable[[], Tensor], parameters: list[nn.Parameter], rate: float, iterations: int) -> None:
+    """Adam up the gradient of a value by parameters alone, at a rate that falls to 0 along a half cosine."""
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
+    for _ in range(iterations):
+        gradients = torch.autograd.grad(-value(), parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
         falling.step()
     optimizer.zero_grad()
-    return dequantiser
