@@ -52,14 +52,14 @@ $(VENV)/.installed-torch: constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	touch $@
 
-$(RUN): setup.py constraints.txt $(VENV)/.installed-torch
+$(RUN): pyproject.toml setup.py constraints.txt $(VENV)/.installed-torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[metrics]"
 	touch $@
 
-$(DEV): setup.py constraints.txt $(VENV)/.installed-torch
+$(DEV): pyproject.toml setup.py constraints.txt $(VENV)/.installed-torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[images,metrics,dev]"
 	touch $@ $(RUN)
 
-$(DOC): setup.py constraints.txt $(VENV)/.installed-torch
+$(DOC): pyproject.toml setup.py constraints.txt $(VENV)/.installed-torch
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[images,metrics,docs]"
 	touch $@ $(RUN)

@@ -22,7 +22,7 @@ from torch import Tensor
 import scoresde
 import solvers
 from scoresde.bounds import prior_term, step_terms
-from scoresde.chains import Chain
+from scoresde.chain import Chain
 from scoresde.decoders import Gaussian as GaussianDecoder
 from scoresde.results import environment, write_figure, write_json
 from scoresde.targets import Gaussian, GaussianMixture

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import scoresde
-from scoresde import config
+from scoresde import build, config
 from scoresde.benchmark import benchmark
 from scoresde.bounds import chain_bound
 from scoresde.commands import fit
@@ -33,6 +33,7 @@ from scoresde.continuous_bound import continuous_bound
 from scoresde.likelihood import LogProb
 from scoresde.report import image_grid
 from scoresde.results import environment, fingerprint, write_figure, write_json
+from scoresde.run import Run, load_run
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = ("digits_ddpm", "digits_smld")
@@ -66,7 +67,7 @@ def repeated(denoiser: Any, x: Tensor, kernel: str, width: float) -> tuple[Tenso
     return torch.stack(values).mean(0), torch.stack(terms).mean(0)
 
 
-def score(run: config.Run, train: Tensor, test: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def score(run: Run, train: Tensor, test: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Bits/dim of the test digits in every way, their differences, and the mean terms of each bound in bits/dim."""
     width = run.card.bin_width
     assert width is not None
@@ -100,7 +101,7 @@ def score(run: config.Run, train: Tensor, test: Tensor) -> tuple[dict[str, Any],
     return facts, terms
 
 
-def draw(run: config.Run, test: Tensor) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+def draw(run: Run, test: Tensor) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """The distance of every way of sampling to the test digits, and a few samples of each."""
     count = run.denoiser.train_timesteps
     own = "ddpm(variance=beta)" if "ddpm" in run.config.sde else "smld"
@@ -153,8 +154,8 @@ def main() -> None:
         for name in CONFIGS:
             workdir = (arguments.workdir or Path(temporary)) / name
             fit(config.read_config(name), workdir)
-            run = config.load_run(workdir)
-            data = config.load_data(run.config, run.card)
+            run = load_run(workdir)
+            data = build.load_data(run.config, run.card)
             torch.manual_seed(0)
             facts, terms = score(run, data.train, data.test)
             records, shown = draw(run, data.test)

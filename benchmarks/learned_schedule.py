@@ -28,14 +28,16 @@ from torch import Tensor
 
 import scoresde
 from scoresde import data
-from scoresde.continuous_bound import ContinuousBound, continuous_bound
+from scoresde.bound_losses import ContinuousBound
+from scoresde.continuous_bound import continuous_bound
 from scoresde.decoders import Levels
-from scoresde.learned_vp import LearnedVP, with_network, with_schedule
+from scoresde.learned_path import with_network, with_schedule
+from scoresde.learned_vp import LearnedVP
 from scoresde.likelihood import LogProb
-from scoresde.losses import Uniform
 from scoresde.networks import networks
 from scoresde.results import environment, fingerprint, write_figure, write_json
 from scoresde.sde import make_sde
+from scoresde.time_samplers import Uniform
 from scoresde.train import TrainingOptions, train
 from solvers import generator
 

@@ -45,10 +45,11 @@ from torch import Tensor
 
 import scoresde
 import solvers
-from scoresde import config
+from scoresde import build, config
 from scoresde.commands import fit
 from scoresde.divergence import Divergence, divergences
 from scoresde.results import environment, fingerprint, write_figure, write_json
+from scoresde.run import Run, load_run
 from scoresde.sde import Denoises
 from scoresde.targets import GaussianMixture
 from solvers import Node, Prediction
@@ -273,7 +274,7 @@ def on_mixture(train: Tensor, x: Tensor, sde: scoresde.SDE) -> Task:
     return Task(target.denoiser(sde), x, lambda state: target.log_prob(state, end), divergences.make("exact"), truth)
 
 
-def on_network(run: config.Run, precise: config.Run, x: Tensor, trace: str) -> tuple[Task, float]:
+def on_network(run: Run, precise: Run, x: Tensor, trace: str) -> tuple[Task, float]:
     """The network, whose truth is a tight solve in float64; and how far two such solves lie apart, in bits/dim."""
     divergence = divergences.make(trace)
     values = []
@@ -283,20 +284,20 @@ def on_network(run: config.Run, precise: config.Run, x: Tensor, trace: str) -> t
     return Task(run.denoiser, x, prior, divergence, values[0]), float(bits(values[1] - values[0], x).max())
 
 
-def trained(workdir: Path | None) -> tuple[config.Run, config.Run]:
+def trained(workdir: Path | None) -> tuple[Run, Run]:
     """The network that the config trains, here or in a folder that keeps it; and the same in float64."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = (workdir or Path(temporary)) / CONFIG
         fit(config.read_config(CONFIG), folder)
-        run, precise = config.load_run(folder), config.load_run(folder)
+        run, precise = load_run(folder), load_run(folder)
     network: Any = precise.denoiser.network
     network.double()
     return run, precise
 
 
-def held_out(run: config.Run, samples: int) -> Tensor:
+def held_out(run: Run, samples: int) -> Tensor:
     """The first test digits (B, *), spread over their bins, float64."""
-    data, width = config.load_data(run.config, run.card), run.card.bin_width
+    data, width = build.load_data(run.config, run.card), run.card.bin_width
     assert width is not None
     return scoresde.dequantise(data.test[:samples].double(), width, range(samples))
 
@@ -328,7 +329,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     run, precise = trained(arguments.workdir)
-    x, data, width = held_out(run, arguments.samples), config.load_data(run.config, run.card), run.card.bin_width
+    x, data, width = held_out(run, arguments.samples), build.load_data(run.config, run.card), run.card.bin_width
     assert width is not None
     train = scoresde.dequantise(data.train, width, range(len(data.train)))
     sde = run.denoiser.sde

@@ -22,7 +22,7 @@ from tqdm import tqdm
 import solvers
 from scoresde.results import environment, write_atomically, write_json
 from solvers.analytic import PATHS, VE, VP
-from solvers.conformance import measured_order, reaches
+from solvers.convergence import measured_order, reaches
 
 ROOT = Path(__file__).parent.parent
 # options that change the order, or the method, in a way that a table should show
@@ -82,7 +82,7 @@ def measure(spec: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     solver = solvers.make(spec)
     black_box = solvers.solvers.info_of(solver).kind.startswith("black box")
-    row: dict[str, Any] = {"solver": str(solver), "declared": solver.declared_order}
+    row: dict[str, Any] = {"solver": str(solver), "declared": solver.order}
     for path in (VP, VE) if black_box else PATHS:
         order, points = measured_order(solver, path)
         row[str(path)] = {"order": round(order, 3), "nfe": [n for n, _ in points], "error": [e for _, e in points]}

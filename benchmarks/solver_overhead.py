@@ -41,16 +41,11 @@ def network(x: Tensor, label: Any) -> Tensor:
     return 0.9 * x
 
 
-class Trivial:
+class Trivial(solvers.Problem):
     """The network as a problem, without labels or checks."""
 
+    path = PATH
     output = Output("eps")
-
-    def node(self, t: float) -> solvers.Node:
-        return PATH(t)
-
-    def node_of_lam(self, lam: float) -> solvers.Node:
-        return PATH(PATH.t_of_lam(lam))
 
     def raw(self, x: Tensor, node: Any) -> Tensor:
         return network(x, node.t)

@@ -34,7 +34,6 @@ from torch import Tensor
 from scoresde.divergence import Divergence, Hutchinson, HutchPP, Orthogonal, Products
 from scoresde.results import environment, fingerprint, write_json
 from scoresde.sde import Denoises
-from solvers.grids import node_of_lam
 
 RESULTS = Path(__file__).parent / "results"
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -84,7 +83,7 @@ def jacobians(denoiser: Denoises, x: Tensor, ratios: Tensor) -> Tensor:
     y, found, d = x, [], x[0].numel()
 
     def ask(y: Tensor, ratio: float) -> tuple[Tensor, Tensor, Any]:
-        node = node_of_lam(denoiser.sde, -math.log(ratio))
+        node = denoiser.sde.node_of_lam(-math.log(ratio))
         leaf = (node.alpha * y).requires_grad_()
         prediction = denoiser.predict(leaf, node)
         return prediction.x0, leaf, (prediction.eps.detach(), node)

@@ -34,6 +34,7 @@ from scoresde import config
 from scoresde.commands import fit
 from scoresde.problem import Diffusion
 from scoresde.results import environment, fingerprint, write_csv, write_json
+from scoresde.run import load_run
 
 RESULTS = Path(__file__).parent / "results"
 SOLVERS = ("ddim", "dpmpp_2m", "ipndm")
@@ -81,7 +82,7 @@ def prepare(workdir: Path) -> dict[str, Any]:
     digits = torch.as_tensor(load_digits().data / 8 - 1, dtype=torch.float64)
     cfg = config.read_config("configs/digits_vp.py", [f"--config.training.steps={TRAINING_STEPS}"])
     fit(cfg, workdir)
-    run = config.load_run(workdir)
+    run = load_run(workdir)
     weights = torch.cat([p.detach().flatten() for p in run.denoiser.network.parameters()])  # type: ignore[attr-defined]
     exact = scoresde.targets.Empirical(digits).denoiser(scoresde.VP())
     errors = {}

@@ -36,9 +36,10 @@ def get_config() -> ConfigDict:
     config.training.warmup = 100  # updates over which the learning rate rises linearly
     config.training.clip = 1.0  # largest norm of the gradient
     config.training.ema_decay = 0.999  # of the averaged weights, which all the other commands use
-    config.training.loss = "dsm"  # or hybrid (learned variance), chain_bound, continuous_bound
-    config.training.target = "edm"  # what the loss compares: eps, x0, v, velocity, edm
-    config.training.times = "lognormal(mean=-1.0, std=1.2)"  # how times are drawn: also uniform, logsnr, discrete
+    # what training minimises: dsm, hybrid (learned variance), chain_bound, continuous_bound
+    config.training.loss = "dsm(target=edm, times=lognormal(mean=-1.0, std=1.2))"
+    config.training.target = placeholder(str)  # instead of the loss's own: eps, x0, v, velocity, edm
+    config.training.times = placeholder(str)  # instead of the loss's own: uniform, lognormal, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints
     config.training.keep = 2  # checkpoints kept

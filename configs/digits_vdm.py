@@ -12,7 +12,6 @@ def get_config() -> ConfigDict:
     config = default()
     config.sde = "learned_vp(schedule=monotone, gamma_min=-7.75, gamma_max=5)"
     config.data.dequantise = False
-    config.training.loss = "continuous_bound(decoder=levels(bin_width=0.125))"
-    config.training.times = "low_discrepancy"
+    config.training.loss = "continuous_bound(times=low_discrepancy, decoder=levels(bin_width=0.125))"
     config.likelihood.bound = "continuous"
     return config

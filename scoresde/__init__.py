@@ -1,6 +1,6 @@
 """Score-based diffusion models: paths, denoisers, training, sampling, likelihood, and an honest benchmark."""
 
-from solvers import InputError
+from solvers import InputError, __version__
 
 from . import chains, targets
 from .bounds import chain_bound
@@ -10,10 +10,12 @@ from .learned_vp import LearnedVP
 from .likelihood import LogProb, dequantise, log_prob
 from .load import load
 from .moments import eps_power
+from .plan import Plan, plan
 from .plug_in_bound import plug_in_bound
 from .sample import Sample, encode, sample
 from .sampled_density import sample_with_log_prob
-from .sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, make_sde, sdes
+from .sde import SDE, make_sde, sdes
+from .standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from .variational_dequantisation import VariationalDequantiser, fit_dequantiser, load_dequantiser, save_dequantiser
 
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "InputError",
     "LearnedVP",
     "LogProb",
+    "Plan",
     "RectifiedFlow",
     "Sample",
     "SubVP",
     "VariationalDequantiser",
+    "__version__",
     "chain_bound",
     "chains",
     "continuous_bound",
@@ -42,6 +46,7 @@ __all__ = [
     "load_dequantiser",
     "log_prob",
     "make_sde",
+    "plan",
     "plug_in_bound",
     "sample",
     "sample_with_log_prob",

@@ -4,6 +4,15 @@ A budget is a number of model evaluations (NFE), and what a row reports is the n
 their seeds, so that two rows differ by the solver and not by luck. Deterministic solvers all approximate one map, the
 probability-flow ODE's: their distance to its exact solution is an error in the proper sense, seen long before a
 distance between sample sets can tell two solvers apart.
+
+>>> import scoresde
+>>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
+>>> model, data = target.denoiser(scoresde.VP()), target.sample(64, torch.Generator().manual_seed(0))
+>>> rows = benchmark(model, data, ["ddim", "heun"], [1, 41], range(64), shape=(2,), progress=False)
+>>> [(row.solver, row.nfe, row.steps) for row in rows]
+[('ddim', 1, 1), ('ddim', 41, 41), ('heun', 1, 1), ('heun', 41, 21)]
+>>> rows[3].error.value < rows[1].error.value
+True
 """
 
 from __future__ import annotations
@@ -12,7 +21,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,10 +30,12 @@ from tqdm.auto import tqdm
 from solvers import Grid, InputError, Node, Solver, generator, grids, make, resolve, solve
 from solvers.errors import positive_integer
 
+from .batches import batches_of
 from .metrics import METRICS, Estimate, Features, check_names, compare
+from .plan import Plan
 from .problem import Diffusion
 from .results import environment, write_csv, write_json
-from .sample import Plan, Sample, sample
+from .sample import Sample, sample
 from .sde import Denoises
 
 _RESAMPLES = 400  # of the errors' interval; each costs a mean of N numbers
@@ -45,7 +56,8 @@ class Row:
         metrics: distances from the reference, by name.
         error: root-mean-square distance per dimension to the exact solution; None for stochastic solvers.
         seconds, seconds_per_sample: wall-clock time.
-        skipped: why there are no numbers, or "".
+        skipped: why there are no numbers, or "": a budget below the cost of one step, a grid whose nodes collapse,
+            samples that are not finite.
         samples: the first few samples (K, *), on the CPU; not part of a result file.
     """
 
@@ -111,13 +123,14 @@ def ode_solution(
     if positive_integer("steps", steps) % 4:
         raise InputError(f"the steps of the exact solution must be a multiple of four, got {steps}")
 
-    def solution(count: int) -> Sample:
-        return sample(
-            denoiser, shape, seeds, "heun", "logsnr", count,
+    plan = Plan.make(denoiser, "heun", "logsnr", steps)
+    fine, half, quarter = (
+        sample(
+            denoiser, shape, seeds, plan=plan.in_steps(steps // part),
             condition=condition, dtype=dtype, device=device, batch_size=batch_size,
-        )  # fmt: skip
-
-    fine, half, quarter = solution(steps), solution(steps // 2), solution(steps // 4)
+        )
+        for part in (1, 2, 4)
+    )  # fmt: skip
     at_t_min = (4 * fine.x - half.x) / 3
     coarser = (4 * half.x - quarter.x) / 3
     x = _to_data(denoiser, at_t_min, fine.nodes[-1], condition or {}, batch_size)
@@ -130,10 +143,9 @@ def _to_data(
 ) -> Tensor:
     """The samplers' last step, from x (N, *) at ``node`` to sigma = 0."""
     problem, method = Diffusion(denoiser, condition), make("heun")
-    size = batch_size or len(x)
-    batches = [slice(i, i + size) for i in range(0, len(x), size)]
+    ends = (node, denoiser.sde.clean)
     with torch.no_grad():
-        return torch.cat([solve(method, problem.select(b), x[b], (node, denoiser.sde.clean)).x for b in batches])
+        return torch.cat([solve(method, problem.select(b), x[b], ends).x for b in batches_of(len(x), batch_size)])
 
 
 def benchmark(
@@ -160,106 +172,104 @@ def benchmark(
     """One row per solver and budget; one per adaptive solver, at the evaluations it takes.
 
     Args:
-        denoiser: the model.
         reference: real samples (M, *); keep M fixed among tables that you compare.
-        solvers: names or specs.
+        solvers, grid: names or specs; by default the grid is the sampler's.
         nfe: budgets of model evaluations; each row takes the most steps that its budget affords.
-        seeds: one per sample, the same for every row.
-        shape: of one sample.
-        grid: a name or spec for every solver; by default the sampler's.
-        truth: the exact solution for these seeds; by default computed once, if a solver is deterministic.
-        truth_steps: its steps, see ``ode_solution``; 0 leaves the errors out.
-        metrics, features: as for ``metrics.compare``.
-        rounding: applied to the samples before the metrics, such as a rule that makes them 8-bit.
-        condition, batch_size, dtype, device: as for ``sample``.
-        keep: how many samples a row holds.
-        progress: show a bar over the rows.
-
-    >>> import scoresde
-    >>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
-    >>> model, data = target.denoiser(scoresde.VP()), target.sample(64, torch.Generator().manual_seed(0))
-    >>> rows = benchmark(model, data, ["ddim", "heun"], [1, 41], range(64), shape=(2,), progress=False)
-    >>> [(row.solver, row.nfe, row.steps) for row in rows]
-    [('ddim', 1, 1), ('ddim', 41, 41), ('heun', 1, 1), ('heun', 41, 21)]
-    >>> rows[3].error.value < rows[1].error.value
-    True
-
-    A budget below the cost of one step, a grid whose nodes collapse and samples that are not finite give a row that
-    says so in ``skipped``.
+        seeds, shape, condition, batch_size, dtype, device: as for ``sample``; every row has the same seeds.
+        truth, truth_steps: the exact solution for these seeds; by default ``ode_solution`` in so many steps, if a
+            solver is deterministic and they are not 0.
+        metrics, features: as for ``metrics.compare``, on samples after ``rounding``: a rule that makes them 8-bit, say.
+        keep: how many samples a row holds; ``progress`` shows a bar over the rows.
 
     Raises:
-        InputError: an unknown name, a budget that is not a positive integer, fewer than four seeds or reference
-            samples, a reference of another shape; also what ``sample`` and ``compare`` refuse.
+        InputError: an unknown name, fewer than four seeds or reference samples, a budget that is no positive integer;
+            also what ``sample`` and ``compare`` refuse.
     """
     seeds, shape = list(seeds), tuple(shape)
-    if reference.shape[1:] != shape:
-        raise InputError(f"the reference holds samples of shape {tuple(reference.shape[1:])}, the model's are {shape}")
-    if min(len(seeds), len(reference)) < 4:
-        raise InputError(f"a benchmark needs at least four samples, got {len(seeds)} seeds and {len(reference)} real")
     check_names(metrics)
-    if not solvers or not nfe:
-        raise InputError("a benchmark needs at least one solver and one number of evaluations")
-    contenders = _contenders(solvers, grid)
-    for budget in nfe:
-        positive_integer("nfe", budget)
-    if truth is None and truth_steps and not all(method.stochastic for method, _ in contenders):
-        truth = ode_solution(
-            denoiser, shape, seeds, truth_steps, condition=condition, device=device, batch_size=batch_size
-        )  # fmt: skip
+    _check(reference, solvers, nfe, seeds, shape)
+    jobs = _jobs(solvers, grid, nfe)
+    carried: dict[str, Any] = {"condition": condition, "batch_size": batch_size, "device": device}
+    if truth is None and truth_steps and not all(job.method.stochastic for job in jobs):
+        truth = ode_solution(denoiser, shape, seeds, truth_steps, **carried)
     if truth is not None and len(truth.x) != len(seeds):
         raise InputError(f"the exact solution has {len(truth.x)} samples for {len(seeds)} seeds")
 
     rows = []
-    jobs = [(method, rule, n) for method, rule in contenders for n in ([None] if method.adaptive else nfe)]
-    bar = tqdm(jobs, desc="benchmark", disable=not progress, leave=False)
-    for method, rule, budget in bar:
-        bar.set_postfix_str(f"{method}, NFE {budget or 'its own'}")
-        row = Row(str(method), str(rule), budget, None, None, method.stochastic, len(seeds))
+    for job in (bar := tqdm(jobs, desc="benchmark", disable=not progress, leave=False)):
+        bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'its own'}")
         try:
-            plan = Plan.make(denoiser, method, rule, nfe=budget)
+            plan = Plan.make(denoiser, job.method, job.rule, nfe=job.nfe)
+            result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **carried)
         except InputError as reason:
-            rows.append(replace(row, skipped=str(reason)))
+            rows.append(replace(job.row(len(seeds)), skipped=str(reason)))
             continue
-        try:
-            result = sample(
-                denoiser, shape, seeds, method, rule, nfe=budget,
-                condition=condition, batch_size=batch_size, dtype=dtype, device=device,
-            )  # fmt: skip
-        except InputError as reason:
-            rows.append(replace(row, skipped=str(reason)))
-            continue
-        row = _timed(row, result, keep)
         x = result.x.cpu()
         scores = compare(rounding(x) if rounding else x, reference, metrics, features)
-        exact = None if truth is None or method.stochastic else _exact(truth, plan, denoiser)
-        rows.append(replace(row, metrics=scores, error=None if exact is None else _error(x, exact)))
+        rows.append(_filled(job.row(len(seeds)), plan, result, keep, scores, truth))
     return rows
 
 
-def _contenders(specs: Sequence[str], grid: str | None) -> list[tuple[Solver, Grid]]:
-    """Solvers and their grids, each pair once; a label may name its own grid ("DPM++ 2M Karras")."""
+class _Job(NamedTuple):
+    """A solver, its grid and its budget; None for an adaptive solver."""
+
+    method: Solver
+    rule: Grid
+    nfe: int | None
+
+    def row(self, count: int) -> Row:
+        """The row of ``count`` samples before they are drawn."""
+        return Row(str(self.method), str(self.rule), self.nfe, None, None, self.method.stochastic, count)
+
+
+def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[_Job]:
+    """Every solver with its grid, each pair once, at every budget; a label may name its own grid ("DPM++ 2M
+    Karras")."""
     pairs: dict[tuple[Solver, Grid], None] = {}
     for spec in specs:
         label, named = resolve(spec)
         pairs[make(label), grids.make(grid or named or "karras")] = None
-    return list(pairs)
+    return [_Job(method, rule, n) for method, rule in pairs for n in ([None] if method.adaptive else nfe)]
 
 
-def _timed(row: Row, result: Sample, keep: int) -> Row:
+def _filled(row: Row, plan: Plan, result: Sample, keep: int, scores: dict[str, Estimate], truth: Truth | None) -> Row:
+    """The row with its plan's samples: what they cost, and what they are worth."""
+    x = result.x.cpu()
+    exact = None if truth is None or row.stochastic else _exact(truth, plan)
     return replace(
         row,
-        grid=result.grid,
+        grid=plan.grid,
         nfe=result.nfe,
-        steps=len(result.nodes) - 1,
+        steps=plan.steps,
         seconds=result.seconds,
-        seconds_per_sample=result.seconds / len(result.x),
-        samples=result.x[:keep].cpu().clone(),
+        seconds_per_sample=result.seconds / len(x),
+        samples=x[:keep].clone(),
+        metrics=scores,
+        error=None if exact is None else _error(x, exact),
     )
 
 
-def _exact(truth: Truth, plan: Plan, denoiser: Denoises) -> Tensor | None:
+def _check(
+    reference: Tensor, solvers: Sequence[str], nfe: Sequence[int], seeds: Sequence[int], shape: tuple[int, ...]
+) -> None:
+    """Refuses what no benchmark can be made of.
+
+    Raises:
+        InputError: see ``benchmark``.
+    """
+    if reference.shape[1:] != shape:
+        raise InputError(f"the reference holds samples of shape {tuple(reference.shape[1:])}, the model's are {shape}")
+    if min(len(seeds), len(reference)) < 4:
+        raise InputError(f"a benchmark needs at least four samples, got {len(seeds)} seeds and {len(reference)} real")
+    if not solvers or not nfe:
+        raise InputError("a benchmark needs at least one solver and one number of evaluations")
+    for budget in nfe:
+        positive_integer("nfe", budget)
+
+
+def _exact(truth: Truth, plan: Plan) -> Tensor | None:
     """The solution where the plan ends; None if the plan covers another range than the solution does."""
-    start, end, sde = plan.nodes[0], plan.nodes[-1], denoiser.sde
+    start, end, sde = plan.nodes[0], plan.nodes[-1], plan.sde
     last = plan.nodes[-2] if end.sigma == 0 else end
     if start.t != sde.t_max or (last.t != sde.t_min and len(plan.nodes) > 2):
         return None

@@ -4,18 +4,27 @@
 L_i = E KL(q(x_{i-1} | x_i, x0), p(x_{i-1} | x_i)) and L_0 = -E log p(x0 | x_0), with indices as in ``chains``: x_0 is
 the least noisy node, one step from the data, and x_N here the last. It bounds the likelihood of the model's reverse
 chain, not of its ODE.
+
+The budget of ``chain_bound`` holds ``prior`` -L_N, ``diffusion`` the sum of -L_i, ``decoder`` -L_0, ``dequantisation``
+and ``offset``; its ``terms`` (B, N + 1), where all were asked for, are L_0 .. L_{N-1}, L_N.
+
+>>> import scoresde
+>>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
+>>> x = target.sample(200, torch.Generator().manual_seed(0))
+>>> bound = chain_bound(target.denoiser(scoresde.chains.DDPMChain("linear").sde()), x)
+>>> abs(float((target.log_prob(x) - bound.nats).mean())) < 0.4  # of one draw each
+True
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
 from solvers import InputError, Prediction, SeededNoise, Solver
@@ -23,16 +32,18 @@ from solvers.ancestral import DDPM, posterior
 from solvers.discrete_grids import train_timesteps
 from solvers.errors import positive_integer
 
-from .chains import Chain, reverse_kernel
-from .checks import positive, seeds_of
+from .batches import Batching, check_batch
+from .bound_parts import finite_sum, offset_of, rows_of, width_of
+from .chain import Chain, reverse_kernel
+from .checks import seeds_of
 from .continuous_bound import prior_kl
-from .decoders import Decoder, Discretised, decoders
+from .decoders import Decoder, decoders
 from .log_density import LogProb
-from .sample import batches_of, check_batch
 from .sde import SDE, Denoises, sdes
 
 # how far the mean log(alpha / sigma) of a chain may be from that of the model's path
 FAR = 0.6
+_INDICES = 5  # label of the generator's stream
 
 
 def chain_of(sde: SDE, count: int | None = None) -> Chain:
@@ -48,8 +59,10 @@ def within(chain: Chain, sde: SDE) -> Chain:
     """The chain.
 
     Raises:
-        InputError: its nodes leave an SDE's range of t.
+        InputError: it is not a chain, or its nodes leave an SDE's range of t.
     """
+    if not isinstance(chain, Chain):
+        raise InputError(f"chain is a Chain, such as sde.chain(1000), got {chain!r}")
     first, last = chain.path.t_min, chain.path.t_max
     slack = 1e-9 * (sde.t_max - sde.t_min)
     if first < sde.t_min - slack or last > sde.t_max + slack:
@@ -128,102 +141,87 @@ def chain_bound(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
-    """The variational lower bound of log p(x) under the reverse chain of a model.
+    """The variational lower bound of log p(x), x (B, *), under the reverse chain of a model, in nats; see the module.
 
     Args:
-        denoiser: the model; its SDE is a chain's, or is taken at the nodes of ``chain``.
-        x: data (B, *): levels for the decoder ``discretised``, else continuous, or spread over their bins.
+        x: levels for the decoder ``discretised``, else continuous data, or levels spread over their bins.
         kernel: ``ddpm(variance=...)``, the variance of the reverse chain.
         chain: by default the SDE's own, else of 1000 nodes.
         decoder: ``gaussian``, or ``discretised(bin_width=..., low=-1, high=1)``.
-        bin_width: of discrete data that were spread over their bins (``dequantise``), for bits/dim.
-        indices: how many of the terms between the first and the last to evaluate for each sample, spread evenly from
-            a random start: an unbiased estimate. By default all, one draw of the noise each.
-        seeds: of the noise, one per sample; 0, 1, ... by default.
-        batch_size: how many samples to carry at once; it does not change the values.
-
-    Returns:
-        nats (B,), a lower bound; the budget holds ``prior`` -L_N, ``diffusion`` the sum of -L_i, ``decoder`` -L_0,
-        ``dequantisation`` and ``offset``; ``terms`` (B, N + 1), where all were asked for, L_0 .. L_{N-1}, L_N.
-
-    >>> import scoresde
-    >>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
-    >>> x = target.sample(200, torch.Generator().manual_seed(0))
-    >>> bound = chain_bound(target.denoiser(scoresde.chains.DDPMChain("linear").sde()), x)
-    >>> abs(float((target.log_prob(x) - bound.nats).mean())) < 0.4  # of one draw each
-    True
+        bin_width: of data that were spread over their bins (``dequantise``), for bits/dim.
+        indices: how many of the terms between L_0 and L_N to evaluate for each sample, spread evenly from a random
+            start: an unbiased estimate. By default all, one draw of the noise each.
+        seeds, batch_size: as for ``log_prob``.
 
     Raises:
-        InputError: see ``Chain`` and ``DDPM``; also data that are empty, not floats, not finite, or, for the decoder
-            ``discretised``, not at its levels, and a chain that leaves the range of the model's path.
+        InputError: see ``Chain`` and ``DDPM``; also data that are empty, not floats, not finite, or not at the
+            decoder's levels, and a chain that leaves the range of the model's path.
     """
     check_batch("x", x, condition)
-    method = reverse_kernel(kernel)
-    rule = decoders.make(decoder)
-    if chain is not None and not isinstance(chain, Chain):
-        raise InputError(f"chain is a Chain, such as sde.chain(1000), got {chain!r}")
+    method, rule = reverse_kernel(kernel), decoders.make(decoder)
     chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
-    if isinstance(rule, Discretised):
-        rule.check(x)
-    width = rule.bin_width if isinstance(rule, Discretised) else bin_width
-    width = None if width is None else positive("bin_width", width)
-    seeds = seeds_of(seeds, len(x))
-    between = chain.count - 1
-    asked = between if indices is None else positive_integer("indices", indices)
-    if asked > between:
-        raise InputError(f"indices={asked}, but the chain has {between} terms between the first and the last")
-    began = time.perf_counter()
-    batches, first = batches_of(len(x), batch_size), chain.node(0)
-    columns, latents = [], []
-    bar = tqdm(total=(asked + 1) * len(batches), desc="bound", disable=not progress, leave=False)
-    with bar, torch.no_grad():
+    width, seeds = width_of(rule, x, bin_width), seeds_of(seeds, len(x))
+    between, asked = chain.count - 1, _asked(chain, indices)
+    began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
+    batches = batching.rows(len(x))
+    with batching.bar((asked + 1) * len(batches), "bound") as bar, torch.no_grad():
         for rows in batches:
-            x0 = x[rows]
-            source = SeededNoise(seeds[rows], tuple(x.shape[1:]), x.dtype, x.device)
-            conditions = {name: value[rows] for name, value in (condition or {}).items()}
-            start = torch.zeros(len(x0), dtype=torch.float64)
-            if asked < between:  # of each sample's seed, apart from the streams of other uses
-                start = torch.stack(
-                    [torch.rand((), generator=solvers.generator(s, 5), dtype=torch.float64) for s in seeds[rows]]
-                )
-            found = []
-            for k in range(asked + 1):
-                index = torch.zeros(len(x0), dtype=torch.long)
-                if k:
-                    index = 1 + (between * (k - 1 + start) / asked).long().clamp(max=between - 1)
-                at, _ = chain.steps(index)
-                wide, eps = at.like(x0), source(first, first)
-                noisy = wide.alpha * x0 + wide.sigma * eps
-                prediction = denoiser.predict(noisy, at, **conditions)
-                found.append(step_terms(chain, index, x0, eps, prediction, method, rule).cpu())
-                bar.update()
-            columns.append(torch.stack(found, 1))
-            latents.append(noisy)
-    terms, last = torch.cat(columns), prior_term(chain, x).cpu()
-    ones = torch.ones(len(x), dtype=torch.float64)
-    spread = rule if isinstance(rule, Discretised) else None
+            given = rows_of(condition, rows)
+            parts.append(_terms(denoiser, chain, x[rows], seeds[rows], given, asked, method, rule, bar.update))
+    terms, latent = (torch.cat(each) for each in zip(*parts, strict=True))
+    last, whole = prior_term(chain, x).cpu(), asked == between
     budget = {
         "prior": -last,
         "diffusion": -(between / asked) * terms[:, 1:].sum(1),
         "decoder": -terms[:, 0],
-        "dequantisation": 0 * ones,
-        "offset": x[0].numel() * math.log(width) * ones if width is not None and spread is None else 0 * ones,
+        "dequantisation": 0 * last,
+        "offset": offset_of(rule, x, width),
     }
-    nats = torch.stack(list(budget.values())).sum(0)
-    if not torch.isfinite(nats).all():
-        raise InputError(f"{int((~torch.isfinite(nats)).sum())} of {len(x)} bounds are not finite")
+    stderr, seconds = math.nan * last, time.perf_counter() - began
     return LogProb(
-        nats=nats,
-        stderr=math.nan * ones,
+        finite_sum(budget), stderr, asked + 1, latent, budget, str(method), f"a chain of {chain.count} nodes", "",
+        seconds, width, "lower bound, of the reverse chain", torch.cat([terms, last[:, None]], 1) if whole else None,
         stderr_of="the draws of noise, one a term",
-        nfe=asked + 1,
-        latent=torch.cat(latents),
-        budget=budget,
-        solver=str(method),
-        grid=f"a chain of {chain.count} nodes",
-        divergence="",
-        seconds=time.perf_counter() - began,
-        bin_width=width,
-        kind="lower bound, of the reverse chain",
-        terms=torch.cat([terms, last[:, None]], 1) if asked == between else None,
-    )
+    )  # fmt: skip
+
+
+def _asked(chain: Chain, indices: int | None) -> int:
+    """How many of the terms between the first and the last are evaluated."""
+    between = chain.count - 1
+    asked = between if indices is None else positive_integer("indices", indices)
+    if asked > between:
+        raise InputError(f"indices={asked}, but the chain has {between} terms between the first and the last")
+    return asked
+
+
+def _terms(
+    denoiser: Denoises,
+    chain: Chain,
+    x0: Tensor,
+    seeds: list[int],
+    conditions: Mapping[str, Tensor],
+    asked: int,
+    kernel: DDPM,
+    decoder: Decoder,
+    advance: Callable[[], Any],
+) -> tuple[Tensor, Tensor]:
+    """L_0 and ``asked`` of the terms between it and the last (B, asked + 1), in nats on the CPU, and the last noisy
+    samples (B, *)."""
+    between, first = chain.count - 1, chain.node(0)
+    source = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device)
+    start = torch.zeros(len(x0), dtype=torch.float64)
+    if asked < between:  # of each sample's seed, apart from the streams of other uses
+        streams = (solvers.generator(seed, _INDICES) for seed in seeds)
+        start = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
+    found = []
+    for k in range(asked + 1):
+        index = torch.zeros(len(x0), dtype=torch.long)
+        if k:
+            index = 1 + (between * (k - 1 + start) / asked).long().clamp(max=between - 1)
+        at, _ = chain.steps(index)
+        wide, eps = at.like(x0), source(first, first)
+        noisy = wide.alpha * x0 + wide.sigma * eps
+        prediction = denoiser.predict(noisy, at, **conditions)
+        found.append(step_terms(chain, index, x0, eps, prediction, kernel, decoder).cpu())
+        advance()
+    return torch.stack(found, 1), noisy

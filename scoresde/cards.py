@@ -16,14 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import solvers
 from solvers import Corrector, Info, InputError, SeededNoise, Solver, resolve
 from solvers.analytic import PATHS, VP, Mixture
 from solvers.diffusers_labels import CLASSES
 from solvers.labels import SOLVERS as LABELS
-from solvers.names import normalise
+from solvers.normalise import normalise
+from solvers.ranges import marks
 
 GROUPS = {
     "one-step": "One-step methods of the ODE",
@@ -81,7 +82,7 @@ def orders() -> dict[str, dict[str, float]]:
 def group(solver: Solver) -> str:
     """The part of the table that a solver stands in: a key of ``GROUPS``.
 
-    A method whose order exceeds its evaluations a step must be using earlier predictions.
+    A method whose own order exceeds its evaluations a step must be using earlier predictions.
     """
     info = solvers.solvers.info_of(solver)
     if info.kind.startswith("black box"):
@@ -92,7 +93,7 @@ def group(solver: Solver) -> str:
         return "adaptive"
     if solver.stochastic:
         return "sde"
-    return "multistep" if max(solver.order, info.order or 0) > solver.evaluations else "one-step"
+    return "multistep" if solver.nominal_order > solver.evaluations else "one-step"
 
 
 def short(reference: str) -> str:
@@ -111,9 +112,9 @@ def short(reference: str) -> str:
 
 
 def order_text(solver: Solver) -> str:
-    """The declared order, and the method's own where that is higher."""
-    declared, full = solver.declared_order, getattr(solver, "own_order", solver.order)
-    return f"{declared:g} of {full:g}" if declared < full else f"{declared:g}"
+    """The order that is promised, and the method's own where that is higher."""
+    order, own = solver.order, solver.nominal_order
+    return f"{order:g} of {own:g}" if order < own else f"{order:g}"
 
 
 def measured_text(spec: str) -> str:
@@ -201,40 +202,26 @@ def equal_methods() -> list[list[str]]:
 
 
 def accepted(info: Info, option: str) -> str:
-    """What an option takes: its values where they can be listed, else its kind."""
-    return _accepted(info, option, typing.get_type_hints(info.cls)[option])
+    """What an option takes: its values where they can be listed, its range, or else its kind."""
+    return _accepted(typing.get_type_hints(info.cls, include_extras=True)[info.fields[option].name])
 
 
-def _accepted(info: Info, option: str, hint: Any) -> str:
+def _accepted(hint: Any) -> str:
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return next((mark.words(parts[0]) for mark in marks(hint)), _accepted(parts[0]))
     if origin is Literal:
         return " | ".join(map(str, parts))
     if hint is bool:
         return "True | False"
-    if hint is int:
-        fit = [value for value in range(-1, 10) if _fits(info, option, value) is None]
-        end = "" if fit and fit[-1] == 9 else f" to {fit[-1]}" if fit else ""
-        return f"integer{f', {fit[0]}' if fit and fit[0] >= 0 else ''}{end or ' or more' if fit else ''}"
-    if hint is str:
-        listed = re.search(r"(?:accepted: |one of )(.+)$", _fits(info, option, "?") or "")
-        return listed[1].replace(", ", " | ") if listed else "name"
     if hint in (Solver, Corrector):
         return "any solver" if hint is Solver else " | ".join(solvers.correctors.names())
     if origin is tuple:
-        inner = _accepted(info, option, parts[0])
+        inner = _accepted(parts[0])
         return f"[{inner}, ...]" if parts[-1] is Ellipsis else f"[{', '.join([inner] * len(parts))}]"
     if parts:
-        return " | ".join(_accepted(info, option, part) for part in parts)
-    return {float: "number", type(None): "None"}.get(hint, "value")
-
-
-def _fits(info: Info, option: str, value: Any) -> str | None:
-    """What a class says against a value of an option, the others being the defaults."""
-    try:
-        info.cls(**{option: value})
-    except InputError as error:
-        return str(error)
-    return None
+        return " | ".join(map(_accepted, parts))
+    return {float: "number", int: "integer", str: "name", type(None): "None"}.get(hint, "value")
 
 
 def spellings(info: Info) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -16,11 +16,11 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq
 from torch import Tensor
 
-from solvers import InputError
+from solvers import InputError, beta_schedules
+from solvers.beta_schedules import Array
 from solvers.errors import positive_integer
+from solvers.ranges import Choice
 
-from . import schedules
-from .schedules import Array
 from .sde import SDE, sdes
 
 
@@ -99,7 +99,7 @@ class ChainSDE(NodesSDE):
         beta_start, beta_end: the ends of "linear", "scaled_linear" and "sigmoid".
         num_train_timesteps: N.
         betas: the chain's own betas, in the place of all of these.
-        zero_terminal_snr: rescale the betas so that the last node holds no signal; see ``schedules.half_log_snr``.
+        zero_terminal_snr: rescale the betas so that the last node holds no signal; see ``beta_schedules.half_log_snr``.
         t_min, t_max: 1 / N and 1, and nothing else, or the labels would shift.
 
     >>> sde = ChainSDE("scaled_linear", beta_start=0.00085, beta_end=0.012)
@@ -110,9 +110,9 @@ class ChainSDE(NodesSDE):
         InputError: an unknown schedule, fewer than three nodes, or betas that are not in (0, 1).
     """
 
-    schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "sigmoid_alpha"] = "linear"
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    schedule: Annotated[str, Choice(beta_schedules.SCHEDULES)] = "linear"
+    beta_start: float = beta_schedules.BETA_START
+    beta_end: float = beta_schedules.BETA_END
     num_train_timesteps: int = 1000
     betas: tuple[float, ...] | None = field(default=None, repr=False)
     zero_terminal_snr: bool = False
@@ -120,6 +120,7 @@ class ChainSDE(NodesSDE):
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.betas is not None:
             object.__setattr__(self, "betas", tuple(map(float, self.betas)))
         self._place(self.num_train_timesteps if self.betas is None else len(self.betas))
@@ -133,12 +134,12 @@ class ChainSDE(NodesSDE):
         """beta_i (N,) before any rescaling."""
         if self.betas is not None:
             return np.array(self.betas, dtype=np.float64)
-        return schedules.betas(self.schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
+        return beta_schedules.betas(self.schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
 
     @cached_property
     def lams(self) -> Array:
         """lam (N,) at the nodes."""
-        return schedules.half_log_snr(self.all_betas(), self.zero_terminal_snr)
+        return beta_schedules.half_log_snr(self.all_betas(), self.zero_terminal_snr)
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sigmoid(2 * self.lam(t)).sqrt()
@@ -173,6 +174,7 @@ class SMLDChainSDE(NodesSDE):
     t_max: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.sigmas is not None:
             object.__setattr__(self, "sigmas", tuple(map(float, self.sigmas)))
         self._place(self.num_train_timesteps if self.sigmas is None else len(self.sigmas))
@@ -195,7 +197,7 @@ class SMLDChainSDE(NodesSDE):
         """sigma_i (N,)."""
         if self.sigmas is not None:
             return np.array(self.sigmas, dtype=np.float64)
-        return schedules.sigmas(self.sigma_min, self.sigma_max, self.num_train_timesteps)
+        return beta_schedules.sigmas(self.sigma_min, self.sigma_max, self.num_train_timesteps)
 
     @cached_property
     def lams(self) -> Array:

@@ -144,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = command("solvers", "the table of solvers, one solver's card, or its program on a grid")
     listing.add_argument("name", nargs="?", help="a solver's name")
+    listing.add_argument("--space", help="only the solvers of these states: gaussian or discrete")
     listing.add_argument("--show", action="store_true", help="print its program, and draw it into a PNG file")
     listing.add_argument("--json", metavar="FILE", help="write its program into a file; - prints it")
     listing.add_argument("--steps", type=int, help="the length of the grid")

@@ -16,14 +16,15 @@ from solvers import InputError, conformance, program_format
 from solvers.errors import positive_integer
 from solvers.recorded import File
 
-from . import cards, checkpoint, config, show
+from . import build, cards, checkpoint, config, show
 from .benchmark import Row, write
 from .benchmark import benchmark as run_benchmark
 from .likelihood import LogProb
 from .report import image_grid, is_image, write_report
 from .results import environment, fingerprint, write_arrays, write_atomically, write_figure, write_json
+from .run import Run, load_run
 from .sample import sample as draw
-from .scoring import score
+from .score import score
 from .sde import make_sde
 from .train import train as run_training
 
@@ -44,14 +45,14 @@ def writable(folder: Path) -> Path:
     return folder
 
 
-def record(path: Path, command: str, run: config.Run, **facts: Any) -> None:
+def record(path: Path, command: str, run: Run, **facts: Any) -> None:
     """A JSON file with everything that another person needs to make the same files."""
     document = {
         "command": command,
         **facts,
         "step": run.step,
         "config": run.config.to_dict(),
-        "environment": environment(device=config.device_of(run.config)),
+        "environment": environment(device=build.device_of(run.config)),
     }
     write_json(path, document)
 
@@ -66,10 +67,10 @@ def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> 
 
 def fit(cfg: Any, workdir: Path) -> None:
     """Trains the config's model in a folder, from its last checkpoint if there is one."""
-    data = config.load_data(cfg)
-    card = config.card_of(cfg, data)
-    denoiser, network = config.build_denoiser(cfg, card.shape)
-    loss, options = config.build_loss(cfg, card), config.build_options(cfg, card, workdir)
+    data = build.load_data(cfg)
+    card = build.card_of(cfg, data)
+    denoiser, network = build.build_denoiser(cfg, card.shape)
+    loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
     config.claim(workdir, cfg, card)
     last = checkpoint.latest(workdir)
     weights = sum(p.numel() for p in network.parameters())
@@ -86,11 +87,13 @@ def fit(cfg: Any, workdir: Path) -> None:
 
 def sample(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Draws samples into samples.npz, samples.json and grid.png."""
-    run = config.load_run(arguments.workdir, overrides)
+    run = load_run(arguments.workdir, overrides)
     out = writable(arguments.out)
-    options = config.solve_options(run.config.sampling)
-    device = config.device_of(run.config)
-    result = draw(run.denoiser, run.card.shape, arguments.seeds, **options, device=device, progress=True)
+    section = run.config.sampling
+    result = draw(
+        run.denoiser, run.card.shape, arguments.seeds, plan=build.plan_of(run.denoiser, section), noise=section.noise,
+        batch_size=section.batch_size, device=build.device_of(run.config), progress=True,
+    )  # fmt: skip
     x = result.x.cpu()
     write_arrays(out / "samples.npz", x=x, seeds=np.array(arguments.seeds))
     if is_image(x):
@@ -121,12 +124,12 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
 
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Scores a split, or this process's share of it."""
-    run = config.load_run(arguments.workdir, overrides)
+    run = load_run(arguments.workdir, overrides)
     if arguments.limit is not None:
         positive_integer("--limit", arguments.limit)
     if arguments.tolerance is not None:
         run.config.likelihood.tolerance = arguments.tolerance
-    x = getattr(config.load_data(run.config, run.card), arguments.split)[: arguments.limit]
+    x = getattr(build.load_data(run.config, run.card), arguments.split)[: arguments.limit]
     out = writable(arguments.out or arguments.workdir / "likelihood")
     if score(run, x, arguments.split, out, command, out / "parts", arguments.shards) is not None:
         print(out / "likelihood.html")
@@ -134,13 +137,13 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
 
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Solvers against budgets into results.csv, results.json and report.html."""
-    run = config.load_run(arguments.workdir, overrides)
+    run = load_run(arguments.workdir, overrides)
     out = writable(arguments.out)
     compare(run, out, arguments.solvers, arguments.nfe, arguments.seeds, command, f"{arguments.workdir}")
 
 
 def compare(
-    run: config.Run,
+    run: Run,
     out: Path,
     names: Sequence[str],
     nfe: Sequence[int],
@@ -150,13 +153,13 @@ def compare(
     result: LogProb | None = None,
 ) -> None:
     """Runs the benchmark of a run against its held-out data and writes the page."""
-    reference = config.load_data(run.config, run.card).test
+    reference = build.load_data(run.config, run.card).test
     rows = run_benchmark(
         run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
-        batch_size=run.config.sampling.batch_size, device=config.device_of(run.config), truth_steps=64, keep=12,
+        batch_size=run.config.sampling.batch_size, device=build.device_of(run.config), truth_steps=64, keep=12,
     )  # fmt: skip
     header = {
-        **environment(config.device_of(run.config)),
+        **environment(build.device_of(run.config)),
         "command": command,
         "sde": run.config.sde,
         "network": run.config.model.network,
@@ -204,8 +207,8 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     cfg = config.read_config(arguments.config, [steps, *overrides])
     out = writable(arguments.out)
     fit(cfg, out / "run")
-    run = config.load_run(out / "run")
-    test = config.load_data(run.config, run.card).test
+    run = load_run(out / "run")
+    test = build.load_data(run.config, run.card).test
     result = score(run, test[:64] if arguments.fast else test, "test", out, command)
     names = ["ddim", "heun", "dpmpp_2m", "ddpm"]
     seeds = range(64 if arguments.fast else 256)
@@ -214,6 +217,8 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
 
 def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Prints the table, or one card, or a solver's program."""
+    if arguments.space is not None and arguments.name is not None:
+        raise InputError("--space is of the table: leave out the solver's name")
     if arguments.show or arguments.json is not None:
         show_program(arguments, command)
         return
@@ -223,7 +228,11 @@ def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: s
     if (arguments.name or "").startswith("file:"):
         print(show.text(File(arguments.name.removeprefix("file:")).program))
         return
-    print(cards.card(arguments.name) if arguments.name is not None else cards.table(cards.rows()))
+    if arguments.name is not None:
+        print(cards.card(arguments.name))
+        return
+    names = solvers.names(space=arguments.space)
+    print(cards.table(cards.rows(names)) if names else f"no solver of {arguments.space} states is registered")
 
 
 def show_program(arguments: argparse.Namespace, command: str) -> None:

@@ -1,4 +1,4 @@
-"""The variational bound of a model's reverse SDE, in continuous time, and training through it.
+"""The variational bound of a model's reverse SDE, in continuous time.
 
 With gamma = -2 lam (minus the log signal-to-noise ratio) and any affine path from t_min to t_max,
 
@@ -7,71 +7,45 @@ With gamma = -2 lam (minus the log signal-to-noise ratio) and any affine path fr
 (Kingma et al. 2021, arXiv:2107.00630, eq. 11-17; on any other affine path g^2 / sigma^2 = gamma', so it is the bound
 of Song et al. 2021, arXiv:2101.09258, theorem 3). Written over gamma the integral knows of the path only where gamma
 starts and ends, so the shape of a learned path between its ends (its interior) cannot change the bound. It changes
-the variance of the estimate L = 1/2 gamma'(t) |eps - eps_model|^2 at a random t, and is trained for that.
+the variance of the estimate 1/2 gamma'(t) |eps - eps_model|^2 at a random t; ``bound_losses.ContinuousBound`` trains
+it for that.
 
-The variance is E[L^2] - E[L]^2, and E[L] does not depend on the interior's weights w, so its gradient is
-
-    d E[L^2] / dw = E[2 L (dL/dgamma dgamma/dw + dL/dgamma' dgamma'/dw)].
-
-dL/dgamma and dL/dgamma' are what back-propagation of the bound itself delivers to gamma_i and gamma'_i of sample i,
-since no other sample's loss depends on them. So each enters as a sum: of its value as a function of the ends alone, and
-of a zero whose derivatives are those by the interior alone and are multiplied by 2 L_i on their way back. One backward
-pass then gives network and ends the gradient of the bound, and the interior that of E[L^2] (the product at which the
-paper's appendix on minimising the variance arrives as well).
+>>> import scoresde
+>>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
+>>> x = target.sample(50, torch.Generator().manual_seed(0))
+>>> bound = continuous_bound(target.denoiser(LearnedVP("linear", -13.0, 8.0)), x, draws=16)
+>>> error = float(bound.stderr.square().mean() / 50) ** 0.5
+>>> abs(float((target.log_prob(x) - bound.nats).mean())) < 3 * error  # the exact model's bound is tight
+True
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
-from .checks import positive, seeds_of
-from .decoders import Decoder, Discretised, Gaussian, decoders
+from .batches import Batching, check_batch
+from .bound_parts import finite_sum, offset_of, rows_of, width_of
+from .checks import seeds_of
+from .decoders import Decoder, Gaussian, decoders
 from .learned_vp import LearnedVP, node_of_gamma
 from .log_density import LogProb, degrees, standard_error
-from .losses import LogSNR, Loss, TimeSampler, Uniform, _inverse, losses, normal_like
-from .losses import times as samplers
-from .sample import batches_of, check_batch
 from .sde import SDE, Denoises
+from .time_samplers import LogSNR, LowDiscrepancy, TimeSampler, Uniform
+from .time_samplers import times as samplers
 
 _TIMES = 6  # label of the generator's stream
 
 
-@samplers.register(
-    "low_discrepancy", reference="Kingma et al. 2021, arXiv:2107.00630, appendix on low-discrepancy times"
-)
-@dataclass(frozen=True)
-class LowDiscrepancy(TimeSampler):
-    """Evenly spread from one random start: the shares u, u + 1/n, u + 2/n, ... modulo 1 of the path.
-
-    Each time alone is uniform, so means are unbiased; the n together leave no gaps.
-
-    Args:
-        over: what they are shares of: "t", or "logsnr", the range of lam.
-    """
-
-    over: Literal["t", "logsnr"] = "t"
-
-    def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        share = (torch.rand(1, generator=generator, dtype=torch.float64) + torch.arange(n) / n) % 1
-        if self.over == "t":
-            return (sde.t_min + (sde.t_max - sde.t_min) * share).clamp(sde.t_min, sde.t_max)
-        low, high = sde(sde.t_max).lam, sde(sde.t_min).lam
-        return _inverse(sde, low + (high - low) * share)
-
-
-def _over(sampler: TimeSampler) -> Literal["t", "logsnr"]:
+def variable_of(sampler: TimeSampler) -> Literal["t", "logsnr"]:
     """Over what a sampler is uniform.
 
     Raises:
@@ -86,7 +60,7 @@ def _over(sampler: TimeSampler) -> Literal["t", "logsnr"]:
     raise InputError(f"the continuous bound takes times low_discrepancy, uniform or logsnr, got {sampler}")
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a batch is on a path: its nodes (B,), the weights (B,) of |eps - eps_model|^2, the nodes at t_min and
     t_max (tensors without dimensions), and what the interior's gradients come in through, each (B,)."""
 
@@ -97,7 +71,7 @@ class _Place(NamedTuple):
     interior: tuple[Tensor, ...] = ()
 
 
-def _place(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> _Place:
+def place_of(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> Place:
     """The nodes of times t (B,), float64 on the CPU; gradients reach the weights of a learned path."""
     if not isinstance(sde, LearnedVP):
         first, last = (sde(torch.tensor(end, dtype=torch.float64)) for end in (sde.t_min, sde.t_max))
@@ -105,7 +79,7 @@ def _place(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> _Place:
         slope = 2 * (at.dsigma / at.sigma - at.dalpha / at.alpha)
         range_of_gamma = 2 * (first.lam - last.lam)
         weight = (sde.t_max - sde.t_min) * slope if over == "t" else range_of_gamma.expand(len(t))
-        return _Place(at, 0.5 * weight, first, last)
+        return Place(at, 0.5 * weight, first, last)
     low, high = sde.ends()
     share, rate = sde.share(t)
     # of a path cut short the bound's ends depend on the interior too, which is not trained for it
@@ -119,7 +93,7 @@ def _place(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> _Place:
         interior = (below + span * share, span * rate)
         gamma, slope = (v + (inner - inner.detach()) for v, inner in zip((gamma, slope), interior, strict=True))
     none = torch.zeros((), dtype=torch.float64)
-    return _Place(
+    return Place(
         at=node_of_gamma(t, gamma, slope),
         weight=0.5 * ((sde.t_max - sde.t_min) * slope if over == "t" else (end - start).expand(len(t))),
         first=node_of_gamma(none + sde.t_min, start, none),
@@ -128,80 +102,33 @@ def _place(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> _Place:
     )
 
 
-def _wide(x: Tensor) -> Tensor:
+def in_float64(x: Tensor) -> Tensor:
     """In float64, where the device has it."""
     return x if x.device.type == "mps" else x.double()
 
 
 def prior_kl(x0: Tensor, node: Node | Node[Tensor], std: float) -> Tensor:
     """KL(N(alpha x0, sigma^2 I) | N(0, std^2 I)) (B,) in nats, for x0 (B, *) and a node without dimensions."""
-    square = _wide(x0).flatten(1).square().sum(1)
+    square = in_float64(x0).flatten(1).square().sum(1)
     alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).to(square) for v in (node.alpha, node.sigma))
     return 0.5 * ((alpha / std) ** 2 * square + x0[0].numel() * ((sigma / std) ** 2 - 1 - 2 * torch.log(sigma / std)))
 
 
 def reconstruction(x0: Tensor, node: Node[Tensor], noise: Tensor, decoder: Decoder) -> Tensor:
     """-log p(x0 | x) (B,) in nats at x = alpha x0 + sigma noise, both (B, *), decoded from N(x / alpha, ratio^2)."""
-    clean = _wide(x0)
+    clean = in_float64(x0)
     ratio = node.ratio.to(clean)
     # a normal density depends on the noise's square alone, whose mean is 1: no draw is needed
     draw = torch.ones_like(clean) if isinstance(decoder, Gaussian) else noise.to(clean)
     return -decoder.log_prob(clean, clean + ratio * draw, ratio**2).flatten(1).sum(1)
 
 
-def diffusion(denoiser: Denoises, x0: Tensor, place: _Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+def diffusion(denoiser: Denoises, x0: Tensor, place: Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     """weight |eps - eps_model|^2 (B,) in nats, at x = alpha x0 + sigma eps, both (B, *)."""
     node = place.at.like(x0)
     found = denoiser.predict(node.alpha * x0 + node.sigma * eps, place.at, **conditions)
-    error = _wide(found.eps - eps).flatten(1)
+    error = in_float64(found.eps - eps).flatten(1)
     return place.weight.to(error) * error.square().sum(1)
-
-
-@losses.register("continuous_bound", reference="Kingma et al. 2021, arXiv:2107.00630, eq. 11-17")
-@dataclass(frozen=True)
-class ContinuousBound(Loss):
-    """The continuous-time variational bound in bits/dim, unbiased, each sample at one time.
-
-    On a ``LearnedVP`` it trains the ends of gamma through the bound and the interior through E[L^2] of the diffusion
-    term L, also in bits/dim; see the module. Networks that mix the samples of a batch (batch normalisation) make that
-    last gradient approximate.
-
-    Args:
-        decoder: of x0 at t_min: levels or discretised for discrete data, gaussian for continuous ones; filled in from
-            the data in a config.
-        times: low_discrepancy, uniform or logsnr. Spread over lam, the interior plays no part and is not trained.
-
-    Raises:
-        InputError: another time sampler.
-    """
-
-    decoder: Decoder | None = None
-    times: TimeSampler = LowDiscrepancy()
-
-    def __post_init__(self) -> None:
-        _over(self.times)
-
-    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
-        """See ``Loss``; bits/dim.
-
-        Raises:
-            InputError: no decoder.
-        """
-        if self.decoder is None:
-            raise InputError("continuous_bound needs a decoder: levels(bin_width=...) for discrete data, else gaussian")
-        sde = denoiser.sde
-        place = _place(sde, self.times.sample(sde, len(x0), generator), _over(self.times))
-        eps, noise = normal_like(x0, generator), normal_like(x0, generator)
-        bits = x0[0].numel() * math.log(2)
-        between = diffusion(denoiser, x0, place, eps, conditions) / bits
-        for inner in place.interior:
-            inner.register_hook(_scaled(2 * between.detach()))  # type: ignore[no-untyped-call]
-        ends = prior_kl(x0, place.last, sde.prior().std) + reconstruction(x0, place.first, noise, self.decoder)
-        return (between + ends / bits).to(x0.dtype)
-
-
-def _scaled(factor: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: factor.to(gradient) * gradient
 
 
 def continuous_bound(
@@ -218,96 +145,72 @@ def continuous_bound(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
-    """The variational lower bound of log p(x) under the reverse SDE of a model, in continuous time.
+    """The variational lower bound of log p(x), x (B, *), under the reverse SDE of a model, in continuous time, in nats.
 
     Args:
-        x: data (B, *): levels for the decoders ``levels`` and ``discretised``, else continuous, or spread over their
+        x: levels for the decoders ``levels`` and ``discretised``, else continuous data, or levels spread over their
             bins.
         draws: model evaluations per sample, in ``sets`` independent sets, whose spread gives the standard error.
-        times: where each set lies on the path: low_discrepancy, uniform or logsnr. Spread over lam the estimate has
-            the least variance on fixed paths.
+        times: where each set lies on the path. Spread over lam the estimate has the least variance on fixed paths.
         decoder: of x at t_min.
-        bin_width: of discrete data that were spread over their bins (``dequantise``), for bits/dim.
-        seeds: of times and noise, one per sample; 0, 1, ... by default.
-        batch_size: how many samples to carry at once; it does not change the values.
-
-    Returns:
-        nats (B,), a lower bound in expectation, and stderr (B,) of the draws; the budget holds ``prior``,
-        ``diffusion``, ``decoder``, ``dequantisation`` and ``offset``, all to be added.
-
-    >>> import scoresde
-    >>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
-    >>> x = target.sample(50, torch.Generator().manual_seed(0))
-    >>> bound = continuous_bound(target.denoiser(LearnedVP("linear", -13.0, 8.0)), x, draws=16)
-    >>> error = float(bound.stderr.square().mean() / 50) ** 0.5
-    >>> abs(float((target.log_prob(x) - bound.nats).mean())) < 3 * error  # the exact model's bound is tight
-    True
+        bin_width: of data that were spread over their bins (``dequantise``), for bits/dim.
+        seeds, batch_size: as for ``log_prob``.
 
     Raises:
-        InputError: data that are empty, not floats, not finite or, for a decoder of levels, not at them; draws that
-            are not a multiple of the sets; a time sampler of unknown density; a bound that is not finite.
+        InputError: data that are empty, not floats, not finite or not at the decoder's levels; draws that are not a
+            multiple of the sets; a time sampler of unknown density; a bound that is not finite.
     """
     check_batch("x", x, condition)
-    rule, sampler = decoders.make(decoder), samplers.make(times)
-    over = _over(sampler)
-    if isinstance(rule, Discretised):
-        rule.check(x)
-    width = rule.bin_width if isinstance(rule, Discretised) else bin_width
-    width = None if width is None else positive("bin_width", width)
+    rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
+    over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
-    seeds = seeds_of(seeds, len(x))
-    began = time.perf_counter()
-    sde, batches = denoiser.sde, batches_of(len(x), batch_size)
-    with torch.no_grad():
-        ends = _place(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
-    terms, decoded, latents = [], [], []
-    bar = tqdm(total=draws * len(batches), desc="bound", disable=not progress, leave=False)
-    with bar, torch.no_grad():
+    began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
+    batches = batching.rows(len(x))
+    with batching.bar(draws * len(batches), "bound") as bar, torch.no_grad():
+        ends = place_of(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
         for rows in batches:
-            x0 = x[rows]
-            source = SeededNoise(seeds[rows], tuple(x.shape[1:]), x.dtype, x.device)
-            conditions = {name: value[rows] for name, value in (condition or {}).items()}
             points = torch.stack([_points(sampler, sde, seed, draws, sets) for seed in seeds[rows]])
-            parts, recovered = [], []
-            for k in range(draws):
-                part = diffusion(denoiser, x0, _place(sde, points[:, k], over), source(*_ANY), conditions)
-                parts.append(part.cpu().double())
-                recovered.append(reconstruction(x0, ends.first, source(*_ANY), rule).cpu().double())
-                bar.update()
-            terms.append(torch.stack(parts, 1))
-            decoded.append(torch.stack(recovered, 1))
-            last = ends.last
-            latents.append(last.alpha.to(x0) * x0 + last.sigma.to(x0) * source(*_ANY))
-    between, decoder_terms = torch.cat(terms), torch.cat(decoded)
-    spread = (between + decoder_terms).view(len(x), sets, -1).mean(2)
-    ones = torch.ones(len(x), dtype=torch.float64)
-    spread_bins = width is not None and not isinstance(rule, Discretised)
+            places = [place_of(sde, points[:, k], over) for k in range(draws)]
+            given = rows_of(condition, rows)
+            parts.append(_draws(denoiser, x[rows], seeds[rows], given, places, ends, rule, bar.update))
+    between, decoded, latent = (torch.cat(each) for each in zip(*parts, strict=True))
+    spread = (between + decoded).view(len(x), sets, -1).mean(2)
     budget = {
         "prior": -prior_kl(x, ends.last, sde.prior().std).cpu().double(),
         "diffusion": -between.mean(1),
-        "decoder": -decoder_terms.mean(1),
-        "dequantisation": 0 * ones,
-        "offset": (x[0].numel() * math.log(width) if spread_bins and width is not None else 0.0) * ones,
+        "decoder": -decoded.mean(1),
+        "dequantisation": torch.zeros(len(x), dtype=torch.float64),
+        "offset": offset_of(rule, x, width),
     }
-    nats = torch.stack(list(budget.values())).sum(0)
-    if not torch.isfinite(nats).all():
-        raise InputError(f"{int((~torch.isfinite(nats)).sum())} of {len(x)} bounds are not finite")
+    nats, seconds = finite_sum(budget), time.perf_counter() - began
     return LogProb(
-        nats=nats,
-        stderr=standard_error(spread),
-        freedom=degrees(sets, nats),
-        stderr_of="the draws of times and noise",
-        nfe=draws,
-        latent=torch.cat(latents),
-        budget=budget,
-        solver="continuous bound",
-        grid=str(sampler),
-        divergence="",
-        seconds=time.perf_counter() - began,
-        bin_width=width,
-        kind="lower bound, of the reverse SDE",
-    )
+        nats, standard_error(spread), draws, latent, budget, "continuous bound", str(sampler), "", seconds, width,
+        "lower bound, of the reverse SDE", freedom=degrees(sets, nats), stderr_of="the draws of times and noise",
+    )  # fmt: skip
+
+
+def _draws(
+    denoiser: Denoises,
+    x0: Tensor,
+    seeds: list[int],
+    conditions: Mapping[str, Tensor],
+    places: Sequence[Place],
+    ends: Place,
+    decoder: Decoder,
+    advance: Callable[[], Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each of the places (B,) says of samples (B, *): the diffusion terms and the decoder's (B, len(places)), in
+    nats on the CPU; and noisy samples at t_max (B, *)."""
+    source = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device)
+    parts, recovered = [], []
+    for place in places:
+        parts.append(diffusion(denoiser, x0, place, source(*_ANY), conditions).cpu().double())
+        recovered.append(reconstruction(x0, ends.first, source(*_ANY), decoder).cpu().double())
+        advance()
+    last = ends.last
+    latent = last.alpha.to(x0) * x0 + last.sigma.to(x0) * source(*_ANY)
+    return torch.stack(parts, 1), torch.stack(recovered, 1), latent
 
 
 _ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # an interval of zero length: a fresh draw

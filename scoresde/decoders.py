@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Registry
+from solvers.registry import Options
 
 
-class Decoder:
+class Decoder(Options):
     """p(x0 | x) from a Gaussian; a frozen dataclass whose fields are its options."""
 
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Any) -> Tensor:
@@ -58,6 +59,7 @@ class Discretised(Decoder):
     high: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not (0 < self.bin_width < math.inf and -math.inf < self.low < self.high < math.inf):
             raise InputError(
                 f"discretised: bin_width must be positive, low below high, all finite, got {self.bin_width:g}, "

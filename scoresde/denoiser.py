@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from solvers.errors import positive_integer
 from solvers.outputs import Output
 
 from . import labels
+from .denoises import Model
 from .sde import SDE
 
 
 @dataclass(frozen=True)
-class Denoiser:
+class Denoiser(Model):
     """A network trained on an SDE, as a source of predictions.
 
     Args:
@@ -46,7 +47,6 @@ class Denoiser:
         clip: a bound c > 0: x0 is clamped to [-c, c] and eps = (x - alpha x0) / sigma follows. What the denoiser puts
             out is then that x0, whatever the network predicts.
         shape: of one sample, where it is known.
-        shifts: where each shift of a label that was rounded is noted, for ``sample``.
 
     Raises:
         InputError: an unknown ``predicts`` or ``time_label``, or fewer than two steps; a label that counts steps and
@@ -65,13 +65,12 @@ class Denoiser:
     learned_variance: bool = False
     clip: float | None = None
     shape: tuple[int, ...] | None = None
-    shifts: list[float] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._native.check()
         if positive_integer("num_train_timesteps", self.train_timesteps) < 2:
             raise InputError(f"num_train_timesteps must be at least 2, got {self.train_timesteps!r}")
-        own = getattr(self.sde, "num_train_timesteps", self.train_timesteps)
+        own = self.sde.num_train_timesteps or self.train_timesteps
         if own != self.train_timesteps:
             raise InputError(f"num_train_timesteps={self.train_timesteps}, but the chain of {self.sde} has {own}")
         labels.checked(self.label, self.sde, self.train_timesteps)
@@ -140,16 +139,22 @@ class Denoiser:
 
     def _labels(self, node: Node | Node[Tensor], dtype: torch.dtype, x: Tensor) -> Tensor:
         """The labels (B,) on the device of x (B, *)."""
-        label = exact = self._exact_label(node)
+        label = self._exact_label(node)
         if self.round_labels:
-            label = labels.rounded(self.label, exact, self.train_timesteps)
-            if self.shifts is not None:
-                self.shifts.append(float(abs(label - exact).max()) if isinstance(label, Tensor) else abs(label - exact))
+            label = labels.rounded(self.label, label, self.train_timesteps)
         # a 16-bit label would confuse neighbouring times: 988.49 is 988 in bfloat16
         precise = torch.float32 if dtype.itemsize < 4 else dtype
         if isinstance(label, Tensor):
             return label.to(precise).to(x.device).expand(len(x))
         return torch.full((len(x),), label, dtype=precise, device=x.device)  # filled there: no copy, no waiting
+
+    def label_shift(self, node: Node | Node[Tensor]) -> float:
+        """How far rounding moves the label at a node, of many nodes the largest; 0 where labels are not rounded."""
+        if not self.round_labels:
+            return 0.0
+        exact = self._exact_label(node)
+        shift = abs(labels.rounded(self.label, exact, self.train_timesteps) - exact)
+        return float(shift.max()) if isinstance(shift, Tensor) else float(shift)
 
     def _exact_label(self, node: Node | Node[Tensor]) -> Any:
         return labels.LABELS[self.label].of(node, self.sde, self.train_timesteps)
@@ -203,6 +208,4 @@ def label_shift(denoiser: Denoiser, nodes: Sequence[Node]) -> float | None:
     """
     if not denoiser.round_labels:
         return None
-    noting = replace(denoiser, shifts=[])
-    time_labels(noting, nodes)
-    return max(noting.shifts or [0.0])
+    return max((denoiser.label_shift(node) for node in nodes if node.sigma > 0), default=0.0)

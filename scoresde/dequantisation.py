@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Node, Registry, generator
+from solvers.registry import Options
 
 _STREAM = 3  # of the generators of the draws
 
 
-class Dequantiser:
+class Dequantiser(Options):
     """A law of the noise around a level; a frozen dataclass whose fields are its options."""
 
     def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Registry, generator
-from solvers.errors import positive_integer
+from solvers.ranges import Count
+from solvers.registry import Options
 
 # (k, B, d) vectors -> v^T J, (k, B, d), in at least float32 whatever the network computes in
 Products = Callable[[Tensor], Tensor]
@@ -26,7 +27,7 @@ Products = Callable[[Tensor], Tensor]
 _ROUNDING = 32
 
 
-class Divergence:
+class Divergence(Options):
     """How the trace is found; a frozen dataclass whose fields are its options."""
 
     def draw(self, seeds: list[int], d: int) -> Tensor | None:
@@ -107,11 +108,8 @@ class Hutchinson(Divergence):
     ``sphere`` of radius sqrt(d).
     """
 
-    probes: int = 4
+    probes: Count = 4
     law: Literal["rademacher", "gaussian", "sphere"] = "rademacher"
-
-    def __post_init__(self) -> None:
-        positive_integer("hutchinson: probes", self.probes)
 
     def draw(self, seeds: list[int], d: int) -> Tensor:
         return torch.stack([self._row(seed, d) for seed in seeds])
@@ -143,10 +141,7 @@ class Orthogonal(Divergence):
     none is left with d of them.
     """
 
-    probes: int = 4
-
-    def __post_init__(self) -> None:
-        positive_integer("orthogonal: probes", self.probes)
+    probes: Count = 4
 
     def draw(self, seeds: list[int], d: int) -> Tensor:
         if self.probes > d:
@@ -200,10 +195,7 @@ class HutchPP(Divergence):
     the estimate includes that of Q.
     """
 
-    vectors: int = 2
-
-    def __post_init__(self) -> None:
-        positive_integer("hutchpp: vectors", self.vectors)
+    vectors: Count = 2
 
     def draw(self, seeds: list[int], d: int) -> Tensor:
         if self.vectors >= d:

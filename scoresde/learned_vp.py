@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from copy import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from solvers import InputError, Node
-from solvers.errors import positive_integer
+from solvers.ranges import Count
 
-from .denoiser import Denoiser
 from .sde import SDE, sdes
 
 # at the start: the share of the sigmoids in the interior's rise, their slope, and how far their centres leave [0, 1]
@@ -129,7 +128,7 @@ class LearnedVP(SDE):
     schedule: Literal["monotone", "linear"] = "monotone"
     gamma_min: float = -13.3
     gamma_max: float = 5.0
-    width: int = 64
+    width: Count = 64
     learn: bool = True
     module: GammaNetwork = field(default=None, repr=False, kw_only=True)  # type: ignore[assignment]
     t_min: float = field(default=0.0, kw_only=True)
@@ -140,11 +139,11 @@ class LearnedVP(SDE):
     __hash__ = object.__hash__
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not -math.inf < self.gamma_min < self.gamma_max < math.inf:
             raise InputError(
                 f"learned_vp: needs gamma_min < gamma_max, both finite, got {self.gamma_min:g} and {self.gamma_max:g}"
             )
-        positive_integer("option 'width' of learned_vp", self.width)
         if not 0 <= self.t_min < self.t_max <= 1:
             raise InputError(
                 f"learned_vp: t goes from 0 to 1, where the ends of gamma are, got {self.t_min:g} and {self.t_max:g}"
@@ -211,35 +210,3 @@ class LearnedVP(SDE):
         if not above(0.0) < 0 < above(1.0):  # an end, to rounding
             return 0.0 if above(0.0) >= 0 else 1.0
         return float(brentq(above, 0.0, 1.0, xtol=1e-15, rtol=4 * np.finfo(float).eps))
-
-
-class WithSchedule(nn.Module):
-    """A network and the schedule of its path as one module: trained, averaged, saved and moved together."""
-
-    def __init__(self, network: nn.Module, schedule: GammaNetwork) -> None:
-        super().__init__()
-        self.network, self.schedule = network, schedule
-
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Any:
-        """The network's answer."""
-        return self.network(x, label, **conditions)
-
-
-def with_schedule(network: nn.Module, sde: SDE) -> nn.Module:
-    """What ``train`` is to train: the network, together with the schedule where the path has a learned one."""
-    return WithSchedule(network, sde.module) if isinstance(sde, LearnedVP) else network
-
-
-def with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
-    """The denoiser with a copy of its network, such as ``train``'s average, and on a learned path with that copy's
-    schedule.
-
-    Raises:
-        InputError: the path is a learned one, and the copy holds no schedule.
-    """
-    sde = denoiser.sde
-    if isinstance(sde, LearnedVP):
-        if not isinstance(network, WithSchedule):
-            raise InputError("the network of a learned path comes with its schedule: see with_schedule")
-        sde = sde.holding(network.schedule)
-    return replace(denoiser, network=network, sde=sde)

@@ -33,6 +33,6 @@ def load(source: str | Path) -> Denoiser:
         raise InputError(f"{path} is a pipeline of diffusers: load('{DIFFUSERS}{path}')")
     if not path.is_dir():
         raise InputError(f"no folder {text!r}; load takes the folder of a run, or {DIFFUSERS}FOLDER")
-    from .config import load_run  # which needs what the command line needs
+    from .run import load_run  # which needs what the command line needs
 
     return load_run(path).denoiser

@@ -122,3 +122,28 @@ def standard_error(draws: Tensor) -> Tensor:
     """Of the mean of independent draws (B, m), (B,): NaN of a single one."""
     m = draws.shape[1]
     return draws.std(1) / math.sqrt(m) if m > 1 else math.nan * draws[:, 0]
+
+
+def error_of_mean(values: Tensor) -> float:
+    """The standard error of the mean of values (B,); NaN of a single one."""
+    if len(values) < 2:
+        return math.nan
+    equal = bool((values == values[0]).all())  # whose mean may round to another
+    return 0.0 if equal else float(values.double().std()) / math.sqrt(len(values))
+
+
+def uncertainty(result: LogProb) -> dict[str, float]:
+    """What the mean of a likelihood may be off by, in nats a sample; NaN where a part is not known.
+
+    ``samples``: its standard error over samples (which holds that of the probes and of the dequantiser's draws);
+    ``trace``: the standard error of the probes; ``solver``: the mean of ``solver_error``, NaN where it was not asked
+    for. ``of_these`` = sqrt(trace^2 + solver^2) is of the mean of these very samples at their draws, ``total`` =
+    sqrt(samples^2 + solver^2) of the mean over the distribution that they come from; both without the solver's part
+    where that is not known.
+    """
+    samples = error_of_mean(result.nats)
+    trace = float(result.stderr.double().square().sum().sqrt()) / len(result.nats)
+    solver = math.nan if result.solver_error is None else float(result.solver_error.double().mean())
+    part = 0.0 if math.isnan(solver) else solver
+    of_these, total = math.hypot(trace, part), math.hypot(samples, part)
+    return {"samples": samples, "trace": trace, "solver": solver, "of_these": of_these, "total": total}

@@ -10,96 +10,19 @@ linear form in the two, so it is the same error with another weight: in terms of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from solvers import InputError, Registry
-from solvers.discrete_grids import train_timesteps
-from solvers.errors import positive_integer, unknown
+from solvers.errors import unknown
+from solvers.registry import Options
 
-from .sde import SDE, Denoises
-
-
-class TimeSampler:
-    """Where on the path a model is trained; a frozen dataclass whose fields are its options."""
-
-    def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        """n independent times (n,) in [t_min, t_max], float64 on the CPU."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return times.format(self)
-
-
-times: Registry[TimeSampler] = Registry("time sampler", TimeSampler)
-
-
-@times.register("uniform", reference="Song et al. 2021, arXiv:2011.13456, eq. 7")
-@dataclass(frozen=True)
-class Uniform(TimeSampler):
-    """Uniform in t."""
-
-    def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        u = torch.rand(n, generator=generator, dtype=torch.float64)
-        return (sde.t_min + (sde.t_max - sde.t_min) * u).clamp(sde.t_min, sde.t_max)
-
-
-@times.register("lognormal", reference="Karras et al. 2022, arXiv:2206.00364, table 1")
-@dataclass(frozen=True)
-class LogNormal(TimeSampler):
-    """log(sigma / alpha) ~ N(mean, std^2); draws beyond the path's ends are moved to its ends."""
-
-    mean: float = -1.2
-    std: float = 1.2
-
-    def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise InputError(f"option 'std' of lognormal must be positive, got {self.std!r}")
-
-    def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        return _inverse(sde, -self.mean - self.std * torch.randn(n, generator=generator, dtype=torch.float64))
-
-
-@times.register("logsnr", reference="Kingma et al. 2021, arXiv:2107.00630, section 5")
-@dataclass(frozen=True)
-class LogSNR(TimeSampler):
-    """Uniform in lam = log(alpha / sigma): with the target eps, the likelihood's own weighting."""
-
-    def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        low, high = sde(sde.t_max).lam, sde(sde.t_min).lam
-        return _inverse(sde, low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64))
-
-
-@times.register("discrete", reference="Ho et al. 2020, arXiv:2006.11239, algorithm 1")
-@dataclass(frozen=True)
-class Discrete(TimeSampler):
-    """Uniform over the nodes 0..N-1 of a chain, t = t_min + i / (N - 1) (t_max - t_min): with the target eps, DDPM's
-    L_simple and, on VE, SMLD's loss with weights sigma^2 (Song and Ermon 2019, arXiv:1907.05600, eq. 6).
-
-    ``num_train_timesteps`` is N; by default the SDE's own, or 1000.
-    """
-
-    num_train_timesteps: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.num_train_timesteps is not None and positive_integer("discrete", self.num_train_timesteps) < 2:
-            raise InputError("option 'num_train_timesteps' of discrete must be at least 2")
-
-    def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        count = train_timesteps(sde, self.num_train_timesteps)
-        share = torch.randint(count, (n,), generator=generator).double() / (count - 1)
-        return (1 - share) * sde.t_min + share * sde.t_max
-
-
-def _inverse(sde: SDE, lam: Tensor) -> Tensor:
-    """t(lam) (n,), lam clipped to the path's range."""
-    low, high = sde(sde.t_max).lam, sde(sde.t_min).lam
-    t = [sde.t_of_lam(value) for value in lam.clamp(low, high).tolist()]
-    return torch.tensor(t, dtype=torch.float64).clamp(sde.t_min, sde.t_max)
-
+from .denoises import adapted
+from .sde import Denoises
+from .time_samplers import TimeSampler, Uniform
 
 # (d_x0, d_eps, node, sigma_data) -> the error whose square is the loss, with node's numbers ready to multiply
 TARGETS: dict[str, Callable[[Tensor, Tensor, Any, float], Tensor]] = {
@@ -116,7 +39,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Any, float], Tensor]] = {
 }
 
 
-class Loss:
+class Loss(Options):
     """What training minimises; a frozen dataclass whose fields are its options."""
 
     def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
@@ -157,9 +80,10 @@ class DSM(Loss):
     """
 
     target: Literal["eps", "x0", "v", "velocity", "edm"] = "eps"
-    times: TimeSampler = Uniform()
+    times: TimeSampler = field(default=Uniform())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.target not in TARGETS:
             raise unknown("training target", self.target, TARGETS)
 
@@ -169,7 +93,7 @@ class DSM(Loss):
         Raises:
             InputError: the target "edm" with a denoiser that has no ``sigma_data``.
         """
-        sigma_data = getattr(denoiser, "sigma_data", None)
+        sigma_data = adapted(denoiser).sigma_data
         if self.target == "edm" and sigma_data is None:
             raise InputError("the training target 'edm' needs a denoiser with sigma_data")
         node = denoiser.sde(self.times.sample(denoiser.sde, len(x0), generator))

@@ -9,9 +9,8 @@ from torch import Tensor
 
 import solvers
 from solvers.errors import positive_integer
-from solvers.grids import node_of_lam
 
-from .sample import batches_of, check_batch
+from .batches import batches_of, check_batch
 from .sde import Denoises
 
 
@@ -49,7 +48,7 @@ def eps_power(
     generator, pairs = solvers.generator(seed), []
     with torch.no_grad():
         for k in range(levels):
-            node = node_of_lam(sde, first + (last - first) * k / (levels - 1))
+            node = sde.node_of_lam(first + (last - first) * k / (levels - 1))
             noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0)
             x = node.alpha * x0 + node.sigma * noise
             total = sum(

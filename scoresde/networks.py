@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from solvers import InputError, Registry
-from solvers.errors import positive_integer
+from solvers.ranges import Count, Positive
+from solvers.registry import Options
 
 # angular frequencies: the slowest is monotone over labels in [-4, 4], the fastest tells labels 0.01 apart
 _SLOWEST, _FASTEST = 0.25, 64.0
 _DIFFUSERS_LABELS = 1000.0  # diffusers' sinusoids are spaced for steps 0 .. 1000
 
 
-class Network:
+class Network(Options):
     """A recipe for a network; a frozen dataclass whose fields are its options."""
 
     def build(self, shape: tuple[int, ...], outputs: int = 1) -> nn.Module:
@@ -41,11 +42,6 @@ class Network:
 networks: Registry[Network] = Registry("network", Network)
 
 
-def _check_scale(name: str, scale: float) -> None:
-    if not 0 < scale < math.inf:
-        raise InputError(f"option 'label_scale' of {name} must be positive, got {scale!r}")
-
-
 @networks.register("mlp")
 @dataclass(frozen=True)
 class MLP(Network):
@@ -58,17 +54,15 @@ class MLP(Network):
         label_scale: multiplies the label: 0.004 brings the indices 0 .. 999 into the features' range.
     """
 
-    width: int = 256
-    depth: int = 3
-    time_features: int = 64
-    label_scale: float = 1.0
+    width: Count = 256
+    depth: Count = 3
+    time_features: Count = 64
+    label_scale: Positive = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("width", "depth", "time_features"):
-            positive_integer(f"option {name!r} of mlp", getattr(self, name))
+        super().__post_init__()
         if self.time_features % 2:
-            raise InputError(f"option 'time_features' of mlp must be even, got {self.time_features}")
-        _check_scale("mlp", self.label_scale)
+            raise InputError(f"mlp: time_features must be even, got {self.time_features}")
 
     def build(self, shape: tuple[int, ...], outputs: int = 1) -> nn.Module:
         size = math.prod(shape)
@@ -145,21 +139,17 @@ class UNet(Network):
         label_scale: multiplies the label: 0.001 for networks that are told the indices 0 .. 999.
     """
 
-    channels: tuple[int, ...] = (32, 64)
-    layers: int = 1
+    channels: tuple[Count, ...] = (32, 64)
+    layers: Count = 1
     attention: bool = False
-    groups: int = 8
-    label_scale: float = 1.0
+    groups: Count = 8
+    label_scale: Positive = 1.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "channels", tuple(self.channels))
-        _check_scale("unet", self.label_scale)
+        super().__post_init__()
         if not self.channels:
             raise InputError("option 'channels' of unet needs at least one number")
-        for count in self.channels:
-            positive_integer("every number of option 'channels' of unet", count)
-        for name in ("layers", "groups"):
-            positive_integer(f"option {name!r} of unet", getattr(self, name))
         # the time enters as one number per channel; a group of one channel subtracts it again
         if self.groups >= min(self.channels):
             raise InputError(

@@ -45,12 +45,13 @@ import solvers
 from solvers import Grid, InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
+from .batches import batches_of, check_batch, check_finite
 from .checks import check_end, positive, prior_at, seeds_of
+from .density_ode import WithLogDensity
 from .divergence import Divergence, divergences
 from .likelihood import kind_of
 from .log_density import LogProb, degrees, standard_error
-from .problem import WithLogDensity
-from .sample import Plan, batches_of, check_batch, check_finite
+from .plan import Plan
 from .sde import Denoises
 
 _PATHS = 7  # label of the generator's stream

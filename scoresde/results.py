@@ -9,7 +9,6 @@ import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from solvers import __version__
+
 
 def environment(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
     """What the numbers were computed with: versions, platform, device, dtype."""
     device = torch.device(device)
-    try:
-        own = version("scoresde")
-    except PackageNotFoundError:
-        own = "not installed"
     return {
-        "scoresde": own,
+        "scoresde": __version__,
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),

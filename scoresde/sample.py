@@ -1,29 +1,39 @@
-"""Sampling and encoding: one solve, from noise to data or back."""
+"""Sampling and encoding: one solve, from noise to data or back.
+
+>>> import scoresde, torch
+>>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
+>>> result = sample(target.denoiser(scoresde.VP()), (2,), seeds=range(4), solver="heun", nfe=20)
+>>> result.x.shape, result.nfe, result.grid
+(torch.Size([4, 2]), 19, 'karras')
+
+A linear solver runs as its ``Program``, which adds up states in place: a network that keeps the tensor that it was
+shown, or writes over one that it has answered with, has to copy it. Hooks may keep theirs.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
-from solvers import BrownianNoise, Grid, Hook, InputError, Node, Program, SeededNoise, Solver
+from solvers import BrownianNoise, Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 from solvers.errors import unknown
-from solvers.trace import NoProgram
 
 from . import graphs
-from .denoiser import Denoiser
+from .batches import Batching, check_batch, check_conditions, check_draws, check_finite, check_start
+from .denoises import Model, WithLabelShift, adapted
+from .plan import Plan, planned
 from .problem import Diffusion
-from .sde import SDE, Denoises
+from .sde import Denoises
 
 Source = SeededNoise | BrownianNoise
 SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
+# the rows of a batch -> its states (n, *) at the first node, and its noise
+Start = Callable[[slice], tuple[Tensor, Source]]
 
 
 @dataclass(frozen=True)
@@ -59,147 +69,16 @@ class Sample:
     label_shift: float | None = None
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A solver and the nodes it runs on: what every entry point makes of its options."""
-
-    solver: Solver
-    grid: str
-    nodes: tuple[Node, ...]
-
-    @classmethod
-    def make(
-        cls,
-        denoiser: Denoises,
-        solver: str | Solver,
-        grid: str | Grid | None = None,
-        steps: int | None = None,
-        nfe: int | None = None,
-        t_min: float | None = None,
-        t_max: float | None = None,
-        stop: bool = False,
-    ) -> Plan:
-        """Resolves names and budgets.
-
-        Args:
-            grid: by default the one that the solver's label names ("DPM++ 2M Karras"), else ``karras``.
-            steps, nfe: one of the two; ``nfe`` takes the most steps that it affords. Neither for an adaptive solver,
-                which then crosses the whole range in one interval, unless the grid is a list of nodes; it stops at
-                t_min unless the grid says otherwise.
-            stop: end at t_min even if the grid would go on to sigma = 0.
-
-        Raises:
-            InputError: an unknown name or option, both or neither of steps and nfe, or a budget that is too small.
-        """
-        named = None
-        if isinstance(solver, str):
-            solver, named = solvers.resolve(solver)
-        method = solvers.make(solver)
-        if method.nodes is not None:
-            if stop or (grid, steps, nfe, t_min, t_max) != (None,) * 5:
-                what = (
-                    "encode and log_prob take other solvers" if stop else "leave out grid, steps, nfe, t_min and t_max"
-                )
-                raise InputError(f"{method} has a grid of its own, from noise to data: {what}")
-            check_on_path(method, method.nodes, denoiser.sde)
-            return cls(method, "its own", method.nodes)
-        rule = solvers.grids.make(grid or named or "karras")
-        if stop:
-            rule = dataclasses.replace(rule, end="t_min")
-        if steps is not None and nfe is not None:
-            raise InputError("give steps or nfe, not both")
-        if nfe is not None:
-            steps = solvers.steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
-        elif steps is None and method.adaptive and not rule.fixed:
-            if grid is None and named is None:
-                rule = solvers.grids.make("uniform")
-            steps = 2 if rule.end == "zero" else 1
-        elif steps is None and not rule.fixed:
-            raise InputError(f"{method} takes as many steps as it is told: give steps or nfe")
-        nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
-        return cls(method, str(rule), nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes)
-
-    def program(self, denoiser: Denoises) -> Program | None:
-        """The solver's program in terms of what the denoiser's network puts out; None where it has none, or where it
-        asks the model for several steps at once."""
-        if self.solver.parallel:
-            return None
-        try:
-            return solvers.trace(self.solver, self.nodes, denoiser.sde, getattr(denoiser, "output", None) or "x0")
-        except NoProgram:
-            return None
-
-
-def check_on_path(solver: Solver, nodes: Sequence[Node], sde: SDE) -> None:
-    """Refuses nodes that were made for another path.
-
-    Raises:
-        InputError: a node's alpha or sigma is not the SDE's at its t.
-    """
-    for node in nodes:
-        own = sde(node.t) if node.sigma > 0 else sde.clean
-        if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in ((node.alpha, own.alpha), (node.sigma, own.sigma))):
-            raise InputError(
-                f"{solver} was made for another path: at t={node.t:g} it has alpha={node.alpha:g} and "
-                f"sigma={node.sigma:g}, {sde} has {own.alpha:g} and {own.sigma:g}"
-            )
-
-
-def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:
-    """Refuses what a solve cannot start from.
-
-    Raises:
-        InputError: x is not a batch (B, *) of finite floats, or a condition is not a tensor of B rows.
-    """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not x.numel():
-        shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{name} must be floats (B, *), at least one sample, got {shown}")
-    if not torch.isfinite(x).all():
-        raise InputError(f"{name} holds numbers that are not finite")
-    check_conditions(condition, len(x))
-
-
-def check_conditions(condition: Mapping[str, Tensor] | None, count: int) -> None:
-    """Refuses conditions that do not have a row per sample.
-
-    Raises:
-        InputError: one is not a tensor of ``count`` rows.
-    """
-    for name, value in (condition or {}).items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
-            shown = f"{len(value)} rows" if isinstance(value, Tensor) and value.ndim else "no rows"
-            raise InputError(f"{name} has {shown} for {count} samples")
-
-
-def batches_of(count: int, batch_size: int | None) -> list[slice]:
-    """The rows of each batch; all in one where no size is given.
-
-    Raises:
-        InputError: the size is not a positive integer.
-    """
-    size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
-    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
-
-
-def check_finite(x: Tensor, plan: Plan) -> None:
-    """Refuses the outcome of a solve (B, *) that went astray.
-
-    Raises:
-        InputError: rows are not finite.
-    """
-    if lost := int((~torch.isfinite(x.flatten(1))).any(1).sum()):
-        raise InputError(f"{lost} of {len(x)} samples of {plan.solver} on {plan.grid} are not finite")
-
-
 def sample(
     denoiser: Denoises,
     shape: Sequence[int],
     seeds: Iterable[int],
-    solver: str | Solver = "dpmpp_2m",
+    solver: str | Solver | None = None,
     grid: str | Grid | None = None,
     steps: int | None = None,
     *,
     nfe: int | None = None,
+    plan: Plan | None = None,
     x_init: Tensor | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
@@ -215,75 +94,43 @@ def sample(
     """Draws one sample per seed; sample i depends on seed i alone.
 
     Args:
-        denoiser: the model.
         shape: of one sample.
         seeds: integers of at least 0.
-        solver, grid: names or specs, see ``solvers.names()`` and ``solvers.grids.names()``.
-        steps, nfe: the length of the grid, or a budget of model evaluations.
+        solver, grid, steps, nfe, t_min, t_max: see ``scoresde.plan``; by default the solver is ``dpmpp_2m``.
+        plan: in their place, what ``scoresde.plan`` made of them.
         x_init: the states (B, *) to start from at t_max, instead of draws of the prior.
-        t_min, t_max: a part of the SDE's range.
         noise: ``seeded``, or ``brownian``: the same path of a seed at any number of steps and on any grid.
         condition: keyword arguments of the network, each (B, *).
-        batch_size: how many samples to carry at once; it does not change them.
+        dtype, device, batch_size, progress: see ``Batching``.
         hooks: called with (x, node) after every step.
-        progress: show a bar over the steps.
         cuda_graph: launch each batch's whole trajectory as one CUDA graph, model included: for linear solvers, without
             hooks and bar, and networks that a graph can hold (no waiting for the device, no shapes that change).
 
-    A linear solver runs as its ``Program``, which adds up states in place: a network that keeps the tensor that it was
-    shown, or writes over one that it has answered with, has to copy it. Hooks may keep theirs.
-
-    >>> import scoresde, torch
-    >>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
-    >>> result = sample(target.denoiser(scoresde.VP()), (2,), seeds=range(4), solver="heun", nfe=20)
-    >>> result.x.shape, result.nfe, result.grid
-    (torch.Size([4, 2]), 19, 'karras')
-
     Raises:
-        InputError: see ``Plan.make``; also no seeds, conditions or ``x_init`` of another length, and samples that are
-            not finite.
+        InputError: see ``scoresde.plan``; also no seeds, conditions or ``x_init`` of another length, and samples that
+            are not finite.
     """
-    plan = Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max)
-    if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
-        raise InputError(f"seeds and shape are lists of integers, got {seeds!r} and {shape!r}")
-    seeds, shape = list(seeds), tuple(shape)
-    for length in shape:
-        solvers.errors.positive_integer("every length in shape", length)
-    if not dtype.is_floating_point:
-        raise InputError(f"dtype must be a float type, got {dtype}")
-    start = torch.device(device)
-    if x_init is not None:
-        if tuple(x_init.shape) != (len(seeds), *shape):
-            raise InputError(f"x_init is {tuple(x_init.shape)}, for {len(seeds)} seeds of shape {shape}")
-        check_batch("x_init", x_init)
-    scale = plan.nodes[0]
-
-    def initial(rows: slice, source: Source) -> Tensor:
-        if x_init is not None:
-            return x_init[rows].to(start, dtype)
-        return float((scale.alpha**2 + scale.sigma**2) ** 0.5) * source.initial()
-
+    made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("dpmpp_2m", None))
+    seeds, shape = check_draws(seeds, shape)
+    check_start(x_init, len(seeds), shape)
     if noise not in SOURCES:
         raise unknown("noise", noise, SOURCES)
-
-    def draws(rows: slice) -> Source:
-        return SOURCES[noise](seeds[rows], shape, dtype, start)
-
-    if cuda_graph and (hooks or progress):
-        raise InputError("cuda_graph=True launches all steps at once: leave out hooks and progress")
-    if cuda_graph and start.type != "cuda":
-        raise InputError(f"cuda_graph=True needs a CUDA device, got {start}")
-    return _run(denoiser, plan, len(seeds), initial, draws, condition, batch_size, hooks, progress, cuda_graph)
+    solve = _Solve(
+        adapted(denoiser), made, condition or {}, Batching(batch_size, torch.device(device), dtype, progress), hooks,
+        cuda_graph,
+    )  # fmt: skip
+    return solve.run(len(seeds), solve.starts(seeds, shape, SOURCES[noise], x_init))
 
 
 def encode(
     denoiser: Denoises,
     x: Tensor,
-    solver: str | Solver = "heun",
+    solver: str | Solver | None = None,
     grid: str | Grid | None = None,
     steps: int | None = None,
     *,
     nfe: int | None = None,
+    plan: Plan | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
     condition: Mapping[str, Tensor] | None = None,
@@ -293,83 +140,91 @@ def encode(
 ) -> Sample:
     """Carries states x (B, *) at t_min to t_max along the ODE; ``sample(x_init=...)`` brings them back.
 
-    The grid is the sampler's, run backwards, without a step to sigma = 0.
+    The grid is the sampler's, run backwards, without a step to sigma = 0; by default the solver is ``heun``. Arguments
+    as of ``sample``.
 
     Raises:
-        InputError: see ``Plan.make``; also a stochastic solver, and data or codes that are not finite.
+        InputError: see ``scoresde.plan``; also a stochastic solver, and data or codes that are not finite.
     """
     check_batch("x", x)
-    plan = Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max, stop=True)
-    plan = dataclasses.replace(plan, nodes=plan.nodes[::-1])
-
-    def initial(rows: slice, source: Source) -> Tensor:
-        return x[rows]
-
-    def draws(rows: slice) -> Source:
-        return SeededNoise((), x.shape[1:])
-
-    return _run(denoiser, plan, len(x), initial, draws, condition, batch_size, hooks, progress)
+    made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("heun", None), stop=True)
+    solve = _Solve(adapted(denoiser), made.reversed(), condition or {}, Batching(batch_size, progress=progress), hooks)
+    return solve.run(len(x), lambda rows: (x[rows], SeededNoise((), x.shape[1:])))
 
 
-def _run(
-    denoiser: Denoises,
-    plan: Plan,
-    count: int,
-    initial: Callable[[slice, Source], Tensor],
-    draws: Callable[[slice], Source],
-    condition: Mapping[str, Tensor] | None,
-    batch_size: int | None,
-    hooks: Sequence[Hook],
-    progress: bool,
-    cuda_graph: bool = False,
-) -> Sample:
-    if count == 0:
-        raise InputError("nothing to do: no seeds or no data")
-    check_conditions(condition, count)
-    shifts: list[float] | None = None
-    if isinstance(denoiser, Denoiser) and denoiser.round_labels:
-        shifts = []
-        denoiser = dataclasses.replace(denoiser, shifts=shifts)
-    problem = Diffusion(denoiser, dict(condition or {}))
-    batches = batches_of(count, batch_size)
-    began = time.perf_counter()
-    parts = []
-    program = plan.program(denoiser)
-    graphed = graphs.runner(program, denoiser, str(plan.solver)) if cuda_graph else None
-    bar = tqdm(total=(len(plan.nodes) - 1) * len(batches), desc=str(plan.solver), disable=not progress, leave=False)
+@dataclass(frozen=True)
+class _Solve:
+    """What ``sample`` and ``encode`` share: a denoiser, a plan, and how samples are carried."""
 
-    def advance(x: Tensor, node: Node) -> None:
-        bar.update()
+    denoiser: Model
+    plan: Plan
+    conditions: Mapping[str, Tensor]
+    batching: Batching
+    hooks: Sequence[Hook] = ()
+    cuda_graph: bool = False
 
-    if progress:
-        hooks = (*hooks, advance)
-    with bar, torch.no_grad():
-        for rows in batches:
-            source = draws(rows)
-            x = initial(rows, source)
-            part = problem.select(rows)
-            if graphed is not None:
-                parts.append(graphed(x, source, part.conditions))
-            elif program is None:
-                parts.append(solvers.solve(plan.solver, part, x, plan.nodes, source, hooks))
-            else:
-                parts.append(program.solve(part, x, source, hooks))
-    x, nfe, accepted, rejected = (
-        torch.cat([getattr(part, name) for part in parts]) for name in ("x", "nfe", "accepted", "rejected")
-    )
-    errors = [part.error for part in parts if part.error is not None]
-    check_finite(x, plan)
-    return Sample(
-        x=x,
-        nfe=int(nfe.max()),
-        nfe_per_sample=nfe,
-        accepted=accepted,
-        rejected=rejected,
-        calls=sum(part.calls for part in parts),
-        error=torch.cat(errors) if errors else None,
-        solver=str(plan.solver),
-        grid=plan.grid,
-        nodes=plan.nodes,
-        seconds=time.perf_counter() - began,
-        label_shift=None if shifts is None else max(shifts, default=0.0),
-    )
+    def __post_init__(self) -> None:
+        device = torch.device(self.batching.device)
+        if self.cuda_graph and (self.hooks or self.batching.progress):
+            raise InputError("cuda_graph=True launches all steps at once: leave out hooks and progress")
+        if self.cuda_graph and device.type != "cuda":
+            raise InputError(f"cuda_graph=True needs a CUDA device, got {device}")
+
+    def starts(self, seeds: list[int], shape: tuple[int, ...], kind: type[Source], x_init: Tensor | None) -> Start:
+        """The starts of seeds: given ones, or draws with the standard deviation of unit data at the first node."""
+        first, dtype, device = self.plan.nodes[0], self.batching.dtype, torch.device(self.batching.device)
+        scale = float((first.alpha**2 + first.sigma**2) ** 0.5)
+
+        def start(rows: slice) -> tuple[Tensor, Source]:
+            source = kind(seeds[rows], shape, dtype, device)
+            return scale * source.initial() if x_init is None else x_init[rows].to(device, dtype), source
+
+        return start
+
+    def run(self, count: int, start: Start) -> Sample:
+        """Carries ``count`` samples from their starts along the plan's nodes."""
+        if count == 0:
+            raise InputError("nothing to do: no seeds or no data")
+        check_conditions(self.conditions, count)
+        plan, batches = self.plan, self.batching.rows(count)
+        shifted = WithLabelShift(self.denoiser) if self.denoiser.round_labels else None
+        problem = Diffusion(shifted or self.denoiser, dict(self.conditions))
+        bar = self.batching.bar(plan.steps * len(batches), str(plan.solver))
+
+        def advance(x: Tensor, node: Node) -> None:
+            bar.update()
+
+        began = time.perf_counter()
+        solve = self._solver(problem, (*self.hooks, advance) if self.batching.progress else self.hooks)
+        with bar, torch.no_grad():
+            parts = [solve(problem.select(rows), *start(rows)) for rows in batches]
+        x, nfe, accepted, rejected = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("x", "nfe", "accepted", "rejected")
+        )
+        errors = [part.error for part in parts if part.error is not None]
+        check_finite(x, plan)
+        return Sample(
+            x=x,
+            nfe=int(nfe.max()),
+            nfe_per_sample=nfe,
+            accepted=accepted,
+            rejected=rejected,
+            calls=sum(part.calls for part in parts),
+            error=torch.cat(errors) if errors else None,
+            solver=str(plan.solver),
+            grid=plan.grid,
+            nodes=plan.nodes,
+            seconds=time.perf_counter() - began,
+            label_shift=None if shifted is None else shifted.largest,
+        )
+
+    def _solver(self, problem: Diffusion, hooks: Sequence[Hook]) -> Callable[[Diffusion, Tensor, Source], Solution]:
+        """How a batch is solved: as a CUDA graph, by the solver's program, or by the solver itself."""
+        plan = self.plan
+        program = plan.program(self.denoiser.output)
+        if self.cuda_graph:
+            graph = graphs.runner(program, problem.denoiser, str(plan.solver))
+            return lambda part, x, noise: graph(x, noise, part.conditions)
+        if program is not None:
+            return lambda part, x, noise: program.solve(part, x, noise, hooks)
+        return lambda part, x, noise: solvers.solve(plan.solver, part, x, plan.nodes, noise, hooks)

@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import solvers
-from solvers import Grid, InputError
+from solvers import InputError
 
-from .sample import Plan
-from .sde import Denoises
+from .plan import Plan
 
 LOOSER = 4.0  # each time, for solvers that choose their steps: of order 5, about three quarters of the steps
 ROUNDING = 1e-12  # of a value: distances below it have no ratio
@@ -32,9 +30,7 @@ def bound(value: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
     return (2 * a + b) * (2 * a / torch.maximum(b, rounding)).clamp(min=1)
 
 
-def coarser(
-    denoiser: Denoises, plan: Plan, grid: str | Grid, t_min: float | None, t_max: float | None
-) -> tuple[Plan, Plan]:
+def coarser(plan: Plan) -> tuple[Plan, Plan]:
     """The plan with half the steps and the one with a quarter; or with tolerances 4 and 16 times as loose.
 
     Raises:
@@ -44,13 +40,9 @@ def coarser(
         solver: Any = plan.solver
         looser = [replace(solver, rtol=solver.rtol * f, atol=solver.atol * f) for f in (LOOSER, LOOSER**2)]
         return replace(plan, solver=looser[0]), replace(plan, solver=looser[1])
-    count = len(plan.nodes) - 1
-    if count < LEAST:
-        raise InputError(f"error=True halves the steps of a grid twice: it takes at least {LEAST}, got {count}")
-    if solvers.grids.make(grid).fixed:
-        some = [(*plan.nodes[:-1][::every], plan.nodes[-1]) for every in (2, 4)]
-        return replace(plan, nodes=some[0]), replace(plan, nodes=some[1])
-    half, quarter = (
-        Plan.make(denoiser, plan.solver, grid, count // part, None, t_min, t_max, stop=True) for part in (2, 4)
-    )
-    return half, quarter
+    if plan.steps < LEAST:
+        raise InputError(f"error=True halves the steps of a grid twice: it takes at least {LEAST}, got {plan.steps}")
+    if plan.rule is None or plan.rule.fixed:
+        half, quarter = ((*plan.nodes[:-1][::every], plan.nodes[-1]) for every in (2, 4))
+        return replace(plan, nodes=half), replace(plan, nodes=quarter)
+    return plan.in_steps(plan.steps // 2), plan.in_steps(plan.steps // 4)

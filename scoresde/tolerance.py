@@ -1,4 +1,15 @@
-"""How many steps and probes a likelihood takes for a given total error."""
+"""How many steps and probes a likelihood takes for a given total error.
+
+With an exact trace the tolerance is the solver's: its tolerances become four times as tight, or its steps twice as
+many, until ``solver_error`` is at most that in every sample. Else a quarter is the solver's, and there are as many
+probes as keep their mean within the rest in 95 % of the samples.
+
+The number of probes is Stein's in two stages (1945, Annals of Mathematical Statistics 16, p. 243): at least eight
+probes of a trial have the spread s of f degrees of freedom, and the mean of m other ones errs by more than a with
+the probability of Student's law beyond a sqrt(m) / s, which is averaged over the samples of the trial. As the
+probes of the result are not those that their number was chosen by, its standard error is unbiased, and so is its
+interval. Where m probes would be no cheaper than the exact trace, that is taken.
+"""
 
 from __future__ import annotations
 
@@ -36,16 +47,8 @@ def meet(
 ) -> LogProb:
     """The likelihood of all samples with a total error of at most ``tolerance`` nats in 95 % of them.
 
-    With an exact trace the tolerance is the solver's: its tolerances become four times as tight, or its steps twice as
-    many, until ``solver_error`` is at most that in every sample. Else a quarter is the solver's, and there are as many
-    probes as keep their mean within the rest in 95 % of the samples.
-
-    The number of probes is Stein's in two stages (1945, Annals of Mathematical Statistics 16, p. 243): at least eight
-    probes of a trial have the spread s of f degrees of freedom, and the mean of m other ones errs by more than a with
-    the probability of Student's law beyond a sqrt(m) / s, which is averaged over the samples of the trial. As the
-    probes of the result are not those that their number was chosen by, its standard error is unbiased, and so is its
-    interval. Where m probes would be no cheaper than the exact trace, that is taken. What it cost (``nfe``,
-    ``nfe_per_sample``, ``products``, ``seconds``) includes every trial.
+    How steps and probes are chosen stands at the top of this module. What it cost (``nfe``, ``nfe_per_sample``,
+    ``products``, ``seconds``) includes every trial.
 
     Args:
         graph: solve once more at the end, and keep the graph.

@@ -11,6 +11,18 @@ turn, and move the other half. An untrained flow is the identity, so that q is u
 A trained flow is one file, ``save_dequantiser(trained, "dequantiser.safetensors")``, which the spec
 ``variational(path="dequantiser.safetensors")`` names: in ``log_prob(dequantiser=...)``, and in a config as
 ``config.likelihood.dequantiser``.
+
+>>> import scoresde
+>>> target = scoresde.targets.GaussianMixture(torch.tensor([[0.06]]), 0.002)
+>>> levels, denoiser = torch.zeros(16, 1).double(), target.denoiser(scoresde.VP())
+>>> trained = fit_dequantiser(denoiser, levels, 0.25, iterations=40, batch=16, rate=0.05)
+>>> options = {"steps": 40, "bin_width": 0.25, "divergence": "exact"}
+>>> learned, plain = (
+...     float(scoresde.log_prob(denoiser, levels, dequantiser=law, **options).nats.mean())
+...     for law in (trained, "uniform")
+... )
+>>> learned > plain + 0.3
+True
 """
 
 from __future__ import annotations
@@ -32,11 +44,11 @@ import solvers
 from solvers import Grid, InputError, Node, Solver
 from solvers.errors import positive_integer
 
+from .batches import check_batch
 from .dequantisation import Dequantiser, dequantisers
 from .divergence import Divergence
 from .likelihood import log_prob
 from .results import write_atomically
-from .sample import check_batch
 from .sde import Denoises
 
 FORMAT = "scoresde dequantiser 1"  # of the file, in its metadata
@@ -119,6 +131,7 @@ class Saved(Dequantiser):
     path: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.path:
             raise InputError(
                 "variational needs the file of a trained dequantiser, "
@@ -203,18 +216,6 @@ def fit_dequantiser(
         condition: of the denoiser, (N, *) each.
         seed: of the order, the noise and the probes, and of a new dequantiser's start.
         options: more for ``log_prob``: prior, t_min, t_max.
-
-    >>> import scoresde
-    >>> target = scoresde.targets.GaussianMixture(torch.tensor([[0.06]]), 0.002)
-    >>> levels, denoiser = torch.zeros(16, 1).double(), target.denoiser(scoresde.VP())
-    >>> trained = fit_dequantiser(denoiser, levels, 0.25, iterations=40, batch=16, rate=0.05)
-    >>> options = {"steps": 40, "bin_width": 0.25, "divergence": "exact"}
-    >>> learned, plain = (
-    ...     float(scoresde.log_prob(denoiser, levels, dequantiser=law, **options).nats.mean())
-    ...     for law in (trained, "uniform")
-    ... )
-    >>> learned > plain + 0.3
-    True
 
     Raises:
         InputError: see ``log_prob``; iterations or a batch that are no positive integers, a rate that is not positive.

@@ -8,7 +8,7 @@ from . import (  # noqa: F401  (they register)
     ancestral,
     ancestral_steps,
     blackbox,
-    compose,
+    churn,
     discrete_grids,
     embedded,
     er_sde,
@@ -16,31 +16,42 @@ from . import (  # noqa: F401  (they register)
     grid_files,
     grid_tables,
     langevin,
+    last_steps,
     picard,
+    predictor_corrector,
     recorded,
     refined,
     restart,
+    rules,
     runge_kutta,
+    sa_solver,
     seeds,
     sigma_grids,
     singlestep,
-    unified,
+    step_doubling,
+    uni_pc,
 )
 from .analysis import difference, equal, response, terminal_covariance
 from .brownian import BrownianNoise
-from .control import Control, FixedGrid
+from .budget import evaluations, startup, steps_of_nfe
 from .errors import InputError
 from .eta import convert_eta
-from .grids import Grid, Schedule, grid, grids
-from .loop import Hook, Solution, evaluations, solve, startup, steps_of_nfe
+from .grids import Grid, grid, grids
+from .info import Info
+from .loop import Hook, Solution, solve
 from .names import resolve
+from .node import AnyNode, Node, Prediction, Rows
 from .noise import SeededNoise, generator
 from .outputs import Output
+from .problem import Problem, ProblemWrapper, as_problem
 from .program import Program
-from .registry import Info, Registry
+from .registry import Registry
+from .schedule import Schedule
 from .trace import trace
 from .tuning import Trajectory, TunedGrid, trajectory, tune_grid
-from .types import Corrector, Node, Noise, Prediction, Problem, Rows, Solver, Step, correctors, solvers
+from .types import Corrector, Noise, NoiseSource, Solver, Step, correctors, solvers
+
+__version__ = "0.1.0"
 
 register = solvers.register
 names = solvers.names
@@ -48,19 +59,20 @@ info = solvers.info
 make = solvers.make
 
 __all__ = [
+    "AnyNode",
     "BrownianNoise",
-    "Control",
     "Corrector",
-    "FixedGrid",
     "Grid",
     "Hook",
     "Info",
     "InputError",
     "Node",
     "Noise",
+    "NoiseSource",
     "Output",
     "Prediction",
     "Problem",
+    "ProblemWrapper",
     "Program",
     "Registry",
     "Rows",
@@ -71,6 +83,8 @@ __all__ = [
     "Step",
     "Trajectory",
     "TunedGrid",
+    "__version__",
+    "as_problem",
     "convert_eta",
     "correctors",
     "difference",

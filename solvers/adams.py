@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from .errors import InputError
-from .multistep import Coordinate, Memory, Multistep, Quantity, Row, Start, adams, check_order
-from .types import Node, Noise, Problem, Step, solvers
+from .info import named
+from .multistep import Coordinate, Memory, Multistep, Row, Start, adams
+from .node import Node
+from .outputs import Quantity
+from .problem import Problem
+from .ranges import Range
+from .types import Noise, Step, solvers
 
 
 class Polynomial(Multistep):
-    """Integrates exactly the polynomial through the last ``order`` predictions of ``quantity`` in ``coordinate``."""
+    """Integrates exactly the polynomial through the last ``depth`` predictions of ``quantity`` in ``coordinate``."""
 
-    order: int = 4
+    depth: int = 4
     coordinate: Coordinate = "ratio"
     quantity: Quantity = "eps"
-
-    def __post_init__(self) -> None:
-        check_order(solvers.info_of(self).name, self.order, 6)
-
-    @property
-    def depth(self) -> int:
-        return self.order
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return self.integral(problem, s, past[0], past)
@@ -59,7 +55,7 @@ class Adams(Polynomial):
     the cosine path's. (v, lam) is the Rosenbrock-type method: the linear part of N(0, 1) data solved exactly.
     """
 
-    order: int = 3
+    depth: Annotated[int, Range(1, 6)] = named("order", 3)
     quantity: Quantity = "x0"
     coordinate: Coordinate = "lam"
     start: Start = "corrector"
@@ -79,7 +75,7 @@ class Adams(Polynomial):
 class LMS(Polynomial):
     """Linear multistep: eps interpolated in sigma / alpha, for uneven steps."""
 
-    order: int = 4
+    depth: Annotated[int, Range(1, 6)] = named("order", 4)
     start: Start = "lower"
     lower_order_final: bool = False
 
@@ -96,7 +92,7 @@ class LMS(Polynomial):
 class IPNDMV(Polynomial):
     """iPNDM with variable-step Adams-Bashforth weights, the same numbers as ``lms``."""
 
-    order: int = 4
+    depth: Annotated[int, Range(1, 6)] = named("order", 4)
     start: Start = "lower"
     lower_order_final: bool = False
 
@@ -120,7 +116,7 @@ class DEIS(Polynomial):
     ``order`` counts the predictions, so the paper's tAB3 is order=4.
     """
 
-    order: int = 3
+    depth: Annotated[int, Range(1, 6)] = named("order", 3)
     variant: Literal["tab", "rhoab", "logrho"] = "tab"
     start: Start = "lower"
     lower_order_final: bool = False
@@ -164,19 +160,8 @@ class FixedWeights(Multistep):
     """The Adams-Bashforth weights of equal steps, on whatever steps there are: order 2 unless the ratios are equally
     spaced."""
 
-    order: int = 4
+    depth: int = 4
     quantity: Quantity = "eps"
-
-    def __post_init__(self) -> None:
-        check_order(solvers.info_of(self).name, self.order, 4)
-
-    @property
-    def depth(self) -> int:
-        return self.order
-
-    @property
-    def full_order(self) -> float:
-        return min(self.order, 2)
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return Row(1.0, [(s.ratio - past[0].ratio) * weight for weight in FIXED[len(past) - 1]])
@@ -196,16 +181,12 @@ class GradientEstimation(Multistep):
     """DDIM along the last prediction of eps, pushed on from the one before it by ``gamma``: fixed weights, whatever the
     steps. Raises InputError for a gamma below 1 or infinite."""
 
-    gamma: float = 2.0
+    gamma: Annotated[float, Range(1, ends="[)")] = 2.0
     depth: ClassVar[int] = 2
     quantity: ClassVar[Quantity] = "eps"  # type: ignore[misc]
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.gamma < math.inf:
-            raise InputError(f"gradient_estimation: gamma must be finite and at least 1, got {self.gamma:g}")
-
     @property
-    def full_order(self) -> float:
+    def nominal_order(self) -> float:
         return 2 if self.gamma == 1.5 else 1
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
@@ -225,7 +206,7 @@ class GradientEstimation(Multistep):
 class IPNDM(FixedWeights):
     """Improved PNDM: fixed Adams-Bashforth weights, with lower orders at the start."""
 
-    order: int = 4
+    depth: Annotated[int, Range(1, 4)] = named("order", 4)
     lower_order_final: bool = False
 
 

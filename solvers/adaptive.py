@@ -16,9 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import InputError, positive_integer
-from .loop import nodes_of_lam, select
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .errors import InputError
+from .node import Node, Prediction
+from .problem import Problem
+from .ranges import AnyPositive, Count
+from .types import Noise, Solver, Step
 
 MEMORY = 8  # places of a sample that are kept
 # below this share of the place on the clock a step is lost in rounding
@@ -64,14 +66,13 @@ class Attempt(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the next interval goes on with: the state it must start from and its version, the slopes that are remembered
-    there, and each sample's row."""
+    """What the next interval goes on with: the slopes that are remembered at the state where the last one ended, each
+    sample's row, and whether a hook has moved the state since."""
 
-    x: Tensor
-    version: int
     slope: Tensor
     previous: Tensor
     rows: list[Row]
+    moved: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,15 @@ class Adaptive(Solver):
     bounds a sample's inner steps in one interval.
     """
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    first_step: float | None = None
-    max_steps: int = 10000
+    rtol: AnyPositive = 1e-5
+    atol: AnyPositive = 1e-5
+    first_step: AnyPositive | None = None
+    max_steps: Count = 10000
 
     ramps: ClassVar[bool] = False  # a solve begins at a low order
     reuses: ClassVar[bool] = False  # the prediction at the end of an inner step is that at the start of the next
     smallest: ClassVar[float] = 0.2  # factor on a step
     largest: ClassVar[float] = 10.0
-
-    def __post_init__(self) -> None:
-        check_tolerances(self, self.rtol, self.atol, self.first_step)
-        positive_integer(f"{solvers.info_of(self).name}: max_steps", self.max_steps)
 
     def clock(self, node: Node) -> float:
         """The variable that steps are lengths of."""
@@ -108,7 +105,7 @@ class Adaptive(Solver):
     def nodes_at(self, problem: Problem, values: Sequence[float]) -> list[Node]:
         """The nodes where the clock shows each of ``values``; steps are coarse, so many coincide."""
         places = list(dict.fromkeys(values))
-        found = dict(zip(places, nodes_of_lam(problem, [self.lam_at(value) for value in places]), strict=True))
+        found = dict(zip(places, problem.nodes_of_lam([self.lam_at(value) for value in places]), strict=True))
         return [found[value] for value in values]
 
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
@@ -153,9 +150,9 @@ class Adaptive(Solver):
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
         state, count = x.to(wide), x.shape[0]
-        if isinstance(carry, Carry) and carry.x is x and carry.version == _version(x):
+        if isinstance(carry, Carry) and not carry.moved:
             slope, previous, known = carry.slope, carry.previous, self.reuses
-        else:  # the first interval, or a hook has moved the state
+        else:
             slope, previous, known = self.remembered(torch.zeros_like(state)), self.measured(state, t), False
         rows = [Row(t, path=self.path(noise, i, count), known=known) for i in range(count)]
         for i, row in enumerate(rows):
@@ -195,7 +192,10 @@ class Adaptive(Solver):
         out = state.to(x.dtype)
         accepted, rejected = (torch.tensor([getattr(row, name) for row in rows]) for name in ("accepted", "rejected"))
         total = torch.tensor([row.error for row in rows], dtype=torch.float64)
-        return Step(out, Carry(out, _version(out), slope, previous, rows), total, accepted, rejected)
+        return Step(out, Carry(slope, previous, rows), total, accepted, rejected)
+
+    def replaced(self, carry: Any, x: Tensor) -> Any:
+        return carry._replace(moved=True)
 
     def _ends(self, problem: Problem, rows: Sequence[Row], active: Sequence[int], s: Node) -> list[Node]:
         """Where the next inner steps of some samples go; a step that nearly arrives is stretched."""
@@ -243,17 +243,6 @@ class Adaptive(Solver):
                 raise InputError(f"{self}: the model's predictions for sample {i} are not finite at lam={lam:.6g}")
 
 
-def check_tolerances(solver: Solver, rtol: float, atol: float, first_step: float | None) -> None:
-    """Refuses tolerances and first steps that are not positive.
-
-    Raises:
-        InputError: names the solver and the option.
-    """
-    for name, value in (("rtol", rtol), ("atol", atol), ("first_step", first_step)):
-        if value is not None and not value > 0:
-            raise InputError(f"{solvers.info_of(solver).name}: {name} must be positive, got {value:g}")
-
-
 def row_norms(values: Tensor) -> list[float]:
     """The root mean square of each row of (n, *), summed row by row: a sum over several may round otherwise."""
     squares = (values * values).flatten(1)
@@ -289,13 +278,8 @@ def pid(errors: tuple[float, ...], order: float, p: float, i: float, d: float) -
     return float(powers ** (1 / order))
 
 
-def _version(x: Tensor) -> int:
-    """Counts changes in place, by which a hook may move a state."""
-    return 0 if x.is_inference() else x._version
-
-
 def _part(problem: Problem, rows: Sequence[int], count: int) -> Problem:
-    return problem if len(rows) == count else select(problem, torch.tensor(rows))
+    return problem if len(rows) == count else problem.select(torch.tensor(rows))
 
 
 def _put(whole: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from .adaptive import Adaptive, Attempt, Row, column, row_norms
 from .coefficients import GAUSS, Rows, lagrange_rows
-from .multistep import check_order
-from .types import Node, Prediction, Problem, solvers
+from .node import Node, Prediction
+from .problem import Problem
+from .ranges import Range
+from .types import solvers
 
 SOFTNESS = 0.1  # a, of the clock
 
@@ -49,15 +51,11 @@ class AdamsAdaptive(Adaptive):
     slope in units of the tolerance.
     """
 
-    order: int = 5
+    order: Annotated[int, Range(2, 7)] = 5
 
     ramps: ClassVar[bool] = True
     reuses: ClassVar[bool] = True
     largest: ClassVar[float] = 2.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_order("adams_adaptive", self.order, 7, least=2)
 
     @staticmethod
     def scale(node: Node) -> float:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .adaptive import Adaptive, Attempt, Row, column
-from .errors import InputError
-from .types import Node, Noise, Problem, solvers
+from .node import Node
+from .problem import Problem
+from .ranges import AnyPositive, Count, Share
+from .types import Noise, as_source, solvers
 
 
 class Increments:
@@ -80,20 +82,13 @@ class GottaGoFast(Adaptive):
     With ``extrapolate`` the weak order is 2 (measured), otherwise 1.
     """
 
-    rtol: float = 0.01
-    atol: float = 0.0078
-    first_step: float | None = None
-    max_steps: int = 10000
-    safety: float = 0.9
-    exponent: float = 0.9
+    rtol: AnyPositive = 0.01
+    atol: AnyPositive = 0.0078
+    first_step: AnyPositive | None = None
+    max_steps: Count = 10000
+    safety: Share = 0.9
+    exponent: Share = 0.9
     extrapolate: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.safety <= 1:
-            raise InputError(f"gotta_go_fast: safety must lie in (0, 1], got {self.safety:g}")
-        if not 0 < self.exponent <= 1:
-            raise InputError(f"gotta_go_fast: exponent must lie in (0, 1], got {self.exponent:g}")
 
     @property
     def order(self) -> float:
@@ -110,11 +105,7 @@ class GottaGoFast(Adaptive):
 
     def path(self, noise: Noise | None, row: int, count: int) -> Increments:
         assert noise is not None
-        select = getattr(noise, "select", None)
-        if select is not None:
-            return Increments(select(slice(row, row + 1)))
-        # a source that cannot be split is asked for every sample; then a sample's noise depends on its neighbours
-        return Increments(noise if count == 1 else lambda t, s: noise(t, s)[row : row + 1])
+        return Increments(as_source(noise).select(slice(row, row + 1)))
 
     def tolerance(self, before: Tensor, after: Tensor) -> Tensor:
         return torch.clamp(self.rtol * torch.maximum(before.abs(), after.abs()), min=self.atol)

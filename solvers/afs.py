@@ -10,23 +10,25 @@ from typing import Any
 
 from torch import Tensor
 
-from .compose import require
 from .errors import InputError
 from .exponential import DPMpp2M
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .node import Node, Prediction, Rows
+from .problem import Problem, ProblemWrapper
+from .types import Noise, Solver, Step, solvers
+from .wrapper import Wrapper, require
 
 
 @solvers.register(
     "afs",
     aliases=("analytical_first_step",),
     kind="ODE",
-    order=1,
+    order=2,
     reference="Dockhorn et al. 2022, arXiv:2210.05475, analytical first step",
     formula="x_s = solver(x), with eps = x / sqrt(alpha^2 + sigma^2) for the first prediction",
     note="one evaluation less than the solver's",
 )
 @dataclass(frozen=True)
-class AFS(Solver):
+class AFS(Wrapper):
     """Any solver whose first prediction is eps = x / sqrt(alpha^2 + sigma^2), for which the model is not asked.
 
     At the noisy end x is nearly noise alone, of that size. What this is off by is multiplied by one step: order 1,
@@ -37,52 +39,47 @@ class AFS(Solver):
     solver: Solver = dataclasses.field(default=DPMpp2M())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("afs", self.solver)
         if self.solver.parallel:
             raise InputError(f"afs: {self.solver} asks for several steps at once; take a solver of one after the other")
 
     @property
     def order(self) -> float:
-        return min(1, self.solver.declared_order)
+        return min(1, self.solver.order)
 
     @property
-    def own_order(self) -> float:
+    def nominal_order(self) -> float:
         """The solver's, were the first prediction right."""
-        return self.solver.declared_order
+        return self.solver.order
 
     @property
-    def stochastic(self) -> bool:
-        return self.solver.stochastic
-
-    @property
-    def nonlinear(self) -> str:
-        return self.solver.nonlinear
-
-    @property
-    def evaluations(self) -> int:
-        return self.solver.evaluations
-
-    def limit_variance(self, variance: Any, node: Node) -> Any:
-        return self.solver.limit_variance(variance, node)
+    def restartable(self) -> bool:
+        return False
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         return nodes[0].ratio > nodes[-1].ratio, self.solver.init(problem, x, nodes)
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        step = self.solver.step(_Answered(problem) if carry[0] else problem, x, t, s, carry[1], noise)
+        first, inner = carry
+        advance = self.solver.to_data if s.clean else self.solver.step
+        step = advance(_Answered(problem) if first else problem, x, t, s, inner, noise)
         return step._replace(carry=(False, step.carry))
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        step = self.solver.to_data(_Answered(problem) if carry[0] else problem, x, t, s, carry[1], noise)
-        return step._replace(carry=(False, step.carry))
+        return self.step(problem, x, t, s, carry, noise)
+
+    def replaced(self, carry: Any, x: Tensor) -> Any:
+        first, inner = carry
+        return first, self.solver.replaced(inner, x)
 
 
-class _Answered:
+class _Answered(ProblemWrapper):
     """A problem whose first prediction is that of pure noise."""
 
     def __init__(self, problem: Problem) -> None:
-        self.problem, self.first = problem, True
-        self.node, self.node_of_lam = problem.node, problem.node_of_lam
+        super().__init__(problem)
+        self.first = True
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         if not self.first:
@@ -91,3 +88,6 @@ class _Answered:
         size = math.hypot(node.alpha, node.sigma)
         # x0 = (x - sigma eps) / alpha = alpha x / (size (size + sigma)), without cancellation
         return Prediction((node.alpha / (size * (size + node.sigma))) * x, (1 / size) * x, 0 * x)
+
+    def select(self, rows: Rows) -> Problem:
+        return self.problem.select(rows)

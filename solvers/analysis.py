@@ -11,9 +11,9 @@ from torch import Tensor
 
 from .errors import InputError
 from .instructions import Combine, Evaluate
+from .node import Prediction
 from .outputs import Output
 from .program import Program
-from .types import Prediction
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 

@@ -13,29 +13,29 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from .grids import Schedule, node_of_lam
-from .types import Node, Prediction, Rows
+from .node import Node, Prediction, Rows
+from .problem import Problem
+from .schedule import Schedule
+from .types import NoiseSource
 
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
-class Path:
+class Path(Schedule):
     """A Gaussian path for checks: alpha, sigma and their derivatives as functions of t, and the inverse of lam."""
 
     name: str
     t_min: float
     t_max: float
     numbers: Callable[[float], tuple[float, float, float, float]]
-    t_of_lam: Callable[[float], float]
+    inverse: Callable[[float], float]
+
+    def t_of_lam(self, lam: float) -> float:
+        return self.inverse(lam)
 
     def __call__(self, t: float) -> Node:
         return Node(t, *self.numbers(t))
-
-    @property
-    def clean(self) -> Node:
-        """The data."""
-        return Node(self.t_min, 1.0, 0.0)
 
     def __str__(self) -> str:
         return self.name
@@ -79,21 +79,13 @@ PATHS: tuple[Schedule, ...] = (VP, SUB_VP, VE, EDM, RECTIFIED_FLOW)
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Problem):
     """x0 ~ sum_k w_k N(m_k, v) in every coordinate: rows and coordinates are independent, sums run over k alone."""
 
-    schedule: Schedule
+    path: Schedule
     means: tuple[float, ...] = (-1.2, 0.3, 1.5)
     weights: tuple[float, ...] = (0.3, 0.5, 0.2)
     v: float = 0.09
-
-    def node(self, t: float) -> Node:
-        """The path at t."""
-        return self.schedule(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        """The path where log(alpha / sigma) = lam."""
-        return node_of_lam(self.schedule, lam)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         """The posterior mean of x0, eps, and nu = 1/2 as of a model that learned its variance."""
@@ -108,26 +100,18 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class GaussianData:
+class GaussianData(Problem):
     """x0 ~ N(0, v): the law of x_t is known, and the outcome of every linear solver is Gaussian.
 
     v may be (B, 1), a variance for each row: an error whose leading term happens to vanish at one shows at another.
     """
 
-    schedule: Schedule
+    path: Schedule
     v: Any = 0.04
-
-    def node(self, t: float) -> Node:
-        """The path at t."""
-        return self.schedule(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        """The path where log(alpha / sigma) = lam."""
-        return node_of_lam(self.schedule, lam)
 
     def select(self, rows: Rows) -> GaussianData:
         """The problem of some rows."""
-        return GaussianData(self.schedule, self.v[rows]) if isinstance(self.v, Tensor) else self
+        return GaussianData(self.path, self.v[rows]) if isinstance(self.v, Tensor) else self
 
     def variance(self, node: Node) -> Any:
         """Var x_t, a float or (B, 1) as v is."""
@@ -140,7 +124,7 @@ class GaussianData:
         return Prediction((node.alpha * self.v / var) * x, (node.sigma / var) * x, torch.full_like(x, 0.5))
 
 
-class OrthogonalNoise:
+class OrthogonalNoise(NoiseSource):
     """The k-th draw of a row is sqrt(d) e_k: |z| = sqrt(d), and different draws are orthogonal."""
 
     def __init__(self, d: int, rows: int = 1) -> None:

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .types import Node, Noise, Problem, Solver, Step, T, solvers
+from .node import Node, T
+from .problem import Problem
+from .ranges import Fraction, NonNegative
+from .types import Noise, Solver, Step, solvers
 
 
 def forward_kernel(t: Node[T], s: Node[T]) -> tuple[T, T]:
@@ -83,16 +86,15 @@ class DDPM(Solver):
     """
 
     variance: Literal["beta_tilde", "beta", "interpolated", "learned", "optimal"] = "beta_tilde"
-    interpolation: float | None = None
+    interpolation: Fraction | None = None
     eps_power: tuple[tuple[float, float], ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.variance == "interpolated") != (self.interpolation is not None):
             raise InputError(
                 "ddpm: variance=interpolated goes with interpolation, a number in [0, 1], and only with it"
             )
-        if self.interpolation is not None and not 0 <= self.interpolation <= 1:
-            raise InputError(f"ddpm: interpolation must lie in [0, 1], got {self.interpolation:g}")
         if (self.variance == "optimal") != bool(self.eps_power):
             raise InputError("ddpm: variance=optimal goes with eps_power=[[lam, m], ...], and only with it")
         for pair in self.eps_power:
@@ -195,11 +197,7 @@ class DDIM(Solver):
     is the standard deviation's, as in the paper: the noise's variance goes with eta^2.)
     """
 
-    eta: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"ddim: eta must lie in [0, 1], got {self.eta:g}")
+    eta: Fraction = 0.0
 
     @property
     def stochastic(self) -> bool:
@@ -232,11 +230,7 @@ class EulerMaruyama(Solver):
     negative or infinite eta.
     """
 
-    eta: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.eta < math.inf:
-            raise InputError(f"euler_maruyama: eta must be finite and at least 0, got {self.eta:g}")
+    eta: NonNegative = 1.0
 
     @property
     def stochastic(self) -> bool:

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .ancestral import split_variance
-from .errors import InputError
+from .node import Node, Prediction
+from .problem import Problem
+from .ranges import Fraction, NonNegative
 from .runge_kutta import DPM2, Euler
 from .singlestep import DPMpp2S
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
 
 
 class OneStep(Protocol):
@@ -32,15 +34,8 @@ class Ancestral(Solver):
     Raises InputError for eta outside [0, 1] or s_noise below 0.
     """
 
-    eta: float = 1.0
-    s_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        name = solvers.info_of(self).name
-        if not 0 <= self.eta <= 1:
-            raise InputError(f"{name}: eta must lie in [0, 1], got {self.eta:g}")
-        if not 0 <= self.s_noise < math.inf:
-            raise InputError(f"{name}: s_noise must be finite and at least 0, got {self.s_noise:g}")
+    eta: Fraction = 1.0
+    s_noise: NonNegative = 1.0
 
     @property
     def stochastic(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torchdiffeq import odeint
 
-from .adaptive import check_tolerances
-from .errors import InputError, positive_integer, unknown
-from .loop import select
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .errors import InputError
+from .node import Node
+from .problem import Problem
+from .ranges import AnyPositive, Choice, Count
+from .types import Noise, Solver, Step, solvers
 
 
 class Method(NamedTuple):
@@ -68,14 +69,9 @@ class BlackBox(Solver):
     library.
     """
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    first_step: float | None = None
-
-    def __post_init__(self) -> None:
-        check_tolerances(self, self.rtol, self.atol, self.first_step)
-        if self.name not in self.methods:
-            raise unknown(f"method of {solvers.info_of(self).name}", self.name, self.methods)
+    rtol: AnyPositive = 1e-5
+    atol: AnyPositive = 1e-5
+    first_step: AnyPositive | None = None
 
     @property
     def name(self) -> str:
@@ -103,7 +99,7 @@ class BlackBox(Solver):
         if not self.methods[self.name].norm:
             return Step(self.integrate(problem, x, t, s), carry)
         rows = [slice(i, i + 1) for i in range(x.shape[0])]
-        return Step(torch.cat([self.integrate(select(problem, row), x[row], t, s) for row in rows]), carry)
+        return Step(torch.cat([self.integrate(problem.select(row), x[row], t, s) for row in rows]), carry)
 
     def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
         """Samples x (n, *) from t to s."""
@@ -138,7 +134,7 @@ def velocity(problem: Problem, x: Tensor, time: float, t: Node, s: Node) -> Tens
 class Scipy(BlackBox):
     """scipy's solve_ivp in float64 on the CPU: RK45, RK23, DOP853, Radau, BDF, LSODA."""
 
-    method: str = "RK45"
+    method: Annotated[str, Choice(SCIPY)] = "RK45"
 
     @property
     def name(self) -> str:
@@ -219,9 +215,9 @@ class TorchDiffEq(_TorchDiffEq):
     steps of length ``step_size`` in t.
     """
 
-    method: str = "dopri5"
-    step_size: float | None = None
-    max_num_steps: int | None = None
+    method: Annotated[str, Choice(TORCHDIFFEQ)] = "dopri5"
+    step_size: AnyPositive | None = None
+    max_num_steps: Count | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,10 +229,6 @@ class TorchDiffEq(_TorchDiffEq):
         for option, (fit, kind) in fits.items():
             if getattr(self, option) is not None and not fit:
                 raise InputError(f"torchdiffeq: {option} is an option of {kind} methods, not of {self.method}")
-        if self.step_size is not None and not self.step_size > 0:
-            raise InputError(f"torchdiffeq: step_size must be positive, got {self.step_size:g}")
-        if self.max_num_steps is not None:
-            positive_integer("torchdiffeq: max_num_steps", self.max_num_steps)
 
     @property
     def _controlled(self) -> bool:

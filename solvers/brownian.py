@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .node import Node, Rows
 from .noise import SeededNoise
-from .types import Node, Rows
 
 LIMIT = 16.0
 """The path is kept for lam = log(alpha / sigma) in [-16, 16]."""

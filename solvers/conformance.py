@@ -1,10 +1,4 @@
-"""What every solver must hold, measured on problems whose answers are known in closed form.
-
-Deterministic solvers are run on a one-dimensional Gaussian mixture, against a reference solution accurate to rounding.
-Stochastic ones are run on Gaussian data, where the terminal variance is known: the k-th noise draw is sqrt(d) times the
-k-th basis vector of the state space, so that |x|^2 / d is exactly the variance that independent draws would have, and
-a weak order is read off one deterministic run, without Monte Carlo.
-"""
+"""What every solver must hold, measured on problems whose answers are known in closed form."""
 
 from __future__ import annotations
 
@@ -16,27 +10,22 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .analytic import PATHS, GaussianData, Mixture, OrthogonalNoise, exact_solution
-from .grids import Schedule, grid
-from .loop import Solution, evaluations, solve
+from .analytic import PATHS, Mixture
+from .budget import evaluations
+from .convergence import measured_order, reaches
+from .grids import grid
+from .loop import solve
+from .node import Node
 from .noise import SeededNoise
 from .rounding import LOST, few, lost
+from .schedule import Schedule
 from .trace import trace
-from .types import Node, Solver, solvers
+from .types import Solver, solvers
 
-# fine enough to be near the asymptote, coarse enough for the error to stand above rounding
-STEPS = (42, 84, 168, 336)  # multiples of three, since some methods take their steps in threes
-ROUNDING = 1e-12
 TRACED = 1e-12  # relative to the largest state; measured: 2e-14
-# of the data, for weak orders: the leading error of a method may vanish at one of them
-VARIANCES = torch.tensor([[0.04], [0.3]], dtype=torch.float64)
-ADAPTIVE_STEPS = (20, 40, 80, 160)
-STOCHASTIC_STEPS = (160, 320, 640, 1280)
-FINER = 3  # how often the finest grid may be halved
 
 Verify = Callable[[Solver, Sequence[Schedule]], "Iterator[Check]"]
 
@@ -86,97 +75,6 @@ def _verdicts(verify: Verify, solver: Solver, schedules: Sequence[Schedule]) -> 
         yield Check(name, False, f"raised {type(error).__name__}: {line}", where)
 
 
-def terminal_variance(solver: Solver, problem: GaussianData, nodes: Sequence[Node]) -> float:
-    """The exact variance at the last node of a stochastic solver started from the exact law, on Gaussian data."""
-    return float((_propagate(solver, problem, nodes).x ** 2).mean())
-
-
-def _propagate(solver: Solver, problem: GaussianData, nodes: Sequence[Node]) -> Solution:
-    draws = _Draws()
-    solve(solver, GaussianData(problem.schedule), torch.ones(1, 1, dtype=torch.float64), nodes, draws)
-    variance = torch.as_tensor(problem.variance(nodes[0]), dtype=torch.float64)
-    noise = OrthogonalNoise(draws.count + 1, rows=variance.numel())
-    x = variance.sqrt() * noise(nodes[0], nodes[0])
-    return solve(solver, problem, x, nodes, noise)
-
-
-class _Draws:
-    """Counts what a solver draws."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, t: Node, s: Node) -> Tensor:
-        self.count += 1
-        return torch.ones(1, 1, dtype=torch.float64)
-
-
-def measured_order(
-    solver: Solver, schedule: Schedule, spacing: str = "logsnr"
-) -> tuple[float, list[tuple[int, float]]]:
-    """The order of convergence, and the (NFE, error) pairs behind it.
-
-    The error is the largest over the samples for deterministic solvers, the relative error of the terminal variance
-    for stochastic ones; the order is minus the slope of log error against log steps, by least squares over the finest
-    three runs, less those whose error is rounding. There are four runs. Where these fall short of the declared order
-    there is one more, of twice the steps, and up to two after it while the slope still rises: errors of opposite sign
-    bend the line at a few hundred steps, the more so at high order. Adaptive solvers are held to one inner step an
-    interval, but those that begin at a low order, which are run at falling tolerances, by their evaluations.
-    """
-    counts: tuple[int, ...] = STOCHASTIC_STEPS if solver.stochastic else STEPS
-    if solver.adaptive:
-        counts = ADAPTIVE_STEPS
-        solver = dataclasses.replace(solver, **{"rtol": 1e9, "atol": 1e9, "first_step": math.inf})  # type: ignore[type-var]
-    measure, ramps = _variance_error if solver.stochastic else _path_error, getattr(solver, "ramps", False)
-    points: list[tuple[int, float]] = []
-    pairs: list[tuple[int, float]] = []
-    for n in (*counts, *(counts[-1] * 2**k for k in range(1, FINER + 1))):
-        more = len(points) - len(counts)
-        if more >= 0 and (reaches(solver, slope(pairs)) or (more > 0 and not _rising(pairs))):
-            break
-        points.append(
-            _tolerance_error(solver, schedule, n) if ramps else measure(solver, schedule, grid(spacing, schedule, n))
-        )
-        pairs.append((points[-1][0] if ramps else n, abs(points[-1][1])))
-    return slope(pairs), points
-
-
-def slope(pairs: Sequence[tuple[int, float]]) -> float:
-    """Minus the slope of log error against log steps, over the last three of (steps, error) that are not rounding."""
-    clear = [pair for pair in pairs if pair[1] > ROUNDING][-3:]
-    x, y = np.log(clear if len(clear) > 1 else pairs[:2]).T
-    return -float(np.polyfit(x, y, 1)[0])
-
-
-def _rising(pairs: Sequence[tuple[int, float]]) -> bool:
-    """Whether the last slope exceeds the one before, none of the three errors being rounding."""
-    last = pairs[-3:]
-    return min(error for _, error in last) > ROUNDING and slope(last[1:]) > slope(last[:2])
-
-
-def _path_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tuple[int, float]:
-    problem = Mixture(schedule)
-    x = math.hypot(nodes[0].alpha, nodes[0].sigma) * torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1)
-    solution = solve(solver, problem, x, nodes)
-    error = (solution.x - exact_solution(problem, x, nodes[0], nodes[-1])).abs().max()
-    return int(solution.nfe.max()), float(error)
-
-
-def _tolerance_error(solver: Solver, schedule: Schedule, n: int) -> tuple[int, float]:
-    """Of an adaptive solver, at a tolerance at which it takes some n steps."""
-    tolerance = (6 / n) ** (solver.declared_order + 1)
-    options = {"rtol": tolerance, "atol": tolerance, "first_step": None}
-    return _path_error(dataclasses.replace(solver, **options), schedule, grid("uniform", schedule, 1))  # type: ignore[type-var]
-
-
-def _variance_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tuple[int, float]:
-    problem = GaussianData(schedule, VARIANCES)
-    limit = solver.limit_variance(problem.variance(nodes[-1]), nodes[-1])
-    solution = _propagate(solver, problem, nodes)
-    errors = (solution.x**2).mean(1, keepdim=True) / limit - 1
-    return int(solution.nfe.max()), float(errors.abs().max())
-
-
 def _start(problem: Mixture, node: Node, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return (math.hypot(node.alpha, node.sigma) * SeededNoise(range(shape[0]), shape[1:]).initial()).to(dtype)
 
@@ -188,11 +86,6 @@ def check_spec(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
     yield Check("spec round trip", same, text, "every field needs a type that a spec can hold, and no state")
 
 
-def reaches(solver: Solver, order: float) -> bool:
-    """Whether a measured order bears out the declared one, less 0.2."""
-    return order >= solver.declared_order - 0.2 and solver.declared_order > 0
-
-
 def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
     """The measured order is at least the declared one, see ``reaches``."""
     for schedule in schedules:
@@ -201,20 +94,20 @@ def check_order(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         yield Check(
             f"order on {schedule}",
             reaches(solver, order),
-            f"measured {order:.2f}, declared {solver.declared_order:g} (NFE {errors})",
+            f"measured {order:.2f}, declared {solver.order:g} (NFE {errors})",
             _advice(solver, order),
         )
 
 
 def _advice(solver: Solver, order: float) -> str:
     """Where to look when the measured order is too low."""
-    if not solver.declared_order:
+    if not solver.order:
         return "the order is not declared: @solvers.register(name, order=...), or a property `order`"
     if order < 0.5:
         return "it does not converge: compare one step with the formula, by hand, at one t and s; check signs and alpha"
     if solver.stochastic:
         return "noise inside a step must be noise(t, m) and noise(m, s), composed; its variance must be the formula's"
-    if solver.evaluations < solver.order:
+    if solver.evaluations < solver.nominal_order:
         return (
             "the first steps of a multistep method (their order + 1 is the most it can reach); weights on uneven steps"
         )
@@ -237,7 +130,7 @@ def check_constant(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Ch
                 break
         yield Check(
             f"constant prediction on {schedule}",
-            errors[0] < 1e-12 or errors[1] / errors[2] > 4 ** (solver.declared_order - 0.25),
+            errors[0] < 1e-12 or errors[1] / errors[2] > 4 ** (solver.order - 0.25),
             "error " + ", ".join(f"{error:.1e}" for error in errors),
             "the weights of a step must sum to one, in x0 or eps",
         )
@@ -257,7 +150,7 @@ def check_mean(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
             errors.append(abs(float(found) - 0.7 * nodes[-1].alpha))
         yield Check(
             f"mean on {schedule}",
-            errors[1] < 1e-12 or errors[0] / errors[1] > 2 ** (solver.declared_order - 0.2),
+            errors[1] < 1e-12 or errors[0] / errors[1] > 2 ** (solver.order - 0.2),
             f"off by {errors[0]:.1e}, on a finer grid by {errors[1]:.1e}",
             "the drift, not the noise: on Gaussian data the mean follows it alone",
         )
@@ -296,6 +189,40 @@ def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
         )
 
 
+def check_capabilities(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
+    """A ``restartable`` solver steps from the state alone, whatever its steps before; one that does not say
+    ``plans_grid`` steps from t to s, whatever the other nodes of the grid."""
+    problem = Mixture(schedules[0])
+    nodes = grid("logsnr", schedules[0], 6)
+    x = _start(problem, nodes[2], (4, 3), torch.float64)
+
+    def moved(before: Sequence[Node], after: Sequence[Node], taken: int) -> Tensor:
+        """The step from nodes[2] to nodes[3] at x, after ``taken`` others, on a grid of these other nodes."""
+        whole = (*before, nodes[2], nodes[3], *after)
+        carry, noise = solver.init(problem, x, whole), SeededNoise(range(4), (3,), torch.float64)
+        for t, s in itertools.pairwise(whole[: taken + 1]):
+            carry = solver.step(problem, _start(problem, t, (4, 3), torch.float64), t, s, carry, noise).carry
+        fixed = SeededNoise(range(4), (3,), torch.float64)
+        return solver.step(problem, x, nodes[2], nodes[3], carry, fixed).x
+
+    if solver.restartable:
+        same = torch.equal(moved(nodes[:2], nodes[4:], 0), moved(nodes[:2], nodes[4:], 2))
+        yield Check(
+            "restartable",
+            same,
+            f"a step begun anew is {'' if same else 'not '}the step after others",
+            "its carry changes from step to step: a property `restartable` that returns False",
+        )
+    if not solver.plans_grid and not solver.adaptive:
+        same = torch.equal(moved((), nodes[4:], 0), moved((), (nodes[5], nodes[6], schedules[0].clean), 0))
+        yield Check(
+            "steps of any grid",
+            same,
+            f"a step does {'not ' if same else ''}depend on the other nodes",
+            "init plans steps from the grid: a property `plans_grid` that returns True",
+        )
+
+
 def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
     """Encoding and decoding return to the start, and sooner on finer grids."""
     if solver.stochastic:
@@ -310,7 +237,7 @@ def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[
             x = nodes[-1].alpha * torch.linspace(-1.8, 1.8, 9, dtype=torch.float64).view(9, 1)
             code = solve(solver, problem, x, nodes[::-1]).x
             gaps.append(float((solve(solver, problem, code, nodes).x - x).abs().max()))
-        wanted = 2 ** (solver.declared_order - 0.5) if not solver.adaptive else 10
+        wanted = 2 ** (solver.order - 0.5) if not solver.adaptive else 10
         yield Check(
             f"encode and decode on {schedule}",
             gaps[1] < 1e-10 or gaps[0] / gaps[1] > wanted,
@@ -392,6 +319,7 @@ CHECKS = (
     check_mean,
     check_evaluations,
     check_batch,
+    check_capabilities,
     check_round_trip,
     check_dtype,
     check_traced,

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .beta_schedules import betas, half_log_snr
 from .errors import InputError, unknown
 
 # their specs at diffusers' own defaults
@@ -223,17 +224,12 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _noisy_ratios(flags: dict[str, Any]) -> list[float]:
     """sigma / alpha at the training times 199.5 and 800.5: SASolverScheduler's noise is that of 200 <= t <= 800."""
-    count, kind = flags.get("num_train_timesteps", 1000), flags.get("beta_schedule", "linear")
-    power = 2 if kind == "scaled_linear" else 1
-    first, last = (
-        flags.get(key, default) ** (1 / power) for key, default in (("beta_start", 1e-4), ("beta_end", 0.02))
-    )
-    betas = np.linspace(first, last, count) ** power
-    if kind == "squaredcos_cap_v2":
-        kept = np.cos((np.linspace(0, 1, count + 1) + 0.008) / 1.008 * math.pi / 2) ** 2
-        betas = np.minimum(1 - kept[1:] / kept[:-1], 0.999)
-    betas = np.array(flags.get("trained_betas", betas))
-    ratios = np.sqrt(1 / np.cumprod(1 - betas) - 1)
+    count = flags.get("num_train_timesteps", 1000)
+    given = {key: flags[key] for key in ("beta_start", "beta_end") if key in flags}
+    chain = flags.get("trained_betas")
+    if chain is None:
+        chain = betas(flags.get("beta_schedule", "linear"), count, **given)
+    ratios = np.exp(-half_log_snr(np.array(chain)))
     if flags.get("use_flow_sigmas"):
         ratios = np.arange(count) / (count - np.arange(count))
     ends = np.interp((199.5, 800.5), np.arange(len(ratios)), ratios, right=math.inf)

@@ -15,19 +15,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from .errors import InputError, positive_integer
-from .grids import End, Grid, Schedule, grids
+from .errors import InputError
+from .grids import End, Grid, grids
+from .ranges import Range
+from .schedule import Schedule
 
 LIN = "Lin et al. 2023, arXiv:2305.08891, table 2"
 
 
 def train_timesteps(schedule: Schedule, given: int | None = None) -> int:
     """T of a network on a schedule: what is given, else the schedule's own ``num_train_timesteps``, else 1000."""
-    return int(getattr(schedule, "num_train_timesteps", 1000)) if given is None else given
+    own = schedule.num_train_timesteps
+    return given if given is not None else 1000 if own is None else own
 
 
 def time_of_index(schedule: Schedule, index: float, num_train_timesteps: int | None = None) -> float:
@@ -47,12 +50,7 @@ class DiscreteGrid(Grid):
     """A rule that picks steps of a discrete-time network; ``num_train_timesteps`` is T as of ``train_timesteps``."""
 
     end: End = field(default="zero", kw_only=True)
-    num_train_timesteps: int | None = field(default=None, kw_only=True)
-
-    def __post_init__(self) -> None:
-        given = self.num_train_timesteps
-        if given is not None and positive_integer("num_train_timesteps", given) < 2:
-            raise InputError("num_train_timesteps must be at least 2")
+    num_train_timesteps: Annotated[int, Range(2)] | None = field(default=None, kw_only=True)
 
     def indices(self, count: int, steps: int) -> list[int]:
         """``steps`` of the steps 0..count-1, greatest first."""
@@ -90,13 +88,8 @@ class DiscreteGrid(Grid):
 class Leading(DiscreteGrid):
     """Every (T // N)-th step of a discrete-time network, from ``steps_offset`` up; then sigma = 0."""
 
-    steps_offset: int = 0
+    steps_offset: Annotated[int, Range(0)] = 0
     skip_last: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps_offset < 0:
-            raise InputError(f"leading: steps_offset must not be negative, got {self.steps_offset}")
 
     def indices(self, count: int, steps: int) -> list[int]:
         stride = count // (steps + self.skip_last)

@@ -13,7 +13,10 @@ from torch import Tensor
 from .adaptive import Adaptive, Attempt, Row, column, pid, row_norms
 from .coefficients import phi1, phi2
 from .errors import InputError
-from .types import Node, Prediction, Problem, solvers
+from .node import Node, Prediction
+from .problem import Problem
+from .ranges import AnyPositive, Count, Share
+from .types import solvers
 
 
 class Weights(NamedTuple):
@@ -260,15 +263,15 @@ class DPMAdaptive(Pair):
     ``accept_safety``. The state goes on from x_high.
     """
 
-    rtol: float = 0.05
-    atol: float = 0.0078
-    first_step: float | None = 0.05
-    max_steps: int = 10000
+    rtol: AnyPositive = 0.05
+    atol: AnyPositive = 0.0078
+    first_step: AnyPositive | None = 0.05
+    max_steps: Count = 10000
     order: Literal[2, 3] = 3
     pcoeff: float = 0.0
     icoeff: float = 1.0
     dcoeff: float = 0.0
-    accept_safety: float = 0.81
+    accept_safety: Share = 0.81
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -276,8 +279,6 @@ class DPMAdaptive(Pair):
             raise InputError(f"dpm_adaptive: order must be 2 or 3, got {self.order!r}")
         if not self.pcoeff + self.icoeff + self.dcoeff > 0:
             raise InputError("dpm_adaptive: pcoeff + icoeff + dcoeff must be positive, or steps grow with their error")
-        if not 0 < self.accept_safety <= 1:
-            raise InputError(f"dpm_adaptive: accept_safety must lie in (0, 1], got {self.accept_safety:g}")
 
     @property
     def evaluations(self) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from .coefficients import GAUSS, Array, lagrange
-from .errors import InputError
-from .multistep import Multistep, Row, check_order
-from .types import Node, Problem, solvers
+from .info import named
+from .multistep import Multistep, Row
+from .node import Node
+from .problem import Problem
+from .ranges import NonNegative, Range
+from .types import solvers
 
 NoiseScale = Literal["ode", "sde", "power_1_5", "power_2_5", "logarithmic", "exponential"]
 
@@ -45,7 +48,7 @@ NOISE_SCALES: dict[str, Callable[[Array], tuple[Array, Array]]] = {
 @solvers.register(
     "er_sde",
     kind="SDE",
-    order=2,
+    order=3,
     stochastic=True,
     native="x0",
     reference="Cui et al. 2023, arXiv:2309.06169, propositions 4-6 and section 3.3",
@@ -63,28 +66,15 @@ class ERSDE(Multistep):
     last difference quotient instead of the parabola's slope.
     """
 
-    order: int = 3
+    depth: Annotated[int, Range(1, 3)] = named("order", 3)
     noise_scale: NoiseScale = "exponential"
     variant: Literal["exact", "published"] = "exact"
-    s_noise: float = 1.0
+    s_noise: NonNegative = 1.0
     lower_order_final: bool = False
-
-    def __post_init__(self) -> None:
-        check_order("er_sde", self.order, 3)
-        if not 0 <= self.s_noise < math.inf:
-            raise InputError(f"er_sde: s_noise must be at least 0, got {self.s_noise:g}")
-
-    @property
-    def depth(self) -> int:
-        return self.order
 
     @property
     def stochastic(self) -> bool:
         return self.noise_scale != "ode"
-
-    @property
-    def full_order(self) -> float:
-        return min(self.order, 2)
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         t = past[0]

@@ -6,6 +6,8 @@ import difflib
 import operator
 from collections.abc import Iterable
 
+LARGEST_COUNT = 1_000_000  # more steps, probes or layers than that are a slip of the finger
+
 
 class InputError(ValueError):
     """Bad input of a user's, told in one line. The command line prints it and exits with status 2."""
@@ -35,6 +37,6 @@ def positive_integer(name: str, value: object) -> int:
         number = 0
     if isinstance(value, bool) or number < 1:
         raise InputError(f"{name} must be a positive integer, got {value!r}")
-    if number > 1_000_000:
-        raise InputError(f"{name} must be at most 1000000, got {number}")
+    if number > LARGEST_COUNT:
+        raise InputError(f"{name} must be at most {LARGEST_COUNT}, got {number}")
     return number

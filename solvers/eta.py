@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import InputError, unknown
-from .names import normalise
-from .types import Node
+from .node import Node
+from .normalise import normalise
 
 
 @dataclass(frozen=True)

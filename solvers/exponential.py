@@ -5,74 +5,99 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from itertools import pairwise
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 from .coefficients import GAUSS, phi2, phi3
-from .errors import InputError
-from .multistep import Multistep, Quantity, Row, Start, adams
-from .types import Node, Problem, solvers
+from .multistep import Multistep, Row, Start, adams
+from .node import Node
+from .outputs import Quantity
+from .problem import Problem
+from .ranges import NonNegative
+from .types import solvers
+
+
+class Moments(NamedTuple):
+    """What the integral makes of a polynomial in u = (lam - lam_t) / h: weights of 1, u and u^2 / 2."""
+
+    constant: float
+    linear: float
+    quadratic: float
 
 
 class Exponential(Multistep):
-    """x_s / alpha_s = keep x / alpha_t + m0 q + the terms of the differences + noise; in x0, keep = e^-H and
-    m0 = phi1(H) with H = (1 + eta^2) h."""
+    """x_s / alpha_s = keep x / alpha_t + m0 q + the terms of the differences + noise.
 
-    eta: float = 0.0
-    s_noise: float = 1.0
+    In x0, DPM-Solver++: keep = (sigma_s / sigma_t) (alpha_t / alpha_s) and m0 = -expm1(-h), so that
+    x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) D, with D what ``two_point`` or ``three_point`` makes of the
+    predictions. On the SDE of eta, h grows to (1 + eta^2) h, and keep by the factor exp(-eta^2 h).
+    """
+
+    eta: NonNegative = 0.0
+    s_noise: NonNegative = 1.0
     variant: str = "exact"
-
-    def __post_init__(self) -> None:
-        name = solvers.info_of(self).name
-        for option in ("eta", "s_noise"):
-            if not 0 <= getattr(self, option) < math.inf:
-                raise InputError(f"{name}: {option} must be at least 0, got {getattr(self, option):g}")
 
     @property
     def stochastic(self) -> bool:
         return self.eta > 0
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
-        t = past[0]
-        one = self.integral(problem, s, t, past[:1])
-        moments = (one.weights[0], *(self._moment(t, s, k) for k in (1, 2)))
-        rule = (lambda *_: moments[:1], two_point, three_point)[len(past) - 1]
-        weights = rule(moments, [node.lam for node in (s, *past)], self.variant)
-        return one._replace(weights=weights, noise=self.s_noise * one.noise)
+        keep, moments, noise = (self._data if self.quantity == "x0" else self._noise)(past[0], s)
+        steps = [after.lam - before.lam for after, before in pairwise((s, *past))]  # h, h_before, the one before that
+        rule = (lambda *_: (moments.constant,), two_point, three_point)[len(past) - 1]
+        return Row(keep, rule(moments, steps, self.variant), self.s_noise * noise)
 
     def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
         return adams(problem, s, t, nodes, self.quantity, "lam", self.eta)
 
-    def _moment(self, t: Node, s: Node, k: int) -> float:
-        """The kernel's integral against (u / h)^k / k!, u = lam - lam_t."""
-        rate, h = 1 + self.eta**2, s.lam - t.lam
-        if self.quantity == "x0":
-            return (phi2, phi3)[k - 1](rate * h)
-        u, w = GAUSS
-        return -rate * h * t.ratio * float((w * np.exp(-h * u)) @ u**k) / math.factorial(k)
+    def _data(self, t: Node, s: Node) -> tuple[float, Moments, float]:
+        """keep, moments and noise of x0: arXiv:2211.01095, algorithm 2, and with eta = 1 its eq. 18, in x / alpha."""
+        h, extra = s.lam - t.lam, self.eta**2
+        keep = s.ratio / t.ratio * math.exp(-extra * h)  # sigma_s / sigma_t, once x / alpha is undone
+        grown = (1 + extra) * h
+        noise = s.ratio * math.sqrt(max(0.0, -math.expm1(-2 * extra * h)))
+        return keep, Moments(-math.expm1(-grown), phi2(grown), phi3(grown)), noise
+
+    def _noise(self, t: Node, s: Node) -> tuple[float, Moments, float]:
+        """keep, moments and noise of eps: arXiv:2206.00927, eq. 3.4, with the terms in 1 + eta^2 on the SDE."""
+        h, extra = s.lam - t.lam, self.eta**2
+        constant = -(1 + extra) * s.ratio * math.expm1(h)
+        points, weights = GAUSS
+        linear, quadratic = (
+            -(1 + extra) * h * t.ratio * float((weights * np.exp(-h * points)) @ points**k) / k for k in (1, 2)
+        )
+        noise = self.eta * math.sqrt(max(0.0, (t.ratio - s.ratio) * (t.ratio + s.ratio)))
+        return 1.0, Moments(constant, linear, quadratic), noise
 
 
-def two_point(moments: Sequence[float], lams: Sequence[float], variant: str) -> Sequence[float]:
-    """Weights of (q, q_1): m0 q + w (q - q_1) h / h_1, w the line's moment m1 or, as most releases have it, m0 / 2."""
-    s, t, before = lams
-    weight = (moments[1] if variant in ("exact", "heun") else moments[0] / 2) * (s - t) / (t - before)
-    return moments[0] + weight, -weight
+def two_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequence[float]:
+    """Weights of (q, q_before): m0 q + m1 (q - q_before) / r, r = h_before / h (``heun``, ``exact``).
+
+    ``midpoint``, as most releases, has m0 / 2 for m1, so m0 D with D = (1 + 1 / (2 r)) q - 1 / (2 r) q_before: the D of
+    arXiv:2211.01095, algorithm 2.
+    """
+    h, h_before = steps
+    r = h_before / h
+    slope = moments.linear if variant in ("heun", "exact") else moments.constant / 2
+    return moments.constant + slope / r, -slope / r
 
 
-def three_point(moments: Sequence[float], lams: Sequence[float], variant: str) -> Sequence[float]:
+def three_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequence[float]:
     """Weights of (q, q_1, q_2): m0 q + m1 D1 + m2 D2, D1 and D2 the parabola's derivatives times h and h^2.
 
     D2 is twice the second divided difference. ``released`` leaves the 2 out: order 2. ``flipped`` has, besides, the
     constant 1/2 of m2 with the wrong sign: order 1. Both are in wide use.
     """
-    s, t, before, earlier = lams
-    r0, r1 = (t - before) / (s - t), (before - earlier) / (s - t)
+    h, h_before, h_earlier = steps
+    r0, r1 = h_before / h, h_earlier / h
     # a = (q - q_1) / r0, b = (q_1 - q_2) / r1; D1 = a + (a - b) r0 / (r0 + r1), D2 = 2 (a - b) / (r0 + r1)
-    second = {"exact": 2 * moments[2], "released": moments[2], "flipped": moments[2] - 1}[variant]
-    bend = (moments[1] * r0 + second) / (r0 + r1)
-    a, b = moments[1] + bend, -bend
-    return moments[0] + a / r0, -a / r0 + b / r1, -b / r1
+    m2 = moments.quadratic
+    second = {"exact": 2 * m2, "released": m2, "flipped": m2 - 1}[variant]
+    bend = (moments.linear * r0 + second) / (r0 + r1)
+    a, b = moments.linear + bend, -bend
+    return moments.constant + a / r0, -a / r0 + b / r1, -b / r1
 
 
 @solvers.register(
@@ -122,8 +147,8 @@ class DPMpp3M(Exponential):
     depth: ClassVar[int] = 3
 
     @property
-    def full_order(self) -> float:
-        return 2 if self.variant == "released" else super().full_order
+    def ceiling(self) -> float:
+        return 2 if self.variant == "released" else super().ceiling
 
 
 @solvers.register(
@@ -144,8 +169,8 @@ class DPMpp3M(Exponential):
 class DPMpp2MSDE(Exponential):
     """SDE-DPM-Solver++(2M): dpmpp_2m on the reverse SDE, of order 2 in the covariance."""
 
-    eta: float = 1.0
-    s_noise: float = 1.0
+    eta: NonNegative = 1.0
+    s_noise: NonNegative = 1.0
     variant: Literal["midpoint", "heun"] = "midpoint"
     lower_order_final: bool = False
     depth: ClassVar[int] = 2
@@ -169,15 +194,19 @@ class DPMpp3MSDE(Exponential):
     ``released`` halves the second difference; ``flipped`` has a sign wrong besides, as one library ships it: order 1.
     """
 
-    eta: float = 1.0
-    s_noise: float = 1.0
+    eta: NonNegative = 1.0
+    s_noise: NonNegative = 1.0
     variant: Literal["exact", "released", "flipped"] = "exact"
     start: Literal["lower"] = "lower"
     lower_order_final: bool = False
     depth: ClassVar[int] = 3
 
     @property
-    def full_order(self) -> float:
+    def nominal_order(self) -> float:
+        return 2
+
+    @property
+    def ceiling(self) -> float:
         return 1 if self.variant == "flipped" else 2
 
 
@@ -193,7 +222,7 @@ class DPMpp3MSDE(Exponential):
 class DPMSolver2M(Exponential):
     """DPM-Solver-2 as a multistep method: two predictions of eps, interpolated linearly in lam."""
 
-    eta: float = 0.0
+    eta: NonNegative = 0.0
     variant: Literal["midpoint", "heun"] = "midpoint"
     lower_order_final: bool = False
     depth: ClassVar[int] = 2
@@ -214,7 +243,7 @@ class DPMSolver2M(Exponential):
 class DPMSolver3M(Exponential):
     """DPM-Solver-3 as a multistep method: three predictions of eps, interpolated by a parabola in lam."""
 
-    eta: float = 0.0
+    eta: NonNegative = 0.0
     variant: Literal["exact", "released"] = "exact"
     start: Start = "corrector"
     lower_order_final: bool = False
@@ -222,5 +251,5 @@ class DPMSolver3M(Exponential):
     quantity: ClassVar[Quantity] = "eps"  # type: ignore[misc]
 
     @property
-    def full_order(self) -> float:
-        return 2 if self.variant == "released" or self.stochastic else super().full_order
+    def ceiling(self) -> float:
+        return 2 if self.variant == "released" or self.stochastic else super().ceiling

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from .coefficients import phi1, phi2, phi3
 from .errors import InputError
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .node import Node, Prediction
+from .problem import Problem
+from .ranges import NonNegative
+from .types import Noise, Solver, Step, solvers
 
 Kind = Literal["x0", "eps"]
 Variant = Literal["dpmsolver", "taylor"]
@@ -115,7 +118,7 @@ class ExponentialRungeKutta(Solver):
     mode: str = "singlestep"
     variant: str = "dpmsolver"
     lower_order_final: bool = False
-    eta: float = 0.0
+    eta: NonNegative = 0.0
 
     def scheme(self) -> Scheme:
         """The method's numbers."""
@@ -130,13 +133,25 @@ class ExponentialRungeKutta(Solver):
         return 1 if self.mode == "grid" else 1 + len(self.scheme().fractions)
 
     @property
-    def declared_order(self) -> float:
-        return min(self.order, 1 if self.stochastic else 2) if self.mode == "grid" else self.order
+    def nominal_order(self) -> float:
+        return float(solvers.info_of(self).order or 0)
+
+    @property
+    def order(self) -> float:
+        return min(self.nominal_order, 1 if self.stochastic else 2) if self.mode == "grid" else self.nominal_order
+
+    @property
+    def restartable(self) -> bool:
+        return self.mode != "grid"
+
+    @property
+    def plans_grid(self) -> bool:
+        return self.mode == "grid"
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Group | None:
         if self.mode != "grid":
             return None
-        cut = self.lower_order_final or nodes[-1].sigma == 0
+        cut = self.lower_order_final or nodes[-1].clean
         return Group(orders(1 + len(self.scheme().fractions), len(nodes) - 1, cut))
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
@@ -200,18 +215,16 @@ def orders(order: int, intervals: int, lower_order_final: bool) -> tuple[int, ..
     return (*range(1, order + 1),) * whole + (*range(1, rest + 1),)
 
 
-def check_options(solver: Solver, fractions: Sequence[str] = (), ordered: bool = False) -> None:
-    """Raises InputError where an option does not fit: stages outside (0, 1], a negative eta or s_noise."""
-    name = solvers.info_of(solver).name
-    values = [getattr(solver, option) for option in fractions]
-    for option, value in zip(fractions, values, strict=True):
-        if not 0 < value <= 1:
-            raise InputError(f"{name}: {option} must lie in (0, 1], got {value:g}")
-    if ordered and not values[0] < values[1]:
-        raise InputError(f"{name}: {fractions[0]} must be less than {fractions[1]}, got {values[0]:g}, {values[1]:g}")
-    for option in ("eta", "s_noise"):
-        if not 0 <= getattr(solver, option, 0.0) < math.inf:
-            raise InputError(f"{name}: {option} must be finite and at least 0, got {getattr(solver, option):g}")
+def check_ordered(solver: Solver, first: str, second: str) -> None:
+    """Refuses stages that are not in the order of their names.
+
+    Raises:
+        InputError: names both options and their values.
+    """
+    low, high = getattr(solver, first), getattr(solver, second)
+    if not low < high:
+        name = solvers.info_of(solver).name
+        raise InputError(f"{name}: {first} must be less than {second}, got {low:g}, {high:g}")
 
 
 def one_stage(kind: Kind, **options: Any) -> Scheme:

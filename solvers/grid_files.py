@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .grids import Explicit, Grid, Schedule, grids
-from .types import Node
+from .grids import Grid, grids
+from .node import Node
+from .rules import Explicit
+from .schedule import Schedule
 
 FORMAT, VERSION = "scoresde-grid", 1
 
@@ -90,6 +92,7 @@ class FileGrid(Grid):
     path: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.path:
             raise InputError("file takes the path of a grid: file:PATH")
         _ = self.listed  # so that what is wrong with the file is told at once
@@ -110,7 +113,7 @@ class FileGrid(Grid):
         return count
 
     def nodes(
-        self, schedule: Schedule, steps: int | None, t_min: float | None = None, t_max: float | None = None
+        self, schedule: Schedule | Any, steps: int | None, t_min: float | None = None, t_max: float | None = None
     ) -> tuple[Node, ...]:
         self.intervals(steps)
         try:

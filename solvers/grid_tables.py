@@ -6,12 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
-from .errors import InputError, unknown
-from .grids import End, Schedule, grids
+from .errors import InputError
+from .grids import End, grids
+from .ranges import Choice
+from .schedule import Schedule
 from .sigma_grids import RatioGrid, time_of
 
 # Sabour et al. 2024 (arXiv:2404.14507), the ten-step tables that its authors published; the last level is the least
@@ -84,11 +86,7 @@ class TableGrid(RatioGrid):
 class AYS(TableGrid):
     """Align Your Steps: noise levels tuned to a model by its authors; sigma = 0 in the place of the last level."""
 
-    model: str = "sd15"
-
-    def __post_init__(self) -> None:
-        if self.model not in AYS_TABLES:
-            raise unknown("model of ays", self.model, AYS_TABLES)
+    model: Annotated[str, Choice(AYS_TABLES)] = "sd15"
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -105,11 +103,7 @@ class GITS(TableGrid):
     """GITS: noise levels that fit the shape of a model's trajectories, found by its authors; ends at t_min."""
 
     end: End = field(default="t_min", kw_only=True)
-    model: str = "cifar10"
-
-    def __post_init__(self) -> None:
-        if self.model not in GITS_TABLES:
-            raise unknown("model of gits", self.model, GITS_TABLES)
+    model: Annotated[str, Choice(GITS_TABLES)] = "cifar10"
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -128,6 +122,7 @@ class Resampled(TableGrid):
     table: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         ordered = all(a > b for a, b in pairwise(self.table))
         if len(self.table) < 2 or not ordered or not (self.table[-1] > 0 and self.table[0] < math.inf):
             raise InputError("resampled: table takes at least two noise levels, finite, positive, greatest first")

@@ -1,6 +1,6 @@
-"""What other programs call the solvers and grids that we have: data, read by ``names`` and the registry.
+"""What other programs call the solvers and grids that we have: data, which ``names`` hands to the registries.
 
-Keys are normalised (``names.normalise``); values are specs, options by name, so a label may stand for a name with
+Keys are normalised (``normalise``); values are specs, options by name, so a label may stand for a name with
 options. A registered name or alias goes before them.
 """
 

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .types import Corrector, Node, Noise, Problem, correctors
+from .node import Node
+from .problem import NoDensity, Problem
+from .ranges import AnyPositive, Inside, Positive, Share
+from .types import Corrector, Noise, correctors
 
 
 def row_norm(x: Tensor) -> Tensor:
@@ -39,11 +42,7 @@ class Langevin(Corrector):
     A sample whose score is zero stays where it is: the rule has no step for it.
     """
 
-    snr: float = 0.16
-
-    def __post_init__(self) -> None:
-        if not self.snr > 0:
-            raise InputError(f"langevin: snr must be positive, got {self.snr:g}")
+    snr: AnyPositive = 0.16
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
         return (1 + self.snr**2) * variance
@@ -71,11 +70,7 @@ class AnnealedLangevin(Corrector):
     chain's last step, which is 1 up to the step's size.)
     """
 
-    snr: float = 0.16
-
-    def __post_init__(self) -> None:
-        if not 0 < self.snr < 1:
-            raise InputError(f"annealed_langevin: snr must lie in (0, 1), got {self.snr:g}")
+    snr: Inside = 0.16
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
         return variance / (1 - (self.snr * node.sigma) ** 2 / variance)
@@ -98,11 +93,7 @@ class NoiseRenewal(Corrector):
     fraction delta (1 - q) / 4 or so. Raises InputError unless 0 < delta <= 1.
     """
 
-    delta: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 < self.delta <= 1:
-            raise InputError(f"noise_renewal: delta must lie in (0, 1], got {self.delta:g}")
+    delta: Share = 0.01
 
     @property
     def _kept(self) -> float:
@@ -136,14 +127,9 @@ class MALA(Corrector):
     d is the size of a sample.
     """
 
-    step: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.step < math.inf:
-            raise InputError(f"mala: step must be positive, got {self.step:g}")
+    step: Positive = 0.5
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
-        log_prob = _log_prob(problem)
         size = self.step * node.sigma**2 / x[0].numel() ** (1 / 3) if len(x) else 1.0
 
         def mean(x: Tensor) -> Tensor:
@@ -155,24 +141,11 @@ class MALA(Corrector):
 
         there = mean(x)
         proposal = there + math.sqrt(2 * size) * noise(node, node)
-        gain = widened(log_prob(proposal, node)) - widened(log_prob(x, node))
+        try:
+            gain = widened(problem.log_prob(proposal, node)) - widened(problem.log_prob(x, node))
+        except NoDensity as error:
+            raise InputError(f"mala needs the target's density: {error}; langevin needs only the score") from None
         gain = gain + log_kernel(x, mean(proposal)) - log_kernel(proposal, there)
         # log of a uniform number, from the first component of a normal draw of the sample's own
         accepted = torch.special.log_ndtr(widened(noise(node, node).flatten(1)[:, 0])) < gain
         return torch.where(accepted.to(x.device).view(-1, *(1,) * (x.ndim - 1)), proposal, x)
-
-
-def _log_prob(problem: Any) -> Any:
-    """The density of a problem, or of the one it wraps as ``problem``.
-
-    Raises:
-        InputError: there is none.
-    """
-    inner = problem
-    while inner is not None:
-        if (log_prob := getattr(inner, "log_prob", None)) is not None:
-            return log_prob
-        named, inner = inner, getattr(inner, "problem", None)
-    name = type(named).__name__
-    name = "this problem" if name.startswith("_") else name
-    raise InputError(f"mala needs the target's density: {name} has no log_prob(x, node); langevin needs only the score")

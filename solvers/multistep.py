@@ -15,12 +15,13 @@ import numpy as np
 from torch import Tensor
 
 from .coefficients import GAUSS, lagrange
-from .errors import InputError
+from .node import Node, Prediction
+from .outputs import Quantity, quantity
+from .problem import Problem
 from .singlestep import DPMpp2S, DPMpp3S
-from .types import Node, Noise, Prediction, Problem, Solver, Step
+from .types import Noise, Solver, Step
 
 Start = Literal["lower", "corrector", "runge_kutta"]
-Quantity = Literal["x0", "eps", "v", "velocity"]
 Coordinate = Literal["lam", "ratio", "t", "flow", "angle"]
 
 
@@ -65,8 +66,8 @@ class Multistep(Solver):
         return self.depth
 
     @property
-    def start_order(self) -> int:
-        """The order of the one-step method of ``start="runge_kutta"``."""
+    def start_stages(self) -> int:
+        """How many stages the one-step method of ``start="runge_kutta"`` has, at least: it has two or three."""
         return self.depth - 1
 
     @property
@@ -75,18 +76,22 @@ class Multistep(Solver):
         return False
 
     @property
-    def own_order(self) -> float:
-        """The order from exact starting values."""
-        return self.order
+    def nominal_order(self) -> float:
+        return float(self.depth)
 
     @property
-    def declared_order(self) -> float:
-        return min(self.full_order, 2) if self.lower_order_final else self.full_order  # the last step is Euler's
+    def ceiling(self) -> float:
+        """What the start lets the order be at most."""
+        return {"lower": 2, "corrector": 3, "runge_kutta": 4}[self.start]
 
     @property
-    def full_order(self) -> float:
-        """The order without ``lower_order_final``."""
-        return min(self.depth, {"lower": 2, "corrector": 3, "runge_kutta": 4}[self.start])
+    def order(self) -> float:
+        reached = min(self.nominal_order, self.ceiling)
+        return min(reached, 2) if self.lower_order_final else reached  # the last step is Euler's
+
+    @property
+    def restartable(self) -> bool:
+        return False
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         """The step to s from past[0] with the predictions at ``past``, newest first."""
@@ -115,7 +120,7 @@ class Multistep(Solver):
             if self.evaluate_again:
                 past = ((t, quantity(problem.predict(x, t), t, self.quantity)), *carry.past)
         if self.start == "runge_kutta" and len(past) < self.depth - 1:
-            moved = _one_step(self.start_order, problem, x, t, s, prediction)
+            moved = _one_step(self.start_stages, problem, x, t, s, prediction)
             return Step(moved, Memory(past, (), carry.remaining - 1))
         used = past[: min(self.depth, carry.remaining) if self.lower_order_final else self.depth]
         row = self.row(problem, s, [node for node, _ in used])
@@ -144,21 +149,9 @@ class Multistep(Solver):
         return x
 
 
-def _one_step(order: int, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
+def _one_step(stages: int, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
     """A step of DPM-Solver++ 2S or 3S whose first prediction has been made."""
-    return (DPMpp2S() if order == 2 else DPMpp3S()).advance(problem, x, t, s, first)
-
-
-def quantity(prediction: Prediction, node: Node, name: Quantity) -> Tensor:
-    """What a method interpolates (B, *): x0, eps, v of the angle, or the velocity eps - x0 of the straight line."""
-    if name == "x0":
-        return prediction.x0
-    if name == "eps":
-        return prediction.eps
-    if name == "velocity":
-        return prediction.eps - prediction.x0
-    scale = math.hypot(1, node.ratio)
-    return (1 / scale) * prediction.eps - (node.ratio / scale) * prediction.x0
+    return (DPMpp2S() if stages == 2 else DPMpp3S()).advance(problem, x, t, s, first)
 
 
 def place(node: Node, coordinate: Coordinate) -> float:
@@ -205,13 +198,3 @@ def adams(
         scale = math.hypot(1, s.ratio)
         keep, density = scale / math.hypot(1, t.ratio), -scale * r / (1 + r**2)
     return Row(keep, lagrange(at, points, h * GAUSS[1] * density), noise)
-
-
-def check_order(name: str, order: int, largest: int, least: int = 1) -> None:
-    """Refuses an order that a method does not have.
-
-    Raises:
-        InputError: the order is not one of ``least`` to ``largest``.
-    """
-    if not least <= order <= largest:
-        raise InputError(f"{name}: order must be one of {least} to {largest}, got {order}")

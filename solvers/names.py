@@ -1,4 +1,4 @@
-"""What people type, turned into canonical names."""
+"""Labels of other programs that name a solver and a grid in one, and the labels handed to the registries."""
 
 from __future__ import annotations
 
@@ -6,40 +6,14 @@ import logging
 import re
 
 from . import diffusers_labels, labels
+from .errors import InputError
+from .grids import grids
+from .normalise import normalise
+from .types import solvers
 
 log = logging.getLogger("solvers")
 _told: set[str] = set()  # each label is logged once
-
-
-def normalise(name: str) -> str:
-    """A label as a name: lower case, ``++`` as ``pp``, words joined by ``_``, prefixes dropped, ``_a`` spelled out.
-
-    >>> [normalise(n) for n in ("DPM++ 2M", "Euler a", "sample_heun", "k_lms", "HeunDiscreteScheduler")]
-    ['dpmpp_2m', 'euler_ancestral', 'heun', 'lms', 'heundiscretescheduler']
-    """
-    text = re.sub(r"[\s\-.]+", "_", name.strip().replace("++", "pp").lower())
-    text = re.sub(r"^(sample_|k_)", "", text)
-    text = re.sub(r"_gpu$", "", text)
-    return re.sub(r"_a$", "_ancestral", text)
-
-
 _CLASSES = {normalise(name): name for name in diffusers_labels.CLASSES}
-
-
-def meaning(kind: str, name: str) -> str | None:
-    """The spec that a normalised label of another program stands for.
-
-    >>> meaning("solver", "dpmpp_2m_sde_heun"), meaning("grid", "normal"), meaning("solver", "mine")
-    ('dpmpp_2m_sde(variant=heun)', 'uniform(end=zero)', None)
-    """
-    if kind == "solver":
-        return diffusers_labels.CLASSES[_CLASSES[name]] if name in _CLASSES else labels.SOLVERS.get(name)
-    return labels.GRIDS.get(name) if kind == "grid" else None
-
-
-def known(kind: str) -> list[str]:
-    """The normalised labels that ``meaning`` knows."""
-    return [*labels.SOLVERS, *_CLASSES] if kind == "solver" else [*labels.GRIDS] if kind == "grid" else []
 
 
 def read(label: str) -> tuple[str, str | None]:
@@ -47,8 +21,6 @@ def read(label: str) -> tuple[str, str | None]:
 
     A registered solver's name is never taken apart, nor is a label that stands for a solver as a whole.
     """
-    from .types import solvers
-
     head, paren, tail = label.partition("(")
     if ":" in head or solvers.knows(head):
         if paren and normalise(head) in _CLASSES and tail.rstrip().endswith(")"):
@@ -61,6 +33,22 @@ def read(label: str) -> tuple[str, str | None]:
             rest = re.sub(rf"([\s_\-]+[^\s_\-]+){{{count}}}[\s_\-]*$", "", head)
             return rest + paren + tail, labels.SUFFIXES[suffix]
     return label, None
+
+
+def _solver_alone(label: str) -> str:
+    """The solver's part of a label that names no grid.
+
+    Raises:
+        InputError: it names one.
+    """
+    typed, grid = read(label)
+    if grid is not None:
+        raise InputError(f"{label!r} is a solver and a grid: give {solvers.read(typed)} and {grid}")
+    return typed
+
+
+solvers.add_labels(labels.SOLVERS | diffusers_labels.CLASSES, read=_solver_alone)
+grids.add_labels(labels.GRIDS)
 
 
 def resolve(label: str) -> tuple[str, str | None]:
@@ -77,9 +65,6 @@ def resolve(label: str) -> tuple[str, str | None]:
     Raises:
         InputError: no such solver; the message holds the nearest matches.
     """
-    from .grids import grids
-    from .types import solvers
-
     typed, named = read(label)
     spec, grid = str(solvers.read(typed)), None if named is None else str(grids.read(named))
     if grid is not None or spec != label:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .types import Node, Rows
+from .node import Node, Rows
+from .types import NoiseSource
 
 # a CPU generator's state: its seed, its place and whether it is seeded (24 bytes), then the Mersenne Twister's words,
 # 8 bytes each
@@ -37,7 +38,7 @@ def _checked(seed: int) -> int:
     return int(seed)
 
 
-class SeededNoise:
+class SeededNoise(NoiseSource):
     """One stream of normal numbers per sample, drawn on the CPU in float64.
 
     The numbers are the same on every device, and up to rounding in every dtype.

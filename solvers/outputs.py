@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
 
 from .errors import InputError, unknown
-from .types import Node, Prediction
+from .node import Node, Prediction
+
+Quantity = Literal["x0", "eps", "v", "velocity"]
+"""What a method interpolates."""
 
 # (output, x, node, sigma_data) -> (x0, eps), with node's numbers ready to multiply x
 Convert = Callable[[Any, Any, Any, float], tuple[Any, Any]]
@@ -101,3 +106,15 @@ class Output(NamedTuple):
         if abs(node.alpha * b) >= abs(node.sigma * d):
             return (1 / b) * prediction.x0 - (a / b) * x
         return (1 / d) * prediction.eps - (c / d) * x
+
+
+def quantity(prediction: Prediction, node: Node, name: Quantity) -> Tensor:
+    """What a method interpolates (B, *): x0, eps, v of the angle, or the velocity eps - x0 of the straight line."""
+    if name == "x0":
+        return prediction.x0
+    if name == "eps":
+        return prediction.eps
+    if name == "velocity":
+        return prediction.eps - prediction.x0
+    scale = math.hypot(1, node.ratio)
+    return (1 / scale) * prediction.eps - (node.ratio / scale) * prediction.x0

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from .ancestral import DDIM
-from .compose import require
-from .errors import InputError, positive_integer
 from .langevin import widened
-from .loop import select
-from .types import Node, Noise, Prediction, Problem, Rows, Solver, Step, solvers
+from .node import Node, Prediction, Rows
+from .problem import Problem, ProblemWrapper
+from .ranges import Count, NonNegative
+from .types import Noise, Solver, Step, solvers
+from .wrapper import Wrapper, require
 
 Draws = tuple[Tensor, ...]
 
@@ -28,17 +29,12 @@ class _Ask(Exception):
         self.x, self.node = x, node
 
 
-class _Replay:
+class _Replay(ProblemWrapper):
     """A problem that answers a step with the predictions made so far, and asks for the next; and its noise again."""
 
     def __init__(self, problem: Problem, answers: Sequence[Prediction], draws: Sequence[Tensor]) -> None:
-        self.problem, self.answers, self.draws = problem, iter(answers), iter(draws)
-
-    def node(self, t: float) -> Node:
-        return self.problem.node(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        return self.problem.node_of_lam(lam)
+        super().__init__(problem)
+        self.answers, self.draws = iter(answers), iter(draws)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         try:
@@ -50,18 +46,13 @@ class _Replay:
         return next(self.draws)
 
 
-class _Tape:
+class _Tape(ProblemWrapper):
     """A problem that predicts nothing and a noise source that keeps what it gives: what one step draws, in order."""
 
     def __init__(self, problem: Problem, noise: Noise) -> None:
-        self.problem, self.noise = problem, noise
+        super().__init__(problem)
+        self.noise = noise
         self.draws: list[Tensor] = []
-
-    def node(self, t: float) -> Node:
-        return self.problem.node(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        return self.problem.node_of_lam(lam)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         return Prediction(0.0 * x, 0.0 * x, 0.0 * x)
@@ -106,7 +97,7 @@ class _Window:
     note="saves time and not evaluations: a Solution's calls are fewer than its steps, its nfe more",
 )
 @dataclass(frozen=True)
-class Picard(Solver):
+class Picard(Wrapper):
     """Parallel sampling: a window of steps is evaluated in one call of the model, and swept until it agrees.
 
     With Phi_l the solver's step from node l and y = x / alpha, a sweep sets
@@ -127,41 +118,34 @@ class Picard(Solver):
     """
 
     solver: Solver = dataclasses.field(default=DDIM())
-    window: int = 20
-    tolerance: float = 0.0
-    sweeps: int | None = None
+    window: Count = 20
+    tolerance: NonNegative = 0.0
+    sweeps: Count | None = None
 
     def __post_init__(self) -> None:
-        positive_integer("picard: window", self.window)
-        if not 0 <= self.tolerance < math.inf:
-            raise InputError(f"picard: tolerance must be at least 0, got {self.tolerance:g}")
-        if self.sweeps is not None:
-            positive_integer("picard: sweeps", self.sweeps)
-        require("picard", self.solver, alone=True)
-
-    @property
-    def order(self) -> float:
-        return self.solver.declared_order
+        super().__post_init__()
+        require("picard", self.solver, restartable=True)
 
     @property
     def nonlinear(self) -> str:
-        return super().nonlinear if self.sweeps is None else self.solver.nonlinear
+        return solvers.info_of(self).nonlinear if self.sweeps is None else self.solver.nonlinear
 
     @property
     def parallel(self) -> bool:
         return True
 
     @property
-    def stochastic(self) -> bool:
-        return self.solver.stochastic
+    def restartable(self) -> bool:
+        return False
+
+    @property
+    def plans_grid(self) -> bool:
+        return True
 
     @property
     def evaluations(self) -> int:
         """The most that a step can take, a sweep of the whole window; fewer are taken the sooner the sweeps agree."""
         return self.window * self.solver.evaluations
-
-    def limit_variance(self, variance: Any, node: Node) -> Any:
-        return self.solver.limit_variance(variance, node)
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         start = torch.zeros(len(x), dtype=torch.long)
@@ -169,9 +153,6 @@ class Picard(Solver):
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         i = carry.index
-        if x is not carry.points[i]:  # a hook replaced it
-            here = torch.full_like(carry.reached, i)
-            carry = dataclasses.replace(carry, points={i: x}, reached=here, guessed=here)
         if len(x) and int(carry.reached.min()) <= i:
             extended = self._extend(problem, carry, noise)
             carry = self._sweep(problem, extended) if self.sweeps is None else self._sweep_often(problem, extended)
@@ -184,10 +165,14 @@ class Picard(Solver):
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         return self.step(problem, x, t, s, carry, noise)
 
+    def replaced(self, carry: Any, x: Tensor) -> Any:
+        here = torch.full_like(carry.reached, carry.index)  # what was guessed behind x is dropped
+        return dataclasses.replace(carry, points={carry.index: x}, reached=here, guessed=here)
+
     def _advance(self, window: _Window, j: int, problem: Any, x: Tensor) -> Tensor:
         """The solver's step from node j; ``problem`` is its noise too."""
         t, s = window.nodes[j : j + 2]
-        take = self.solver.step if s.sigma > 0 else self.solver.to_data
+        take = self.solver.to_data if s.clean else self.solver.step
         return take(problem, x, t, s, window.carry, problem).x
 
     def _ends(self, window: _Window) -> Tensor:
@@ -286,7 +271,7 @@ def _together(problem: Problem, asked: Sequence[tuple[Rows, Tensor, Node]]) -> l
     places = torch.arange(max(each))
     rows = torch.cat([places[chosen] if isinstance(chosen, slice) else chosen for chosen, _, _ in asked])
     nodes = Node.stack([node for (_, _, node), n in zip(asked, each, strict=True) for _ in range(n)])
-    prediction = select(problem, rows).predict(torch.cat([x for _, x, _ in asked]), nodes)
+    prediction = problem.select(rows).predict(torch.cat([x for _, x, _ in asked]), nodes)
     x0, eps = torch.split(prediction.x0, each), torch.split(prediction.eps, each)
     nu = [None] * len(each) if prediction.nu is None else torch.split(prediction.nu, each)
     return [Prediction(*parts) for parts in zip(x0, eps, nu, strict=True)]

@@ -6,7 +6,7 @@ programs of solvers.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,8 +18,10 @@ from . import program_format
 from .errors import InputError
 from .instructions import Combine, Draw, Evaluate, Instruction, State, reads
 from .loop import Hook, Solution
+from .node import Node, Prediction
 from .outputs import Output
-from .types import Node, Noise, Prediction, Problem
+from .problem import Problem, as_problem
+from .types import Noise
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Program:
             InputError: noise is missing.
         """
         steps = self._advance(x, noise, bool(hooks), not torch.is_grad_enabled())
-        ask = asker(self.output, problem)
+        ask = asker(self.output, as_problem(problem))
         answer: Any = None
         try:
             while True:
@@ -172,7 +174,6 @@ class Program:
 
     def to_json(self) -> str:
         """The program as text, see docs/program_format.md; ``from_json`` gives an equal one back."""
-
         return program_format.write(self)
 
     @staticmethod
@@ -182,77 +183,138 @@ class Program:
         Raises:
             InputError: the text is not a program, or of a version that is not known here.
         """
-        return program_format.read(text)
+        return Program(*program_format.read(text))
 
     def __str__(self) -> str:
         return f"{self.solver}: {len(self.states)} steps, {self.nfe} NFE, {self.output.name}"
 
-    def _advance(
-        self, x: Tensor, noise: Noise | None, shown: bool, in_place: bool
-    ) -> Generator[Request | Shown, Any, Tensor]:
-        """The one interpreter: yields a Request and is sent the output, an Answer or a Prediction; yields Shown after
-        every step where ``shown``, and is sent the state to go on with, or None."""
-        if noise is None and self.stochastic:
-            raise InputError(f"{self.solver} draws noise: give it a noise source")
-        # dtype is that of every register, whatever the model, the noise and the hooks come with; 16 bits are too few to
-        # sum in, and some kernels round them otherwise at the end of a row than within
-        outer, dtype = x.dtype, torch.float32 if x.dtype.itemsize < 4 else x.dtype
-        narrow = outer != dtype
-        values: dict[int, Any] = {0: x.to(dtype)}
-        mine: set[int] = set()  # registers in tensors that nobody else holds
-        free: list[Tensor] = []
-        ends = {state.register: state.node for state in self.states} if shown else {}
-        nodes = self.nodes
-        for k, (instruction, dying) in enumerate(zip(self._ordered, self.last_use, strict=True), 1):
+    def rows(
+        self, registers: Registers, step: int, noise: Noise | None, in_place: bool = False
+    ) -> Generator[Request, Any, None]:
+        """Executes the rows of one step: the one interpreter of instructions.
+
+        Yields a ``Request`` where the model is to be asked, and is sent the output (B, *), a Prediction or an Answer.
+
+        Args:
+            registers: what the steps before have left; the step's values are added, those read for the last time leave.
+            step: the number of the step.
+            noise: needed where the program draws.
+            in_place: write over registers that nobody else holds.
+        """
+        first = self.states[step - 1].register if step else 0
+        last = self.states[step].register
+        values, nodes = registers.values, self.nodes
+        for k in range(first + 1, last + 1):
+            instruction, dying = self._ordered[k - 1], self.last_use[k - 1]
             if isinstance(instruction, Combine):
-                (first, c), *rest = instruction.terms
-                if not in_place:
-                    value = values[first] * c
-                    for register, c in rest:  # the same bits as in place
-                        value = value.add(values[register], alpha=c)
-                else:
-                    if first in mine and first in dying:
-                        value = values[first]
-                        mine.discard(first)
-                        if c != 1.0:
-                            value.mul_(c)
-                    else:
-                        fits = free and free[-1].shape == values[first].shape
-                        value = torch.mul(values[first], c, out=free.pop()) if fits else values[first] * c
-                    mine.add(k)
-                    for register, c in rest:
-                        value.add_(values[register], alpha=c)
+                value = registers.sum(instruction.terms, dying, in_place)
+                if in_place:
+                    registers.mine.add(k)
             elif isinstance(instruction, Evaluate):
-                register = instruction.x
-                state, node = values[register], nodes[instruction.node]
-                value = yield Request(state.to(outer) if narrow else state, node)
+                register, node = instruction.x, nodes[instruction.node]
+                value = yield Request(registers.outwards(values[register]), node)
                 if type(value) is Answer:
                     if value.x is not None:
-                        values[register] = state = value.x.to(dtype)
-                        mine.discard(register)
+                        values[register] = registers.inwards(value.x)
+                        registers.mine.discard(register)
                     value = value.output
+                state = values[register]
                 if type(value) is Prediction:
                     value = self.output.of(value, state, node)
-                if value.dtype != dtype:
-                    value = value.to(dtype)
-                elif register in mine and shares(value, state):
+                value = registers.inwards(value)
+                if register in registers.mine and shares(value, state):
                     value = value.clone()  # a model that answers with its input
             else:
                 assert noise is not None
-                value = noise(nodes[instruction.t], nodes[instruction.s]).to(dtype)
+                value = registers.inwards(noise(nodes[instruction.t], nodes[instruction.s]))
             values[k] = value
-            if k in ends:
-                replaced = yield Shown(value.to(outer) if narrow else value, nodes[ends[k]])
+            registers.release(dying, keep=last)
+
+    def _advance(
+        self, x: Tensor, noise: Noise | None, shown: bool, in_place: bool
+    ) -> Generator[Request | Shown, Any, Tensor]:
+        """Every step: yields a Request and is sent the output, an Answer or a Prediction; yields Shown after every step
+        where ``shown``, and is sent the state to go on with, or None."""
+        if noise is None and self.stochastic:
+            raise InputError(f"{self.solver} draws noise: give it a noise source")
+        registers = Registers(x)
+        for step, (register, node) in enumerate(self.states):
+            yield from self.rows(registers, step, noise, in_place)
+            if shown:
+                replaced = yield Shown(registers.outwards(registers.values[register]), self.nodes[node])
                 if replaced is not None:
-                    values[k] = replaced.to(dtype)
-                mine.discard(k)  # somebody may have kept it
-            for register in dying:
-                gone = values.pop(register, None)
-                if register in mine:
-                    mine.discard(register)
-                    free.append(gone)
-        outcome: Tensor = values[self.states[-1].register].to(outer)
+                    registers.values[register] = registers.inwards(replaced)
+                registers.mine.discard(register)  # somebody may have kept it
+        outcome: Tensor = registers.outwards(registers.values[self.states[-1].register])
         return outcome
+
+
+class Registers:
+    """The values of a run that are still to be read.
+
+    All have one dtype, whatever the model, the noise and the hooks come with: that of the start, or float32 for a start
+    of 16 bits, which are too few to sum in, and which some kernels round otherwise at the end of a row than within.
+    Symbolic values, those of a trace, have none.
+
+    Attributes:
+        values: by register.
+        mine: registers in tensors that nobody else holds.
+        free: tensors of registers that were read for the last time.
+    """
+
+    __slots__ = ("dtype", "free", "mine", "outer", "values")
+
+    def __init__(self, x: Any) -> None:
+        self.outer: torch.dtype | None = x.dtype if isinstance(x, Tensor) else None
+        self.dtype = torch.float32 if self.outer is not None and self.outer.itemsize < 4 else self.outer
+        self.values: dict[int, Any] = {0: self.inwards(x)}
+        self.mine: set[int] = set()
+        self.free: list[Tensor] = []
+
+    def inwards(self, value: Any) -> Any:
+        """A value in the registers' dtype."""
+        return value if self.dtype is None or value.dtype == self.dtype else value.to(self.dtype)
+
+    def outwards(self, value: Any) -> Any:
+        """A value in the dtype of the start."""
+        return value if self.outer == self.dtype else value.to(self.outer)
+
+    def copy(self) -> Registers:
+        """The same values, for a step that must leave these as they are."""
+        made = Registers(self.values[next(iter(self.values))])
+        made.outer, made.dtype, made.values = self.outer, self.dtype, dict(self.values)
+        return made
+
+    def sum(self, terms: Sequence[tuple[int, float]], dying: Sequence[int], in_place: bool) -> Any:
+        """The sum of coefficient x register, with the same bits in place and as a new tensor."""
+        (first, c), *rest = terms
+        values = self.values
+        if not in_place:
+            value = values[first] * c
+            for register, c in rest:
+                value = value.add(values[register], alpha=c)
+            return value
+        if first in self.mine and first in dying:
+            value = values[first]
+            self.mine.discard(first)
+            if c != 1.0:
+                value.mul_(c)
+        else:
+            fits = self.free and self.free[-1].shape == values[first].shape
+            value = torch.mul(values[first], c, out=self.free.pop()) if fits else values[first] * c
+        for register, c in rest:
+            value.add_(values[register], alpha=c)
+        return value
+
+    def release(self, dying: Sequence[int], keep: int) -> None:
+        """Drops registers that were read for the last time; their tensors may be written over."""
+        for register in dying:
+            if register == keep:
+                continue
+            gone = self.values.pop(register, None)
+            if register in self.mine:
+                self.mine.discard(register)
+                self.free.append(gone)
 
 
 class Shown(NamedTuple):
@@ -295,8 +357,17 @@ def shares(one: Any, other: Any) -> bool:
     return bool(one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr())
 
 
-def asker(output: Output, problem: Problem) -> Any:
-    """(x, node) -> the model's output: its own where it is the program's, else told from its prediction."""
-    if getattr(problem, "output", None) == output:
-        return problem.raw  # type: ignore[attr-defined]
-    return problem.predict
+def asker(output: Output, problem: Problem) -> Callable[[Tensor, Node], Any]:
+    """(x, node) -> the model's output: its own where it is the program's, else a prediction, to be converted."""
+    return problem.raw if problem.output == output else problem.predict
+
+
+def answered(requests: Generator[Request, Any, None], ask: Callable[[Tensor, Node], Any]) -> None:
+    """Answers every request of a generator."""
+    answer: Any = None
+    try:
+        while True:
+            request = requests.send(answer)
+            answer = ask(request.x, request.node)
+    except StopIteration:
+        return

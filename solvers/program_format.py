@@ -5,20 +5,42 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 from .errors import InputError, unknown
 from .instructions import Combine, Draw, Evaluate, Instruction, State
+from .node import Node
 from .outputs import PREDICTS, Output
-from .types import Node
-
-if TYPE_CHECKING:
-    from .program import Program
 
 FORMAT, VERSION = "scoresde-program", 1
 
 
-def write(program: Program, note: str = "") -> str:
+class Parts(NamedTuple):
+    """What a text holds, in the order of ``Program``'s fields."""
+
+    solver: str
+    output: Output
+    nodes: tuple[Node, ...]
+    instructions: tuple[Instruction, ...]
+    states: tuple[State, ...]
+
+
+class HasParts(Protocol):
+    """A program, as far as it is written."""
+
+    @property
+    def solver(self) -> str: ...
+    @property
+    def output(self) -> Output: ...
+    @property
+    def nodes(self) -> tuple[Node, ...]: ...
+    @property
+    def instructions(self) -> tuple[Instruction, ...]: ...
+    @property
+    def states(self) -> tuple[State, ...]: ...
+
+
+def write(program: HasParts, note: str = "") -> str:
     """The text of a program, a node and a row a line.
 
     Args:
@@ -55,14 +77,12 @@ def _row(instruction: Instruction) -> dict[str, Any]:
     return {"noise": [instruction.t, instruction.s]}
 
 
-def read(text: str) -> Program:
-    """The program that a text holds.
+def read(text: str) -> Parts:
+    """The parts of the program that a text holds.
 
     Raises:
         InputError: the text is not a program, or of a version that is not known here.
     """
-    from .program import Program
-
     document = _parsed(text)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f'not a program: it does not say "format": "{FORMAT}"')
@@ -79,7 +99,7 @@ def read(text: str) -> Program:
     rows = tuple(_instruction(k, row, nodes) for k, row in enumerate(_list("rows", document["rows"])))
     states = tuple(_state(k, pair, len(rows)) for k, pair in enumerate(_list("states", document["states"])))
     _check_grid(states, nodes)
-    return Program(solver, _output(document["output"], document["sigma_data"]), nodes, rows, states)
+    return Parts(solver, _output(document["output"], document["sigma_data"]), nodes, rows, states)
 
 
 def _parsed(text: str) -> Any:

@@ -6,21 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from .errors import InputError
-from .instructions import Combine, Draw, Evaluate
-from .program import Program
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .node import Node
+from .problem import Problem
+from .program import Program, Registers, answered, asker
+from .types import Noise, Solver, Step, solvers
 
 
 class Place(NamedTuple):
     """How far a program has come: the number of its next step, and the registers that are still to be read."""
 
     step: int
-    values: dict[int, Any]
+    registers: Registers
 
 
 @solvers.register(
@@ -37,6 +38,7 @@ class File(Solver):
     path: str
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.program  # noqa: B018  (a file that is none is told at once)
 
     @property
@@ -61,6 +63,14 @@ class File(Solver):
         return self.program.grid
 
     @property
+    def restartable(self) -> bool:
+        return False
+
+    @property
+    def plans_grid(self) -> bool:
+        return True
+
+    @property
     def stochastic(self) -> bool:
         return self.program.stochastic
 
@@ -72,32 +82,15 @@ class File(Solver):
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Place:
         if not _agree(self.program.grid, nodes):
             raise InputError(f"{self} runs on the {len(self.program.grid)} nodes of its own, not on another grid")
-        return Place(0, {0: x})
+        return Place(0, Registers(x))
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Place, noise: Noise | None) -> Step:
-        program = self.program
-        first = program.states[carry.step - 1].register if carry.step else 0
-        last = program.states[carry.step].register
-        values = {**carry.values, first: x}  # a hook may have replaced it
-        for k in range(first, last):
-            instruction = program.instructions[k]
-            if isinstance(instruction, Combine):
-                (register, c), *rest = instruction.terms
-                value = c * values[register]
-                for register, c in rest:
-                    value = value + c * values[register]
-            elif isinstance(instruction, Evaluate):
-                state, node = values[instruction.x], program.nodes[instruction.node]
-                value = program.output.of(problem.predict(state, node), state, node)
-            else:
-                assert isinstance(instruction, Draw)
-                assert noise is not None
-                value = noise(program.nodes[instruction.t], program.nodes[instruction.s])
-            values[k + 1] = value
-            for register in program.last_use[k]:
-                if register != last:
-                    values.pop(register, None)
-        return Step(values[last], Place(carry.step + 1, values))
+        program, registers = self.program, carry.registers.copy()
+        state = program.states[carry.step - 1].register if carry.step else 0
+        registers.values[state] = registers.inwards(x)  # a hook may have replaced it
+        answered(program.rows(registers, carry.step, noise), asker(program.output, problem))
+        end = registers.values[program.states[carry.step].register]
+        return Step(registers.outwards(end), Place(carry.step + 1, registers))
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Place, noise: Noise | None) -> Step:
         return self.step(problem, x, t, s, carry, noise)

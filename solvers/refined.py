@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from .coefficients import phi1, phi2
 from .errors import InputError
-from .exponential_runge_kutta import ExponentialRungeKutta, Scheme, Weights, check_options, two_stages
+from .exponential_runge_kutta import ExponentialRungeKutta, Scheme, Weights, two_stages
+from .ranges import Share
 from .types import solvers
 
 
@@ -27,10 +28,7 @@ class RES2S(ExponentialRungeKutta):
     x_s / alpha_s = e^-h x / alpha_t + phi1(h) x0 + phi2(h) (x0_2 - x0) / c2. Raises InputError for c2 outside (0, 1].
     """
 
-    c2: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_options(self, ("c2",))
+    c2: Share = 0.5
 
     def scheme(self) -> Scheme:
         return two_stages("x0", self.c2, "taylor")
@@ -55,11 +53,11 @@ class RES3S(ExponentialRungeKutta):
     Raises InputError for c2 or c3 outside (0, 1], c2 = 2/3, or stages that cancel.
     """
 
-    c2: float = 0.5
-    c3: float = 1.0
+    c2: Share = 0.5
+    c3: Share = 1.0
 
     def __post_init__(self) -> None:
-        check_options(self, ("c2", "c3"))
+        super().__post_init__()
         if abs(2 - 3 * self.c2) < 1e-6:
             raise InputError("res_3s: c2 must not be 2/3")
         if abs(self._gamma() * self.c2 + self.c3) < 1e-6:

@@ -1,7 +1,8 @@
 """Registries: classes by name, made from specs.
 
 A registered class is a frozen dataclass; its fields are the options of the spec. Option values are checked against
-the fields' annotations, so that a typing mistake in a config is one clear line.
+the fields' annotations, so that a typing mistake in a config is one clear line: their types where a spec is read, their
+ranges (``ranges``) at construction.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-import inspect
 import logging
 import math
 import re
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import entry_points as installed_entry_points
 from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
 
-from . import names
+from . import ranges
 from . import spec as grammar
 from .errors import InputError, unknown
-from .names import normalise
+from .info import Info, option_name
+from .normalise import normalise
 from .spec import Spec
 
 T = TypeVar("T")
@@ -31,47 +32,43 @@ C = TypeVar("C", bound=type)
 log = logging.getLogger("solvers")
 
 
-@dataclass(frozen=True)
-class Info:
-    """The card of a registered class. All but the first four fields are facts about solvers.
+class Options:
+    """The base of the classes that registries hold: construction checks every option against its range.
 
-    Attributes:
-        nonlinear: why a step is not linear in the state, the predictions and the noise; empty where it is.
-        native: what the method interpolates or differences: x0, eps, score, ...
-        equals: specs of methods with the same coefficients, proved equal by a test.
-        note: what a user should know that the numbers do not say.
+    A subclass with checks of its own calls ``super().__post_init__()`` first.
     """
 
-    name: str
-    cls: type
-    aliases: tuple[str, ...] = ()
-    reference: str = ""
-    kind: str = ""
-    order: float | None = None
-    stochastic: bool = False
-    nonlinear: str = ""
-    adaptive: bool = False
-    evaluations: int = 1
-    formula: str = ""
-    native: str = "eps"
-    equals: tuple[str, ...] = ()
-    note: str = ""
+    def __post_init__(self) -> None:
+        check_options(self)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """Option names and their defaults."""
-        fields = dataclasses.fields(self.cls)
-        return {f.name: None if f.default is dataclasses.MISSING else f.default for f in fields}
 
-    @property
-    def linear(self) -> bool:
-        """Whether a step is linear in the state, the predictions and the noise."""
-        return not self.nonlinear
+def check_options(obj: Any) -> None:
+    """Refuses an object of a registered class whose options are outside of their ranges.
 
-    @property
-    def summary(self) -> str:
-        """The first line of the class's docstring."""
-        return (inspect.getdoc(self.cls) or "").partition("\n")[0]
+    Raises:
+        InputError: names the class, the option, the range and the value.
+    """
+    cls: Any = type(obj)
+    for field, hint in ranged_options(cls):
+        ranges.check(getattr(obj, field.name), hint, option_name(field), lambda: name_of(obj))
+
+
+@cache
+def ranged_options(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
+    """The fields of a dataclass that have ranges, and their annotations."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError:
+        if "<locals>" not in cls.__qualname__:  # whose annotations may name what only the function around it knows
+            raise
+        return ()
+    return tuple((f, hints[f.name]) for f in dataclasses.fields(cls) if ranges.marks(hints[f.name]))
+
+
+def name_of(obj: Any) -> str:
+    """What the registry of an object's base class calls its class."""
+    registry = next(registry for base, registry in Registry.by_base.items() if isinstance(obj, base))
+    return registry.info_of(obj).name
 
 
 class Registry(Generic[T]):
@@ -89,6 +86,8 @@ class Registry(Generic[T]):
         self._entry_points = entry_points
         self._infos: dict[str, Info] = {}
         self._aliases: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
+        self._read_label: Callable[[str], str] = str
         self._told: set[str] = set()  # each spelling is logged once
         self._prefixes: set[str] = set()
         Registry.by_base[base] = self
@@ -120,6 +119,16 @@ class Registry(Generic[T]):
             return cls
 
         return decorate
+
+    def add_labels(self, labels: Mapping[str, str], read: Callable[[str], str] | None = None) -> None:
+        """Adds what other programs call the registered classes; a registered name or alias goes before a label.
+
+        Args:
+            labels: specs by label.
+            read: what a text given to ``make`` stands for, where that is more than a label: another text.
+        """
+        self._labels.update({normalise(label): spec for label, spec in labels.items()})
+        self._read_label = read or self._read_label
 
     def _card(self, name: str, cls: type, **facts: Any) -> Info:
         if not issubclass(cls, self.base):
@@ -178,8 +187,8 @@ class Registry(Generic[T]):
 
     def _complete(self, label: Spec, given: Spec) -> Spec:
         """``given`` under the name of ``label``, with those of its options that are not given."""
-        fields = [f.name for f in dataclasses.fields(self._infos[label.name].cls) if not f.kw_only]
-        taken = {key for key, _ in given.kwargs} | set(fields[: len(given.args)])
+        positional = self._infos[label.name].positional
+        taken = {key for key, _ in given.kwargs} | set(positional[: len(given.args)])
         added = tuple((key, value) for key, value in label.kwargs if key not in taken)
         return Spec(label.name, given.args, (*given.kwargs, *added))
 
@@ -196,11 +205,11 @@ class Registry(Generic[T]):
         return spec
 
     def _spellings(self) -> set[str]:
-        return {*self._infos, *self._aliases, *(k for k in names.known(self.kind) if self._look_up(k, exactly=True))}
+        return {*self._infos, *self._aliases, *(k for k in self._labels if self._look_up(k, exactly=True))}
 
     def _look_up(self, name: str, exactly: bool = False) -> Spec | None:
         key = normalise(name)
-        alias, label = self._aliases.get(key), names.meaning(self.kind, key)
+        alias, label = self._aliases.get(key), self._labels.get(key)
         if key in self._infos:
             return Spec(key)
         if alias:
@@ -232,10 +241,8 @@ class Registry(Generic[T]):
         if isinstance(spec, self.base):
             return spec
         if isinstance(spec, str):
-            typed, grid = names.read(spec) if self.kind == "solver" else (spec, None)
+            typed = self._read_label(spec)
             tree = self.read(typed)
-            if grid is not None:
-                raise InputError(f"{spec!r} is a solver and a grid: give {tree} and {grid}")
             if ":" not in tree.name:
                 self.info(typed.partition("(")[0])  # which logs the spelling
             spec = tree
@@ -246,20 +253,23 @@ class Registry(Generic[T]):
         if not isinstance(spec, Spec):
             raise InputError(f"expected the spec of a {self.kind}, got {spec!r}")
         info = self.info(spec.name)
-        fields = [f.name for f in dataclasses.fields(info.cls)]
-        positional = [f.name for f in dataclasses.fields(info.cls) if not f.kw_only]
-        if len(spec.args) > len(positional):
-            raise InputError(f"{info.name} takes at most {len(positional)} options by position, got {len(spec.args)}")
-        given = dict(zip(positional, spec.args, strict=False))
-        hints = typing.get_type_hints(info.cls)
+        fields, most = info.fields, len(info.positional)
+        if len(spec.args) > most:
+            raise InputError(f"{info.name} takes at most {most} options by position, got {len(spec.args)}")
+        given = dict(zip(info.positional, spec.args, strict=False))
         for key, value in spec.kwargs:
             if key not in fields:
                 raise unknown(f"option of {info.name}", key, fields)
             if key in given:
                 raise InputError(f"{info.name} got the option {key!r} twice")
             given[key] = value
+        hints = typing.get_type_hints(info.cls)
+        values = {
+            fields[key].name: coerce(value, hints[fields[key].name], f"option {key!r} of {info.name}")
+            for key, value in given.items()
+        }
         try:
-            made: T = info.cls(**{k: coerce(v, hints[k], f"option {k!r} of {info.name}") for k, v in given.items()})
+            made: T = info.cls(**values)
         except TypeError as error:
             raise InputError(f"{info.name}: {error}") from None
         return made
@@ -268,10 +278,10 @@ class Registry(Generic[T]):
         """The canonical spec of an object: its name and the options that differ from their defaults."""
         info = self.info_of(obj)
         options = []
-        for field in dataclasses.fields(info.cls):
+        for name, field in info.fields.items():
             value = getattr(obj, field.name)
             if value != field.default:
-                options.append(f"{field.name}={grammar.write(value)}")
+                options.append(f"{name}={grammar.write(value)}")
         return f"{info.name}({', '.join(options)})" if options else info.name
 
     def _outside(self, name: str) -> Info:

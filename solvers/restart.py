@@ -7,14 +7,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from .compose import renoise, require, single_step
 from .errors import InputError
+from .node import Node
+from .problem import Problem
+from .ranges import Range
 from .runge_kutta import Heun
-from .types import Node, Noise, Problem, Solver, Step, solvers
+from .types import Noise, Solver, Step, solvers
+from .wrapper import Wrapper, renoise, require
 
 Interval = tuple[float, ...]
 RHO = 7.0  # the paper spaces the restarts as EDM its grids
@@ -32,7 +35,7 @@ COARSE = 3  # a grid of so few steps may miss any interval
     note="the restarts' evaluations come on top of those of the grid's steps",
 )
 @dataclass(frozen=True)
-class Restart(Solver):
+class Restart(Wrapper):
     """Restart: ODE steps, and between chosen noise levels K rounds of fresh noise up and ODE steps down again.
 
     Each of ``intervals`` is [n, K, ratio_min, ratio_max], levels of sigma / alpha, as in the paper: at the grid's first
@@ -48,9 +51,10 @@ class Restart(Solver):
 
     solver: Solver = dataclasses.field(default=Heun())
     intervals: tuple[tuple[float, ...], ...] = ((3.0, 2.0, 0.06, 0.3),)
-    s_noise: float = 1.0
+    s_noise: Annotated[float, Range(0)] = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require("restart", self.solver, fixed_noise=False)
         for interval in self.intervals:
             whole = len(interval) == 4 and all(float(v).is_integer() for v in interval[:2])
@@ -60,24 +64,22 @@ class Restart(Solver):
                     "restart: an interval is [n, K, ratio_min, ratio_max] with integers n >= 2 and K >= 1 and "
                     f"0 < ratio_min < ratio_max, got [{shown}]"
                 )
-        if not self.s_noise >= 0:
-            raise InputError(f"restart: s_noise must be at least 0, got {self.s_noise:g}")
 
     @property
     def order(self) -> float:
-        return self.solver.declared_order if single_step(self.solver) else min(self.solver.declared_order, 2.0)
+        return self.solver.order if self.solver.restartable else min(self.solver.order, 2.0)
 
     @property
     def stochastic(self) -> bool:
         return bool(self.intervals)
 
     @property
-    def nonlinear(self) -> str:
-        return self.solver.nonlinear
+    def restartable(self) -> bool:
+        return False
 
     @property
-    def evaluations(self) -> int:
-        return self.solver.evaluations
+    def plans_grid(self) -> bool:
+        return True
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         # the last step to sigma = 0 triggers nothing; if it passes over a whole interval the grid is coarse there
@@ -105,7 +107,13 @@ class Restart(Solver):
         return step._replace(x=x, carry=(index + 1, nodes, inner))
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        return self.solver.to_data(problem, x, t, s, carry[2], noise)
+        index, nodes, inner = carry
+        step = self.solver.to_data(problem, x, t, s, inner, noise)
+        return step._replace(carry=(index + 1, nodes, step.carry))
+
+    def replaced(self, carry: Any, x: Tensor) -> Any:
+        index, nodes, inner = carry
+        return index, nodes, self.solver.replaced(inner, x)
 
     def _rounds(
         self, problem: Problem, x: Tensor, s: Node, nodes: Sequence[Node], interval: Interval, noise: Noise

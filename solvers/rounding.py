@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from .analytic import Mixture
-from .grids import Schedule
 from .loop import solve
+from .node import Node, Prediction
 from .noise import SeededNoise
-from .types import Node, Prediction, Solver
+from .schedule import Schedule
+from .types import Solver
 
 LOST = 30
 """The most roundings that ``lost`` may be for a solver of a few tens of operations a step; measured: 11."""

@@ -12,9 +12,11 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from .errors import InputError
-from .multistep import Quantity, quantity
-from .types import Node, Noise, Prediction, Problem, Solver, Step, solvers
+from .node import Node, Prediction
+from .outputs import Quantity, quantity
+from .problem import Problem
+from .ranges import Share
+from .types import Noise, Solver, Step, solvers
 
 
 @dataclass(frozen=True)
@@ -222,11 +224,7 @@ class DPM2(Explicit):
     outside (0, 1].
     """
 
-    r: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.r <= 1:
-            raise InputError(f"dpm_2: r must lie in (0, 1], got {self.r:g}")
+    r: Share = 0.5
 
     def tableau_of(self, t: Node, s: Node) -> Tableau:
         h = math.log(s.ratio / t.ratio)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import InputError
 from .exponential_runge_kutta import (
     ExponentialRungeKutta,
     Kind,
     Scheme,
     Variant,
-    check_options,
+    check_ordered,
     one_stage,
     three_stages,
     two_stages,
 )
+from .ranges import Inside, NonNegative, Share
 from .types import solvers
 
 
@@ -42,19 +42,14 @@ class DPMppSDE(ExponentialRungeKutta):
     eta = 0 is ``dpmpp_2s``. Raises InputError for r outside (0, 1), or eta or s_noise below 0.
     """
 
-    eta: float = 1.0
-    r: float = 0.5
-    s_noise: float = 1.0
+    eta: NonNegative = 1.0
+    r: Inside = 0.5
+    s_noise: NonNegative = 1.0
     variant: Variant = "dpmsolver"
     noise: Literal["joint", "independent"] = "joint"
 
-    def __post_init__(self) -> None:
-        check_options(self, ("r",))
-        if self.r == 1:
-            raise InputError("dpmpp_sde: r must lie in (0, 1), got 1")
-
     @property
-    def declared_order(self) -> float:
+    def order(self) -> float:
         return 1.0 if self.noise == "independent" and self.eta > 0 else 2.0
 
     def scheme(self) -> Scheme:
@@ -67,11 +62,8 @@ class _SEEDS(ExponentialRungeKutta):
     """The reverse SDE with x0 or eps interpolated in lam, and joint noise; eta = 0 is the ODE."""
 
     quantity: Kind = "x0"
-    eta: float = 1.0
-    s_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_options(self)
+    eta: NonNegative = 1.0
+    s_noise: NonNegative = 1.0
 
 
 @solvers.register(
@@ -108,10 +100,7 @@ class SEEDS1(_SEEDS):
 class SEEDS2(_SEEDS):
     """SEEDS-2: a stage at r of the step in lam, on the same Brownian path as the end. Raises InputError for a bad r."""
 
-    r: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_options(self, ("r",))
+    r: Share = 0.5
 
     def scheme(self) -> Scheme:
         return two_stages(self.quantity, self.r, eta=self.eta, s_noise=self.s_noise)
@@ -135,11 +124,12 @@ class SEEDS3(_SEEDS):
     Raises InputError unless 0 < r1 < r2 <= 1.
     """
 
-    r1: float = 1 / 3
-    r2: float = 2 / 3
+    r1: Share = 1 / 3
+    r2: Share = 2 / 3
 
     def __post_init__(self) -> None:
-        check_options(self, ("r1", "r2"), ordered=True)
+        super().__post_init__()
+        check_ordered(self, "r1", "r2")
 
     def scheme(self) -> Scheme:
         return three_stages(self.quantity, self.r1, self.r2, eta=self.eta, s_noise=self.s_noise)

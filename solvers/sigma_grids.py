@@ -9,13 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from scipy import stats
 
-from .errors import InputError, positive_integer
-from .grids import End, Grid, Schedule, grids
+from .beta_schedules import OFFSET, cosine, integral, time_of_integral
+from .errors import InputError
+from .grids import End, Grid, grids
+from .ranges import Count, Inside, Positive, Range
+from .schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -38,14 +41,6 @@ def time_of(schedule: Schedule, ratio: float, lo: float, hi: float) -> float:
     return min(max(schedule.t_of_lam(-math.log(ratio)), lo), hi)
 
 
-def _inside(name: str, **bounds: tuple[float, float, float]) -> None:
-    """Refuses options that are not in (least, most)."""
-    for option, (value, least, most) in bounds.items():
-        if not least < value < most:
-            wanted = f"lie between {least:g} and {most:g}" if most < math.inf else f"be greater than {least:g}"
-            raise InputError(f"{name}: {option} must {wanted}, got {value:g}")
-
-
 @grids.register(
     "polyexponential",
     reference="Crowson, k-diffusion, get_sigmas_polyexponential",
@@ -56,10 +51,7 @@ def _inside(name: str, **bounds: tuple[float, float, float]) -> None:
 class Polyexponential(RatioGrid):
     """A power of the step in log(sigma / alpha): rho > 1 spends more steps at low noise; then sigma = 0."""
 
-    rho: float = 1.0
-
-    def __post_init__(self) -> None:
-        _inside("polyexponential", rho=(self.rho, 0, math.inf))
+    rho: Positive = 1.0
 
     def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
         left = (1 - np.arange(steps + 1) / steps) ** self.rho
@@ -76,12 +68,9 @@ class Polyexponential(RatioGrid):
 class Beta(RatioGrid):
     """Quantiles of a Beta(a, b) law, dense at both ends for a, b < 1: of sigma / alpha, or of t; then sigma = 0."""
 
-    a: float = 0.6
-    b: float = 0.6
+    a: Positive = 0.6
+    b: Positive = 0.6
     on: Literal["ratio", "time"] = "ratio"
-
-    def __post_init__(self) -> None:
-        _inside("beta", a=(self.a, 0, math.inf), b=(self.b, 0, math.inf))
 
     @property
     def leaves_out_last(self) -> bool:
@@ -108,10 +97,7 @@ class Beta(RatioGrid):
 class KLOptimal(RatioGrid):
     """The grid of least KL divergence for Gaussian data of standard deviation ``sigma_data``; then sigma = 0."""
 
-    sigma_data: float = 1.0
-
-    def __post_init__(self) -> None:
-        _inside("kl_optimal", sigma_data=(self.sigma_data, 0, math.inf))
+    sigma_data: Positive = 1.0
 
     def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
         angles = np.linspace(math.atan(high / self.sigma_data), math.atan(low / self.sigma_data), steps + 1)
@@ -128,29 +114,20 @@ class KLOptimal(RatioGrid):
 class VPTime(RatioGrid):
     """Equal steps of the time of a VP path, whatever the path that is solved; then sigma = 0."""
 
-    beta_d: float = 19.9
-    beta_min: float = 0.1
-    eps_s: float | None = None
-
-    def __post_init__(self) -> None:
-        _inside("vp", beta_d=(self.beta_d, 0, math.inf), beta_min=(self.beta_min, 0, math.inf))
-        if self.eps_s is not None:
-            _inside("vp", eps_s=(self.eps_s, 0, 1))
+    beta_d: Positive = 19.9
+    beta_min: Positive = 0.1
+    eps_s: Inside | None = None
 
     def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
         first, last = (2 * math.log(math.hypot(1, r)) if r > 1 else math.log1p(r * r) for r in (high, low))
         beta_d, beta_min, first_u, last_u = self.beta_d, self.beta_min, 1.0, self.eps_s
         if last_u is None:
-            first_u, last_u = self._time(first), self._time(last)
+            first_u, last_u = (time_of_integral(end, beta_min, beta_d) for end in (first, last))
         else:  # beta_d u^2 / 2 + beta_min u = first at u = 1, last at u = eps_s
             beta_d = 2 * (first - last / last_u) / (1 - last_u)
             beta_min = first - 0.5 * beta_d
         times = np.linspace(first_u, last_u, steps + 1)
-        return [math.sqrt(math.expm1((0.5 * beta_d * u + beta_min) * u)) for u in times]
-
-    def _time(self, integral: float) -> float:
-        """The u with beta_d u^2 / 2 + beta_min u = integral, without cancellation."""
-        return 2 * integral / (self.beta_min + math.sqrt(self.beta_min**2 + 2 * self.beta_d * integral))
+        return [math.sqrt(math.expm1(integral(u, beta_min, beta_d))) for u in times]
 
 
 @grids.register(
@@ -178,18 +155,14 @@ class VEGeometric(RatioGrid):
 class IDDPM(RatioGrid):
     """The levels of a cosine chain of ``num_train_timesteps`` steps, evenly by index; then sigma = 0."""
 
-    num_train_timesteps: int = 1000
-    c_1: float = 0.001
-    c_2: float = 0.008
-
-    def __post_init__(self) -> None:
-        positive_integer("iddpm: num_train_timesteps", self.num_train_timesteps)
-        _inside("iddpm", c_1=(self.c_1, 0, 1), c_2=(self.c_2, 0, math.inf))
+    num_train_timesteps: Count = 1000
+    c_1: Inside = 0.001
+    c_2: Positive = OFFSET
 
     def levels(self) -> list[float]:
         """u_0 > u_1 > ... > u_(M-1)."""
         count, level, levels = self.num_train_timesteps, 0.0, []
-        kept = [math.sin(0.5 * math.pi * j / (count * (self.c_2 + 1))) ** 2 for j in range(count + 1)]
+        kept = cosine(count, self.c_2)[::-1].tolist()
         for j in range(count, 0, -1):
             level = math.sqrt((level**2 + 1) / max(kept[j - 1] / kept[j], self.c_1) - 1)
             levels.append(level)
@@ -224,13 +197,8 @@ class FlowGrid(RatioGrid):
 class LinearQuadratic(FlowGrid):
     """Small equal steps first, then steps that grow quadratically, in u = sigma / (alpha + sigma); to sigma = 0."""
 
-    threshold_noise: float = 0.025
-    linear_steps: int | None = None
-
-    def __post_init__(self) -> None:
-        _inside("linear_quadratic", threshold_noise=(self.threshold_noise, 0, 1))
-        if self.linear_steps is not None:
-            positive_integer("linear_quadratic: linear_steps", self.linear_steps)
+    threshold_noise: Inside = 0.025
+    linear_steps: Count | None = None
 
     @property
     def leaves_out_last(self) -> bool:
@@ -264,21 +232,15 @@ class LinearQuadratic(FlowGrid):
 class FlowShift(FlowGrid):
     """Equal steps of a rectified flow's time, shifted towards the noise: sigma / alpha times k; then sigma = 0."""
 
-    shift: float = 3.0
-    mu: float | None = None
-    tokens: int | None = None
-    shift_terminal: float | None = None
+    shift: Positive = 3.0
+    mu: Annotated[float, Range(-50, 50, "()")] | None = None
+    tokens: Count | None = None
+    shift_terminal: Inside | None = None
 
     def __post_init__(self) -> None:
-        _inside("flow_shift", shift=(self.shift, 0, math.inf))
+        super().__post_init__()
         if self.mu is not None and self.tokens is not None:
             raise InputError("flow_shift takes mu or tokens, not both")
-        if self.mu is not None:
-            _inside("flow_shift", mu=(self.mu, -50, 50))
-        if self.tokens is not None:
-            positive_integer("flow_shift: tokens", self.tokens)
-        if self.shift_terminal is not None:
-            _inside("flow_shift", shift_terminal=(self.shift_terminal, 0, 1))
 
     @property
     def factor(self) -> float:

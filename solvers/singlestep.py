@@ -11,19 +11,19 @@ from .exponential_runge_kutta import (
     Kind,
     Scheme,
     Variant,
-    check_options,
+    check_ordered,
     one_stage,
     three_stages,
     two_stages,
 )
+from .ranges import NonNegative, Share
 from .types import solvers
 
 Mode = Literal["singlestep", "grid"]
 APART = "with eta > 0 its intervals draw noise apart, of order 1: dpmpp_sde is better"
 
 
-def _check(solver: ExponentialRungeKutta, fractions: tuple[str, ...]) -> None:
-    check_options(solver, fractions, ordered=len(fractions) > 1)
+def _check_mode(solver: ExponentialRungeKutta) -> None:
     if solver.eta and solver.mode != "grid":
         name = solvers.info_of(solver).name
         raise InputError(f"{name}: eta goes with mode=grid alone; take dpmpp_sde(eta={solver.eta:g})")
@@ -33,14 +33,15 @@ def _check(solver: ExponentialRungeKutta, fractions: tuple[str, ...]) -> None:
 class _TwoStages(ExponentialRungeKutta):
     """A stage at r1 of the step in lam."""
 
-    r1: float = 0.5
+    r1: Share = 0.5
     variant: Variant = "dpmsolver"
     mode: Mode = "singlestep"
     lower_order_final: bool = False
     kind: ClassVar[Kind] = "eps"
 
     def __post_init__(self) -> None:
-        _check(self, ("r1",))
+        super().__post_init__()
+        _check_mode(self)
 
     def scheme(self) -> Scheme:
         return two_stages(self.kind, self.r1, self.variant, eta=self.eta)
@@ -50,18 +51,20 @@ class _TwoStages(ExponentialRungeKutta):
 class _ThreeStages(ExponentialRungeKutta):
     """Stages at r1 and r2 of the step in lam."""
 
-    r1: float = 1 / 3
-    r2: float = 2 / 3
+    r1: Share = 1 / 3
+    r2: Share = 2 / 3
     variant: Variant = "dpmsolver"
     mode: Mode = "singlestep"
     lower_order_final: bool = False
     kind: ClassVar[Kind] = "eps"
 
     def __post_init__(self) -> None:
-        _check(self, ("r1", "r2"))
+        super().__post_init__()
+        check_ordered(self, "r1", "r2")
+        _check_mode(self)
 
     @property
-    def order(self) -> float:
+    def nominal_order(self) -> float:
         # elsewhere the parabola's weight on stage 1, whose own error is of second order, costs the third
         return 3.0 if abs(self.r2 - 2 / 3) < 1e-9 else 2.0
 
@@ -169,7 +172,7 @@ class DPMpp2S(_TwoStages):
     Raises InputError for r1 outside (0, 1], or eta with stages inside the step.
     """
 
-    eta: float = 0.0
+    eta: NonNegative = 0.0
     kind: ClassVar[Kind] = "x0"
 
 
@@ -199,7 +202,7 @@ class DPMpp3S(_ThreeStages):
     """
 
     variant: Literal["dpmsolver", "taylor", "flipped"] = "dpmsolver"  # type: ignore[assignment]
-    eta: float = 0.0
+    eta: NonNegative = 0.0
     kind: ClassVar[Kind] = "x0"
 
     def __post_init__(self) -> None:
@@ -208,6 +211,6 @@ class DPMpp3S(_ThreeStages):
             raise InputError("dpmpp_3s: variant=flipped goes with mode=grid and eta > 0 alone; take variant=taylor")
 
     @property
-    def declared_order(self) -> float:
+    def order(self) -> float:
         # its weights multiply the difference of stages with noise apart, of size sqrt(h), by a number of size 1
-        return 0 if self.variant == "flipped" else super().declared_order
+        return 0 if self.variant == "flipped" else super().order

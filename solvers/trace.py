@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from .errors import InputError
-from .grids import Schedule, checked, node_of_lam
+from .grids import checked
 from .instructions import Combine, Draw, Evaluate, Instruction, State
 from .loop import solve
+from .node import Node, Prediction
 from .outputs import Output
+from .problem import Problem
 from .program import Program
-from .types import Node, Prediction, Solver, solvers
+from .schedule import Schedule
+from .types import Solver, solvers
 
 # rows that read a prediction before it gets a register: fewer read x and the output in its place at less cost
 SHARED = 3
@@ -49,6 +52,10 @@ class Linear:
 
     __rmul__ = __mul__
 
+    def add(self, other: Linear, *, alpha: float) -> Linear:
+        """self + alpha other, as of a tensor."""
+        return self + alpha * other
+
     def __truediv__(self, c: float) -> Linear:
         return self * (1 / c)
 
@@ -76,24 +83,19 @@ class NotLinear(AttributeError):
     """A solver did something else to a state than add and scale it."""
 
 
-class _Tracer:
+class _Tracer(Problem):
     """The problem and the noise of a symbolic solve: writes the instructions down."""
 
     def __init__(self, nodes: Sequence[Node], schedule: Schedule | None, output: Output) -> None:
-        self.schedule, self.output = schedule, output
+        self.schedule, self.written = schedule, output
         self.nodes = list(nodes)
         self.index = {(node.t, node.alpha, node.sigma): k for k, node in enumerate(nodes)}
         self.instructions: list[Instruction] = []
         self.states: list[State] = []
         self.used: set[int] = {0}
 
-    def node(self, t: float) -> Node:
-        return self._schedule()(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        return node_of_lam(self._schedule(), lam)
-
-    def _schedule(self) -> Schedule:
+    @property
+    def path(self) -> Schedule:
         if self.schedule is None:
             raise InputError("this solver looks between the grid's nodes: give trace the schedule as well")
         return self.schedule
@@ -123,7 +125,7 @@ class _Tracer:
         self.used.add(register)
         return register
 
-    def predict(self, x: Linear, node: Node) -> Prediction:
+    def predict(self, x: Linear, node: Node) -> Prediction:  # type: ignore[override]
         register = self.register(x)
         out = self.emit(Evaluate(register, self.place(node)))
         self.used.add(out)
@@ -164,14 +166,14 @@ class _Tracer:
                 renamed[k] = emit(instruction._replace(x=x))
                 out = renamed[k][0][0]
                 for key, weights in zip(
-                    (-2 * k, -2 * k - 1), self.output.weights(self.nodes[instruction.node]), strict=True
+                    (-2 * k, -2 * k - 1), self.written.weights(self.nodes[instruction.node]), strict=True
                 ):
                     pair = tuple((r, w) for r, w in zip((x, out), weights, strict=True) if w != 0.0)
                     renamed[key] = emit(Combine(pair)) if readers[key] >= SHARED and pair != ((out, 1.0),) else pair
             else:
                 renamed[k] = emit(instruction)
         states = tuple(State(renamed[state.register][0][0], state.node) for state in self.states)
-        return Program(str(solver), self.output, tuple(self.nodes), tuple(instructions), states)
+        return Program(str(solver), self.written, tuple(self.nodes), tuple(instructions), states)
 
 
 def trace(

@@ -19,14 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .budget import evaluations, steps_of_nfe
 from .errors import InputError, positive_integer
 from .grid_files import write_grid
 from .grid_search import Array, cheapest_path, descend
-from .grids import Explicit, Grid, Schedule, checked, grids
-from .loop import evaluations, select, solve, steps_of_nfe
+from .grids import Grid, checked, grids
+from .loop import solve
+from .node import Node, Prediction, Rows
+from .problem import Problem, ProblemWrapper, as_problem
+from .rules import Explicit
+from .schedule import Schedule
 from .sigma_grids import time_of
 from .trace import trace
-from .types import Node, Prediction, Problem, Solver, solvers
+from .types import Solver, solvers
 
 # what a tuned grid is measured beside, and where the search may start
 BUILT_IN = (
@@ -309,21 +314,19 @@ def _nodes(reference: Trajectory, levels: Array) -> tuple[Node, ...]:
     return (reference.nodes[0], *inner, reference.nodes[-1])
 
 
-class _Remembered:
-    """A problem whose answer at one state and node is known."""
+class _Remembered(ProblemWrapper):
+    """A problem whose prediction at one state and node is known."""
 
     def __init__(self, problem: Problem, x: Tensor, node: Node) -> None:
-        self.problem, self.x, self.at = problem, x, node
-        self.answer = problem.predict(x, node)
-
-    def node(self, t: float) -> Node:
-        return self.problem.node(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        return self.problem.node_of_lam(lam)
+        super().__init__(problem)
+        self.x, self.at, self.answer = x, node, problem.predict(x, node)
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        return self.answer if x is self.x and node is self.at else self.problem.predict(x, node)
+        known = not isinstance(node.t, Tensor) and node == self.at and torch.equal(x, self.x)
+        return self.answer if known else self.problem.predict(x, node)
+
+    def select(self, rows: Rows) -> Problem:
+        return self.problem.select(rows)
 
 
 @torch.no_grad()
@@ -331,7 +334,7 @@ def step_costs(solver: Solver, problem: Problem, reference: Trajectory) -> Array
     """What a step from node i to node j costs (n, n): the root mean square per coordinate of its error in x / alpha,
     begun at the truth. Infinite where j <= i. Of a multistep method the step is that of its start."""
     nodes, count = reference.nodes, min(_COSTED, reference.states.shape[1])
-    states, part = reference.states[:, :count], select(problem, slice(0, count))
+    states, part = reference.states[:, :count], as_problem(problem).select(slice(0, count))
     costs = np.full((len(nodes), len(nodes)), math.inf)
     for i, t in enumerate(nodes[:-1]):
         x = states[i]

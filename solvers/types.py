@@ -1,127 +1,19 @@
-"""The nouns of a solve.
-
-A Gaussian path is x = alpha(t) x0 + sigma(t) eps with eps ~ N(0, I). ``t`` is the time now, ``s`` the next one;
-lam = log(alpha / sigma) and ratio = sigma / alpha. In the coordinates x / alpha against ratio every path has the
-same probability-flow ODE, d(x / alpha) / d ratio = eps, which is why no solver here asks which path it is on.
-"""
+"""Solvers, correctors and noise: what a solve is made of besides its problem."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
-from typing_extensions import TypeVar
 
-from .registry import Registry
+from .errors import unknown
+from .node import Node, Rows
+from .problem import Problem
+from .registry import Options, Registry
 
-T = TypeVar("T", float, Tensor, default=float)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Node(Generic[T]):
-    """What a time means on a Gaussian path.
-
-    In a solve every number is a Python float computed in float64; in training they are tensors of shape (B,).
-    ``dalpha`` and ``dsigma`` are the time derivatives; NaN where a schedule does not give them.
-    """
-
-    t: T
-    alpha: T
-    sigma: T
-    dalpha: T = math.nan  # type: ignore[assignment]
-    dsigma: T = math.nan  # type: ignore[assignment]
-
-    # compared as tuples, which hold a NaN equal to itself; a dataclass's own comparison does so up to Python 3.12 only
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Node) and self._numbers == other._numbers
-
-    def __hash__(self) -> int:
-        return hash(self._numbers)
-
-    @property
-    def _numbers(self) -> tuple[T, ...]:
-        return (self.t, self.alpha, self.sigma, self.dalpha, self.dsigma)
-
-    @property
-    def lam(self) -> T:
-        """log(alpha / sigma), half the log signal-to-noise ratio; +inf at sigma = 0."""
-        if isinstance(self.sigma, Tensor):
-            return torch.log(self.alpha / self.sigma)
-        return math.inf if self.sigma == 0 else math.log(self.alpha / self.sigma)
-
-    @property
-    def ratio(self) -> T:
-        """sigma / alpha, the noise level of x / alpha (Karras' sigma)."""
-        return self.sigma / self.alpha
-
-    @property
-    def f(self) -> T:
-        """Drift coefficient of dx = f x dt + g dw: d log alpha / dt."""
-        return self.dalpha / self.alpha
-
-    @property
-    def g2(self) -> T:
-        """Squared diffusion g^2 = d sigma^2 / dt - 2 f sigma^2."""
-        return 2 * self.sigma * (self.dsigma - self.f * self.sigma)
-
-    @staticmethod
-    def stack(nodes: Sequence[Node]) -> Node[Tensor]:
-        """One node a sample, as tensors (B,) in float64."""
-        names = ("t", "alpha", "sigma", "dalpha", "dsigma")
-        return Node(*(torch.tensor([getattr(n, name) for n in nodes], dtype=torch.float64) for name in names))
-
-    def like(self, x: Tensor) -> Node[T]:
-        """The same node, its numbers ready to multiply ``x`` (B, *): tensors (B,) become (B, 1, ..., 1)."""
-        if not isinstance(self.t, Tensor):
-            return self
-        shape = (-1,) + (1,) * (x.ndim - 1)
-        moved = (v.to(x.device, x.dtype).view(shape) for v in (self.alpha, self.sigma, self.dalpha, self.dsigma))
-        return cast("Node[T]", Node(self.t, *moved))
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model says of x (B, *): the pair with x = alpha x0 + sigma eps, each (B, *).
-
-    ``nu`` (B, *), from models that learned it, places the ancestral variance between beta_tilde (0) and beta (1).
-    """
-
-    x0: Tensor
-    eps: Tensor
-    nu: Tensor | None = None
-
-    def score(self, node: Node) -> Tensor:
-        """grad log p_t(x) = -eps / sigma."""
-        return (-1 / node.sigma) * self.eps
-
-    def velocity(self, node: Node) -> Tensor:
-        """dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
-        return node.dalpha * self.x0 + node.dsigma * self.eps
-
-
-Rows = slice | Tensor
-"""Some samples of a batch: a slice, or their indices (n,)."""
-
-
-class Problem(Protocol):
-    """What a solver integrates. A problem whose samples carry data of their own (conditions, probes) also has
-    ``select(rows: Rows) -> Problem``, the problem of those samples alone. One that finds many nodes sooner than each
-    may have ``nodes_of_lam(lams: Sequence[float]) -> list[Node]``. One whose model has an output of its own also has
-    ``output``, an ``Output``, and ``raw(x, node) -> Tensor``, that output (B, *): programs use it as it is."""
-
-    def node(self, t: float) -> Node:
-        """The path at time t."""
-
-    def node_of_lam(self, lam: float) -> Node:
-        """The path where log(alpha / sigma) = lam."""
-
-    def predict(self, x: Tensor, node: Any) -> Prediction:
-        """One model evaluation at x (B, *): at one ``Node``, or, from solvers that step each sample on its own, at a
-        node a sample, ``Node[Tensor]`` with tensors (B,). ``node.like(x)`` serves both."""
+SPACES = ("gaussian", "discrete")
+"""Kinds of states: on a Gaussian path, or without arithmetic, such as letters."""
 
 
 class Noise(Protocol):
@@ -129,6 +21,37 @@ class Noise(Protocol):
 
     def __call__(self, t: Node, s: Node) -> Tensor:
         """The normalised increment from t to s. An interval of zero length is a fresh draw."""
+
+
+class NoiseSource:
+    """Noise whose samples can be drawn apart: those of some rows are the same numbers, alone or with all."""
+
+    def __call__(self, t: Node, s: Node) -> Tensor:
+        """The normalised increment (B, *) from t to s. An interval of zero length is a fresh draw."""
+        raise NotImplementedError
+
+    def select(self, rows: Rows) -> NoiseSource:
+        """The noise of those samples."""
+        raise NotImplementedError
+
+
+def as_source(noise: Noise) -> NoiseSource:
+    """Noise as a source. One that cannot be split is asked for every sample: what a row sees then depends on what its
+    neighbours have drawn."""
+    return noise if isinstance(noise, NoiseSource) else _Whole(noise)
+
+
+class _Whole(NoiseSource):
+    """Some rows of a noise that is always drawn for all samples."""
+
+    def __init__(self, noise: Noise, rows: Rows = slice(None)) -> None:
+        self.noise, self.rows = noise, rows
+
+    def __call__(self, t: Node, s: Node) -> Tensor:
+        return self.noise(t, s)[self.rows]
+
+    def select(self, rows: Rows) -> _Whole:
+        return _Whole(self.noise, rows)
 
 
 class Step(NamedTuple):
@@ -142,7 +65,7 @@ class Step(NamedTuple):
     rejected: Tensor | None = None
 
 
-class Solver:
+class Solver(Options):
     """A frozen dataclass whose fields are the method's options and whose ``step`` is a pure function.
 
     The class-level facts (order, kind, reference, ...) come from ``register``; where an option changes one of
@@ -150,17 +73,19 @@ class Solver:
     """
 
     space: ClassVar[str] = "gaussian"
+    """The kind of states that the solver carries, one of ``SPACES``: problems of the same space take it."""
 
     @property
     def order(self) -> float:
-        """The method's order; an option of that name takes its place."""
+        """The global order of convergence that is promised: of the path for an ODE solver, of the covariance for a
+        stochastic one. By default the order on the card; an option of that name takes its place."""
         return float(solvers.info_of(self).order or 0)
 
     @property
-    def declared_order(self) -> float:
-        """Global order of convergence: of the path for an ODE solver, of the covariance for a stochastic one. Less than
-        ``order`` where the start of a multistep method, or fixed weights on uneven grids, cap it."""
-        return float(self.order)
+    def nominal_order(self) -> float:
+        """The method's own order, from exact starting values and without ``lower_order_final``; more than ``order``
+        where the start of a multistep method, or fixed weights on uneven grids, cap it."""
+        return self.order
 
     @property
     def stochastic(self) -> bool:
@@ -197,9 +122,20 @@ class Solver:
         """Model evaluations of one step, not to sigma = 0; of an adaptive solver's inner step."""
         return solvers.info_of(self).evaluations
 
+    @property
+    def restartable(self) -> bool:
+        """Whether a step leaves nothing to the next, so that the solver can be started anew at any state of the grid.
+        A solver whose carry changes from step to step says False; what ``init`` found may be handed on."""
+        return not self.adaptive
+
+    @property
+    def plans_grid(self) -> bool:
+        """Whether ``init`` plans the steps from the nodes of the grid, so that the solver can take no others."""
+        return False
+
     def limit_variance(self, variance: Any, node: Node) -> Any:
-        """What is left on the finest grids of data that are Gaussian with ``variance`` at ``node``: more than that with
-        correctors of fixed strength."""
+        """The variance that the solver converges to on Gaussian data with ``variance`` at ``node``; correctors of fixed
+        strength exceed it."""
         return variance
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
@@ -214,11 +150,16 @@ class Solver:
         """The last step, to sigma = 0, where lam is infinite: x_s = alpha_s x0, of order one for every method."""
         return Step(s.alpha * problem.predict(x, t).x0, carry)
 
+    def replaced(self, carry: Any, x: Tensor) -> Any:
+        """The carry to go on with after a hook has replaced the state by x (B, *); by default the same. Solvers that
+        remember something about the state itself drop it."""
+        return carry
+
     def __str__(self) -> str:
         return solvers.format(self)
 
 
-class Corrector:
+class Corrector(Options):
     """Moves a sample within one noise level; a frozen dataclass like a solver."""
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
@@ -233,5 +174,19 @@ class Corrector:
         return correctors.format(self)
 
 
-solvers: Registry[Solver] = Registry("solver", Solver, entry_points="scoresde.solvers")
+class SolverRegistry(Registry[Solver]):
+    """The registry of solvers, which knows the spaces of states."""
+
+    def names(self, space: str | None = None) -> list[str]:
+        """Canonical names, sorted: of all solvers, or of those of one space of states.
+
+        Raises:
+            InputError: an unknown space.
+        """
+        if space is not None and space not in SPACES:
+            raise unknown("space of states", space, SPACES)
+        return [name for name in super().names() if space is None or self.make(name).space == space]
+
+
+solvers = SolverRegistry("solver", Solver, entry_points="scoresde.solvers")
 correctors: Registry[Corrector] = Registry("corrector", Corrector)

@@ -6,7 +6,7 @@ import torch
 
 import scoresde
 import solvers
-from scoresde.chains import ChainSDE
+from scoresde.chain_sde import ChainSDE
 from scoresde.problem import Diffusion
 from scoresde.sample import SOURCES
 

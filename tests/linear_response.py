@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 import solvers
-from solvers import Node, Solver
+from solvers import Node, Schedule, Solver
 from solvers.analytic import VP
-from solvers.grids import Schedule
 from solvers.instructions import Evaluate
 
 

@@ -10,7 +10,7 @@ import torch
 import solvers
 from solvers import InputError, grid, trace
 from solvers.analytic import EDM, VP, GaussianData
-from solvers.conformance import terminal_variance
+from solvers.convergence import terminal_variance
 
 STOCHASTIC = [name for name in solvers.names() if (s := solvers.make(name)).stochastic and s.linear]
 

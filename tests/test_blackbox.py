@@ -12,7 +12,7 @@ import solvers
 from solvers import InputError, SeededNoise, grid, solve
 from solvers.analytic import EDM, RECTIFIED_FLOW, VP, Mixture, exact_solution
 from solvers.blackbox import SCIPY, TORCHDIFFEQ
-from solvers.conformance import measured_order
+from solvers.convergence import measured_order
 
 ADAPTIVE = [f"torchdiffeq(method={name})" for name, method in TORCHDIFFEQ.items() if method.adaptive]
 FIXED = [f"torchdiffeq(method={name})" for name, method in TORCHDIFFEQ.items() if not method.adaptive]

@@ -10,7 +10,7 @@ import solvers
 from scoresde import cards
 from solvers import InputError, SeededNoise
 from solvers.analytic import VP, Mixture
-from solvers.conformance import reaches
+from solvers.convergence import reaches
 
 NAMES = solvers.names()
 # these ask for a level at the end of the schedule or a little beyond, which Problem.node_of_lam refuses
@@ -119,8 +119,8 @@ def test_every_solver_has_a_measured_order_that_is_the_declared_one_or_more():
         ("uni_pc", "order", "integer, 1 to 4"),
         ("pc", "corrector_steps", "integer, 1 or more"),
         ("pc", "predictor", "any solver"),
-        ("rk45", "first_step", "number | None"),
-        ("ddim", "eta", "number"),
+        ("rk45", "first_step", "number above 0 | None"),
+        ("ddim", "eta", "number in [0, 1]"),
         ("ddpm", "variance", "beta_tilde | beta | interpolated | learned | optimal"),
     ],
 )

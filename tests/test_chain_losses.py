@@ -10,12 +10,16 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError, checkpoint, config
+from scoresde.bound_losses import ChainBound, ContinuousBound, Hybrid
 from scoresde.bounds import chain_bound
-from scoresde.chain_losses import ChainBound, Hybrid
+from scoresde.build import build_loss, card_of, load_data
 from scoresde.chains import DDPMChain
 from scoresde.cli import main
-from scoresde.decoders import Discretised, Gaussian
-from scoresde.losses import DSM, Discrete, losses
+from scoresde.config import DataCard
+from scoresde.decoders import Discretised, Gaussian, Levels
+from scoresde.losses import DSM, losses
+from scoresde.run import load_run
+from scoresde.time_samplers import Discrete, LogNormal, LowDiscrepancy, Uniform
 from solvers import Prediction
 from solvers.ancestral import DDPM
 
@@ -161,8 +165,8 @@ def test_names():
     ("spec", "message"),
     [
         ("hybird", r"no loss 'hybird'; did you mean hybrid\?"),
-        ("hybrid(weight=0)", "'weight' of hybrid must be positive, got 0"),
-        ("hybrid(weight=inf)", "'weight' of hybrid must be positive"),
+        ("hybrid(weight=0)", "hybrid: weight must be positive, got 0"),
+        ("hybrid(weight=inf)", "hybrid: weight must be finite and positive"),
         ("hybrid(decoder=gauss)", "no decoder 'gauss'"),
         ("hybrid(wieght=0.1)", "no option of hybrid 'wieght'; did you mean weight"),
         ("chain_bound(kernel=ddim)", r"the reverse chain is ddpm\(variance=\.\.\.\), got ddim"),
@@ -254,7 +258,7 @@ def arguments(folder, name, scale, *more):
 
 def build(*overrides):
     cfg = config.read_config("digits_ddpm", [f"--config.{o}" for o in overrides])
-    return config.build_loss(cfg, config.card_of(cfg, config.load_data(cfg)))
+    return build_loss(cfg, card_of(cfg, load_data(cfg)))
 
 
 def test_a_config_fills_in_what_a_loss_needs():
@@ -264,6 +268,32 @@ def test_a_config_fills_in_what_a_loss_needs():
     assert discrete == ChainBound(decoder=Discretised(0.125, -1.0, 1.0))
     own = build("training.loss=hybrid(weight=0.1, decoder=discretised(bin_width=0.25))")
     assert own == Hybrid(0.1, Discretised(0.25))
+    assert build("training.target=x0") == DSM("x0", Discrete())
+    assert build("training.times=uniform") == DSM("eps", Uniform())
+
+
+@pytest.mark.parametrize("name", ["target", "times"])
+@pytest.mark.parametrize("loss", ["hybrid", "chain_bound"])
+def test_what_a_loss_does_not_use_is_refused(name, loss):
+    with pytest.raises(
+        InputError, match=rf"^the loss {loss} does not use training\.{name}, got 'eps'; its options: .*decoder"
+    ):
+        build(f"training.loss={loss}", f"training.{name}=eps")
+
+
+def test_every_config_has_the_loss_it_had():
+    """And so has the config of a run that was saved when target and times stood beside the loss."""
+    lognormal = DSM("edm", LogNormal(-1.0, 1.2))
+    expected = dict.fromkeys(("default", "digits_vp", "digits_ve", "digits_subvp", "mnist_vp"), lognormal)
+    expected |= {name: DSM("eps", Discrete()) for name in ("digits_ddpm", "digits_smld")}
+    expected |= {"digits_edm": DSM("edm", LogNormal(-1.2, 1.2))}
+    expected |= {"digits_vdm": ContinuousBound(Levels(0.125), LowDiscrepancy())}
+    card = DataCard((1, 8, 8), -1.0, 1.0, 0.125)
+    for name, loss in expected.items():
+        assert build_loss(config.read_config(name), card) == loss, name
+    old = config.read_config("default")
+    old.training.update({"loss": "dsm", "target": "edm", "times": "lognormal(mean=-1.0, std=1.2)"})
+    assert build_loss(old, card) == lognormal
 
 
 @pytest.mark.parametrize(("name", "scale"), [("digits_ddpm", 0.004), ("digits_smld", 0.017)])
@@ -279,7 +309,7 @@ def test_a_run_of_a_chain_and_its_bound(tmp_path, name, scale, dequantise):
     cheap += ["--config.likelihood.bound_indices=6", "--limit=5", f"--out={out}"]
     assert main(["likelihood", f"--workdir={run}", *cheap]) == 0
     record, arrays = json.loads((out / "likelihood.json").read_text()), np.load(out / "likelihood.npz")
-    trained, x = config.load_run(run), scoresde.data.load("digits").test[:5]
+    trained, x = load_run(run), scoresde.data.load("digits").test[:5]
     if dequantise:
         direct = chain_bound(trained.denoiser, scoresde.dequantise(x, 0.125, range(5)), bin_width=0.125, indices=6)
     else:
@@ -309,7 +339,7 @@ def test_a_learned_variance_from_a_config_alone(tmp_path):
     sampling = ["--config.sampling.solver=ddpm(variance=learned)", "--config.sampling.grid=leading"]
     sampling += ["--config.sampling.steps=10", "--seeds=0-2", f"--out={out}"]
     assert main(["sample", f"--workdir={whole}", *sampling]) == 0
-    model = config.load_run(whole).denoiser
+    model = load_run(whole).denoiser
     again = scoresde.sample(model, (1, 8, 8), range(3), "ddpm(variance=learned)", "leading", 10)
     assert np.array_equal(np.load(out / "samples.npz")["x"], again.x.numpy())
     assert np.isfinite(again.x.numpy()).all()

@@ -9,7 +9,7 @@ import scoresde
 import solvers
 from scoresde import InputError, make_sde
 from scoresde.chain_sde import ChainSDE, SMLDChainSDE
-from scoresde.schedules import SCHEDULES
+from solvers.beta_schedules import SCHEDULES
 from solvers.discrete_grids import index_of_time
 
 BETAS = tuple(np.linspace(1e-3, 0.3, 20) ** 1.5)
@@ -162,7 +162,7 @@ def test_a_likelihood_through_it():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": "linea"}, "no schedule 'linea' of betas; accepted: linear, scaled_linear"),
+        ({"schedule": "linea"}, "no schedule of ddpm_chain 'linea'; did you mean linear"),
         ({"betas": (0.1, 1.0, 0.2)}, "betas lie between 0 and 1, got 1 at node 1"),
         ({"beta_start": -0.1}, "betas lie between 0 and 1, got -0.1 at node 0"),
         ({"num_train_timesteps": 2}, "at least three nodes, got 2"),

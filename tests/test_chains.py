@@ -9,9 +9,11 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import InputError, schedules
-from scoresde.chains import Chain, ChainSDE, DDPMChain, SMLDChain, SMLDChainSDE
-from solvers import Node, Prediction, SeededNoise
+from scoresde import InputError
+from scoresde.chain import Chain
+from scoresde.chain_sde import ChainSDE, SMLDChainSDE
+from scoresde.chains import DDPMChain, SMLDChain
+from solvers import Node, Prediction, SeededNoise, beta_schedules
 from solvers.ancestral import DDPM
 
 PATHS = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.Cosine()]
@@ -300,11 +302,11 @@ def test_schedules_by_their_formulas():
         "squaredcos_cap_v2": [min(1 - b / a, 0.999) for a, b in pairwise(cosine)],
         "sigmoid_alpha": [min(1 - b / a, 0.999) for a, b in pairwise(course)],
     }
-    assert expected.keys() == schedules.SCHEDULES.keys()
+    assert expected.keys() == beta_schedules.SCHEDULES.keys()
     for name, betas in expected.items():
         options = {"beta_start": start, "beta_end": end, "num_train_timesteps": n}
         chain = DDPMChain(name, **options)
-        assert schedules.betas(name, n, start, end) == pytest.approx(betas, rel=1e-12)
+        assert beta_schedules.betas(name, n, start, end) == pytest.approx(betas, rel=1e-12)
         assert chain.betas == pytest.approx(betas, rel=1e-9)
         assert chain.betas == pytest.approx(DDPMChain(betas).betas, rel=1e-9)
         assert str(chain.sde()) == str(ChainSDE(name, **options))
@@ -334,7 +336,7 @@ def test_zero_terminal_snr_shifts_and_scales_alpha():
 NUMBERS = "must be a list of numbers, at least three"
 BAD = {
     DDPMChain: [
-        ("linea", r"^no schedule 'linea' of betas; accepted: linear, scaled_linear, squaredcos_cap_v2, sigmoid"),
+        ("linea", r"^no schedule of ddpm_chain 'linea'; did you mean linear"),
         ([0.1, 1.0, 0.2], "got 1 at node 1$"),
         ([0.1, 0.2, 0.0], "betas lie between 0 and 1, got 0 at node 2$"),
         ([-0.1, 0.2, 0.1], "got -0.1 at node 0$"),

@@ -18,7 +18,7 @@ import scoresde
 import solvers
 from scoresde import cards, checkpoint
 from scoresde.cli import main
-from scoresde.config import load_run
+from scoresde.run import load_run
 
 SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20"]
 
@@ -277,6 +277,8 @@ def test_bad_options(run, tmp_path, capsys):
     fails(capsys, ["sample", f"--workdir={run}"], "--out")
     fails(capsys, ["sing"], "sing")
     fails(capsys, ["solvers", "huen"], "did you mean heun")
+    fails(capsys, ["solvers", "--space=discreet"], "no space of states 'discreet'; did you mean discrete?")
+    fails(capsys, ["solvers", "heun", "--space=gaussian"], "leave out the solver's name")
     fails(capsys, ["solvers", ""], "no solver ''; accepted: adams")
     fails(capsys, ["solvers", "ddim(etta=1)"], "etta", "eta")
     fails(capsys, ["check-solver", "huen"], "did you mean heun")

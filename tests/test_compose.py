@@ -10,8 +10,8 @@ import solvers
 from solvers import InputError, Node, Prediction, SeededNoise, grid, solve
 from solvers.analytic import EDM, PATHS, VP, GaussianData, Mixture, exact_solution
 from solvers.brownian import BrownianNoise, clock
-from solvers.compose import single_step
-from solvers.conformance import check, measured_order, terminal_variance
+from solvers.conformance import check
+from solvers.convergence import measured_order, terminal_variance
 
 make = solvers.make
 
@@ -51,7 +51,7 @@ def test_wrapped_solvers_pass_conformance(spec, path):
     [("ddim", True), ("heun", True), ("ddpm", True), ("pc", True), ("dpmpp_2m", False), ("churn", True)],
 )
 def test_which_solvers_take_single_steps(spec, whether):
-    assert single_step(make(spec)) is whether
+    assert make(spec).restartable is whether
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_the_coarse_step_sees_the_noise_of_the_half_steps():
 
 
 def test_the_composed_noise_is_the_brownian_paths():
-    from solvers.compose import _Recorded
+    from solvers.step_doubling import _Recorded
 
     noise = BrownianNoise(range(4), (3,), torch.float64)
     a, b, c = (Node(0.0, 1.0, math.exp(-lam)) for lam in (-0.5, 0.1, 0.9))
@@ -288,8 +288,8 @@ def test_pc_counts_what_its_corrector_takes():
     assert make("pc(corrector=annealed_langevin)").linear
     assert not make("pc").linear
     # of order 1 towards the corrector's law, whatever the predictor: measured in test_conformance.py
-    assert make("pc(predictor=dpmpp_2m)").declared_order == 1
-    assert make("churn(solver=pc(predictor=heun))").declared_order == 1
+    assert make("pc(predictor=dpmpp_2m)").order == 1
+    assert make("churn(solver=pc(predictor=heun))").order == 1
 
 
 @pytest.mark.parametrize("inner", ["pc({})", "picard(solver=pc({}))", "final(solver=pc({}))"])

@@ -16,7 +16,8 @@ import solvers
 from solvers import Solver, Step
 from solvers.analytic import PATHS, VE, VP, GaussianData, Mixture, exact_solution
 from solvers.ancestral import DDIM
-from solvers.conformance import check, check_order, measured_order, terminal_variance
+from solvers.conformance import check, check_order
+from solvers.convergence import measured_order, terminal_variance
 from solvers.exponential import DPMpp2M
 from solvers.runge_kutta import Euler, Heun, Tableau
 
@@ -170,6 +171,25 @@ class Keeping(Declared):
 
 
 @dataclass(frozen=True)
+class Undeclared(DPMpp2M):
+    """A multistep method that says that a step leaves nothing to the next."""
+
+    restartable = True
+
+
+@dataclass(frozen=True)
+class Planning(Declared):
+    """Euler's method, but for its last step where the grid ends at the data: planned, and not declared."""
+
+    def init(self, problem, x, nodes):
+        return 1 - 0.01 * (nodes[-1].sigma == 0)
+
+    def step(self, problem, x, t, s, carry, noise):
+        eps = problem.predict(x, t).eps
+        return Step((s.alpha * carry) * (x / t.alpha + (s.ratio - t.ratio) * eps), carry)
+
+
+@dataclass(frozen=True)
 class SinglePrecision(Declared):
     def step(self, problem, x, t, s, carry, noise):
         h = torch.tensor(s.ratio, dtype=torch.float32) - torch.tensor(t.ratio, dtype=torch.float32)
@@ -245,6 +265,8 @@ def failed(solver):
         (NoLastStep(), {"few steps to sigma = 0 on vp"}),
         (Cancelling(), {"few steps to sigma > 0 on vp", "few steps to sigma = 0 on vp"}),
         (Doubling(strength=1.0), {"spec round trip"}),
+        (Undeclared(), {"restartable"}),
+        (Planning(), {"steps of any grid"}),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -338,7 +360,7 @@ def test_a_method_that_comes_late_to_its_order_is_measured_on_finer_grids():
 @pytest.mark.parametrize(("spec", "order"), [("dpmpp_3m(variant=released, start=runge_kutta)", 3), ("euler", 1.5)])
 def test_finer_grids_do_not_help_a_lower_order(spec, order, monkeypatch):
     solver = solvers.make(spec)
-    monkeypatch.setattr(type(solver), "declared_order", order)
+    monkeypatch.setattr(type(solver), "order", order)
     (verdict,) = check_order(solver, (VP,))
     assert not verdict.passed
 

@@ -15,10 +15,12 @@ from torch import nn
 
 import scoresde
 from scoresde import decoders
-from scoresde.continuous_bound import ContinuousBound, LowDiscrepancy, _place, continuous_bound
+from scoresde.bound_losses import ContinuousBound
+from scoresde.continuous_bound import continuous_bound, place_of
 from scoresde.decoders import Discretised, Gaussian, Levels
 from scoresde.learned_vp import LearnedVP
-from scoresde.losses import Discrete, LogNormal, LogSNR, Uniform, losses, times
+from scoresde.losses import losses
+from scoresde.time_samplers import Discrete, LogNormal, LogSNR, LowDiscrepancy, Uniform, times
 from solvers import InputError, Prediction, generator
 
 STD, SHAPE = 0.6, (2, 3)
@@ -107,7 +109,7 @@ def test_the_integral_does_not_depend_on_the_interior():
     t = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
     integrals = []
     for sde in (LearnedVP("linear", -9.0, 6.0), bent(gamma_min=-9.0, gamma_max=6.0)):
-        place = _place(sde, t, "t")
+        place = place_of(sde, t, "t")
         y = (STD * place.at.alpha / place.at.sigma) ** 2
         integrals.append((place.weight * y / (1 + y)).mean().item())
     exact = 0.5 * math.log((1 + STD**2 * math.exp(9)) / (1 + STD**2 * math.exp(-6)))

@@ -10,7 +10,7 @@ import scoresde
 import solvers
 from solvers import InputError, SeededNoise
 from solvers.analytic import VP, GaussianData, OrthogonalNoise
-from solvers.conformance import terminal_variance
+from solvers.convergence import terminal_variance
 from solvers.langevin import row_norm
 
 NODE = VP(0.4)

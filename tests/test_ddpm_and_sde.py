@@ -10,10 +10,12 @@ import torch
 import scoresde
 import solvers
 from scoresde.bounds import prior_term, step_terms
-from scoresde.chains import Chain, DDPMChain, SMLDChain
+from scoresde.chain import Chain
+from scoresde.chains import DDPMChain, SMLDChain
 from scoresde.decoders import Gaussian
-from scoresde.losses import DSM, Discrete
+from scoresde.losses import DSM
 from scoresde.targets import Gaussian as GaussianTarget
+from scoresde.time_samplers import Discrete
 from solvers import InputError, Node, Prediction, SeededNoise
 from solvers.ancestral import DDPM, forward_kernel, posterior
 

@@ -37,7 +37,7 @@ from diffusers_oracle import (
 
 from solvers import grid, make, resolve, solve
 from solvers.analytic import VP, GaussianData
-from solvers.conformance import terminal_variance
+from solvers.convergence import terminal_variance
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -122,7 +122,7 @@ def test_third_order_single_step_sde_by_heun_has_a_wrong_sign_and_does_not_conve
     flags = {"algorithm_type": "sde-dpmsolver++", "solver_order": 3, "solver_type": "heun"}
     solver, _ = resolve(f"DPMSolverSinglestepScheduler({', '.join(f'{key}={value}' for key, value in flags.items())})")
     assert make(solver) == make("dpmpp_3s(mode=grid, variant=flipped, eta=1)")
-    assert make(solver).declared_order == 0
+    assert make(solver).order == 0
     for prediction, steps in product(PREDICTIONS, (*STEPS, 12)):
         scheduler = DPMSolverSinglestepScheduler(**flags, prediction_type=prediction)
         assert parity(scheduler, solver, steps, exact=True) < EXACT, (prediction, steps)

@@ -145,8 +145,8 @@ def test_an_offset_is_diffusers():
         ("leading(steps_offset=1)", 1000, r"step 1000 is not one of 0..999"),
         ("ddim_quad", 50, "are both the network's step 0"),
         ("linspace(end=t_min)", 1000, "1000 steps need 1001 network steps"),
-        ("leading(steps_offset=-1)", 5, "steps_offset must not be negative"),
-        ("trailing(num_train_timesteps=1)", 1, "num_train_timesteps must be at least 2"),
+        ("leading(steps_offset=-1)", 5, "steps_offset must be an integer of at least 0"),
+        ("trailing(num_train_timesteps=1)", 1, "num_train_timesteps must be an integer of at least 2"),
         ("trailing(rounding=down)", 5, "'rounding' of trailing 'down'; accepted: nearest, up"),
     ],
 )

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import scoresde
+from scoresde.density_ode import WithLogDensity
 from scoresde.divergence import Exact, Hutchinson, HutchPP, Orthogonal, divergences, orthonormal
-from scoresde.problem import WithLogDensity
 from solvers import InputError, generator
 
 D = 12

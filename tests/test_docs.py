@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import scoresde
 import solvers
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,11 @@ def test_every_solver_stands_in_the_readme_and_in_the_docs():
     for page in (ROOT / "README.md", ROOT / "docs" / "solvers.md"):
         text = page.read_text(encoding="utf-8")
         assert [name for name in solvers.names() if f"`{name}`" not in text] == []
+
+
+def test_the_citation_names_the_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.+)$", text, re.M) == [scoresde.__version__] == [solvers.__version__]
 
 
 def test_links_of_the_pages_lead_somewhere():

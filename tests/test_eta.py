@@ -8,7 +8,7 @@ import torch
 import solvers
 from solvers import InputError, Node
 from solvers.analytic import VP, GaussianData
-from solvers.conformance import terminal_variance
+from solvers.convergence import terminal_variance
 from solvers.eta import CONVENTIONS, convert_eta
 
 T, S = Node(0.0, 0.6, 0.8), Node(0.0, 0.9, 0.3)

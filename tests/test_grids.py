@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 import scoresde
 import solvers
 from solvers import InputError, Node, grid
+from solvers.analytic import Mixture
 from solvers.grids import Grid, checked
+from solvers.schedule import as_schedule
 
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.EDM(), scoresde.RectifiedFlow(), scoresde.SubVP(), scoresde.Cosine()]
 SPECS = ["uniform", "quadratic", "quadratic(power=3)", "logsnr", "karras", "karras(rho=3)"]
@@ -219,8 +222,8 @@ def test_checked_takes_either_direction():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("karras(rho=0)", "rho must be positive, got 0"),
-        ("karras(rho=-7)", "rho must be positive, got -7"),
+        ("karras(rho=0)", r"rho must lie in \[0.01, 1e\+06\], got 0"),
+        ("karras(rho=-7)", r"rho must lie in \[0.01, 1e\+06\], got -7"),
         ("quadratic(power=0)", "power must be positive"),
         ("karras(end=nowhere)", "'end' of karras 'nowhere'; accepted: t_min, zero"),
         ("karras(7, zero)", "karras takes at most 1 options by position, got 2"),
@@ -267,3 +270,48 @@ def test_grids_are_made_of_python_floats():
     for node in grid("karras", scoresde.VP(), 3):
         assert all(type(v) is float for v in (node.t, node.alpha, node.sigma))
         assert not isinstance(node.ratio, torch.Tensor)
+
+
+class Own:
+    """A path of a user's own, that derives from nothing."""
+
+    t_min, t_max, clean = 0.01, 10.0, Node(0.0, 1.0, 0.0)
+
+    def __call__(self, t):
+        return Node(t, 1.0, t, 0.0, 1.0)
+
+    def t_of_lam(self, lam):
+        return math.exp(-lam)
+
+
+@pytest.mark.parametrize("spec", ["karras", "uniform", "trailing", "explicit(ratios=[8, 2, 1, 0.5])"])
+def test_an_object_that_says_as_much_is_a_schedule(spec):
+    path = scoresde.EDM(t_min=0.01, t_max=10.0)
+    made, wanted = grid(spec, Own(), 4 - ("explicit" in spec)), grid(spec, path, 4 - ("explicit" in spec))
+    assert [n.ratio for n in made] == pytest.approx([n.ratio for n in wanted], rel=1e-12)
+    solved = [solvers.solve(solvers.make("dpm_2"), Mixture(p), torch.ones(1, 1), made).x for p in (Own(), path)]
+    assert torch.equal(*solved)
+
+
+def test_what_an_object_has_besides_is_used():
+    class Chain(Own):
+        num_train_timesteps = 5
+        asked = 0
+
+        def nodes(self, times):
+            Chain.asked += 1
+            return map(self, times)
+
+    assert grid("trailing", Chain(), 3) == grid("trailing(num_train_timesteps=5)", Own(), 3)
+    assert Chain.asked == 1
+    assert as_schedule(Chain()).node_of_lam(99.0).t == Own.t_min
+
+
+def test_an_object_that_is_no_schedule_is_told_what_it_lacks():
+    with pytest.raises(
+        InputError, match=r"^a schedule has t_min, .*; <object .*> lacks t_min, t_max, clean, t_of_lam$"
+    ):
+        grid("karras", object(), 3)
+    lost = types.SimpleNamespace(t_min=0.0, t_max=1.0, clean=None, t_of_lam=math.exp)
+    with pytest.raises(InputError, match=r"lacks a call with a time$"):
+        grid("karras", lost, 3)

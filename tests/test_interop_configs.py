@@ -14,7 +14,7 @@ import scoresde
 import scoresde.interop
 import solvers
 from scoresde import InputError
-from scoresde.chains import ChainSDE
+from scoresde.chain_sde import ChainSDE
 from scoresde.interop import DiffusersScheduler
 from scoresde.interop.configs import Reading, config_of
 
@@ -208,7 +208,7 @@ def test_the_defaults_of_a_class_fill_what_a_saved_config_leaves_out():
         (diffusers.EDMEulerScheduler(prediction_type="v_prediction"), "inside EDM's preconditioning"),
         (flow(stochastic_sampling=True), "stochastic_sampling=True"),
         (flow(use_karras_sigmas=True), "use_karras_sigmas has no counterpart on a flow's path"),
-        (diffusers.DDPMScheduler(beta_schedule="laplace"), "no schedule 'laplace' of betas; accepted: linear"),
+        (diffusers.DDPMScheduler(beta_schedule="laplace"), "no schedule of ddpm_chain 'laplace'; accepted: linear"),
         ({"_class_name": "EulerDiscretScheduler"}, "did you mean EulerDiscreteScheduler"),
         ({"prediction_type": "epsilon"}, "names no path"),
         ("vq", "no SDE 'vq'; did you mean vp"),

@@ -274,14 +274,14 @@ def test_programs_see_the_clipped_x0():
 
 
 def test_a_run_has_these_options(tmp_path, capsys):
-    from scoresde import cli, config
+    from scoresde import build, cli, config
 
     network = "--config.model.network=mlp(width=8, depth=1)"
     options = ["round_labels=True", "learned_variance=True", "num_train_timesteps=20", "time_label=index"]
     cfg = config.read_config(
         "default", [network, "--config.model.predicts=eps", *(f"--config.model.{o}" for o in options)]
     )
-    model, module = config.build_denoiser(cfg, (1, 8, 8))
+    model, module = build.build_denoiser(cfg, (1, 8, 8))
     assert (model.round_labels, model.learned_variance, model.train_timesteps) == (True, True, 20)
     assert model.shape == (1, 8, 8)
     torch.nn.init.normal_(module.leave.weight)

@@ -12,12 +12,13 @@ from test_train import assert_same_end, final
 from torch import nn
 
 import scoresde
+from scoresde.bound_losses import ContinuousBound
 from scoresde.cli import main
-from scoresde.config import load_run
-from scoresde.continuous_bound import ContinuousBound
 from scoresde.decoders import Gaussian
-from scoresde.learned_vp import LearnedVP, WithSchedule, with_network, with_schedule
+from scoresde.learned_path import WithSchedule, with_network, with_schedule
+from scoresde.learned_vp import LearnedVP
 from scoresde.losses import DSM
+from scoresde.run import load_run
 from scoresde.train import TrainingOptions, train
 from solvers import InputError, generator
 

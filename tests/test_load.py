@@ -12,7 +12,7 @@ from diffusers.schedulers import scheduling_ddpm
 import scoresde
 import scoresde.interop
 from scoresde import InputError
-from scoresde.chains import ChainSDE
+from scoresde.chain_sde import ChainSDE
 from scoresde.interop import DiffusersScheduler
 from scoresde.interop.folder import own_solver
 from solvers import SeededNoise
@@ -250,10 +250,11 @@ def test_without_diffusers(tmp_path, monkeypatch):
 
 def test_a_run_of_this_library(tmp_path):
     from scoresde import commands, config
+    from scoresde.run import load_run
 
     small = ["--config.training.steps=2", "--config.training.batch_size=8", "--config.model.network=mlp(width=8)"]
     commands.fit(config.read_config("default", small), tmp_path)
-    model, run = scoresde.load(tmp_path), config.load_run(tmp_path)
+    model, run = scoresde.load(tmp_path), load_run(tmp_path)
     assert model.shape == run.card.shape == (1, 8, 8)
     samples = [scoresde.sample(each, (1, 8, 8), SEEDS, steps=4).x for each in (model, run.denoiser)]
     assert torch.equal(*samples)

@@ -10,7 +10,7 @@ import torch
 
 import scoresde
 import solvers
-from solvers import FixedGrid, InputError, SeededNoise, evaluations, generator, grid, solve, steps_of_nfe
+from solvers import InputError, SeededNoise, evaluations, generator, grid, solve, steps_of_nfe
 from solvers.analytic import VE, VP, Mixture
 from solvers.coefficients import phi1, phi2
 
@@ -159,7 +159,7 @@ def test_unordered_nodes_are_not_solved_on():
 
 def test_a_grid_in_pieces_is_the_grid():
     nodes = grid("uniform", VP, 6)
-    whole = solve(solvers.make("heun"), Mixture(VP), start(nodes[0]), FixedGrid(nodes)).x
+    whole = solve(solvers.make("heun"), Mixture(VP), start(nodes[0]), nodes).x
     half = solve(solvers.make("heun"), Mixture(VP), start(nodes[0]), nodes[:4]).x
     assert torch.equal(solve(solvers.make("heun"), Mixture(VP), half, nodes[3:]).x, whole)
 

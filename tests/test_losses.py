@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import scoresde
-from scoresde.losses import DSM, LogNormal, LogSNR, TimeSampler, Uniform, times
+from scoresde.losses import DSM
+from scoresde.time_samplers import LogNormal, LogSNR, TimeSampler, Uniform, times
 from solvers import InputError, Prediction, generator
 
 SDES = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.Cosine(), scoresde.RectifiedFlow(), scoresde.EDM()]
@@ -172,7 +173,7 @@ def test_names_and_errors():
     assert str(LogNormal(-0.4, 1.0)) == "lognormal(mean=-0.4, std=1.0)"
     with pytest.raises(InputError, match="did you mean lognormal"):
         times.make("lognorm")
-    with pytest.raises(InputError, match="'std' of lognormal must be positive"):
+    with pytest.raises(InputError, match="lognormal: std must be positive"):
         times.make("lognormal(std=0)")
     with pytest.raises(InputError, match=r"no training target 'velocty'; did you mean velocity\?"):
         DSM("velocty")

@@ -7,7 +7,7 @@ import scoresde
 import solvers
 from scoresde import InputError
 from solvers.analytic import GaussianData
-from solvers.conformance import terminal_variance
+from solvers.convergence import terminal_variance
 
 V = 0.25
 

@@ -16,7 +16,7 @@ import solvers
 from solvers import InputError, Node
 from solvers.analytic import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
 from solvers.coefficients import phi1, phi2, phi3
-from solvers.conformance import measured_order
+from solvers.convergence import measured_order
 from solvers.er_sde import NOISE_SCALES
 
 # uneven ratios, newest prediction at 1.1, going to 0.7
@@ -232,7 +232,7 @@ def test_the_noise_scales_slopes_are_their_derivatives(name):
 def test_a_method_of_order_p_reaches_order_p(spec, order):
     solver = solvers.make(spec)
     assert measured_order(solver, VP)[0] > order - 0.2
-    assert solver.declared_order <= order
+    assert solver.order <= order
 
 
 def test_the_released_3m_is_of_order_two_and_the_right_one_of_order_three():
@@ -246,9 +246,9 @@ def test_an_euler_start_caps_the_order_at_two():
     # errors of opposite sign cancel on the way down; far enough down the first step's is what remains
     solver, path = solvers.make("adams(order=3, start=lower)"), VE
     nodes = [solvers.grid("logsnr", path, n) for n in (640, 1280)]
-    from solvers.conformance import _path_error
+    from solvers.convergence import path_error
 
-    errors = [_path_error(solver, path, grid)[1] for grid in nodes]
+    errors = [path_error(solver, path, grid)[1] for grid in nodes]
     assert 1.7 < math.log2(errors[0] / errors[1]) < 2.2
 
 

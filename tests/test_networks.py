@@ -126,13 +126,13 @@ def test_networks_serve_a_denoiser():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("mlp(width=0)", "option 'width' of mlp must be a positive integer, got 0"),
-        ("mlp(depth=-1)", "option 'depth' of mlp"),
+        ("mlp(width=0)", "mlp: width must be a positive integer, got 0"),
+        ("mlp(depth=-1)", "mlp: depth"),
         ("mlp(time_features=7)", "must be even, got 7"),
         ("unet(channels=[])", "needs at least one number"),
-        ("unet(channels=[16, 0])", "every number of option 'channels'"),
-        ("unet(layers=0)", "option 'layers' of unet"),
-        ("unet(groups=0)", "option 'groups' of unet"),
+        ("unet(channels=[16, 0])", "unet: every number of channels"),
+        ("unet(layers=0)", "unet: layers"),
+        ("unet(groups=0)", "unet: groups"),
         ("unet(channels=[8, 64], groups=8)", "groups=8 must be less than the fewest channels, 8: .* blind to time"),
         ("unet(channels=[4, 64], groups=8)", "blind to time"),
         ("unet(channels=[16, 20], groups=8)", r"channels=\[16, 20\] must be multiples of groups=8"),

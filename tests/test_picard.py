@@ -10,7 +10,7 @@ import solvers
 from solvers import InputError, SeededNoise, grid, solve
 from solvers.analytic import EDM, VP, Mixture
 from solvers.brownian import BrownianNoise
-from solvers.conformance import measured_order
+from solvers.convergence import measured_order
 
 
 def run(spec, nodes, schedule=VP, problem=None, seeds=range(5), dtype=torch.float64, kind=SeededNoise, hooks=()):

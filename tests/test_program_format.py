@@ -20,8 +20,8 @@ import solvers
 from solvers import InputError, Output, Program, SeededNoise, program_format
 from solvers.analytic import RECTIFIED_FLOW, VP, Mixture
 from solvers.instructions import Combine, Draw, Evaluate
+from solvers.node import Node
 from solvers.outputs import PREDICTS
-from solvers.types import Node
 
 PAGE = (Path(__file__).parent.parent / "docs" / "program_format.md").read_text(encoding="utf-8")
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]

@@ -7,7 +7,7 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import config
+from scoresde import build, config
 from solvers import InputError, SeededNoise, grid, solve, trace
 from solvers.analytic import EDM, VP, Mixture
 
@@ -99,5 +99,5 @@ def test_what_does_not_fit_is_refused(recorded, tmp_path):
 
 def test_a_config_names_it(recorded):
     cfg = config.read_config("digits_vp", [f"--config.sampling.solver={recorded('ddim')}"])
-    options = config.solve_options(cfg.sampling)
-    assert (options["grid"], options["steps"], options["nfe"]) == (None, None, None)
+    plan = build.plan_of(denoiser(), cfg.sampling)
+    assert (plan.grid, plan.rule, plan.nodes) == ("its own", None, plan.solver.nodes)

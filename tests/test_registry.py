@@ -6,7 +6,7 @@ import os
 import sys
 import types
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import solvers
 from solvers import InputError, Registry, Solver, Step
 from solvers.analytic import VP, Mixture
-from solvers.conformance import measured_order
+from solvers.convergence import measured_order
+from solvers.ranges import Choice, Count, NonNegative, Range
 from solvers.spec import Spec, parse, write
 
 
@@ -194,6 +195,39 @@ def test_a_bad_solver_is_refused(spec, message):
         solvers.make(spec)
 
 
+@dataclass(frozen=True)
+class Ranged(Solver):
+    share: Annotated[float, Range(0, 1, "(]")] = 0.5
+    size: NonNegative | None = None
+    count: Count = 3
+    counts: tuple[Annotated[int, Range(1, 4)], ...] = (1, 4)
+    table: Annotated[str, Choice({"left": 1, "right": 2})] = "left"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 0.0}, r"Ranged: share must lie in \(0, 1\], got 0$"),
+        ({"share": math.nan}, "share must lie in .*, got nan"),
+        ({"share": "half"}, "share must lie in .*, got 'half'"),
+        ({"size": -1.0}, "size must be at least 0, got -1"),
+        ({"size": math.inf}, "size must be finite and at least 0, got inf"),
+        ({"count": 0}, "count must be a positive integer, got 0"),
+        ({"count": True}, "count must be a positive integer, got True"),
+        ({"count": 2.0}, "count must be a positive integer, got 2"),
+        ({"count": 10**7}, "count must be at most 1000000, got 10000000"),
+        ({"counts": (1, 5)}, "every number of counts must be one of 1 to 4, got 5"),
+        ({"table": "rigth"}, "no table of .*Ranged 'rigth'; did you mean right"),
+    ],
+)
+def test_ranges_hold_at_construction(options, message):
+    """However an object is made; a solver outside the library is named by its module."""
+    with pytest.raises(InputError, match=message):
+        Ranged(**options)
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(Ranged(size=1.0), **options)
+
+
 def test_a_class_outside_is_made_by_its_module():
     assert str(solvers.make("solvers.runge_kutta:Heun")) == "heun"  # a registered class keeps its name
     mine = types.ModuleType("module_of_a_user")
@@ -298,7 +332,9 @@ def test_info_is_the_card():
         card = solvers.info(name)
         assert card.name == name
         assert all((card.reference, card.formula, card.kind, card.summary))
-        assert card.options.keys() == {field.name for field in dataclasses.fields(card.cls)}
+        assert card.options.keys() == {
+            field.metadata.get("option", field.name) for field in dataclasses.fields(card.cls)
+        }
 
 
 def test_facts_that_depend_on_options():

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import scoresde
-from scoresde import scoring, shards
+from scoresde import build, likelihood_page, log_density, score, shards
 from scoresde.cli import main, share_of
-from scoresde.config import load_run
 from scoresde.likelihood import LogProb
+from scoresde.run import load_run
 from solvers import InputError
 
 SMALL = ["--config.model.network=mlp(width=16, depth=1)", "--config.training.steps=20"]
@@ -66,7 +66,7 @@ def fails(capsys, arguments, *words):
 
 def stop_after(monkeypatch, count):
     """Ctrl-C while the shard after ``count`` of them is scored; a list that counts those done."""
-    done, real = [], scoring.log_prob
+    done, real = [], score.log_prob
 
     def scored(*arguments, **options):
         if len(done) == count:
@@ -74,7 +74,7 @@ def stop_after(monkeypatch, count):
         done.append(list(options["seeds"]))
         return real(*arguments, **options)
 
-    monkeypatch.setattr(scoring, "log_prob", scored)
+    monkeypatch.setattr(score, "log_prob", scored)
     return done
 
 
@@ -161,7 +161,7 @@ def test_parts_of_another_evaluation_are_refused_and_named(run, tmp_path, monkey
     fails(capsys, command(run, tmp_path, "--config.likelihood.batch_size=5"), "batch_size is 4 there and 5 here")
     fails(capsys, command(run, tmp_path, "--tolerance=0.5"), "likelihood.tolerance is None there and 0.5 here")
     another = scoresde.data.load("digits", seed=1)
-    monkeypatch.setattr(scoring.config, "load_data", lambda *_: another)
+    monkeypatch.setattr(build, "load_data", lambda *_: another)
     fails(capsys, command(run, tmp_path), "the data is")
     monkeypatch.undo()
     trained = load_run(run)
@@ -169,7 +169,7 @@ def test_parts_of_another_evaluation_are_refused_and_named(run, tmp_path, monkey
         next(trained.denoiser.network.parameters())[0] += 1e-6
     x = scoresde.data.load("digits").test[:10]
     with pytest.raises(InputError, match="the weights is"):
-        scoring.evaluate(trained, x, "test", tmp_path / "parts")
+        score.evaluate(trained, x, "test", tmp_path / "parts")
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
@@ -282,20 +282,20 @@ def made(nats, stderr, solver_error):
 
 
 def test_uncertainty_adds_up_by_hand():
-    found = scoring.uncertainty(made([0.0, 2.0, 4.0, 6.0], [3.0, 0.0, 4.0, 0.0], [1.0, 3.0, 2.0, 2.0]))
+    found = log_density.uncertainty(made([0.0, 2.0, 4.0, 6.0], [3.0, 0.0, 4.0, 0.0], [1.0, 3.0, 2.0, 2.0]))
     assert found["samples"] == pytest.approx(math.sqrt(20 / 3 / 4))
     assert found["trace"] == pytest.approx(5 / 4)
     assert found["solver"] == pytest.approx(2.0)
     assert found["of_these"] == pytest.approx(math.hypot(1.25, 2))
     assert found["total"] == pytest.approx(math.sqrt(20 / 12 + 4))
-    single = scoring.uncertainty(made([1.0], [0.5], None))
+    single = log_density.uncertainty(made([1.0], [0.5], None))
     assert math.isnan(single["samples"])
     assert math.isnan(single["solver"])
     assert single["of_these"] == 0.5
-    text = scoring.block(made([1.0, 2.0], [0.0, 0.0], None))
+    text = likelihood_page.block(made([1.0, 2.0], [0.0, 0.0], None))
     assert "besides what the solver errs, which was not measured" in text
-    assert "besides" not in scoring.block(made([1.0, 2.0], [0.0, 0.0], [0.1, 0.1]))
-    assert "not known of a single sample" in scoring.block(made([1.0], [0.5], None))
+    assert "besides" not in likelihood_page.block(made([1.0, 2.0], [0.0, 0.0], [0.1, 0.1]))
+    assert "not known of a single sample" in likelihood_page.block(made([1.0], [0.5], None))
 
 
 def test_joined_shards():

@@ -11,7 +11,6 @@ import scoresde
 import solvers
 from solvers import InputError, SeededNoise, Solver, Step, grid, solve, trace
 from solvers.analytic import EDM, PATHS, VP, Mixture
-from solvers.grids import node_of_lam
 from solvers.instructions import Combine, Draw, Evaluate
 from solvers.outputs import PREDICTS
 
@@ -68,7 +67,7 @@ class Network:
         return self.schedule(t)
 
     def node_of_lam(self, lam):
-        return node_of_lam(self.schedule, lam)
+        return self.schedule.node_of_lam(lam)
 
     def raw(self, x, node):
         return 0.4 * torch.tanh(x + 0.1 * node.like(x).lam) + 0.1 * x

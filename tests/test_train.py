@@ -17,8 +17,9 @@ from torch import nn
 
 import scoresde
 from scoresde import checkpoint, ema
-from scoresde.losses import DSM, LogSNR
+from scoresde.losses import DSM
 from scoresde.networks import MLP
+from scoresde.time_samplers import LogSNR
 from scoresde.train import TrainingOptions, train
 from solvers import InputError
 

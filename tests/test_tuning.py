@@ -10,7 +10,7 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import config
+from scoresde import build, config
 from solvers import InputError, Trajectory, trajectory, tune_grid
 from solvers.analytic import EDM, VE, VP, GaussianData, Mixture, exact_solution
 from solvers.grid_files import FileGrid
@@ -207,11 +207,10 @@ def test_a_config_and_the_sampler_take_the_file(tmp_path):
     levels = [sde(1.0).ratio, 5.0, 1.0, 0.2, 0.0]
     solvers.grid_files.write_grid(path, levels, {"solver": "ddim"})
     cfg = config.read_config("configs/digits_vp.py", [f"--config.sampling.grid=file:{path}"])
-    options = config.solve_options(cfg.sampling)
-    assert (options["grid"], options["steps"]) == (f"file:{path}", None)
     denoiser = scoresde.targets.Gaussian(torch.zeros(2), 0.25).denoiser(sde)
-    kept = {key: options[key] for key in ("solver", "grid", "steps", "nfe")}
-    result = scoresde.sample(denoiser, (2,), range(3), **kept, dtype=torch.float64)
+    plan = build.plan_of(denoiser, cfg.sampling)
+    assert (plan.rule, plan.steps) == (solvers.grids.make(f"file:{path}"), 4)
+    result = scoresde.sample(denoiser, (2,), range(3), plan=plan, dtype=torch.float64)
     same = scoresde.sample(denoiser, (2,), range(3), "dpmpp_2m", f"explicit(ratios={levels})", dtype=torch.float64)
     assert [node.ratio for node in result.nodes] == pytest.approx(levels, rel=1e-12)
     assert (result.nfe, torch.equal(result.x, same.x)) == (4, True)

@@ -11,9 +11,9 @@ from test_dequantisation import LEVELS, OPTIONS, SDE, WIDTH, masses
 import scoresde
 from scoresde import log_prob
 from scoresde.cli import main
-from scoresde.config import load_run
 from scoresde.dequantisation import UniformNoise, dequantisers, uniforms
-from scoresde.scoring import options_of
+from scoresde.run import load_run
+from scoresde.score import options_of
 from scoresde.variational_dequantisation import (
     FORMAT,
     VariationalDequantiser,
@@ -156,7 +156,8 @@ def test_a_config_names_it_by_its_file(tmp_path):
     made = untidy((1, 8, 8), layers=1, width=4)
     save_dequantiser(made, tmp_path / "own.safetensors")
     run.config.likelihood.dequantiser = f'variational(path="{tmp_path / "own.safetensors"}")'
-    options = options_of(run) | {"steps": 3, "error": False}
+    run.config.likelihood.steps, run.config.likelihood.error = 3, False
+    options = options_of(run)
     x = scoresde.data.load("digits").test[:3].double()
     found = log_prob(run.denoiser, x, **options)
     direct = log_prob(run.denoiser, x, **(options | {"dequantiser": made}))

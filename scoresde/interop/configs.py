@@ -12,11 +12,12 @@ import numpy as np
 import solvers
 from solvers import InputError, Node, Output, diffusers_labels
 from solvers.errors import unknown
-from solvers.grids import Explicit
+from solvers.rules import Explicit
 
 from .. import labels
-from ..chains import ChainSDE
-from ..sde import EDM, SDE, RectifiedFlow, make_sde
+from ..chain_sde import ChainSDE
+from ..sde import SDE, make_sde
+from ..standard import EDM, RectifiedFlow
 from .k_diffusion import numbers
 
 # diffusers' words for what a network puts out
@@ -106,7 +107,7 @@ class Reading:
             if config.get(key) in values:
                 raise InputError(f"the config's {key}={config[key]!r} has no counterpart here")
         sde, output, label, shift = _path(config, given)
-        count = getattr(sde, "num_train_timesteps", config.get("num_train_timesteps", 1000))
+        count = sde.num_train_timesteps or config.get("num_train_timesteps", 1000)
         word = config.get("prediction_type") or output
         if sde.t_max == FLOW_END and word in ("v_prediction", "v"):
             raise InputError("the config's prediction_type='v_prediction' has no counterpart on a flow's path")
@@ -253,8 +254,8 @@ def _path(config: Mapping[str, Any], given: SDE | None) -> tuple[SDE, str, str, 
             raise InputError("the config's snr_shift_scale has no counterpart here")
         chain = ChainSDE(
             config["beta_schedule"],
-            float(config.get("beta_start", 1e-4)),
-            float(config.get("beta_end", 0.02)),
+            float(config.get("beta_start", ChainSDE.beta_start)),
+            float(config.get("beta_end", ChainSDE.beta_end)),
             int(config.get("num_train_timesteps", 1000)),
             tuple(map(float, betas)) if (betas := config.get("trained_betas")) is not None else None,
             bool(config.get("rescale_betas_zero_snr", False)),

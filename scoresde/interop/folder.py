@@ -14,7 +14,7 @@ from typing import Any
 
 from solvers import InputError, diffusers_labels
 
-from ..chains import ChainSDE
+from ..chain_sde import ChainSDE
 from ..denoiser import Denoiser
 from .configs import Reading, config_of
 

@@ -11,12 +11,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import solvers
-from solvers import InputError, Node, Output, Prediction, Program, Solver
-from solvers.grids import node_of_lam
+from solvers import InputError, Node, Output, Prediction, Problem, Program, Solver
 from solvers.instructions import Evaluate
 from solvers.program import asker
 
-from ..sde import EDM
+from ..standard import EDM
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -133,9 +132,10 @@ class _Noise:
         return self.sampler(self.x.new_tensor(t.sigma), self.x.new_tensor(s.sigma)).to(self.x)
 
 
-class _Asked:
+class _Asked(Problem):
     """k-diffusion's model as a problem; it tells the callback and the bar of every step."""
 
+    path = PATH
     output = Output("x0")
 
     def __init__(
@@ -151,12 +151,6 @@ class _Asked:
         self.grid, self.bar = program.grid, bar
         steps = steps_of_evaluations(program)
         self.firsts = iter([i if i not in steps[:k] else None for k, i in enumerate(steps)])
-
-    def node(self, t: float) -> Node:
-        return PATH(t)
-
-    def node_of_lam(self, lam: float) -> Node:
-        return node_of_lam(PATH, lam)
 
     def predict(self, x: Tensor, node: Node) -> Prediction:
         return self.output.read(self.raw(x, node), x, node)

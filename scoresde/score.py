@@ -10,40 +10,39 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from solvers import InputError, make
+from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer
 
-from . import config
+from . import build
+from .batches import batches_of
 from .bounds import chain_bound
 from .checks import positive
+from .config import DataCard, flat
 from .continuous_bound import continuous_bound
 from .decoders import Discretised
 from .dequantisation import dequantisers
-from .likelihood import default_solver, dequantise, log_prob
-from .log_density import LogProb
-from .report import histogram, image_grid, inline, is_image, number
+from .divergence import divergences
+from .likelihood import GRID, default_solver, dequantise, log_prob
+from .likelihood_page import block, page
+from .log_density import LogProb, error_of_mean, uncertainty
 from .results import environment, fingerprint, write_arrays, write_atomically, write_json
-from .sample import batches_of
+from .run import Run
 from .shards import join, read_part, refuse_another, write_part
 
-SHOWN = 12  # samples at either end of the page
 # of the config, what decides a value; the rest of it is in the weights
 _DECIDES = ("sde", "model", "likelihood", "device", "data.dequantise")
 
 
 def score(
-    run: config.Run,
+    run: Run,
     x: Tensor,
     split: str,
     out: Path,
@@ -83,14 +82,14 @@ def score(
             for name in ("kind", "solver", "grid", "divergence", "nfe", "products", "seconds")
         },
         "means": {name: _plain(value.double().mean()) for name, value in arrays.items()},
-        "standard_errors": {name: _plain(_error(value)) for name, value in arrays.items()},
+        "standard_errors": {name: _plain(error_of_mean(value)) for name, value in arrays.items()},
         "solver_error_max": None if result.solver_error is None else _plain(result.solver_error.max()),
         "uncertainty": {name: _plain(value) for name, value in uncertainty(result).items()},
         "bound": None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
         "evaluation": facts_of(run, x, split),
         "step": run.step,
         "config": run.config.to_dict(),
-        "environment": environment(config.device_of(run.config)),
+        "environment": environment(build.device_of(run.config)),
     }
     write_json(out / "likelihood.json", document)
     write_atomically(out / "likelihood.html", page(title, text, found, x, run.card, document))
@@ -99,7 +98,7 @@ def score(
 
 
 def evaluate(
-    run: config.Run, x: Tensor, split: str, parts: Path | None = None, share: tuple[int, int] = (1, 1)
+    run: Run, x: Tensor, split: str, parts: Path | None = None, share: tuple[int, int] = (1, 1)
 ) -> dict[str, LogProb] | None:
     """The likelihood ``ode`` of data (N, *), and the ``bound`` of a chain where the config names one; see ``score``."""
     options, facts = options_of(run), facts_of(run, x, split)
@@ -139,33 +138,32 @@ def evaluate(
     return {name: join([part[name] for part in whole]) for name in whole[0]}
 
 
-def options_of(run: config.Run) -> dict[str, Any]:
-    """A run's ``likelihood`` section as arguments of ``log_prob``: a tolerance goes before the steps, and without a bin
+def options_of(run: Run) -> dict[str, Any]:
+    """A run's ``likelihood`` section as arguments of ``log_prob``: a tolerance goes before the plan, and without a bin
     width there is no dequantiser.
 
     Raises:
-        InputError: an unknown dequantiser or bound, a tolerance that is not positive, draws that are no positive
-            integer.
+        InputError: an unknown name, a tolerance that is not positive, draws that are no positive integer; see
+            ``scoresde.plan``.
     """
-    section, width = run.config.likelihood.copy_and_resolve_references(), run.card.bin_width
-    tolerance, draws = section.tolerance, positive_integer("likelihood.draws", section.draws)
-    tolerance = None if tolerance is None else positive("tolerance", tolerance)
-    steps, nfe = (section.steps, section.nfe) if tolerance is None else (None, None)
-    section.solver = section.solver or default_solver(steps, nfe)
-    dequantisers.make(section.dequantiser)
+    section, width = run.config.likelihood, run.card.bin_width
+    draws = positive_integer("likelihood.draws", section.draws)
+    noise = dequantisers.make(section.dequantiser)
     check_bound(section.bound)
-    options = config.solve_options(section)
-    del options["batch_size"]
-    return {
-        **options,
-        "steps": options["steps"] if tolerance is None else None,
-        "tolerance": tolerance,
-        "divergence": section.divergence,
+    options: dict[str, Any] = {
+        "divergence": divergences.make(section.divergence),
         "bin_width": width,
-        "dequantiser": None if width is None else section.dequantiser,
+        "dequantiser": None if width is None else noise,
         "draws": draws,
-        "error": section.error and tolerance is None,  # a tolerance brings its own
     }
+    if section.tolerance is not None:  # which brings the solver's error
+        tolerance = positive("tolerance", section.tolerance)
+        solver = section.solver and make(resolve(section.solver)[0])
+        grid = section.grid and grids.make(section.grid)
+        return {**options, "solver": solver, "grid": grid, "nfe": section.nfe, "tolerance": tolerance}
+    default = default_solver(section.steps, section.nfe), GRID
+    plan = build.plan_of(run.denoiser, section, default, stop=True)
+    return {**options, "plan": plan, "error": section.error}
 
 
 def check_bound(bound: str | None) -> None:
@@ -182,13 +180,13 @@ def check_bound(bound: str | None) -> None:
         raise InputError(f"likelihood.bound is continuous or ancestral, like ddpm(variance=beta): {error}") from None
 
 
-def facts_of(run: config.Run, x: Tensor, split: str) -> dict[str, Any]:
+def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
     """Everything that decides the values, as JSON knows it."""
     network = run.denoiser.network
     assert isinstance(network, nn.Module)
     noise = getattr(dequantisers.make(run.config.likelihood.dequantiser), "module", None)
     versions = environment()
-    given = config._flat(run.config.to_dict())
+    given = flat(run.config.to_dict())
     facts = {
         "the checkpoint's step": run.step,
         "the weights": _weights(network),
@@ -214,7 +212,7 @@ def _weights(module: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def check_range(x: Tensor, card: config.DataCard, split: str) -> None:
+def check_range(x: Tensor, card: DataCard, split: str) -> None:
     """Refuses discrete data (N, *) that the model's levels do not hold.
 
     Raises:
@@ -230,9 +228,9 @@ def check_range(x: Tensor, card: config.DataCard, split: str) -> None:
         )
 
 
-def _values(run: config.Run, x: Tensor, rows: slice, options: Mapping[str, Any]) -> dict[str, LogProb]:
+def _values(run: Run, x: Tensor, rows: slice, options: Mapping[str, Any]) -> dict[str, LogProb]:
     """The values of some samples."""
-    part, seeds = x[rows].to(config.device_of(run.config)), range(rows.start, rows.stop)
+    part, seeds = x[rows].to(build.device_of(run.config)), range(rows.start, rows.stop)
     began = time.perf_counter()
     result = log_prob(run.denoiser, part, seeds=seeds, **options, progress=True)
     found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # with the trials of a tolerance
@@ -240,12 +238,12 @@ def _values(run: config.Run, x: Tensor, rows: slice, options: Mapping[str, Any])
     return found if bound is None else {**found, "bound": bound}
 
 
-def chain_score(run: config.Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
+def chain_score(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
     """The bound of a run's reverse chain, or the ``continuous`` one, where its ``likelihood.bound`` names one."""
     options, width = run.config.likelihood, run.card.bin_width
     if options.bound is None:
         return None
-    decoder = config.build_decoder(run.config, run.card)
+    decoder = build.build_decoder(run.config, run.card)
     spread = width is not None and not isinstance(decoder, Discretised)
     data = dequantise(x, width, seeds) if spread and width is not None else x
     shared: dict[str, Any] = {"decoder": decoder, "bin_width": width, "seeds": seeds, "progress": True}
@@ -263,103 +261,5 @@ def _arrays(result: LogProb) -> dict[str, Tensor]:
     return arrays
 
 
-def _error(values: Tensor) -> float:
-    """The standard error of the mean of values (B,); NaN of a single one."""
-    if len(values) < 2:
-        return math.nan
-    equal = bool((values == values[0]).all())  # whose mean may round to another
-    return 0.0 if equal else float(values.double().std()) / math.sqrt(len(values))
-
-
 def _plain(value: Tensor | float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def uncertainty(result: LogProb) -> dict[str, float]:
-    """What the mean of a likelihood may be off by, in nats a sample; NaN where a part is not known.
-
-    ``samples``: its standard error over samples (which holds that of the probes and of the dequantiser's draws);
-    ``trace``: the standard error of the probes; ``solver``: the mean of ``solver_error``, NaN where it was not asked
-    for. ``of_these`` = sqrt(trace^2 + solver^2) is of the mean of these very samples at their draws, ``total`` =
-    sqrt(samples^2 + solver^2) of the mean over the distribution that they come from; both without the solver's part
-    where that is not known.
-    """
-    samples = _error(result.nats)
-    trace = float(result.stderr.double().square().sum().sqrt()) / len(result.nats)
-    solver = math.nan if result.solver_error is None else float(result.solver_error.double().mean())
-    part = 0.0 if math.isnan(solver) else solver
-    of_these, total = math.hypot(trace, part), math.hypot(samples, part)
-    return {"samples": samples, "trace": trace, "solver": solver, "of_these": of_these, "total": total}
-
-
-def block(result: LogProb) -> str:
-    """A likelihood as text, for people."""
-    parts, bits = uncertainty(result), result.dimensions * math.log(2)
-
-    def shown(name: str) -> str:
-        also = "" if result.bin_width is None else f" = {number(parts[name] / bits)} bits/dim"
-        return f"{number(parts[name])} nats{also}"
-
-    lines = [str(result)]
-    if result.nfe_per_sample is not None:
-        lines.append(f"  NFE a sample {float(result.nfe_per_sample.double().mean()):.1f}, {result.nfe} at most")
-    measured = result.solver_error is not None
-    how = f"trace {number(parts['trace'])}" + (f", solver {number(parts['solver'])}" if measured else "")
-    lines.append(f"  the mean is uncertain by {shown('of_these')} for these samples ({how}),")
-    if math.isnan(parts["samples"]):
-        lines.append("  for the distribution they come from not known of a single sample")
-    else:
-        lines.append(f"  by {shown('total')} for the distribution they come from (samples {number(parts['samples'])})")
-    if not measured:
-        lines.append("  besides what the solver errs, which was not measured")
-    return "\n".join(lines)
-
-
-def page(
-    title: str,
-    text: str,
-    found: Mapping[str, LogProb],
-    x: Tensor,
-    card: config.DataCard,
-    document: Mapping[str, Any],
-) -> str:
-    """The page of a likelihood of data (N, *): text, budget, histogram, and the samples at either end."""
-    result = found["ode"]
-    discrete = result.bin_width is not None
-    values = result.bits_per_dim if discrete else result.nats
-    label = "bits per dimension" if discrete else "log-likelihood, nats"
-    order = torch.argsort(result.nats, stable=True).tolist()
-
-    def shown(places: Sequence[int]) -> Iterator[dict[str, str]]:
-        for i in places:
-            picture = inline(image_grid(x[i : i + 1], card.low, card.high)) if is_image(x) else ""
-            yield {"image": picture, "value": f"{float(values[i]):.4g}", "place": str(i)}
-
-    facts = [(k, str(v)) for k, v in {**document["environment"], **document["evaluation"]}.items()]
-    source = resources.files("scoresde").joinpath("likelihood.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    return template.render(
-        title=title,
-        text=text,
-        discrete=discrete,
-        label=label,
-        tables=[_table(part) for part in found.values()],
-        histogram=inline(histogram(values, label)),
-        ends=[("least", list(shown(order[:SHOWN]))), ("most", list(shown(order[::-1][:SHOWN])))],
-        command=document["command"],
-        facts=facts,
-        config=json.dumps(document["config"], indent=2, default=str),
-    )
-
-
-def _table(result: LogProb) -> dict[str, Any]:
-    """The budget, mean and standard error, in nats and, where there are any, bits/dim."""
-    bits = -result.dimensions * math.log(2)
-
-    def row(name: str, part: Tensor) -> list[str]:
-        mean, error = float(part.double().mean()), _error(part)
-        cells = [name, f"{mean:.3f}", number(error)]
-        return cells if result.bin_width is None else [*cells, f"{mean / bits:.4f}", number(-error / bits)]
-
-    rows = [row(name, part) for name, part in result.budget.items()]
-    return {"kind": result.kind, "rows": rows, "total": row("log p", result.nats)}

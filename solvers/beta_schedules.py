@@ -1,20 +1,25 @@
-"""The schedules of discrete chains: betas of DDPM's, sigmas of SMLD's, as float64 arrays (N,) in order of noise."""
+"""Noise schedules, each in one place: betas of DDPM's chains and sigmas of SMLD's, as float64 arrays (N,) in order of
+noise, and the integral of a linear beta(t).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from solvers import InputError
-from solvers.errors import positive_integer
+from .errors import InputError, positive_integer
 
 Array = NDArray[np.float64]
+T = TypeVar("T")  # a float, an array or a tensor
 
 # alpha of a node without any signal: the root of 2^-24, the number that diffusers puts in the place of alpha^2 = 0
 FAINT = 2.0**-12
+OFFSET = 0.008  # of the cosine schedule: Nichol and Dhariwal 2021, section 3.2
+BETA_START, BETA_END = 1e-4, 0.02  # Ho et al. 2020, section 4, for 1000 steps
 CAP = 0.999  # the largest beta of schedules that are given by alpha: Nichol and Dhariwal 2021, section 3.2
 
 
@@ -24,8 +29,11 @@ def betas_of(kept: Array) -> Array:
     return betas
 
 
-def _cosine(start: float, end: float, count: int) -> Array:
-    return betas_of(np.cos((np.linspace(0, 1, count + 1) + 0.008) / 1.008 * math.pi / 2) ** 2)
+def cosine(count: int, offset: float = OFFSET) -> Array:
+    """alpha^2 (N + 1,) = cos^2((i / N + offset) / (1 + offset) pi / 2), before any division by the first: Nichol and
+    Dhariwal 2021, eq. 17."""
+    kept: Array = np.cos((np.linspace(0, 1, count + 1) + offset) / (1 + offset) * math.pi / 2) ** 2
+    return kept
 
 
 def _scaled_linear(start: float, end: float, count: int) -> Array:
@@ -52,7 +60,7 @@ SCHEDULES: dict[str, Callable[[float, float, int], Array]] = {
     # Rombach et al. 2022, arXiv:2112.10752: linear in the root
     "scaled_linear": _scaled_linear,
     # Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17, with betas of at most 0.999
-    "squaredcos_cap_v2": _cosine,
+    "squaredcos_cap_v2": lambda start, end, count: betas_of(cosine(count)),
     # betas on a sigmoid's course from -6 to 6: Xu et al. 2022, arXiv:2203.02923
     "sigmoid": lambda start, end, count: start + (end - start) * _sigmoid(np.linspace(-6, 6, count)),
     # alpha^2 on a sigmoid's course from 3 to -3: Jabri et al. 2022, arXiv:2212.11972, appendix B
@@ -60,7 +68,7 @@ SCHEDULES: dict[str, Callable[[float, float, int], Array]] = {
 }
 
 
-def betas(schedule: str, count: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Array:
+def betas(schedule: str, count: int, beta_start: float = BETA_START, beta_end: float = BETA_END) -> Array:
     """The betas (N,) of a schedule by name.
 
     Raises:
@@ -99,3 +107,13 @@ def half_log_snr(betas: Array, zero_terminal_snr: bool = False) -> Array:
         log_square = 2 * np.log(alphas)
     lams: Array = 0.5 * (log_square - np.log(-np.expm1(log_square)))
     return lams
+
+
+def integral(t: T, beta_min: float, slope: float) -> T:
+    """int_0^t beta of beta(t) = beta_min + slope t, for numbers and tensors."""
+    return t * (beta_min + 0.5 * slope * t)  # type: ignore
+
+
+def time_of_integral(integral: float, beta_min: float, slope: float) -> float:
+    """The t with int_0^t beta = ``integral``, without cancellation."""
+    return 2 * integral / (math.sqrt(beta_min**2 + 2 * slope * integral) + beta_min)

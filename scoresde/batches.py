@@ -1,0 +1,125 @@
+"""Batches: what a solve can start from, how samples are carried, and whether the outcome is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import solvers
+from solvers import InputError
+
+from .plan import Plan
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How samples are carried through a solve.
+
+    Attributes:
+        batch_size: how many at once, all by default; it does not change them.
+        device: where the model is.
+        dtype: of what the model sees.
+        progress: show a bar over the steps.
+
+    Raises:
+        InputError: a dtype that is no float type.
+    """
+
+    batch_size: int | None = None
+    device: torch.device | str = "cpu"
+    dtype: torch.dtype = torch.float32
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.dtype.is_floating_point:
+            raise InputError(f"dtype must be a float type, got {self.dtype}")
+
+    def rows(self, count: int) -> list[slice]:
+        """The rows of each batch of ``count`` samples.
+
+        Raises:
+            InputError: the batch size is not a positive integer.
+        """
+        return batches_of(count, self.batch_size)
+
+    def bar(self, steps: int, label: str) -> Any:
+        """A progress bar over so many steps."""
+        return tqdm(total=steps, desc=label, disable=not self.progress, leave=False)
+
+
+def check_draws(seeds: Iterable[int], shape: Iterable[int]) -> tuple[list[int], tuple[int, ...]]:
+    """The seeds and the shape of what is drawn for them.
+
+    Raises:
+        InputError: either is not a list, or a length is not a positive integer.
+    """
+    if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
+        raise InputError(f"seeds and shape are lists of integers, got {seeds!r} and {shape!r}")
+    found, lengths = list(seeds), tuple(shape)
+    for length in lengths:
+        solvers.errors.positive_integer("every length in shape", length)
+    return found, lengths
+
+
+def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...]) -> None:
+    """Refuses given starts that are not ``count`` states of a shape.
+
+    Raises:
+        InputError: another shape, or not a batch of finite floats.
+    """
+    if x_init is None:
+        return
+    if tuple(x_init.shape) != (count, *shape):
+        raise InputError(f"x_init is {tuple(x_init.shape)}, for {count} seeds of shape {shape}")
+    check_batch("x_init", x_init)
+
+
+def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:
+    """Refuses what a solve cannot start from.
+
+    Raises:
+        InputError: x is not a batch (B, *) of finite floats, or a condition is not a tensor of B rows.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not x.numel():
+        shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"{name} must be floats (B, *), at least one sample, got {shown}")
+    if not torch.isfinite(x).all():
+        raise InputError(f"{name} holds numbers that are not finite")
+    check_conditions(condition, len(x))
+
+
+def check_conditions(condition: Mapping[str, Tensor] | None, count: int) -> None:
+    """Refuses conditions that do not have a row per sample.
+
+    Raises:
+        InputError: one is not a tensor of ``count`` rows.
+    """
+    for name, value in (condition or {}).items():
+        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
+            shown = f"{len(value)} rows" if isinstance(value, Tensor) and value.ndim else "no rows"
+            raise InputError(f"{name} has {shown} for {count} samples")
+
+
+def batches_of(count: int, batch_size: int | None) -> list[slice]:
+    """The rows of each batch; all in one where no size is given.
+
+    Raises:
+        InputError: the size is not a positive integer.
+    """
+    size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
+    return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def check_finite(x: Tensor, plan: Plan) -> None:
+    """Refuses the outcome of a solve (B, *) that went astray.
+
+    Raises:
+        InputError: rows are not finite.
+    """
+    if lost := int((~torch.isfinite(x.flatten(1))).any(1).sum()):
+        raise InputError(f"{lost} of {len(x)} samples of {plan.solver} on {plan.grid} are not finite")

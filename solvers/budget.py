@@ -1,0 +1,86 @@
+"""Model evaluations (NFE), counted before a solve: what a solver costs on a grid, and the steps a budget affords."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InputError, positive_integer
+from .grids import Grid, grid
+from .loop import solve
+from .node import Node, Prediction
+from .problem import Problem
+from .schedule import Schedule
+from .types import Solver
+
+
+class _Silent(Problem):
+    """A problem and a noise source whose answers cost nothing, for counting evaluations."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+
+    @property
+    def path(self) -> Schedule:
+        return self.schedule
+
+    def predict(self, x: Tensor, node: Any) -> Prediction:
+        node = node.like(x)
+        return Prediction(0 * x, (1 / node.sigma) * x, 0 * x)
+
+    def log_prob(self, x: Tensor, node: Any) -> Tensor:
+        return torch.zeros(len(x), dtype=x.dtype)
+
+    def __call__(self, t: Node, s: Node) -> Tensor:
+        return torch.ones(1, 1, dtype=torch.float64)
+
+
+def evaluations(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> int:
+    """Model evaluations (NFE) of one sample on these nodes, counted by running the solver on a silent model."""
+    silent = _Silent(schedule)
+    return int(solve(solver, silent, torch.ones(1, 1, dtype=torch.float64), nodes, silent).nfe.item())
+
+
+def startup(solver: Solver, schedule: Schedule) -> int:
+    """Model evaluations that a solve takes over those of its steps: what a multistep method pays for its start.
+
+    Counted on 20 steps that end at t_min; 0 for adaptive solvers, which have no fixed cost.
+    """
+    if solver.adaptive:
+        return 0
+    return max(0, evaluations(solver, schedule, grid("logsnr", schedule, 20)) - 20 * solver.evaluations)
+
+
+def steps_of_nfe(
+    solver: Solver,
+    rule: Grid,
+    schedule: Schedule,
+    nfe: int,
+    t_min: float | None = None,
+    t_max: float | None = None,
+) -> int:
+    """The most steps whose counted evaluations are at most ``nfe``.
+
+    Raises:
+        InputError: nfe is not a positive integer, too small for the solver, or the solver sets its own steps.
+    """
+    positive_integer("nfe", nfe)
+    if rule.fixed:
+        raise InputError(f"{rule} sets its own steps, so nfe={nfe} cannot be set")
+    if solver.adaptive:
+        raise InputError(f"{solver} chooses its own steps, so nfe={nfe} cannot be set; use its tolerances")
+
+    def cost(steps: int) -> int:
+        return evaluations(solver, schedule, rule.nodes(schedule, steps, t_min, t_max))
+
+    least = cost(1)
+    if least > nfe:
+        raise InputError(f"nfe={nfe} is too small for {solver}: one step takes {least}")
+    low, high = 1, nfe + 1  # every step takes at least one evaluation, so nfe + 1 steps are too many
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= nfe else (low, middle)
+    return low
