@@ -23,6 +23,9 @@ def run(spec, nodes, noise=None, schedule=VP, problem=None, seeds=range(4), shap
 
 
 @pytest.mark.parametrize(
+    "path", [PATHS[0], *(pytest.param(path, marks=pytest.mark.slow) for path in PATHS[2::2])], ids=str
+)
+@pytest.mark.parametrize(
     "spec",
     [
         "churn(solver=euler, s_churn=10)",
@@ -38,8 +41,8 @@ def run(spec, nodes, noise=None, schedule=VP, problem=None, seeds=range(4), shap
         "restart(intervals=[[4, 1, 1, 3], [3, 2, 0.06, 0.3]])",
     ],
 )
-def test_wrapped_solvers_pass_conformance(spec):
-    failed = [str(verdict) for verdict in check(make(spec), PATHS[::2]) if not verdict.passed]
+def test_wrapped_solvers_pass_conformance(spec, path):
+    failed = [str(verdict) for verdict in check(make(spec), (path,)) if not verdict.passed]
     assert not failed, "\n".join(failed)
 
 

@@ -6,7 +6,7 @@ that fails.
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ import torch
 import scoresde
 import solvers
 from solvers import Solver, Step
-from solvers.analytic import VE, VP, GaussianData, Mixture, exact_solution
+from solvers.analytic import PATHS, VE, VP, GaussianData, Mixture, exact_solution
 from solvers.ancestral import DDIM
 from solvers.conformance import check, check_order
 from solvers.convergence import measured_order, terminal_variance
@@ -67,10 +67,27 @@ VARIANTS = [
 ]
 
 
-@pytest.mark.parametrize("spec", solvers.names() + VARIANTS)
-def test_every_registered_solver_passes_every_check(spec):
-    verdicts = check(solvers.make(spec))
-    assert len(verdicts) >= 26  # spec, and order, batch, dtype, few steps to both ends on each of five paths
+# one of each kind, for an answer in seconds
+QUICK = ["ddim", "heun", "dpmpp_2s", "res_2s", "deis", "dpmpp_2m", "uni_pc", "rk23", "ddpm", "dpmpp_sde", "pc", "churn"]
+EVERY_CHECK = ("order", "alone and in a batch", "float32", "few steps to sigma > 0", "few steps to sigma = 0")
+
+
+def cases():
+    """Every solver and variant on every path. ``make test`` runs the registered ones on VP and VE, those that take one
+    sample at a time on VP; the rest is slow."""
+    made = []
+    for spec, path in product(solvers.names() + VARIANTS, PATHS):
+        part = (VP,) if spec in solvers.names() and solvers.info(spec).kind.startswith("black box") else (VP, VE)
+        marks = [pytest.mark.slow] if spec in VARIANTS or path not in part else []
+        marks += [pytest.mark.quick] if spec in QUICK and path is VP else []
+        made.append(pytest.param(spec, path, marks=marks, id=f"{spec}-{path}"))
+    return made
+
+
+@pytest.mark.parametrize(("spec", "path"), cases())
+def test_every_registered_solver_passes_every_check(spec, path):
+    verdicts = check(solvers.make(spec), (path,))
+    assert {verdict.name for verdict in verdicts} >= {"spec round trip", *(f"{name} on {path}" for name in EVERY_CHECK)}
     failed = [str(verdict) for verdict in verdicts if not verdict.passed]
     assert not failed, "\n".join(failed)
 
