@@ -9,9 +9,9 @@ from typing import Annotated, ClassVar, Literal
 from torch import Tensor
 
 from .multistep import Coordinate, Memory, Multistep, Row, Start, adams
+from .options import named
 from .outputs import Quantity
 from .ranges import Range
-from .registry import named
 from .types import Node, Noise, Problem, Step, solvers
 
 

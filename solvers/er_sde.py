@@ -11,8 +11,8 @@ import numpy as np
 
 from .coefficients import GAUSS, Array, lagrange
 from .multistep import Multistep, Row
+from .options import named
 from .ranges import NonNegative, Range
-from .registry import named
 from .types import Node, Problem, solvers
 
 NoiseScale = Literal["ode", "sde", "power_1_5", "power_2_5", "logarithmic", "exponential"]

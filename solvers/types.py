@@ -8,8 +8,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from torch import Tensor
 
 from .node import AnyNode, Node, Prediction, Rows, T
+from .options import Options
 from .problem import Problem, ProblemWrapper
-from .registry import Options, Registry
+from .registry import Registry
 
 __all__ = [
     "AnyNode",

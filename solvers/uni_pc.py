@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from .coefficients import phi1
 from .multistep import Multistep, Row
+from .options import named
 from .ranges import Range
-from .registry import named
 from .types import Node, Problem, solvers
 
 
