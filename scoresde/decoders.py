@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Registry
-from solvers.registry import Options
+from solvers.options import Options
 
 
 class Decoder(Options):

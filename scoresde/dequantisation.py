@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Node, Registry, generator
-from solvers.registry import Options
+from solvers.options import Options
 
 _STREAM = 3  # of the generators of the draws
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Registry, generator
+from solvers.options import Options
 from solvers.ranges import Count
-from solvers.registry import Options
 
 # (k, B, d) vectors -> v^T J, (k, B, d), in at least float32 whatever the network computes in
 Products = Callable[[Tensor], Tensor]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from solvers import InputError, Registry
 from solvers.errors import unknown
-from solvers.registry import Options
+from solvers.options import Options
 
 from .denoises import adapted
 from .sde import Denoises

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import solvers
 from solvers.errors import positive_integer
+from solvers.schedule import as_schedule
 
 from .batches import batches_of, check_batch
 from .sde import Denoises
@@ -48,7 +49,7 @@ def eps_power(
     generator, pairs = solvers.generator(seed), []
     with torch.no_grad():
         for k in range(levels):
-            node = sde.node_of_lam(first + (last - first) * k / (levels - 1))
+            node = as_schedule(sde).node_of_lam(first + (last - first) * k / (levels - 1))
             noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0)
             x = node.alpha * x0 + node.sigma * noise
             total = sum(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from solvers import InputError, Registry
+from solvers.options import Options
 from solvers.ranges import Count, Positive
-from solvers.registry import Options
 
 # angular frequencies: the slowest is monotone over labels in [-4, 4], the fastest tells labels 0.01 apart
 _SLOWEST, _FASTEST = 0.25, 64.0

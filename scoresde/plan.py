@@ -19,6 +19,7 @@ from functools import lru_cache
 import solvers
 from solvers import Grid, InputError, Node, Program, Solver
 from solvers.outputs import Output
+from solvers.schedule import as_schedule
 from solvers.trace import NoProgram
 
 from .sde import SDE, Denoises
@@ -139,7 +140,7 @@ class Plan:
             InputError: a node's alpha or sigma is not the SDE's at its t.
         """
         noisy = [node.t for node in self.nodes if node.sigma > 0]
-        owns = dict(zip(noisy, sde.nodes(noisy), strict=True))
+        owns = dict(zip(noisy, as_schedule(sde).nodes(noisy), strict=True))
         for node in self.nodes:
             own = owns[node.t] if node.sigma > 0 else sde.clean
             if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in ((node.alpha, own.alpha), (node.sigma, own.sigma))):

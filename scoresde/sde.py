@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from solvers import InputError, Node, Prediction, Registry, Schedule
-from solvers.registry import Options
+from solvers.options import Options
 
 from .chain import Chain, embed
 

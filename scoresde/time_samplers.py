@@ -10,8 +10,8 @@ from torch import Tensor
 
 from solvers import Registry
 from solvers.discrete_grids import train_timesteps
+from solvers.options import Options
 from solvers.ranges import AnyPositive, Range
-from solvers.registry import Options
 
 from .sde import SDE
 

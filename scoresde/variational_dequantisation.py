@@ -206,14 +206,13 @@ def fit_dequantiser(
     """Trains the noise around levels (N, *) by the bound itself, the model left as it is.
 
     Each iteration ascends the gradient of the mean of log p(x + u) - log q(u | x) over ``batch`` levels, by Adam, at a
-    rate that falls to 0 along a half cosine. What counts afterwards is ``log_prob`` with the trained module and with as
-    many steps as it takes: a bound whatever the training did.
+    rate that falls to 0 along a half cosine. ``log_prob`` with the result is a bound, whatever the training did.
 
     Args:
         levels: of the training data.
         dequantiser: one to train further; by default a new one, with couplings where a sample has several numbers.
         solver, grid, steps, divergence: of ``log_prob`` while training.
-        condition: of the denoiser, (N, *) each.
+        condition: of the denoiser, (N, *).
         seed: of the order, the noise and the probes, and of a new dequantiser's start.
         options: more for ``log_prob``: prior, t_min, t_max.
 

@@ -37,7 +37,6 @@ from .budget import evaluations, startup, steps_of_nfe
 from .errors import InputError
 from .eta import convert_eta
 from .grids import Grid, grid, grids
-from .info import Info
 from .loop import Hook, Solution, solve
 from .names import resolve
 from .node import AnyNode, Node, Prediction, Rows
@@ -45,7 +44,7 @@ from .noise import SeededNoise, generator
 from .outputs import Output
 from .problem import Problem, ProblemWrapper, as_problem
 from .program import Program
-from .registry import Registry
+from .registry import Info, Registry
 from .schedule import Schedule
 from .trace import trace
 from .tuning import Trajectory, TunedGrid, trajectory, tune_grid

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from .info import named
 from .multistep import Coordinate, Memory, Multistep, Row, Start, adams
 from .node import Node
+from .options import named
 from .outputs import Quantity
 from .problem import Problem
 from .ranges import Range

@@ -10,9 +10,9 @@ from typing import Annotated, Literal
 import numpy as np
 
 from .coefficients import GAUSS, Array, lagrange
-from .info import named
 from .multistep import Multistep, Row
 from .node import Node
+from .options import named
 from .problem import Problem
 from .ranges import NonNegative, Range
 from .types import solvers

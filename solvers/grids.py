@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from .errors import InputError, positive_integer
 from .node import AnyNode, Node
-from .registry import Options, Registry
+from .options import Options
+from .registry import Registry
 from .schedule import Schedule, as_schedule
 
 N = TypeVar("N", bound=AnyNode)

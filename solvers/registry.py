@@ -1,8 +1,6 @@
 """Registries: classes by name, made from specs.
 
-A registered class is a frozen dataclass; its fields are the options of the spec. Option values are checked against
-the fields' annotations, so that a typing mistake in a config is one clear line: their types where a spec is read, their
-ranges (``ranges``) at construction.
+A registered class is a frozen dataclass; its fields are the options of the spec, see ``options``.
 """
 
 from __future__ import annotations
@@ -10,21 +8,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import inspect
 import logging
-import math
 import re
-import types
 import typing
 from collections.abc import Callable, Mapping
-from functools import cache
+from dataclasses import dataclass
 from importlib.metadata import entry_points as installed_entry_points
-from typing import Any, ClassVar, Generic, Literal, TypeVar, Union
+from typing import Any, Generic, TypeVar
 
-from . import ranges
 from . import spec as grammar
 from .errors import InputError, unknown
-from .info import Info, option_name
 from .normalise import normalise
+from .options import REGISTRIES, coerce, option_name
 from .spec import Spec
 
 T = TypeVar("T")
@@ -32,43 +28,57 @@ C = TypeVar("C", bound=type)
 log = logging.getLogger("solvers")
 
 
-class Options:
-    """The base of the classes that registries hold: construction checks every option against its range.
+@dataclass(frozen=True)
+class Info:
+    """The card of a registered class. All but the first four fields are facts about solvers.
 
-    A subclass with checks of its own calls ``super().__post_init__()`` first.
+    Attributes:
+        nonlinear: why a step is not linear in the state, the predictions and the noise; empty where it is.
+        order: the method's own (nominal) order, of its default options.
+        native: what the method interpolates or differences: x0, eps, score, ...
+        equals: specs of methods with the same coefficients, proved equal by a test.
+        note: what a user should know that the numbers do not say.
     """
 
-    def __post_init__(self) -> None:
-        check_options(self)
+    name: str
+    cls: type
+    aliases: tuple[str, ...] = ()
+    reference: str = ""
+    kind: str = ""
+    order: float | None = None
+    stochastic: bool = False
+    nonlinear: str = ""
+    adaptive: bool = False
+    evaluations: int = 1
+    formula: str = ""
+    native: str = "eps"
+    equals: tuple[str, ...] = ()
+    note: str = ""
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Option names and their defaults."""
+        return {name: None if f.default is dataclasses.MISSING else f.default for name, f in self.fields.items()}
 
-def check_options(obj: Any) -> None:
-    """Refuses an object of a registered class whose options are outside of their ranges.
+    @property
+    def fields(self) -> dict[str, dataclasses.Field[Any]]:
+        """The fields of the class by the names of their options."""
+        return {option_name(field): field for field in dataclasses.fields(self.cls)}
 
-    Raises:
-        InputError: names the class, the option, the range and the value.
-    """
-    cls: Any = type(obj)
-    for field, hint in ranged_options(cls):
-        ranges.check(getattr(obj, field.name), hint, option_name(field), lambda: name_of(obj))
+    @property
+    def positional(self) -> list[str]:
+        """The options that may be given by position."""
+        return [name for name, field in self.fields.items() if not field.kw_only]
 
+    @property
+    def linear(self) -> bool:
+        """Whether a step is linear in the state, the predictions and the noise."""
+        return not self.nonlinear
 
-@cache
-def ranged_options(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
-    """The fields of a dataclass that have ranges, and their annotations."""
-    try:
-        hints = typing.get_type_hints(cls, include_extras=True)
-    except NameError:
-        if "<locals>" not in cls.__qualname__:  # whose annotations may name what only the function around it knows
-            raise
-        return ()
-    return tuple((f, hints[f.name]) for f in dataclasses.fields(cls) if ranges.marks(hints[f.name]))
-
-
-def name_of(obj: Any) -> str:
-    """What the registry of an object's base class calls its class."""
-    registry = next(registry for base, registry in Registry.by_base.items() if isinstance(obj, base))
-    return registry.info_of(obj).name
+    @property
+    def summary(self) -> str:
+        """The first line of the class's docstring."""
+        return (inspect.getdoc(self.cls) or "").partition("\n")[0]
 
 
 class Registry(Generic[T]):
@@ -79,8 +89,6 @@ class Registry(Generic[T]):
     'ddim(eta=1.0)'
     """
 
-    by_base: ClassVar[dict[type, Registry[Any]]] = {}
-
     def __init__(self, kind: str, base: type[T], entry_points: str | None = None) -> None:
         self.kind, self.base = kind, base
         self._entry_points = entry_points
@@ -90,7 +98,7 @@ class Registry(Generic[T]):
         self._read_label: Callable[[str], str] = str
         self._told: set[str] = set()  # each spelling is logged once
         self._prefixes: set[str] = set()
-        Registry.by_base[base] = self
+        REGISTRIES[base] = self
 
     def register(
         self, name: str, *, aliases: tuple[str, ...] = (), prefix: bool = False, **facts: Any
@@ -300,47 +308,3 @@ class Registry(Generic[T]):
         for point in installed_entry_points(group=group) if group else ():
             point.load()
         return group is not None
-
-
-def coerce(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the annotation ``hint`` wants it; specs become objects of the registry of the hinted base.
-
-    Raises:
-        InputError: the value does not fit; ``where`` names the place in the message.
-    """
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(hint, type) and (registry := Registry.by_base.get(hint)):
-        if isinstance(value, (str, Spec, hint)):
-            return registry.make(value)
-        raise InputError(f"{where} takes a {registry.kind}, got {value!r}")
-    if origin in (Union, types.UnionType):
-        wanted_types = [option for option in options if option is not type(None)]
-        if len(wanted_types) == 1 and value is not None and Registry.by_base.get(wanted_types[0]):
-            return coerce(value, wanted_types[0], where)  # whose own message is the better one
-        for option in options:
-            try:
-                return coerce(value, option, where)
-            except InputError:
-                continue
-    if isinstance(value, Spec) and not value.args and not value.kwargs and hint is not float:
-        value = value.name
-    if origin is Literal:
-        if value in options:
-            return value
-        raise unknown(where.replace("option", "value for option", 1), str(value), map(str, options))
-    if origin is tuple and isinstance(value, (list, tuple)):
-        return tuple(coerce(v, options[0], where) for v in value)
-    elif hint is float and isinstance(value, Spec) and value.name == "inf":
-        return math.inf
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if math.isnan(value):
-            raise InputError(f"{where} is not a number")
-        return float(value)
-    elif hint in (int, bool, str) and type(value) is hint:
-        return value
-    elif hint is type(None) and value in (None, "None"):
-        return None
-    name = {float: "a number", int: "an integer", bool: "True or False", str: "a string"}
-    wanted = name.get(hint) or str(hint).replace("typing.", "").replace("solvers.types.", "")
-    shown = value.name if isinstance(value, Spec) else value
-    raise InputError(f"{where} takes {wanted}, got {shown!r}")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from .errors import unknown
 from .node import Node, Rows
+from .options import Options
 from .problem import Problem
-from .registry import Options, Registry
+from .registry import Registry
 
 SPACES = ("gaussian", "discrete")
 """Kinds of states: on a Gaussian path, or without arithmetic, such as letters."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from .coefficients import phi1
-from .info import named
 from .multistep import Multistep, Row
 from .node import Node
+from .options import named
 from .problem import Problem
 from .ranges import Range
 from .types import solvers
