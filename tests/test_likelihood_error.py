@@ -9,8 +9,8 @@ from sklearn.mixture import GaussianMixture as Fit
 from test_likelihood import exact, exact_prior, mixture
 
 import scoresde
-from scoresde.solver_error import bound
-from scoresde.targets import GaussianMixture
+from scoresde.likelihood.solver_error import bound
+from scoresde.models.targets import GaussianMixture
 from solvers import InputError, generator
 
 SDE = scoresde.VP()
