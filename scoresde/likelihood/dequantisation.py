@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from solvers import InputError, Node, Registry, generator
 from solvers.registry.options import Options
@@ -30,6 +30,11 @@ class Dequantiser(Options):
             node: where the likelihood's solve begins, which sees the data with noise of ratio = sigma / alpha.
         """
         raise NotImplementedError
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The trained network that says the law; None where there is none."""
+        return None
 
     def __str__(self) -> str:
         return dequantisers.format(self)

@@ -31,6 +31,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +138,16 @@ class Saved(Dequantiser):
                 "variational needs the file of a trained dequantiser, "
                 'variational(path="dequantiser.safetensors"): see fit_dequantiser and save_dequantiser'
             )
-        object.__setattr__(self, "module", load_dequantiser(self.path))
+        _ = self.network  # reads the file: its faults are reported here
+
+    @cached_property
+    def network(self) -> VariationalDequantiser:
+        """What the file holds."""
+        return load_dequantiser(self.path)
 
     def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
         """See ``VariationalDequantiser.spread``."""
-        module: VariationalDequantiser = self.module.to(x.device)  # type: ignore[attr-defined]
-        return module.spread(x, u, bin_width, node)
+        return self.network.to(x.device).spread(x, u, bin_width, node)
 
 
 def save_dequantiser(dequantiser: VariationalDequantiser, path: str | Path) -> None:

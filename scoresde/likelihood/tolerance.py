@@ -167,6 +167,7 @@ def solver_of(solver: str | Solver) -> Solver:
         InputError: it has a grid of its own, or is adaptive without tolerances.
     """
     method = solvers.make(solvers.resolve(solver)[0] if isinstance(solver, str) else solver)
-    if method.nodes is not None or (method.adaptive and not hasattr(method, "rtol")):
+    toleranced = "rtol" in solvers.solvers.info_of(method).options
+    if method.nodes is not None or (method.adaptive and not toleranced):
         raise InputError(f"tolerance takes a solver whose steps or tolerances can be chosen, got {method}")
     return method

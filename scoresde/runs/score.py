@@ -185,13 +185,13 @@ def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
     """Everything that decides the values, as JSON knows it."""
     network = run.denoiser.network
     assert isinstance(network, nn.Module)
-    noise = getattr(dequantisers.make(run.config.likelihood.dequantiser), "module", None)
+    noise = dequantisers.make(run.config.likelihood.dequantiser).network
     versions = environment()
     given = flat(run.config.to_dict())
     facts = {
         "the checkpoint's step": run.step,
         "the weights": _weights(network),
-        **({"the dequantiser's weights": _weights(noise)} if isinstance(noise, nn.Module) else {}),
+        **({"the dequantiser's weights": _weights(noise)} if noise is not None else {}),
         "the split": split,
         "the number of samples": len(x),
         "the data": fingerprint(x),
