@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from scoresde.results import environment, write_json
+from scoresde.result_files import environment, write_json
 from solvers import Node, SeededNoise
-from solvers.brownian import BrownianNoise
+from solvers.noise.brownian import BrownianNoise
 
 RESULTS = Path(__file__).parent / "results"
 COUNT, REPETITIONS = 64, 9

@@ -21,13 +21,13 @@ from torch import Tensor
 
 import scoresde
 import solvers
-from scoresde.bounds import prior_term, step_terms
-from scoresde.chain import Chain
-from scoresde.decoders import Gaussian as GaussianDecoder
-from scoresde.results import environment, write_figure, write_json
-from scoresde.targets import Gaussian, GaussianMixture
+from scoresde.bounds.chain import prior_term, step_terms
+from scoresde.bounds.decoders import Gaussian as GaussianDecoder
+from scoresde.models.targets import Gaussian, GaussianMixture
+from scoresde.paths.chain import Chain
+from scoresde.result_files import environment, write_figure, write_json
 from solvers import Node
-from solvers.ancestral import DDPM, forward_kernel, posterior
+from solvers.one_step.ancestral import DDPM, forward_kernel, posterior
 
 RESULTS = Path(__file__).parent / "results"
 VP = scoresde.VP()

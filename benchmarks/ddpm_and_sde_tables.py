@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from scoresde.cards import markdown
+from scoresde.show.solver_cards import markdown
 
 Rows = list[dict[str, Any]]
 

@@ -25,15 +25,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import scoresde
-from scoresde import build, config
-from scoresde.benchmark import benchmark
-from scoresde.bounds import chain_bound
-from scoresde.commands import fit
-from scoresde.continuous_bound import continuous_bound
-from scoresde.likelihood import LogProb
-from scoresde.report import image_grid
-from scoresde.results import environment, fingerprint, write_figure, write_json
-from scoresde.run import Run, load_run
+from scoresde.benchmark.runner import benchmark
+from scoresde.bounds.chain import chain_bound
+from scoresde.bounds.continuous import continuous_bound
+from scoresde.cli.commands import fit
+from scoresde.likelihood.result import LogProb
+from scoresde.result_files import environment, fingerprint, write_figure, write_json
+from scoresde.runs import build, config
+from scoresde.runs.run import Run, load_run
+from scoresde.show.page import image_grid
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = ("digits_ddpm", "digits_smld")

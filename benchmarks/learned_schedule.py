@@ -28,17 +28,17 @@ from torch import Tensor
 
 import scoresde
 from scoresde import data
-from scoresde.bound_losses import ContinuousBound
-from scoresde.continuous_bound import continuous_bound
-from scoresde.decoders import Levels
-from scoresde.learned_path import with_network, with_schedule
-from scoresde.learned_vp import LearnedVP
-from scoresde.likelihood import LogProb
-from scoresde.networks import networks
-from scoresde.results import environment, fingerprint, write_figure, write_json
-from scoresde.sde import make_sde
-from scoresde.time_samplers import Uniform
-from scoresde.train import TrainingOptions, train
+from scoresde.bounds.continuous import continuous_bound
+from scoresde.bounds.decoders import Levels
+from scoresde.likelihood.result import LogProb
+from scoresde.models.learned_path import with_network, with_schedule
+from scoresde.models.networks import networks
+from scoresde.paths.base import make_sde
+from scoresde.paths.learned_vp import LearnedVP
+from scoresde.paths.time_samplers import Uniform
+from scoresde.result_files import environment, fingerprint, write_figure, write_json
+from scoresde.training.bound_losses import ContinuousBound
+from scoresde.training.loop import TrainingOptions, train
 from solvers import generator
 
 RESULTS = Path(__file__).parent / "results"

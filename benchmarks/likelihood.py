@@ -45,13 +45,13 @@ from torch import Tensor
 
 import scoresde
 import solvers
-from scoresde import build, config
-from scoresde.commands import fit
-from scoresde.divergence import Divergence, divergences
-from scoresde.results import environment, fingerprint, write_figure, write_json
-from scoresde.run import Run, load_run
-from scoresde.sde import Denoises
-from scoresde.targets import GaussianMixture
+from scoresde.cli.commands import fit
+from scoresde.likelihood.divergence import Divergence, divergences
+from scoresde.models.targets import GaussianMixture
+from scoresde.paths.base import Denoises
+from scoresde.result_files import environment, fingerprint, write_figure, write_json
+from scoresde.runs import build, config
+from scoresde.runs.run import Run, load_run
 from solvers import Node, Prediction
 
 RESULTS = Path(__file__).parent / "results"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from scoresde.cards import markdown
+from scoresde.show.solver_cards import markdown
 
 
 def frontier(document: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import scoresde
 import solvers
-from scoresde.results import environment, write_json
+from scoresde.result_files import environment, write_json
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE, STEPS = (4, 3, 512, 512), (20, 1000)
@@ -45,7 +45,7 @@ def one(method: str, steps: int) -> dict[str, float]:
     """The memory of one run, in this process."""
     torch.set_num_threads(1)
     denoiser = scoresde.Denoiser(network, PATH, predicts="eps")
-    problem = scoresde.problem.Diffusion(denoiser)
+    problem = scoresde.models.problem.Diffusion(denoiser)
     nodes = solvers.grid("logsnr", PATH, steps)
     noise = solvers.SeededNoise(range(SHAPE[0]), SHAPE[1:])
     x = noise.initial()

@@ -1,6 +1,6 @@
 """Publishes one solver: python benchmarks/publish.py NAME [NAME ...], about a minute each, or make publish SOLVER=NAME
 
-Measures its order and its steps-versus-quality rows, and writes solvers/orders.json, solver_orders.json and
+Measures its order and its steps-versus-quality rows, and writes solvers/conformance/orders.json, solver_orders.json and
 steps_vs_quality.{csv,json,png} in benchmarks/results, docs/solvers.md and the README's table. The rows of all other
 solvers stay as they are. A solver that measures what it measured before leaves every file as it is.
 """

@@ -16,8 +16,8 @@ import ddpm_and_sde_tables
 import likelihood_tables
 
 import solvers
-from scoresde import cards
-from scoresde.results import write_atomically
+from scoresde.result_files import write_atomically
+from scoresde.show import solver_cards
 
 ROOT = Path(__file__).parent.parent
 PAGE = """\
@@ -57,31 +57,31 @@ def code(text: str) -> str:
 
 def whole() -> str:
     """The table of the page: a heading and a table a group."""
-    lines = cards.rows()
+    lines = solver_cards.rows()
     parts = []
-    for key, title in cards.GROUPS.items():
+    for key, title in solver_cards.GROUPS.items():
         members = [
             (code(line.name), *line.cells[1:-1], solvers.info(line.name).reference)
             for line in lines
             if line.group == key
         ]
         if members:
-            parts.append(f"## {title}\n\n{cards.markdown(cards.HEAD, members)}\n")
+            parts.append(f"## {title}\n\n{solver_cards.markdown(solver_cards.HEAD, members)}\n")
     return "\n".join(parts)
 
 
 def options() -> str:
     """Measured orders of solvers with options."""
     made = []
-    for spec in cards.orders():
+    for spec in solver_cards.orders():
         if "(" in spec:
-            made.append((code(spec), cards.order_text(solvers.make(spec)), cards.measured_text(spec)))
-    return cards.markdown(("solver", "order", "measured"), made)
+            made.append((code(spec), solver_cards.order_text(solvers.make(spec)), solver_cards.measured_text(spec)))
+    return solver_cards.markdown(("solver", "order", "measured"), made)
 
 
 def equalities() -> str:
     """A line for every method with more than one name."""
-    return "\n".join(f"- {' = '.join(map(code, known))}" for known in cards.equal_methods())
+    return "\n".join(f"- {' = '.join(map(code, known))}" for known in solver_cards.equal_methods())
 
 
 def ranks(column: list[dict[str, Any]], measure: str) -> set[str]:
@@ -121,8 +121,8 @@ def distances(measure: str, stochastic: bool | None = None) -> str:
     ]
     head = ("solver", *(f"{problem}, {budget}" for problem, budget in columns))
     return (
-        f"{cards.markdown(head, lines)}\n\nAdaptive solvers, with the most evaluations that a sample took:\n\n"
-        f"{cards.markdown(('solver', *problems), adaptive)}"
+        f"{solver_cards.markdown(head, lines)}\n\nAdaptive solvers, with the most evaluations that a sample took:\n\n"
+        f"{solver_cards.markdown(('solver', *problems), adaptive)}"
     )
 
 
@@ -175,7 +175,8 @@ def overhead() -> str:
         f"Microseconds a step, {header['steps']} steps with a trivial network on one thread of a {header['platform']} "
         f"machine (`{header['command'].removeprefix('python ')}`). The floor is the network and two operations in "
         "place; `steps` are the solver's own steps one by one, `eager` a loop that computes coefficients from tensors, "
-        f"`diffusers` its scheduler of the method; `trace` makes the program.\n\n{cards.markdown(head, lines)}\n\n"
+        f"`diffusers` its scheduler of the method; `trace` makes the "
+        f"program.\n\n{solver_cards.markdown(head, lines)}\n\n"
         f"Peak memory of 1000 steps over that of 20 (`benchmarks/program_memory.py`): at most {peak:.3f} of the whole "
         f"process; what the run itself added differs by at most {100 * added:.1f} %."
     )
@@ -198,7 +199,7 @@ def tuned() -> str:
                 f"{gain:.0f} % ({low:.0f} to {high:.0f})"
             )
         lines.append((code(solver), str(nfe), *cells))
-    return cards.markdown(head, lines)
+    return solver_cards.markdown(head, lines)
 
 
 def page() -> str:
@@ -247,7 +248,7 @@ and grids that go on to sigma = 0 are tuned and compared apart. The [guide](guid
 
 def table() -> str:
     """The README's table: a line a family."""
-    return cards.families(cards.rows())
+    return solver_cards.families(solver_cards.rows())
 
 
 def updated(text: str, parts: Mapping[str, str]) -> str:

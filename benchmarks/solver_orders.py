@@ -1,9 +1,10 @@
 """Measures the order of every registered solver: python benchmarks/solver_orders.py [--jobs 2] [--only NAME ...]
 
-Writes benchmarks/results/solver_orders.json and, for the installed package, solvers/orders.json. The problems are those
-of ``solvers.conformance``: deterministic solvers by their error on an analytic mixture, those that draw noise by the
-exact terminal variance on Gaussian data, on all five paths; other libraries' integrators, which take one sample at a
-time, on VP and VE. About four minutes on one core; a few seconds for one solver and its options, with ``--only``.
+Writes benchmarks/results/solver_orders.json and, for the installed package, solvers/conformance/orders.json. The
+problems are those of ``solvers.conformance.checks``: deterministic solvers by their error on an analytic mixture, those
+that draw noise by the exact terminal variance on Gaussian data, on all five paths; other libraries' integrators, which
+take one sample at a time, on VP and VE. About four minutes on one core; a few seconds for one solver and its options,
+with ``--only``.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 import solvers
-from scoresde.results import environment, write_atomically, write_json
-from solvers.analytic import PATHS, VE, VP
-from solvers.convergence import measured_order, reaches
+from scoresde.result_files import environment, write_atomically, write_json
+from solvers.conformance.convergence import measured_order, reaches
+from solvers.conformance.problems import PATHS, VE, VP
 
 ROOT = Path(__file__).parent.parent
 # options that change the order, or the method, in a way that a table should show
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         document = only.merged(path, header, rows, names, ("solver",), [(spec,) for spec in known])
     path.parent.mkdir(exist_ok=True)
     write_json(path, document)
-    write_atomically(ROOT / "solvers" / "orders.json", compact(document["rows"], document["header"]))
+    write_atomically(ROOT / "solvers" / "conformance" / "orders.json", compact(document["rows"], document["header"]))
     # a defect that is an option declares no order
     low = [row["solver"] for row in rows if row["declared"] and not reaches(solvers.make(row["solver"]), least(row))]
     print(f"{len(rows)} solvers measured; below the declared order: {', '.join(low) or 'none'}")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import scoresde
 import solvers
-from scoresde.results import environment, write_json
+from scoresde.result_files import environment, write_json
 from solvers import Output, Prediction
 
 RESULTS = Path(__file__).parent / "results"

@@ -35,10 +35,10 @@ from matplotlib.figure import Figure
 
 import scoresde
 import solvers
-from scoresde import cards
-from scoresde.benchmark import Truth, benchmark, ode_solution, record
-from scoresde.metrics import compare
-from scoresde.results import environment, write_csv, write_figure, write_json
+from scoresde.benchmark.metrics import compare
+from scoresde.benchmark.runner import Truth, benchmark, ode_solution, record
+from scoresde.result_files import environment, write_csv, write_figure, write_json
+from scoresde.show import solver_cards
 
 RESULTS = Path(__file__).parent / "results"
 NFE = (5, 10, 20, 50)
@@ -69,7 +69,7 @@ def digits() -> scoresde.targets.Empirical:
 def contenders() -> list[str]:
     """One name for each method, and the adaptive ones at every tolerance."""
     chosen: list[str] = []
-    classes = {spec: known for known in cards.equal_methods() for spec in known}
+    classes = {spec: known for known in solver_cards.equal_methods() for spec in known}
     names = [name for name in solvers.names() if name != "final"]  # its default, on grids to sigma = 0, is dpmpp_2m
     for name in sorted(names, key=lambda n: (n not in ("ddim", "ddpm", "heun", "lms"), n)):
         info = solvers.info(name)
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # an adaptive solver's name stands for it at all its tolerances
     chosen = [spec for spec in contenders() if not names or only.name_of(spec) in names]
     for name in set(names).difference(map(only.name_of, chosen)):
-        same = {other for known in cards.equal_methods() if name in known for other in known} & set(contenders())
+        same = {other for known in solver_cards.equal_methods() if name in known for other in known} & set(contenders())
         print(f"{name}: no rows of its own, " + (f"those of {', '.join(same)} are its" if same else "see --help"))
     if not chosen:
         return

@@ -30,11 +30,11 @@ from tqdm.auto import tqdm
 
 import scoresde
 import solvers
-from scoresde import config
-from scoresde.commands import fit
-from scoresde.problem import Diffusion
-from scoresde.results import environment, fingerprint, write_csv, write_json
-from scoresde.run import load_run
+from scoresde.cli.commands import fit
+from scoresde.models.problem import Diffusion
+from scoresde.result_files import environment, fingerprint, write_csv, write_json
+from scoresde.runs import config
+from scoresde.runs.run import load_run
 
 RESULTS = Path(__file__).parent / "results"
 SOLVERS = ("ddim", "dpmpp_2m", "ipndm")

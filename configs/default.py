@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config.model.network = "mlp"  # mlp(width=256, depth=3), or unet(channels=[32, 64]) with the extra "images"
     config.model.predicts = "edm"  # what the network's output is: x0, eps, v, score, velocity, edm (preconditioned)
     config.model.time_label = (
-        "c_noise"  # what it is told of the time: t, 999t, 1000t, index, sigma, ... (scoresde.labels)
+        "c_noise"  # what it is told of the time: t, 999t, 1000t, index, sigma, ... (scoresde.models.time_labels)
     )
     config.model.num_train_timesteps = placeholder(int)  # N of labels that count steps; a chain's own, else 1000
     config.model.round_labels = False  # show it the nearest label of its training, for labels that count steps

@@ -2,21 +2,28 @@
 
 from solvers import InputError, __version__
 
-from . import chains, targets
-from .bounds import chain_bound
-from .continuous_bound import continuous_bound
-from .denoiser import Denoiser, label_shift, time_labels
-from .learned_vp import LearnedVP
-from .likelihood import LogProb, dequantise, log_prob
-from .load import load
-from .moments import eps_power
-from .plan import Plan, plan
-from .plug_in_bound import plug_in_bound
-from .sample import Sample, encode, sample
-from .sampled_density import sample_with_log_prob
-from .sde import SDE, make_sde, sdes
-from .standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
-from .variational_dequantisation import VariationalDequantiser, fit_dequantiser, load_dequantiser, save_dequantiser
+from .bounds.chain import chain_bound
+from .bounds.continuous import continuous_bound
+from .bounds.plug_in import plug_in_bound
+from .likelihood.learned_dequantisation import (
+    VariationalDequantiser,
+    fit_dequantiser,
+    load_dequantiser,
+    save_dequantiser,
+)
+from .likelihood.log_prob import dequantise, log_prob
+from .likelihood.result import LogProb
+from .likelihood.sample_with_log_prob import sample_with_log_prob
+from .models import targets
+from .models.denoiser import Denoiser, label_shift, time_labels
+from .paths import chains
+from .paths.base import SDE, make_sde, sdes
+from .paths.learned_vp import LearnedVP
+from .paths.standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
+from .runs.load import load
+from .sampling.eps_power import eps_power
+from .sampling.plan import Plan, plan
+from .sampling.sample import Sample, encode, sample
 
 __all__ = [
     "EDM",

@@ -1,55 +1,24 @@
 """Solvers of diffusion models: nodes, grids, noise, one loop, a registry. Knows nothing of networks or training."""
 
-from . import (  # noqa: F401  (they register)
-    adams,
-    adaptive_adams,
-    adaptive_sde,
-    afs,
-    ancestral,
-    ancestral_steps,
-    blackbox,
-    churn,
-    discrete_grids,
-    embedded,
-    er_sde,
-    exponential,
-    grid_files,
-    grid_tables,
-    langevin,
-    last_steps,
-    picard,
-    predictor_corrector,
-    recorded,
-    refined,
-    restart,
-    rules,
-    runge_kutta,
-    sa_solver,
-    seeds,
-    sigma_grids,
-    singlestep,
-    step_doubling,
-    uni_pc,
-)
-from .analysis import difference, equal, response, terminal_covariance
-from .brownian import BrownianNoise
+from . import adaptive, multistep, one_step, program, time_grids, wrappers  # noqa: F401  (they register)
 from .budget import evaluations, startup, steps_of_nfe
 from .errors import InputError
-from .eta import convert_eta
-from .grids import Grid, grid, grids
-from .info import Info
+from .foreign.eta import convert_eta
+from .foreign.resolve import resolve
 from .loop import Hook, Solution, solve
-from .names import resolve
-from .node import AnyNode, Node, Prediction, Rows
-from .noise import SeededNoise, generator
-from .outputs import Output
-from .problem import Problem, ProblemWrapper, as_problem
-from .program import Program
-from .registry import Registry
-from .schedule import Schedule
-from .trace import trace
-from .tuning import Trajectory, TunedGrid, trajectory, tune_grid
-from .types import Corrector, Noise, NoiseSource, Solver, Step, correctors, solvers
+from .noise.brownian import BrownianNoise
+from .noise.seeded import SeededNoise, generator
+from .program.analysis import difference, equal, response, terminal_covariance
+from .program.program import Program
+from .program.trace import trace
+from .registry.registry import Info, Registry
+from .time_grids.base import Grid, grid, grids
+from .tuning.grids import Trajectory, TunedGrid, trajectory, tune_grid
+from .types.model_output import Output
+from .types.node import AnyNode, Node, Prediction, Rows
+from .types.problem import Problem, ProblemWrapper, as_problem
+from .types.schedule import Schedule
+from .types.solver import Corrector, Noise, NoiseSource, Solver, Step, correctors, solvers
 
 __version__ = "0.1.0"
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, positive_integer
-from .grids import Grid, grid
 from .loop import solve
-from .node import Node, Prediction
-from .problem import Problem
-from .schedule import Schedule
-from .types import Solver
+from .time_grids.base import Grid, grid
+from .types.node import Node, Prediction
+from .types.problem import Problem
+from .types.schedule import Schedule
+from .types.solver import Solver
 
 
 class _Silent(Problem):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .grids import checked
-from .node import Node, Prediction, Rows
-from .problem import Problem, ProblemWrapper, as_problem
-from .types import Noise, Solver
+from .time_grids.base import checked
+from .types.node import Node, Prediction, Rows
+from .types.problem import Problem, ProblemWrapper, as_problem
+from .types.solver import Noise, Solver
 
 Hook = Callable[[Tensor, Node], "Tensor | None"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from scoresde.learned_vp import LearnedVP
-from scoresde.targets import GaussianMixture
+from scoresde.models.targets import GaussianMixture
+from scoresde.paths.learned_vp import LearnedVP
 from solvers import Prediction, generator
 
 

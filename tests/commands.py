@@ -1,6 +1,6 @@
 """The command line in tests."""
 
-from scoresde.cli import main
+from scoresde.cli.parser import main
 
 SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20"]
 

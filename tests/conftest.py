@@ -12,7 +12,7 @@ import torch
 from commands import SMALL
 
 import solvers
-from scoresde.cli import main
+from scoresde.cli.parser import main
 
 torch.set_num_threads(1)
 

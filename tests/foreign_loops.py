@@ -6,9 +6,9 @@ import torch
 
 import scoresde
 import solvers
-from scoresde.chain_sde import ChainSDE
-from scoresde.problem import Diffusion
-from scoresde.sample import SOURCES
+from scoresde.models.problem import Diffusion
+from scoresde.paths.chain_paths import ChainSDE
+from scoresde.sampling.sample import SOURCES
 
 REQUIRED = ["dpmpp_2m", "uni_pc", "heun", "dpmpp_2m_sde", "ddpm", "er_sde", "res_2m"]
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 import solvers
 from solvers import Node, Schedule, Solver
-from solvers.analytic import VP
-from solvers.instructions import Evaluate
+from solvers.conformance.problems import VP
+from solvers.program.instructions import Evaluate
 
 
 def coefficients(

@@ -11,9 +11,9 @@ from torch import Tensor
 import scoresde
 import solvers
 from solvers import InputError, SeededNoise, grid, solve
-from solvers.adaptive import Row, coarse, pid
-from solvers.analytic import EDM, PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture, exact_solution
-from solvers.embedded import BOGACKI_SHAMPINE, DORMAND_PRINCE, TSITOURAS
+from solvers.adaptive.base import Row, coarse, pid
+from solvers.adaptive.embedded_pairs import BOGACKI_SHAMPINE, DORMAND_PRINCE, TSITOURAS
+from solvers.conformance.problems import EDM, PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture, exact_solution
 
 ODE = ["rk45", "rk23", "tsit5", "dpm_adaptive", "dpm_adaptive(order=2)", "adams_adaptive", "adams_adaptive(order=3)"]
 ALL = [*ODE, "gotta_go_fast"]

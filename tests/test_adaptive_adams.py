@@ -10,8 +10,8 @@ from scipy.integrate import quad
 
 import solvers
 from solvers import Node, grid, solve
-from solvers.analytic import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
-from solvers.coefficients import lagrange, lagrange_rows
+from solvers.conformance.problems import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
+from solvers.one_step.coefficients import lagrange, lagrange_rows
 
 
 def clock(node):

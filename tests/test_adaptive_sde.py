@@ -7,8 +7,8 @@ import torch
 
 import solvers
 from solvers import SeededNoise, grid, solve
-from solvers.adaptive_sde import Increments
-from solvers.analytic import EDM, VP, GaussianData
+from solvers.adaptive.gotta_go_fast import Increments
+from solvers.conformance.problems import EDM, VP, GaussianData
 
 
 def start(nodes, count=9):

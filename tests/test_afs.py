@@ -7,8 +7,8 @@ import torch
 
 import solvers
 from solvers import InputError, grid, make, solve
-from solvers.analytic import EDM, VP, GaussianData, Mixture
-from solvers.instructions import Evaluate
+from solvers.conformance.problems import EDM, VP, GaussianData, Mixture
+from solvers.program.instructions import Evaluate
 
 
 @pytest.mark.parametrize("inner", ["euler", "heun", "dpmpp_2m", "ipndm", "uni_pc", "dpm_fast", "final"])

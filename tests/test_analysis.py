@@ -9,8 +9,8 @@ import torch
 
 import solvers
 from solvers import InputError, grid, trace
-from solvers.analytic import EDM, VP, GaussianData
-from solvers.convergence import terminal_variance
+from solvers.conformance.convergence import terminal_variance
+from solvers.conformance.problems import EDM, VP, GaussianData
 
 STOCHASTIC = [name for name in solvers.names() if (s := solvers.make(name)).stochastic and s.linear]
 
@@ -74,7 +74,9 @@ def test_programs_of_different_outputs_are_one_method():
 def test_draws_for_other_intervals_are_told_apart():
     nodes = grid("logsnr", VP, 3)
     program = trace("ddpm", nodes)
-    swapped = tuple(i._replace(s=i.t) if isinstance(i, solvers.instructions.Draw) else i for i in program.instructions)
+    swapped = tuple(
+        i._replace(s=i.t) if isinstance(i, solvers.program.instructions.Draw) else i for i in program.instructions
+    )
     fresh = solvers.Program(program.solver, program.output, program.nodes, swapped, program.states)
     assert solvers.difference(program, fresh) == pytest.approx(nodes[1].lam - nodes[0].lam)
 

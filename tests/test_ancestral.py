@@ -8,8 +8,8 @@ from linear_response import coefficients, distance
 
 import solvers
 from solvers import InputError, grid, make
-from solvers.analytic import PATHS, VE, VP, GaussianData
-from solvers.convergence import measured_order, terminal_variance
+from solvers.conformance.convergence import measured_order, terminal_variance
+from solvers.conformance.problems import PATHS, VE, VP, GaussianData
 
 PAIRS = [
     *((name, other) for name in ("ddpm", "ddim", "smld", "euler_ancestral") for other in solvers.info(name).equals),

@@ -13,7 +13,7 @@ from scipy.integrate import quad
 
 import solvers
 from solvers import SeededNoise, grid, resolve, solve
-from solvers.analytic import EDM, RECTIFIED_FLOW, SUB_VP, VP, Mixture
+from solvers.conformance.problems import EDM, RECTIFIED_FLOW, SUB_VP, VP, Mixture
 
 
 def basis(at, i):
@@ -102,14 +102,14 @@ def test_the_ito_sampler_is_seeds_1_in_eps(eta):
 
 def test_the_clocks_of_adams_are_those_in_which_its_path_is_straight():
     # where the velocity (or v) does not change, the steps in its own clock are exact, whatever the coordinate's spacing
-    angle, flow = (solvers.multistep.place(VP(0.4), name) for name in ("angle", "flow"))
+    angle, flow = (solvers.multistep.base.place(VP(0.4), name) for name in ("angle", "flow"))
     assert math.tan(angle) == pytest.approx(VP(0.4).ratio, rel=1e-14)
     assert flow == pytest.approx(VP(0.4).sigma / (VP(0.4).alpha + VP(0.4).sigma), rel=1e-14)
     for quantity, coordinate in (("velocity", "flow"), ("v", "angle")):
         nodes = grid("quadratic", VP, 5)
         past = [nodes[2], nodes[1], nodes[0]]
-        row = solvers.multistep.adams(Mixture(VP), nodes[3], nodes[2], past, quantity, coordinate)
-        u = [solvers.multistep.place(node, coordinate) for node in (nodes[3], *past)]
+        row = solvers.multistep.base.adams(Mixture(VP), nodes[3], nodes[2], past, quantity, coordinate)
+        u = [solvers.multistep.base.place(node, coordinate) for node in (nodes[3], *past)]
         scale = 1 + nodes[3].ratio if quantity == "velocity" else math.hypot(1, nodes[3].ratio)
         for power in (0, 1, 2):  # exact for polynomials in the clock
             exact = (u[0] ** (power + 1) - u[1] ** (power + 1)) / (power + 1)

@@ -10,9 +10,9 @@ from torchdiffeq._impl.odeint import SOLVERS
 import scoresde
 import solvers
 from solvers import InputError, SeededNoise, grid, solve
-from solvers.analytic import EDM, RECTIFIED_FLOW, VP, Mixture, exact_solution
-from solvers.blackbox import SCIPY, TORCHDIFFEQ
-from solvers.convergence import measured_order
+from solvers.adaptive.other_libraries import SCIPY, TORCHDIFFEQ
+from solvers.conformance.convergence import measured_order
+from solvers.conformance.problems import EDM, RECTIFIED_FLOW, VP, Mixture, exact_solution
 
 ADAPTIVE = [f"torchdiffeq(method={name})" for name, method in TORCHDIFFEQ.items() if method.adaptive]
 FIXED = [f"torchdiffeq(method={name})" for name, method in TORCHDIFFEQ.items() if not method.adaptive]

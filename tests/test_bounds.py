@@ -11,12 +11,12 @@ from scipy.stats import norm
 import scoresde
 import solvers
 from scoresde import InputError
-from scoresde.bounds import chain_bound, chain_of, prior_term, step_terms
-from scoresde.chains import DDPMChain, SMLDChain
-from scoresde.decoders import Discretised, Gaussian, decoders
-from scoresde.targets import Gaussian as GaussianTarget
+from scoresde.bounds.chain import chain_bound, chain_of, prior_term, step_terms
+from scoresde.bounds.decoders import Discretised, Gaussian, decoders
+from scoresde.models.targets import Gaussian as GaussianTarget
+from scoresde.paths.chains import DDPMChain, SMLDChain
 from solvers import Prediction
-from solvers.ancestral import DDPM
+from solvers.one_step.ancestral import DDPM
 
 CHAINS = [
     scoresde.VP().chain(12),

@@ -9,8 +9,8 @@ import torch
 
 import solvers
 from solvers import Node, SeededNoise, grid, solve
-from solvers.analytic import RECTIFIED_FLOW, VP, GaussianData, Mixture
-from solvers.brownian import DEPTH, LIMIT, BrownianNoise, clock
+from solvers.conformance.problems import RECTIFIED_FLOW, VP, GaussianData, Mixture
+from solvers.noise.brownian import DEPTH, LIMIT, BrownianNoise, clock
 
 
 def at(lam):

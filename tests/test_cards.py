@@ -7,10 +7,10 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import cards
+from scoresde.show import solver_cards
 from solvers import InputError, SeededNoise
-from solvers.analytic import VP, Mixture
-from solvers.convergence import reaches
+from solvers.conformance.convergence import reaches
+from solvers.conformance.problems import VP, Mixture
 
 NAMES = solvers.names()
 # these ask for a level at the end of the schedule or a little beyond, which Problem.node_of_lam refuses
@@ -18,7 +18,7 @@ NAMES = solvers.names()
 
 @pytest.fixture(scope="module")
 def lines():
-    return {row.name: row for row in cards.rows()}
+    return {row.name: row for row in solver_cards.rows()}
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def denoiser():
 
 
 def test_the_table_has_every_solver_once_and_fits_a_terminal(lines):
-    text = cards.table(list(lines.values()))
+    text = solver_cards.table(list(lines.values()))
     assert sorted(lines) == NAMES
     assert all(len(re.findall(rf"^{name} ", text, re.MULTILINE)) == 1 for name in NAMES)
     assert max(map(len, text.splitlines())) <= 120
-    titles = [line for line in text.splitlines() if line in cards.GROUPS.values()]
-    assert titles == list(cards.GROUPS.values())
+    titles = [line for line in text.splitlines() if line in solver_cards.GROUPS.values()]
+    assert titles == list(solver_cards.GROUPS.values())
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_lines_of_the_table(lines, name, group, kind, order, evaluations, startu
     ],
 )
 def test_the_order_is_the_declared_one_and_the_methods_own_where_that_is_higher(spec, text):
-    assert cards.order_text(solvers.make(spec)) == text
+    assert solver_cards.order_text(solvers.make(spec)) == text
 
 
 @pytest.mark.parametrize(
@@ -90,21 +90,21 @@ def test_the_order_is_the_declared_one_and_the_methods_own_where_that_is_higher(
     ],
 )
 def test_short_references(reference, short):
-    assert cards.short(reference) == short
+    assert solver_cards.short(reference) == short
 
 
 def test_measured_orders_are_a_range_or_a_dash(monkeypatch):
     monkeypatch.setattr(
-        cards, "orders", lambda: {"heun": {"vp": 2.014, "ve": 1.996, "edm": 2.0}, "euler": {"vp": 0.92}}
+        solver_cards, "orders", lambda: {"heun": {"vp": 2.014, "ve": 1.996, "edm": 2.0}, "euler": {"vp": 0.92}}
     )
-    assert [cards.measured_text(spec) for spec in ("heun", "euler", "ddim")] == ["2.00-2.01", "0.92", "-"]
-    assert "measured 2.01 (vp), 2.00 (ve), 2.00 (edm)" in cards.card("heun")
-    assert 'measured - (scoresde check-solver "ddim" measures it)' in cards.card("ddim")
+    assert [solver_cards.measured_text(spec) for spec in ("heun", "euler", "ddim")] == ["2.00-2.01", "0.92", "-"]
+    assert "measured 2.01 (vp), 2.00 (ve), 2.00 (edm)" in solver_cards.card("heun")
+    assert 'measured - (scoresde check-solver "ddim" measures it)' in solver_cards.card("ddim")
 
 
 def test_every_solver_has_a_measured_order_that_is_the_declared_one_or_more():
     """Of the installed file; the same bound as in the conformance suite."""
-    measured = cards.orders()
+    measured = solver_cards.orders()
     assert [name for name in NAMES if str(solvers.make(name)) not in measured] == []
     made = {name: solvers.make(name) for name in NAMES}
     low = [name for name, solver in made.items() if not reaches(solver, min(measured[str(solver)].values()))]
@@ -125,19 +125,19 @@ def test_every_solver_has_a_measured_order_that_is_the_declared_one_or_more():
     ],
 )
 def test_accepted_values_of_options(name, option, values):
-    assert cards.accepted(solvers.info(name), option) == values
+    assert solver_cards.accepted(solvers.info(name), option) == values
 
 
 def test_methods_with_several_names():
-    classes = {spec: known for known in cards.equal_methods() for spec in known}
+    classes = {spec: known for known in solver_cards.equal_methods() for spec in known}
     assert {"ddim", "euler", "dpm_solver_1"} <= set(classes["ddim"])
     assert {"ddpm", "smld", "ddim(eta=1.0)", "euler_ancestral"} <= set(classes["ddpm"])
     assert classes["heun"] == ["heun", "rho_rk"]
     assert all(str(solvers.make(spec)) == spec for spec in classes)
-    assert len(classes) == sum(map(len, cards.equal_methods()))  # a spec stands in one class
+    assert len(classes) == sum(map(len, solver_cards.equal_methods()))  # a spec stands in one class
 
 
-@pytest.mark.parametrize("known", cards.equal_methods(), ids=lambda known: known[0])
+@pytest.mark.parametrize("known", solver_cards.equal_methods(), ids=lambda known: known[0])
 def test_methods_of_one_class_give_one_sample(known):
     """The classes join pairs that are proved one by one: every member is the same method on an uneven grid.
 
@@ -154,8 +154,8 @@ def test_methods_of_one_class_give_one_sample(known):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cards(name, denoiser):
-    info, text = solvers.info(name), cards.card(name)
-    summary, _ = cards.description(info)
+    info, text = solvers.info(name), solver_cards.card(name)
+    summary, _ = solver_cards.description(info)
     assert summary.endswith((".", ")"))
     assert max(map(len, text.splitlines())) <= 120
     joined = " ".join(text.split())
@@ -172,7 +172,7 @@ def test_cards(name, denoiser):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_spelling_on_a_card_means_that_solver(name):
-    for text in cards.spellings(solvers.info(name)):
+    for text in solver_cards.spellings(solvers.info(name)):
         label, separator, spec = text.partition(" = ")
         made = solvers.make(solvers.resolve(label)[0])
         assert solvers.solvers.info_of(made).name == name
@@ -180,22 +180,22 @@ def test_every_spelling_on_a_card_means_that_solver(name):
 
 
 def test_cards_take_what_people_type():
-    assert cards.card("DPM++ 2M Karras").startswith("dpmpp_2m on the grid karras\n")
-    assert 'solver="dpmpp_2m", grid="karras", nfe=20' in cards.card("DPM++ 2M Karras")
-    assert cards.card("HeunDiscreteScheduler") == cards.card("heun")
-    text = cards.card("ddim(eta=1)")
+    assert solver_cards.card("DPM++ 2M Karras").startswith("dpmpp_2m on the grid karras\n")
+    assert 'solver="dpmpp_2m", grid="karras", nfe=20' in solver_cards.card("DPM++ 2M Karras")
+    assert solver_cards.card("HeunDiscreteScheduler") == solver_cards.card("heun")
+    text = solver_cards.card("ddim(eta=1)")
     assert "draws noise" in text
     assert "equals    ddpm, smld, seeds_1, euler_ancestral" in text
     with pytest.raises(InputError, match="did you mean heun"):
-        cards.card("huen")
+        solver_cards.card("huen")
     with pytest.raises(InputError, match="etta"):
-        cards.card("ddim(etta=1)")
+        solver_cards.card("ddim(etta=1)")
     with pytest.raises(InputError, match="nowhere"):
-        cards.card("nowhere:Mine")
+        solver_cards.card("nowhere:Mine")
 
 
 def test_costs_are_counted():
-    assert cards.cost(solvers.make("heun")) == "2 a step; 20 steps take 40 to sigma > 0 and 39 to sigma = 0"
+    assert solver_cards.cost(solvers.make("heun")) == "2 a step; 20 steps take 40 to sigma > 0 and 39 to sigma = 0"
     pndm = "take 29 to sigma > 0 and 29 to sigma = 0; 9 of these beyond the steps' own"
-    assert cards.cost(solvers.make("pndm")).endswith(pndm)
-    assert cards.cost(solvers.make("rk45")).startswith("6 an inner step; as many steps as its tolerances ask: ")
+    assert solver_cards.cost(solvers.make("pndm")).endswith(pndm)
+    assert solver_cards.cost(solvers.make("rk45")).startswith("6 an inner step; as many steps as its tolerances ask: ")

@@ -9,19 +9,21 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import InputError, checkpoint, config
-from scoresde.bound_losses import ChainBound, ContinuousBound, Hybrid
-from scoresde.bounds import chain_bound
-from scoresde.build import build_loss, card_of, load_data
-from scoresde.chains import DDPMChain
-from scoresde.cli import main
-from scoresde.config import DataCard
-from scoresde.decoders import Discretised, Gaussian, Levels
-from scoresde.losses import DSM, losses
-from scoresde.run import load_run
-from scoresde.time_samplers import Discrete, LogNormal, LowDiscrepancy, Uniform
+from scoresde import InputError
+from scoresde.bounds.chain import chain_bound
+from scoresde.bounds.decoders import Discretised, Gaussian, Levels
+from scoresde.cli.parser import main
+from scoresde.paths.chains import DDPMChain
+from scoresde.paths.time_samplers import Discrete, LogNormal, LowDiscrepancy, Uniform
+from scoresde.runs import config
+from scoresde.runs.build import build_loss, card_of, load_data
+from scoresde.runs.config import DataCard
+from scoresde.runs.run import load_run
+from scoresde.training import checkpoint
+from scoresde.training.bound_losses import ChainBound, ContinuousBound, Hybrid
+from scoresde.training.losses import DSM, losses
 from solvers import Prediction
-from solvers.ancestral import DDPM
+from solvers.one_step.ancestral import DDPM
 
 CHAIN = DDPMChain("linear", num_train_timesteps=10, beta_start=0.01, beta_end=0.5)
 BITS = math.log(2)
@@ -204,7 +206,7 @@ def test_a_constant_nu_is_the_interpolated_variance(v):
         return torch.cat([torch.tanh(x), torch.full_like(x, v)], 1)
 
     model = scoresde.Denoiser(network, CHAIN.sde(), "eps", "index", learned_variance=True)
-    problem = scoresde.problem.Diffusion(model)
+    problem = scoresde.models.problem.Diffusion(model)
     noise = [solvers.SeededNoise(range(4), (3,), torch.float64) for _ in range(2)]
     nodes = CHAIN.grid.nodes(CHAIN.sde(), None)
     learned, fixed = (

@@ -8,9 +8,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 import scoresde
 import solvers
 from scoresde import InputError, make_sde
-from scoresde.chain_sde import ChainSDE, SMLDChainSDE
-from solvers.beta_schedules import SCHEDULES
-from solvers.discrete_grids import index_of_time
+from scoresde.paths.chain_paths import ChainSDE, SMLDChainSDE
+from solvers.time_grids.beta_schedules import SCHEDULES
+from solvers.time_grids.network_steps import index_of_time
 
 BETAS = tuple(np.linspace(1e-3, 0.3, 20) ** 1.5)
 CHAINS = [

@@ -10,11 +10,12 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError
-from scoresde.chain import Chain
-from scoresde.chain_sde import ChainSDE, SMLDChainSDE
-from scoresde.chains import DDPMChain, SMLDChain
-from solvers import Node, Prediction, SeededNoise, beta_schedules
-from solvers.ancestral import DDPM
+from scoresde.paths.chain import Chain
+from scoresde.paths.chain_paths import ChainSDE, SMLDChainSDE
+from scoresde.paths.chains import DDPMChain, SMLDChain
+from solvers import Node, Prediction, SeededNoise
+from solvers.one_step.ancestral import DDPM
+from solvers.time_grids import beta_schedules
 
 PATHS = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.Cosine()]
 BETAS = np.linspace(1e-3, 0.3, 20) ** 1.5

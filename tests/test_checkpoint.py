@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde import checkpoint
-from scoresde.checkpoint import Checkpoint, latest, load, save
+from scoresde.training import checkpoint
+from scoresde.training.checkpoint import Checkpoint, latest, load, save
 from solvers import InputError
 
 

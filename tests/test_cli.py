@@ -17,9 +17,10 @@ from commands import SMALL, fails
 
 import scoresde
 import solvers
-from scoresde import cards, checkpoint
-from scoresde.cli import main
-from scoresde.run import load_run
+from scoresde.cli.parser import main
+from scoresde.runs.run import load_run
+from scoresde.show import solver_cards
+from scoresde.training import checkpoint
 
 
 def test_training_leaves_a_whole_run(run):
@@ -83,7 +84,7 @@ def test_likelihood_matches_the_library(run, tmp_path):
 def test_benchmark_writes_rows_that_were_measured(run, tmp_path, capsys):
     arguments = ["--solvers=ddim, heun, pc(corrector_steps=2)", "--nfe=2,6", "--seeds=0-15"]
     assert main(["benchmark", f"--workdir={run}", f"--out={tmp_path}", *arguments]) == 0
-    header, rows = scoresde.benchmark.read(tmp_path)
+    header, rows = scoresde.benchmark.runner.read(tmp_path)
     assert [(row.solver, row.nfe) for row in rows] == [
         ("ddim", 2), ("ddim", 6), ("heun", 1), ("heun", 5), ("pc(corrector_steps=2)", 1), ("pc(corrector_steps=2)", 4),
     ]  # fmt: skip
@@ -125,7 +126,7 @@ def test_the_table_and_the_cards(capsys):
 
 @pytest.mark.parametrize("name", [*solvers.names(), "DPM++ 2M Karras"])
 def test_the_command_of_every_card_runs(run, tmp_path, name):
-    command = re.search(r"^  command +(.+?)(?=^  \S|\Z)", cards.card(name), re.MULTILINE | re.DOTALL)[1]
+    command = re.search(r"^  command +(.+?)(?=^  \S|\Z)", solver_cards.card(name), re.MULTILINE | re.DOTALL)[1]
     words = shlex.split(command.replace("\\\n", " "))
     assert words[:4] == ["scoresde", "sample", "--workdir=runs/digits", "--out=samples"]
     assert main(["sample", f"--workdir={run}", f"--out={tmp_path}", *words[4:], "--seeds=0-1"]) == 0
@@ -138,7 +139,7 @@ def test_the_demo_walks_the_whole_path(tmp_path, capsys):
     assert {"report.html", "results.csv", "results.json", "likelihood.npz", "run"} <= {
         p.name for p in tmp_path.iterdir()
     }
-    _, rows = scoresde.benchmark.read(tmp_path)
+    _, rows = scoresde.benchmark.runner.read(tmp_path)
     assert [row.nfe for row in rows if row.solver == "heun"] == [5, 9, 19, 49]
     assert {row.solver for row in rows} == {"ddim", "heun", "dpmpp_2m", "ddpm"}
     bits = np.load(tmp_path / "likelihood.npz")["bits_per_dim"].mean()
@@ -350,7 +351,7 @@ def test_own_data_of_any_shape_and_data_that_cannot_be_used(tmp_path, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="signals of a terminal")
 def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(tmp_path):
     arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL[:1], "--config.training.steps=100000"]
-    command = [sys.executable, "-m", "scoresde.cli", "train", *arguments]
+    command = [sys.executable, "-m", "scoresde.cli.parser", "train", *arguments]
     # a test run in the background ignores the signal, and so would its children
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heed)

@@ -8,10 +8,10 @@ import torch
 
 import solvers
 from solvers import InputError, Node, Prediction, SeededNoise, grid, solve
-from solvers.analytic import EDM, PATHS, VP, GaussianData, Mixture, exact_solution
-from solvers.brownian import BrownianNoise, clock
-from solvers.conformance import check
-from solvers.convergence import measured_order, terminal_variance
+from solvers.conformance.checks import check
+from solvers.conformance.convergence import measured_order, terminal_variance
+from solvers.conformance.problems import EDM, PATHS, VP, GaussianData, Mixture, exact_solution
+from solvers.noise.brownian import BrownianNoise, clock
 
 make = solvers.make
 
@@ -267,7 +267,7 @@ def test_the_coarse_step_sees_the_noise_of_the_half_steps():
 
 
 def test_the_composed_noise_is_the_brownian_paths():
-    from solvers.step_doubling import _Recorded
+    from solvers.wrappers.step_doubling import _Recorded
 
     noise = BrownianNoise(range(4), (3,), torch.float64)
     a, b, c = (Node(0.0, 1.0, math.exp(-lam)) for lam in (-0.5, 0.1, 0.9))

@@ -10,7 +10,7 @@ from sklearn.mixture import GaussianMixture as Fit
 
 import scoresde
 from scoresde import log_prob
-from scoresde.targets import GaussianMixture
+from scoresde.models.targets import GaussianMixture
 from solvers import Prediction
 
 SDE, HELD = scoresde.VP(), slice(1500, 1600)

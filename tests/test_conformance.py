@@ -14,12 +14,12 @@ import torch
 import scoresde
 import solvers
 from solvers import Solver, Step
-from solvers.analytic import PATHS, VE, VP, GaussianData, Mixture, exact_solution
-from solvers.ancestral import DDIM
-from solvers.conformance import check, check_order
-from solvers.convergence import measured_order, terminal_variance
-from solvers.exponential import DPMpp2M
-from solvers.runge_kutta import Euler, Heun, Tableau
+from solvers.conformance.checks import check, check_order
+from solvers.conformance.convergence import measured_order, terminal_variance
+from solvers.conformance.problems import PATHS, VE, VP, GaussianData, Mixture, exact_solution
+from solvers.multistep.dpm_solver import DPMpp2M
+from solvers.one_step.ancestral import DDIM
+from solvers.one_step.runge_kutta import Euler, Heun, Tableau
 
 VARIANTS = [
     "adams(order=3, start=lower)",  # these three come late to their order

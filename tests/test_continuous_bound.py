@@ -14,13 +14,13 @@ from closed_forms import Shrunk, bent
 from torch import nn
 
 import scoresde
-from scoresde import decoders
-from scoresde.bound_losses import ContinuousBound
-from scoresde.continuous_bound import continuous_bound, place_of
-from scoresde.decoders import Discretised, Gaussian, Levels
-from scoresde.learned_vp import LearnedVP
-from scoresde.losses import losses
-from scoresde.time_samplers import Discrete, LogNormal, LogSNR, LowDiscrepancy, Uniform, times
+from scoresde.bounds import decoders
+from scoresde.bounds.continuous import continuous_bound, place_of
+from scoresde.bounds.decoders import Discretised, Gaussian, Levels
+from scoresde.paths.learned_vp import LearnedVP
+from scoresde.paths.time_samplers import Discrete, LogNormal, LogSNR, LowDiscrepancy, Uniform, times
+from scoresde.training.bound_losses import ContinuousBound
+from scoresde.training.losses import losses
 from solvers import InputError, Prediction, generator
 
 STD, SHAPE = 0.6, (2, 3)

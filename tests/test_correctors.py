@@ -9,9 +9,9 @@ import torch
 import scoresde
 import solvers
 from solvers import InputError, SeededNoise
-from solvers.analytic import VP, GaussianData, OrthogonalNoise
-from solvers.convergence import terminal_variance
-from solvers.langevin import row_norm
+from solvers.conformance.convergence import terminal_variance
+from solvers.conformance.problems import VP, GaussianData, OrthogonalNoise
+from solvers.wrappers.correctors import row_norm
 
 NODE = VP(0.4)
 

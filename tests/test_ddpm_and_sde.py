@@ -9,15 +9,15 @@ import torch
 
 import scoresde
 import solvers
-from scoresde.bounds import prior_term, step_terms
-from scoresde.chain import Chain
-from scoresde.chains import DDPMChain, SMLDChain
-from scoresde.decoders import Gaussian
-from scoresde.losses import DSM
-from scoresde.targets import Gaussian as GaussianTarget
-from scoresde.time_samplers import Discrete
+from scoresde.bounds.chain import prior_term, step_terms
+from scoresde.bounds.decoders import Gaussian
+from scoresde.models.targets import Gaussian as GaussianTarget
+from scoresde.paths.chain import Chain
+from scoresde.paths.chains import DDPMChain, SMLDChain
+from scoresde.paths.time_samplers import Discrete
+from scoresde.training.losses import DSM
 from solvers import InputError, Node, Prediction, SeededNoise
-from solvers.ancestral import DDPM, forward_kernel, posterior
+from solvers.one_step.ancestral import DDPM, forward_kernel, posterior
 
 VP = scoresde.VP()
 PATHS = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.Cosine()]
@@ -313,7 +313,7 @@ def test_euler_maruyama_and_ancestral_agree_strongly_to_first_order():
         ends = [
             solvers.solve(
                 solvers.make(name),
-                scoresde.problem.Diffusion(target.denoiser(VP)),
+                scoresde.models.problem.Diffusion(target.denoiser(VP)),
                 SeededNoise(range(200), (3,), torch.float64).initial(),
                 nodes,
                 SeededNoise(range(200), (3,), torch.float64),

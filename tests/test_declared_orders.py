@@ -8,8 +8,8 @@ import torch
 
 import solvers
 from solvers import InputError, grid, make, solve
-from solvers.analytic import VP, Mixture
-from solvers.convergence import measured_order, reaches
+from solvers.conformance.convergence import measured_order, reaches
+from solvers.conformance.problems import VP, Mixture
 
 
 @pytest.mark.parametrize(

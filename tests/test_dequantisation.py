@@ -7,7 +7,7 @@ import torch
 from scipy.stats import norm, truncnorm
 
 import scoresde
-from scoresde.dequantisation import TruncatedNormal, UniformNoise, dequantisers, uniforms
+from scoresde.likelihood.dequantisation import TruncatedNormal, UniformNoise, dequantisers, uniforms
 from solvers import InputError
 
 SDE = scoresde.VP()

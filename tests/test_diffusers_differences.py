@@ -36,8 +36,8 @@ from diffusers_oracle import (
 )
 
 from solvers import grid, make, resolve, solve
-from solvers.analytic import VP, GaussianData
-from solvers.convergence import terminal_variance
+from solvers.conformance.convergence import terminal_variance
+from solvers.conformance.problems import VP, GaussianData
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 

@@ -12,8 +12,8 @@ from diffusers_oracle import SCALED, TOLERANCE, VP, parity
 import scoresde
 import solvers
 from solvers import InputError, grids, resolve
-from solvers import diffusers_labels as classes
-from solvers.spec import parse
+from solvers.foreign import diffusers as classes
+from solvers.registry.spec import parse
 
 
 def class_of(name):

@@ -9,8 +9,8 @@ import scoresde
 import solvers
 from scoresde import time_labels
 from solvers import InputError, grid
-from solvers.analytic import PATHS
-from solvers.discrete_grids import index_of_time, time_of_index
+from solvers.conformance.problems import PATHS
+from solvers.time_grids.network_steps import index_of_time, time_of_index
 
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.EDM(), scoresde.RectifiedFlow(), scoresde.SubVP(), scoresde.Cosine()]
 VP = scoresde.VP()

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import scoresde
-from scoresde.density_ode import WithLogDensity
-from scoresde.divergence import Exact, Hutchinson, HutchPP, Orthogonal, divergences, orthonormal
+from scoresde.likelihood.density_ode import WithLogDensity
+from scoresde.likelihood.divergence import Exact, Hutchinson, HutchPP, Orthogonal, divergences, orthonormal
 from solvers import InputError, generator
 
 D = 12

@@ -6,8 +6,8 @@ import torch
 from linear_response import distance
 
 import solvers
-from scoresde.cards import equalities
-from solvers.analytic import EDM, RECTIFIED_FLOW, SUB_VP, VP, Mixture
+from scoresde.show.solver_cards import equalities
+from solvers.conformance.problems import EDM, RECTIFIED_FLOW, SUB_VP, VP, Mixture
 
 CLAIMS = equalities()
 LINEAR = [pair for pair in CLAIMS if all(solvers.make(spec).linear for spec in pair)]

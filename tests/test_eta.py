@@ -7,9 +7,9 @@ import torch
 
 import solvers
 from solvers import InputError, Node
-from solvers.analytic import VP, GaussianData
-from solvers.convergence import terminal_variance
-from solvers.eta import CONVENTIONS, convert_eta
+from solvers.conformance.convergence import terminal_variance
+from solvers.conformance.problems import VP, GaussianData
+from solvers.foreign.eta import CONVENTIONS, convert_eta
 
 T, S = Node(0.0, 0.6, 0.8), Node(0.0, 0.9, 0.3)
 H = S.lam - T.lam

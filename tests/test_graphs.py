@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import scoresde
-from scoresde import graphs
+from scoresde.sampling import cuda_graph
 from solvers import InputError, SeededNoise, grid, trace
 
 SDE = scoresde.VP()
@@ -36,17 +36,17 @@ def test_what_goes_in_is_copied_and_what_comes_out_too(spec, monkeypatch):
         recorded.append(run)
         return again(run)
 
-    monkeypatch.setattr(graphs, "record", record)
+    monkeypatch.setattr(cuda_graph, "record", record)
     nodes = grid("karras", SDE, 5)
     program = trace(spec, nodes, SDE, "eps")
-    run = graphs.runner(program, DENOISER, spec)
+    run = cuda_graph.runner(program, DENOISER, spec)
     outcomes, expected = [], []
     with torch.no_grad():
         for rows in (range(4), range(4, 8), range(8, 10)):
             shift = {"shift": torch.tensor([[0.1 * i] for i in rows])}
             x = SeededNoise(rows, (3,)).initial()
             outcomes.append(run(x, SeededNoise(rows, (3,)), shift))
-            problem = scoresde.problem.Diffusion(DENOISER, shift)
+            problem = scoresde.models.problem.Diffusion(DENOISER, shift)
             expected.append(program.run(problem, x, SeededNoise(rows, (3,))))
     assert len(recorded) == 2
     for found, known in zip(outcomes, expected, strict=True):
@@ -72,4 +72,4 @@ def test_bad_input():
     with pytest.raises(InputError, match="launches all steps at once: leave out hooks and progress"):
         scoresde.sample(DENOISER, **options, cuda_graph=True, hooks=[lambda x, node: None])
     with pytest.raises(InputError, match="pc has no program"):
-        graphs.runner(None, DENOISER, "pc")
+        cuda_graph.runner(None, DENOISER, "pc")

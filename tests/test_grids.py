@@ -12,9 +12,9 @@ import torch
 import scoresde
 import solvers
 from solvers import InputError, Node, grid
-from solvers.analytic import Mixture
-from solvers.grids import Grid, checked
-from solvers.schedule import as_schedule
+from solvers.conformance.problems import Mixture
+from solvers.time_grids.base import Grid, checked
+from solvers.types.schedule import as_schedule
 
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.EDM(), scoresde.RectifiedFlow(), scoresde.SubVP(), scoresde.Cosine()]
 SPECS = ["uniform", "quadratic", "quadratic(power=3)", "logsnr", "karras", "karras(rho=3)"]

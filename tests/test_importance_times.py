@@ -13,7 +13,7 @@ import torch
 
 import scoresde
 from scoresde import continuous_bound
-from scoresde.time_samplers import LogSNR, LowDiscrepancy
+from scoresde.paths.time_samplers import LogSNR, LowDiscrepancy
 from solvers import generator
 
 PATHS = {"vp": scoresde.VP(t_min=1e-5), "subvp": scoresde.SubVP(t_min=1e-5)}

@@ -14,9 +14,9 @@ import scoresde
 import scoresde.interop
 import solvers
 from scoresde import InputError
-from scoresde.chain_sde import ChainSDE
 from scoresde.interop import DiffusersScheduler
-from scoresde.interop.configs import Reading, config_of
+from scoresde.interop.diffusers_config import Reading, config_of
+from scoresde.paths.chain_paths import ChainSDE
 
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 CLASSES = [

@@ -10,9 +10,9 @@ from foreign_loops import REQUIRED, gap, sampled, seeded, solved  # noqa: F401  
 
 import scoresde
 import solvers
-from scoresde.chain_sde import ChainSDE
 from scoresde.interop import DiffusersScheduler
-from solvers.rules import Explicit
+from scoresde.paths.chain_paths import ChainSDE
+from solvers.time_grids.rules import Explicit
 
 TOLERANCE = 1e-4  # measured: 0 nearly everywhere, 9e-7 at worst
 STABLE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}

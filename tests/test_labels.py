@@ -11,8 +11,9 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import Denoiser, InputError, label_shift, labels, time_labels
-from scoresde.chain_sde import ChainSDE, SMLDChainSDE
+from scoresde import Denoiser, InputError, label_shift, time_labels
+from scoresde.models import time_labels as labels
+from scoresde.paths.chain_paths import ChainSDE, SMLDChainSDE
 from solvers import Node, grid
 
 N = 40
@@ -259,7 +260,7 @@ def test_clipping(predicts):
 
 def test_programs_see_the_clipped_x0():
     # the program runs on raw(x), solvers.solve on predict(x)
-    from scoresde.problem import Diffusion
+    from scoresde.models.problem import Diffusion
 
     model = Denoiser(lambda x, label: 2 * torch.tanh(3 * x), CHAIN, "eps", "index", clip=0.4)
     x = torch.randn(6, 3, generator=solvers.generator(0), dtype=torch.float64)
@@ -274,7 +275,8 @@ def test_programs_see_the_clipped_x0():
 
 
 def test_a_run_has_these_options(tmp_path, capsys):
-    from scoresde import build, cli, config
+    from scoresde.cli import parser
+    from scoresde.runs import build, config
 
     network = "--config.model.network=mlp(width=8, depth=1)"
     options = ["round_labels=True", "learned_variance=True", "num_train_timesteps=20", "time_label=index"]
@@ -293,7 +295,7 @@ def test_a_run_has_these_options(tmp_path, capsys):
     fields = [o for o in options if not o.startswith("learned")]
     arguments = [network, "--config.model.predicts=eps", "--config.training.target=eps", "--config.training.steps=2"]
     arguments += ["--config.training.batch_size=8", *(f"--config.model.{o}" for o in fields)]
-    assert cli.main(["train", "--config=default", f"--workdir={run}", *arguments]) == 0
-    assert cli.main(["sample", f"--workdir={run}", "--seeds=0-1", f"--out={tmp_path / 'out'}"]) == 0
+    assert parser.main(["train", "--config=default", f"--workdir={run}", *arguments]) == 0
+    assert parser.main(["sample", f"--workdir={run}", "--seeds=0-1", f"--out={tmp_path / 'out'}"]) == 0
     assert "labels rounded by at most 0." in capsys.readouterr().out
     assert 0 < json.loads((tmp_path / "out" / "samples.json").read_text())["label_shift"] <= 0.5

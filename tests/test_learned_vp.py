@@ -13,14 +13,14 @@ from test_train import assert_same_end, final
 from torch import nn
 
 import scoresde
-from scoresde.bound_losses import ContinuousBound
-from scoresde.cli import main
-from scoresde.decoders import Gaussian
-from scoresde.learned_path import WithSchedule, with_network, with_schedule
-from scoresde.learned_vp import LearnedVP
-from scoresde.losses import DSM
-from scoresde.run import load_run
-from scoresde.train import TrainingOptions, train
+from scoresde.bounds.decoders import Gaussian
+from scoresde.cli.parser import main
+from scoresde.models.learned_path import WithSchedule, with_network, with_schedule
+from scoresde.paths.learned_vp import LearnedVP
+from scoresde.runs.run import load_run
+from scoresde.training.bound_losses import ContinuousBound
+from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.losses import DSM
 from solvers import InputError, generator
 
 FLAT = scoresde.targets.GaussianMixture(torch.tensor([[0.3, -0.2]]), torch.tensor([[0.25, 0.04]]))
@@ -304,6 +304,6 @@ def test_runs_from_the_command_line_train_resume_sample_and_score(tmp_path):
     assert np.allclose(np.load(out / "likelihood.npz")["nats"], nats.numpy(), rtol=0, atol=1e-4)
     # the bound that it was trained by, at the levels themselves
     levels = scoresde.data.load("digits").test[:3]
-    decoder = scoresde.decoders.Discretised(0.125)
+    decoder = scoresde.bounds.decoders.Discretised(0.125)
     bound = scoresde.continuous_bound(run.denoiser, levels, draws=128, decoder=decoder, seeds=range(3))
     assert np.allclose(np.load(out / "likelihood.npz")["bound_nats"], bound.nats.numpy(), rtol=1e-6, atol=1e-3)

@@ -10,9 +10,9 @@ from torch import nn
 
 import scoresde
 from scoresde import log_prob
-from scoresde.log_density import LogProb
-from scoresde.networks import networks
-from scoresde.targets import Gaussian
+from scoresde.likelihood.result import LogProb
+from scoresde.models.networks import networks
+from scoresde.models.targets import Gaussian
 from solvers import InputError
 
 PATHS = {"vp": scoresde.VP(), "ve": scoresde.VE()}
@@ -163,7 +163,7 @@ def test_alone_in_a_batch_and_in_any_batch_size():
         def predict(self, x, node, **conditions):
             node = node.like(x)
             x0 = torch.tanh(x / (node.alpha**2 + node.sigma**2))
-            return scoresde.denoiser.Prediction(x0, (x - node.alpha * x0) / node.sigma)
+            return scoresde.models.denoiser.Prediction(x0, (x - node.alpha * x0) / node.sigma)
 
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).view(6, 2)
     whole = log_prob(RowWise(), x, steps=10)

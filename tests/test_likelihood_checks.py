@@ -14,9 +14,9 @@ from test_continuous_bound import STD, closed_form
 
 import scoresde
 from scoresde import log_prob
-from scoresde.bounds import step_terms
-from scoresde.decoders import Gaussian as Normal
-from scoresde.targets import Gaussian, GaussianMixture
+from scoresde.bounds.chain import step_terms
+from scoresde.bounds.decoders import Gaussian as Normal
+from scoresde.models.targets import Gaussian, GaussianMixture
 from solvers import InputError, Prediction, generator, make
 
 VP = scoresde.VP()
@@ -170,7 +170,7 @@ def test_the_latent_leads_back_to_the_data(path):
 
 def test_float32_and_float64_agree():
     torch.manual_seed(0)
-    network = scoresde.networks.MLP(width=32, depth=1).build((6,))
+    network = scoresde.models.networks.MLP(width=32, depth=1).build((6,))
     torch.nn.init.normal_(network.leave.weight, std=0.3)
     x = torch.randn(8, 6, generator=generator(4)).bfloat16()  # numbers that all three dtypes have
     values = {}
@@ -192,7 +192,7 @@ def test_levels_of_16_bits_have_the_bits_of_float64_ones(law):
     """The levels are numbers of all four dtypes, and nothing that is added to them has 16 bits."""
     levels = torch.linspace(-1, 1, 17, dtype=torch.float64)[torch.randint(17, (6, 64), generator=generator(2))]
     torch.manual_seed(0)
-    network = scoresde.networks.MLP(width=32, depth=1).build((64,))
+    network = scoresde.models.networks.MLP(width=32, depth=1).build((64,))
     torch.nn.init.normal_(network.leave.weight, std=0.3)
     options = {"steps": 20, "bin_width": 1 / 8, "dequantiser": law, "divergence": "hutchinson(probes=4)"}
     truth = log_prob(scoresde.Denoiser(network.double(), VP, "edm"), levels, **options)

@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 from sklearn.mixture import GaussianMixture as Fit
 
 import scoresde
-from scoresde.solver_error import bound
-from scoresde.targets import GaussianMixture
+from scoresde.likelihood.solver_error import bound
+from scoresde.models.targets import GaussianMixture
 from solvers import InputError, generator
 
 SDE = scoresde.VP()

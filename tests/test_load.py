@@ -12,9 +12,9 @@ from diffusers.schedulers import scheduling_ddpm
 import scoresde
 import scoresde.interop
 from scoresde import InputError
-from scoresde.chain_sde import ChainSDE
 from scoresde.interop import DiffusersScheduler
-from scoresde.interop.folder import own_solver
+from scoresde.interop.diffusers_folder import own_solver
+from scoresde.paths.chain_paths import ChainSDE
 from solvers import SeededNoise
 
 N, SHAPE, SEEDS = 50, (2, 8, 8), range(3)
@@ -249,8 +249,9 @@ def test_without_diffusers(tmp_path, monkeypatch):
 
 
 def test_a_run_of_this_library(tmp_path):
-    from scoresde import commands, config
-    from scoresde.run import load_run
+    from scoresde.cli import commands
+    from scoresde.runs import config
+    from scoresde.runs.run import load_run
 
     small = ["--config.training.steps=2", "--config.training.batch_size=8", "--config.model.network=mlp(width=8)"]
     commands.fit(config.read_config("default", small), tmp_path)

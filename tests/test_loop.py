@@ -11,8 +11,8 @@ import torch
 import scoresde
 import solvers
 from solvers import InputError, SeededNoise, evaluations, generator, grid, solve, steps_of_nfe
-from solvers.analytic import VE, VP, Mixture
-from solvers.coefficients import phi1, phi2
+from solvers.conformance.problems import VE, VP, Mixture
+from solvers.one_step.coefficients import phi1, phi2
 
 ROOT = Path(solvers.__file__).parents[1]
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.RectifiedFlow(), scoresde.SubVP()]

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import scoresde
-from scoresde.losses import DSM
-from scoresde.time_samplers import LogNormal, LogSNR, TimeSampler, Uniform, times
+from scoresde.paths.time_samplers import LogNormal, LogSNR, TimeSampler, Uniform, times
+from scoresde.training.losses import DSM
 from solvers import InputError, Prediction, generator
 
 SDES = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.Cosine(), scoresde.RectifiedFlow(), scoresde.EDM()]

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
-from scoresde.metrics import METRICS, Estimate, bootstrap, compare, frechet, mmd, sliced_wasserstein
+from scoresde.benchmark.metrics import METRICS, Estimate, bootstrap, compare, frechet, mmd, sliced_wasserstein
 from solvers import InputError, generator
 
 

@@ -6,8 +6,8 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError
-from solvers.analytic import GaussianData
-from solvers.convergence import terminal_variance
+from solvers.conformance.convergence import terminal_variance
+from solvers.conformance.problems import GaussianData
 
 V = 0.25
 

@@ -14,10 +14,10 @@ from scipy.integrate import quad
 import scoresde
 import solvers
 from solvers import InputError, Node
-from solvers.analytic import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
-from solvers.coefficients import phi1, phi2, phi3
-from solvers.convergence import measured_order
-from solvers.er_sde import NOISE_SCALES
+from solvers.conformance.convergence import measured_order
+from solvers.conformance.problems import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
+from solvers.multistep.er_sde import NOISE_SCALES
+from solvers.one_step.coefficients import phi1, phi2, phi3
 
 # uneven ratios, newest prediction at 1.1, going to 0.7
 RATIOS = (0.7, 1.1, 1.9, 2.6, 4.0)
@@ -246,7 +246,7 @@ def test_an_euler_start_caps_the_order_at_two():
     # errors of opposite sign cancel on the way down; far enough down the first step's is what remains
     solver, path = solvers.make("adams(order=3, start=lower)"), VE
     nodes = [solvers.grid("logsnr", path, n) for n in (640, 1280)]
-    from solvers.convergence import path_error
+    from solvers.conformance.convergence import path_error
 
     errors = [path_error(solver, path, grid)[1] for grid in nodes]
     assert 1.7 < math.log2(errors[0] / errors[1]) < 2.2

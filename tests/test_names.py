@@ -11,9 +11,9 @@ import torch
 import scoresde
 import solvers
 from solvers import InputError, Solver, grids, names, resolve
-from solvers.labels import GRIDS, SOLVERS, SUFFIXES
-from solvers.names import normalise
-from solvers.spec import parse
+from solvers.foreign.names import GRIDS, SOLVERS, SUFFIXES
+from solvers.registry.normalise import normalise
+from solvers.registry.spec import parse
 
 CANONICAL = (  # noqa: SIM905
     "ddpm smld ddim euler_maruyama reverse_diffusion euler heun dpm_2 rk4 lms pndm plms ipndm ipndm_v deis rho_rk "
@@ -273,7 +273,7 @@ def test_a_registered_name_is_never_taken_apart(registry):
 
 
 def test_a_label_is_logged_once_and_a_name_is_not(caplog, monkeypatch):
-    monkeypatch.setattr(sys.modules["solvers.names"], "_told", set())
+    monkeypatch.setattr(sys.modules["solvers.foreign.resolve"], "_told", set())
     caplog.set_level(logging.INFO, logger="solvers")
     for name in ("DPM++ 2M SDE Karras", "DPM++ 2M SDE Karras", "em", "heun", "heun(end=1)".partition("(")[0]):
         resolve(name)

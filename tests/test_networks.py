@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import scoresde
-from scoresde.networks import MLP, FourierFeatures, UNet, networks
+from scoresde.models.networks import MLP, FourierFeatures, UNet, networks
 from solvers import InputError
 
 

@@ -8,9 +8,9 @@ import torch
 
 import solvers
 from solvers import InputError, SeededNoise, grid, solve
-from solvers.analytic import EDM, VP, Mixture
-from solvers.brownian import BrownianNoise
-from solvers.convergence import measured_order
+from solvers.conformance.convergence import measured_order
+from solvers.conformance.problems import EDM, VP, Mixture
+from solvers.noise.brownian import BrownianNoise
 
 
 def run(spec, nodes, schedule=VP, problem=None, seeds=range(5), dtype=torch.float64, kind=SeededNoise, hooks=()):

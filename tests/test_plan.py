@@ -8,8 +8,8 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError, encode, log_prob, sample, sample_with_log_prob
-from scoresde.plan import _kept
-from scoresde.targets import GaussianMixture
+from scoresde.models.targets import GaussianMixture
+from scoresde.sampling.plan import _kept
 
 VP = scoresde.VP()
 TARGET = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.04)

@@ -8,8 +8,8 @@ import torch
 
 import solvers
 from solvers import AnyNode, InputError, Problem, ProblemWrapper, SeededNoise, Solver, Step, grid, solve
-from solvers.analytic import VP, Mixture
-from solvers.problem import NoDensity, as_problem
+from solvers.conformance.problems import VP, Mixture
+from solvers.types.problem import NoDensity, as_problem
 
 
 def start(nodes, count=5):

@@ -10,8 +10,8 @@ import torch
 import scoresde
 import solvers
 from solvers import InputError, SeededNoise, Solver, Step, grid, solve, trace
-from solvers.analytic import EDM, VP, Mixture
-from solvers.program import Answer
+from solvers.conformance.problems import EDM, VP, Mixture
+from solvers.program.program import Answer
 
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]
 SOME = ["ddim", "heun", "dpmpp_2m", "uni_pc", "sa_solver", "dpmpp_2m_sde", "seeds_3", "churn", "restart"]
@@ -46,7 +46,7 @@ def test_sample_gives_the_numbers_of_the_steps(spec):
     denoiser = scoresde.Denoiser(network, sde, predicts="v")
     found = scoresde.sample(denoiser, (2,), range(3), spec, steps=6, dtype=torch.float64)
     x, noise = begin(found.nodes)
-    eager = solve(solvers.make(spec), scoresde.problem.Diffusion(denoiser), x, found.nodes, noise)
+    eager = solve(solvers.make(spec), scoresde.models.problem.Diffusion(denoiser), x, found.nodes, noise)
     assert float((found.x - eager.x).abs().max() / eager.x.abs().max()) < 1e-12
     assert found.nfe_per_sample.tolist() == eager.nfe.tolist()
 

@@ -17,11 +17,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import solvers
-from solvers import InputError, Output, Program, SeededNoise, program_format
-from solvers.analytic import RECTIFIED_FLOW, VP, Mixture
-from solvers.instructions import Combine, Draw, Evaluate
-from solvers.node import Node
-from solvers.outputs import PREDICTS
+from solvers import InputError, Output, Program, SeededNoise
+from solvers.conformance.problems import RECTIFIED_FLOW, VP, Mixture
+from solvers.program import json_format
+from solvers.program.instructions import Combine, Draw, Evaluate
+from solvers.types.model_output import PREDICTS
+from solvers.types.node import Node
 
 PAGE = (Path(__file__).parent.parent / "docs" / "program_format.md").read_text(encoding="utf-8")
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]
@@ -87,8 +88,8 @@ def test_a_file_holds_the_whole_program(name, path, grid):
     again = Program.from_json(text)
     assert again == program
     assert again.to_json() == text
-    assert program_format.write(program, "for people").count("\n") == text.count("\n") + 1
-    assert Program.from_json(program_format.write(program, 'for "people"\n')) == program
+    assert json_format.write(program, "for people").count("\n") == text.count("\n") + 1
+    assert Program.from_json(json_format.write(program, 'for "people"\n')) == program
 
 
 @pytest.mark.parametrize("name", LINEAR)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scoresde.results import write_json
+from scoresde.result_files import write_json
 from solvers import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def test_the_same_numbers_leave_the_file_as_it_is(path, how, tmp_path):
 def test_what_the_package_carries_comes_from_the_rows():
     document = json.loads(ORDERS.read_text())
     text = solver_orders.compact(document["rows"], document["header"])
-    assert text == (ROOT / "solvers" / "orders.json").read_text()
+    assert text == (ROOT / "solvers" / "conformance" / "orders.json").read_text()
 
 
 def test_a_changed_row_takes_its_place_and_every_other_stays():

@@ -7,9 +7,9 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import build, config
+from scoresde.runs import build, config
 from solvers import InputError, SeededNoise, grid, solve, trace
-from solvers.analytic import EDM, VP, Mixture
+from solvers.conformance.problems import EDM, VP, Mixture
 
 SDE = scoresde.VP()
 

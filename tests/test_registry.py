@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 import solvers
 from solvers import InputError, Registry, Solver, Step
-from solvers.analytic import VP, Mixture
-from solvers.convergence import measured_order
-from solvers.ranges import Choice, Count, NonNegative, Range
-from solvers.spec import Spec, parse, write
+from solvers.conformance.convergence import measured_order
+from solvers.conformance.problems import VP, Mixture
+from solvers.registry.ranges import Choice, Count, NonNegative, Range
+from solvers.registry.spec import Spec, parse, write
 
 
 class Thing:
@@ -229,7 +229,7 @@ def test_ranges_hold_at_construction(options, message):
 
 
 def test_a_class_outside_is_made_by_its_module():
-    assert str(solvers.make("solvers.runge_kutta:Heun")) == "heun"  # a registered class keeps its name
+    assert str(solvers.make("solvers.one_step.runge_kutta:Heun")) == "heun"  # a registered class keeps its name
     mine = types.ModuleType("module_of_a_user")
     mine.Mine = dataclass(frozen=True)(
         type("Mine", (Solver,), {"__annotations__": {"eta": float}, "eta": 0.5, "__module__": "module_of_a_user"})
@@ -347,7 +347,9 @@ def test_plugins_are_loaded_when_they_are_first_needed(registry, monkeypatch):
     asked, Point.loaded = [], 0
     monkeypatch.setattr(registry, "_entry_points", "scoresde.solvers")
     monkeypatch.setattr(
-        sys.modules["solvers.registry"], "installed_entry_points", lambda group: asked.append(group) or [Point()]
+        sys.modules["solvers.registry.registry"],
+        "installed_entry_points",
+        lambda group: asked.append(group) or [Point()],
     )
     assert str(solvers.make("heun")) == "heun"
     assert asked == []  # a name that is there needs no plug-in

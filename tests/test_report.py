@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from scoresde.benchmark import Row
-from scoresde.likelihood import LogProb
-from scoresde.metrics import Estimate
-from scoresde.report import curves, image_grid, number, write_report
+from scoresde.benchmark.metrics import Estimate
+from scoresde.benchmark.runner import Row
+from scoresde.likelihood.result import LogProb
+from scoresde.show.page import curves, image_grid, number, write_report
 from solvers import InputError
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}

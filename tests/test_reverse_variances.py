@@ -6,9 +6,9 @@ import pytest
 from test_ddpm_and_sde import VP, linear, power, scaled_betas
 
 import solvers
-from scoresde.chains import DDPMChain
+from scoresde.paths.chains import DDPMChain
 from solvers import Node
-from solvers.ancestral import DDPM, forward_kernel, posterior
+from solvers.one_step.ancestral import DDPM, forward_kernel, posterior
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from linear_response import coefficients
 
 from solvers import grid, make, solve
-from solvers.analytic import PATHS, RECTIFIED_FLOW, VE, Mixture
-from solvers.runge_kutta import TABLEAUX, RhoRK
+from solvers.conformance.problems import PATHS, RECTIFIED_FLOW, VE, Mixture
+from solvers.one_step.runge_kutta import TABLEAUX, RhoRK
 
 
 def test_linear_response_of_euler_is_the_formula():

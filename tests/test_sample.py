@@ -10,7 +10,7 @@ import torch
 import scoresde
 import solvers
 from scoresde import InputError, encode, sample
-from scoresde.targets import Gaussian, GaussianMixture
+from scoresde.models.targets import Gaussian, GaussianMixture
 from solvers import Prediction
 
 VP = scoresde.VP()

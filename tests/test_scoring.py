@@ -15,10 +15,11 @@ import torch
 from commands import SMALL, fails
 
 import scoresde
-from scoresde import build, likelihood_page, log_density, score, shards
-from scoresde.cli import main, share_of
-from scoresde.likelihood import LogProb
-from scoresde.run import load_run
+from scoresde.cli.parser import main, share_of
+from scoresde.likelihood import result
+from scoresde.likelihood.result import LogProb
+from scoresde.runs import build, likelihood_page, score, shards
+from scoresde.runs.run import load_run
 from solvers import InputError
 
 CHEAP = ["--config.likelihood.steps=4", "--config.likelihood.divergence=hutchinson(probes=2)"]
@@ -104,7 +105,9 @@ def test_processes_at_the_same_time_with_different_numbers_of_adaptive_steps(run
     options = ["--config.likelihood.solver=rk45(rtol=1e-6, atol=1e-6)"]
     assert main(command(run, tmp_path / "one", *options)) == 0
     both = [
-        subprocess.Popen([sys.executable, "-m", "scoresde.cli", *command(run, tmp_path / "two", *options, share)])
+        subprocess.Popen(
+            [sys.executable, "-m", "scoresde.cli.parser", *command(run, tmp_path / "two", *options, share)]
+        )
         for share in ("--shards=1/2", "--shards=2/2")
     ]
     assert [process.wait(timeout=120) for process in both] == [0, 0]
@@ -137,7 +140,7 @@ def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
         28,
         14,
     )  # 8 + 4 + 2 evaluations, 2 probes
-    assert record["evaluation"]["the data"] == scoresde.results.fingerprint(x)
+    assert record["evaluation"]["the data"] == scoresde.result_files.fingerprint(x)
 
 
 def test_parts_of_another_evaluation_are_refused_and_named(run, tmp_path, monkeypatch, capsys):
@@ -272,13 +275,13 @@ def made(nats, stderr, solver_error):
 
 
 def test_uncertainty_adds_up_by_hand():
-    found = log_density.uncertainty(made([0.0, 2.0, 4.0, 6.0], [3.0, 0.0, 4.0, 0.0], [1.0, 3.0, 2.0, 2.0]))
+    found = result.uncertainty(made([0.0, 2.0, 4.0, 6.0], [3.0, 0.0, 4.0, 0.0], [1.0, 3.0, 2.0, 2.0]))
     assert found["samples"] == pytest.approx(math.sqrt(20 / 3 / 4))
     assert found["trace"] == pytest.approx(5 / 4)
     assert found["solver"] == pytest.approx(2.0)
     assert found["of_these"] == pytest.approx(math.hypot(1.25, 2))
     assert found["total"] == pytest.approx(math.sqrt(20 / 12 + 4))
-    single = log_density.uncertainty(made([1.0], [0.5], None))
+    single = result.uncertainty(made([1.0], [0.5], None))
     assert math.isnan(single["samples"])
     assert math.isnan(single["solver"])
     assert single["of_these"] == 0.5

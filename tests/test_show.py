@@ -13,13 +13,13 @@ from PIL import Image
 
 import scoresde
 import solvers
-from scoresde import show
-from scoresde.cli import main
-from scoresde.results import write_figure
+from scoresde.cli.parser import main
+from scoresde.result_files import write_figure
+from scoresde.show import program_view
 from solvers import Program
-from solvers.analytic import VP
-from solvers.instructions import Combine, Evaluate
-from solvers.outputs import PREDICTS
+from solvers.conformance.problems import VP
+from solvers.program.instructions import Combine, Evaluate
+from solvers.types.model_output import PREDICTS
 
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]
 
@@ -48,7 +48,7 @@ def digits(value):
 @pytest.mark.parametrize("name", LINEAR)
 def test_the_table_says_what_the_program_holds(name):
     program = traced(name, output=list(PREDICTS)[LINEAR.index(name) % len(PREDICTS)])
-    text = show.text(program)
+    text = program_view.text(program)
     rows = printed(text)
     names = ["xT", *(left for left, _ in rows)]
     assert len(rows) == len(program.instructions)
@@ -70,7 +70,9 @@ def test_the_table_says_what_the_program_holds(name):
 
 def test_every_step_says_where_it_ends():
     program = traced("heun", 4)
-    said = re.findall(r"^(start|step \d+ +to) +t=(\S+) +alpha=(\S+) +sigma=(\S+) +lam=(\S+)$", show.text(program), re.M)
+    said = re.findall(
+        r"^(start|step \d+ +to) +t=(\S+) +alpha=(\S+) +sigma=(\S+) +lam=(\S+)$", program_view.text(program), re.M
+    )
     assert [line[0].split()[:2] for line in said] == [["start"], *(["step", str(k)] for k in range(1, 5))]
     for (_, *numbers), node in zip(said, program.grid, strict=True):
         assert [float(v) for v in numbers] == [digits(v) for v in (node.t, node.alpha, node.sigma, node.lam)]
@@ -81,7 +83,7 @@ def test_long_sums_are_broken_between_terms():
     document = json.loads(traced("ddim", 1).to_json())
     sum_of = [[r, (-1) ** r * (0.12345 + r)] for r in range(20)]
     document["rows"], document["states"] = [{"noise": [0, 1]}] * 19 + [{"sum": sum_of}], [[20, 1]]
-    text = show.text(Program.from_json(json.dumps(document)))
+    text = program_view.text(Program.from_json(json.dumps(document)))
     assert terms(printed(text)[-1][1]) == {"xT": 0.12345, **{f"z{r}": digits(c) for r, c in sum_of[1:]}}
     broken = text.splitlines()[-3:]
     assert re.match(r"  x1 = 0\.12345 xT \+ 18\.123 z18 - ", broken[0].replace("- 19.123 z19 ", ""))
@@ -112,8 +114,8 @@ def test_registers_alive_at_once(name, output, most):
     ]
     later[-1] = {program.states[-1].register}
     alive = [sum(r in later[k] for r in range(k + 1)) for k in range(len(later))]
-    assert show.peak(program) == max(alive)
-    assert f"at most {max(alive)} registers alive at once" in show.text(program)
+    assert program_view.peak(program) == max(alive)
+    assert f"at most {max(alive)} registers alive at once" in program_view.text(program)
     assert max(alive) == most
 
 
@@ -139,7 +141,7 @@ def test_the_response_is_what_a_run_on_unit_vectors_gives(name):
     program = traced(name, output=list(PREDICTS)[LINEAR.index(name) % len(PREDICTS)])
     units, ran = Units(program), []
     program.run(units, units.eye[:1], units, [lambda x, node: ran.append(x[0].clone())])
-    (rows, columns), matrix = show._response(program)
+    (rows, columns), matrix = program_view._response(program)
     assert columns == ["xT", *(f"m{k + 1}" for k in range(program.nfe)), *(f"z{k + 1}" for k in range(program.draws))]
     assert units.asked == program.nfe
     found = [matrix[rows.index(f"x{k}")] for k in range(1, 6)]
@@ -150,7 +152,7 @@ def test_the_response_is_what_a_run_on_unit_vectors_gives(name):
 
 def test_the_response_of_euler_is_the_steps_in_sigma():
     nodes = solvers.grid("explicit(times=[8, 2, 0.5, 0.1])", scoresde.EDM())
-    (rows, _), matrix = show._response(solvers.trace("euler", nodes, output="eps"))
+    (rows, _), matrix = program_view._response(solvers.trace("euler", nodes, output="eps"))
     assert rows == ["x1", "x2", "x3"]
     assert np.allclose(matrix, [[1, -6, 0, 0], [1, -6, -1.5, 0], [1, -6, -1.5, -0.4]], rtol=0, atol=1e-14)
 
@@ -164,8 +166,8 @@ def pixels(figure):
 @pytest.mark.parametrize(("name", "steps"), [("dpmpp_2m", 8), ("heun", 3), ("dpmpp_2m_sde", 12), ("ddim", 1)])
 def test_the_picture_shows_the_response(name, steps, tmp_path):
     program = traced(name, steps)
-    (rows, columns), matrix = show._response(program)
-    figure = show.picture(program, "a title")
+    (rows, columns), matrix = program_view._response(program)
+    figure = program_view.picture(program, "a title")
     axes = figure.axes[0]
     drawn = axes.images[0].get_array()
     assert np.array_equal(drawn.filled(0.0), matrix)
@@ -182,12 +184,12 @@ def test_the_picture_shows_the_response(name, steps, tmp_path):
     assert axes.get_title(loc="left").startswith("a title: ")
     write_figure(tmp_path / "a.png", figure)
     size = Image.open(tmp_path / "a.png").size
-    assert size == tuple(int(130 * inches) for inches in show.size(program))
+    assert size == tuple(int(130 * inches) for inches in program_view.size(program))
 
 
 def test_the_picture_is_not_blank():
     """The least and the greatest coefficient of ``lms`` in eps have opposite signs: blue cells and red ones."""
-    picture = pixels(show.picture(traced("lms", 6, "eps")))
+    picture = pixels(program_view.picture(traced("lms", 6, "eps")))
     red, blue = picture[..., 0] - picture[..., 2], picture[..., 2] - picture[..., 0]
     assert (red > 80).mean() > 0.02  # one column of the start
     assert (blue > 80).mean() > 0.05
@@ -196,7 +198,7 @@ def test_the_picture_is_not_blank():
 
 
 def test_long_programs_have_fewer_labels():
-    axes = show.picture(traced("ddim", 70)).axes[0]
+    axes = program_view.picture(traced("ddim", 70)).axes[0]
     assert len(axes.get_yticklabels()) == 24  # every third
     assert not axes.texts
 
@@ -206,10 +208,10 @@ def test_a_state_that_is_the_models_own_output():
     document = json.loads(traced("ddim", 1).to_json())
     document["rows"], document["states"] = [{"model": 0, "node": 0}], [[1, 1]]
     program = Program.from_json(json.dumps(document))
-    assert printed(show.text(program)) == [("m1", f"model(xT, t={VP.t_max:.5g})")]
-    (rows, columns), matrix = show._response(program)
+    assert printed(program_view.text(program)) == [("m1", f"model(xT, t={VP.t_max:.5g})")]
+    (rows, columns), matrix = program_view._response(program)
     assert (rows, columns, matrix.tolist()) == (["m1"], ["xT", "m1"], [[0.0, 1.0]])
-    show.picture(program)
+    program_view.picture(program)
 
 
 # the command
@@ -226,9 +228,9 @@ def test_show_prints_the_table_and_draws_the_picture(folder, capsys):
     out = capsys.readouterr().out
     program = solvers.trace("dpmpp_2m_sde", solvers.grid("karras", scoresde.VP(), 8))
     title = "dpmpp_2m_sde on karras of vp"
-    assert out == f"{show.text(program, title)}\n\ndpmpp_2m_sde.png\n"
+    assert out == f"{program_view.text(program, title)}\n\ndpmpp_2m_sde.png\n"
     size = Image.open(folder / "dpmpp_2m_sde.png").size
-    assert size == tuple(int(130 * inches) for inches in show.size(program))
+    assert size == tuple(int(130 * inches) for inches in program_view.size(program))
     assert [path.name for path in folder.iterdir()] == ["dpmpp_2m_sde.png"]
 
 
@@ -299,7 +301,7 @@ def test_a_folder_that_cannot_be_made(folder, capsys):
 
 def test_without_options_the_card_and_the_table_stay(capsys):
     assert main(["solvers", "heun"]) == 0
-    assert capsys.readouterr().out == scoresde.cards.card("heun") + "\n"
+    assert capsys.readouterr().out == scoresde.show.solver_cards.card("heun") + "\n"
 
 
 def test_the_scale_of_an_empty_response():
@@ -307,7 +309,7 @@ def test_the_scale_of_an_empty_response():
     document = json.loads(traced("ddim", 1).to_json())
     document["rows"], document["states"] = [{"sum": [[0, 0.0]]}], [[1, 1]]
     program = Program.from_json(json.dumps(document))
-    assert math.isfinite(pixels(show.picture(program)).mean())
+    assert math.isfinite(pixels(program_view.picture(program)).mean())
 
 
 def test_a_program_in_a_file_is_shown_on_its_own_nodes(tmp_path, monkeypatch, capsys):

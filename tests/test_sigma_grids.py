@@ -12,8 +12,8 @@ from scipy import stats
 import scoresde
 import solvers
 from solvers import InputError, grid
-from solvers.analytic import PATHS
-from solvers.grid_tables import AYS_TABLES, GITS_TABLES
+from solvers.conformance.problems import PATHS
+from solvers.time_grids.published import AYS_TABLES, GITS_TABLES
 
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.EDM(), scoresde.RectifiedFlow(), scoresde.SubVP(), scoresde.Cosine()]
 each_path = pytest.mark.parametrize("path", [*SDES, *PATHS], ids=str)

@@ -8,9 +8,9 @@ from linear_response import distance
 
 import solvers
 from solvers import InputError, Prediction, evaluations, grid, make, solve
-from solvers.analytic import PATHS, VE, VP, GaussianData, Mixture
-from solvers.convergence import measured_order
-from solvers.exponential_runge_kutta import lagrange_weights, orders
+from solvers.conformance.convergence import measured_order
+from solvers.conformance.problems import PATHS, VE, VP, GaussianData, Mixture
+from solvers.one_step.exponential_runge_kutta import lagrange_weights, orders
 
 NAMES = ["dpm_solver_1", "dpm_solver_2", "dpmpp_3s", "res_2s", "dpmpp_sde", "euler", "heun", "rk4", "rho_rk", "dpm_2"]
 PAIRS = [(name, other) for name in NAMES for other in solvers.info(name).equals] + [

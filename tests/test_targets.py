@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 import scoresde
 from scoresde import InputError
-from scoresde.targets import Empirical, Gaussian, GaussianMixture
+from scoresde.models.targets import Empirical, Gaussian, GaussianMixture
 from solvers import Node, generator
 
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.RectifiedFlow(), scoresde.SubVP()]

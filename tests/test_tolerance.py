@@ -8,10 +8,11 @@ import torch
 from closed_forms import exact, exact_prior, mixture
 
 import scoresde
-from scoresde import log_prob, tolerance
-from scoresde.divergence import Exact, Hutchinson, HutchPP, Orthogonal
-from scoresde.log_density import LogProb, degrees
-from scoresde.targets import Gaussian
+from scoresde import log_prob
+from scoresde.likelihood import tolerance
+from scoresde.likelihood.divergence import Exact, Hutchinson, HutchPP, Orthogonal
+from scoresde.likelihood.result import LogProb, degrees
+from scoresde.models.targets import Gaussian
 from solvers import generator, make
 
 VP = scoresde.VP()

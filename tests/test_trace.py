@@ -10,9 +10,9 @@ import torch
 import scoresde
 import solvers
 from solvers import InputError, SeededNoise, Solver, Step, grid, solve, trace
-from solvers.analytic import EDM, PATHS, VP, Mixture
-from solvers.instructions import Combine, Draw, Evaluate
-from solvers.outputs import PREDICTS
+from solvers.conformance.problems import EDM, PATHS, VP, Mixture
+from solvers.program.instructions import Combine, Draw, Evaluate
+from solvers.types.model_output import PREDICTS
 
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]
 NESTED = [

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 import scoresde
-from scoresde import checkpoint, ema
-from scoresde.losses import DSM
-from scoresde.networks import MLP
-from scoresde.time_samplers import LogSNR
-from scoresde.train import TrainingOptions, train
+from scoresde.models.networks import MLP
+from scoresde.paths.time_samplers import LogSNR
+from scoresde.training import checkpoint, ema
+from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.losses import DSM
 from solvers import InputError
 
 SDE = scoresde.VP()

@@ -10,12 +10,12 @@ import torch
 
 import scoresde
 import solvers
-from scoresde import build, config
+from scoresde.runs import build, config
 from solvers import InputError, Trajectory, trajectory, tune_grid
-from solvers.analytic import EDM, VE, VP, GaussianData, Mixture, exact_solution
-from solvers.grid_files import FileGrid
-from solvers.grid_search import cheapest_path, descend
-from solvers.tuning import BUILT_IN, step_costs
+from solvers.conformance.problems import EDM, VE, VP, GaussianData, Mixture, exact_solution
+from solvers.time_grids.files import FileGrid
+from solvers.tuning.grids import BUILT_IN, step_costs
+from solvers.tuning.search import cheapest_path, descend
 
 SD = 0.4  # of the Gaussian data below
 # three groups closer to each other than to the noise's scale: structure at several levels, which no rule knows
@@ -205,7 +205,7 @@ def test_a_config_and_the_sampler_take_the_file(tmp_path):
     path = tmp_path / "tuned.json"
     sde = scoresde.VP()
     levels = [sde(1.0).ratio, 5.0, 1.0, 0.2, 0.0]
-    solvers.grid_files.write_grid(path, levels, {"solver": "ddim"})
+    solvers.time_grids.files.write_grid(path, levels, {"solver": "ddim"})
     cfg = config.read_config("configs/digits_vp.py", [f"--config.sampling.grid=file:{path}"])
     denoiser = scoresde.targets.Gaussian(torch.zeros(2), 0.25).denoiser(sde)
     plan = build.plan_of(denoiser, cfg.sampling)
@@ -222,7 +222,7 @@ def test_only_the_name_before_the_colon_makes_a_file():
     assert isinstance(solvers.grids.info("file:nothing.json").cls, type)
     with pytest.raises(InputError, match="cannot import the grid 'files:nothing'"):
         solvers.grids.make("files:nothing")
-    assert type(solvers.grids.make("solvers.sigma_grids:Beta")).__name__ == "Beta"
+    assert type(solvers.grids.make("solvers.time_grids.noise_levels:Beta")).__name__ == "Beta"
 
 
 GOOD = {"format": "scoresde-grid", "version": 1, "ratios": [10.0, 1.0, 0.05]}

@@ -10,17 +10,17 @@ from test_dequantisation import LEVELS, OPTIONS, SDE, WIDTH, masses
 
 import scoresde
 from scoresde import log_prob
-from scoresde.cli import main
-from scoresde.dequantisation import UniformNoise, dequantisers, uniforms
-from scoresde.run import load_run
-from scoresde.score import options_of
-from scoresde.variational_dequantisation import (
+from scoresde.cli.parser import main
+from scoresde.likelihood.dequantisation import UniformNoise, dequantisers, uniforms
+from scoresde.likelihood.learned_dequantisation import (
     FORMAT,
     VariationalDequantiser,
     fit_dequantiser,
     load_dequantiser,
     save_dequantiser,
 )
+from scoresde.runs.run import load_run
+from scoresde.runs.score import options_of
 from solvers import InputError
 
 # peaks a quarter of a bin wide, somewhere in their bins

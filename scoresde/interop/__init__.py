@@ -14,7 +14,7 @@ from solvers import InputError
 from .k_diffusion import sample_function
 
 if TYPE_CHECKING:
-    from .scheduler import DiffusersScheduler
+    from .diffusers_scheduler import DiffusersScheduler
 
 __all__ = ["DiffusersScheduler", "sample_function"]
 
@@ -23,10 +23,10 @@ def __getattr__(name: str) -> Any:
     # SchedulerMixin is what a pipeline asks this module for when it loads a scheduler from here
     if name in ("DiffusersScheduler", "SchedulerMixin"):
         try:
-            from . import scheduler
+            from . import diffusers_scheduler
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != "diffusers":
                 raise
             raise InputError(f'{name} needs diffusers: pip install "scoresde[images]"') from None
-        return getattr(scheduler, name)
+        return getattr(diffusers_scheduler, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 import solvers
 from solvers import InputError, Node, Output, Prediction, Problem, Program, Solver
-from solvers.instructions import Evaluate
-from solvers.program import asker
+from solvers.program.instructions import Evaluate
+from solvers.program.program import asker
 
-from ..standard import EDM
+from ..paths.standard import EDM
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 

@@ -1,0 +1,336 @@
+"""Steps versus quality: every solver at every budget, from the same starts, measured against the same reference.
+
+A budget is a number of model evaluations (NFE), and what a row reports is the number that was counted. Rows share
+their seeds, so that two rows differ by the solver and not by luck. Deterministic solvers all approximate one map, the
+probability-flow ODE's: their distance to its exact solution is an error in the proper sense, seen long before a
+distance between sample sets can tell two solvers apart.
+
+>>> import scoresde
+>>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
+>>> model, data = target.denoiser(scoresde.VP()), target.sample(64, torch.Generator().manual_seed(0))
+>>> rows = benchmark(model, data, ["ddim", "heun"], [1, 41], range(64), shape=(2,), progress=False)
+>>> [(row.solver, row.nfe, row.steps) for row in rows]
+[('ddim', 1, 1), ('ddim', 41, 41), ('heun', 1, 1), ('heun', 41, 21)]
+>>> rows[3].error.value < rows[1].error.value
+True
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from solvers import Grid, InputError, Node, Solver, generator, grids, make, resolve, solve
+from solvers.errors import positive_integer
+
+from ..models.problem import Diffusion
+from ..paths.base import Denoises
+from ..result_files import environment, write_csv, write_json
+from ..sampling.batches import batches_of
+from ..sampling.plan import Plan
+from ..sampling.sample import Sample, sample
+from .metrics import METRICS, Estimate, Features, check_names, compare
+
+_RESAMPLES = 400  # of the errors' interval; each costs a mean of N numbers
+_NESTED = ("metrics", "error", "samples")  # fields of a row that are not columns
+
+
+@dataclass(frozen=True)
+class Row:
+    """One solver at one budget.
+
+    Attributes:
+        solver, grid: canonical specs.
+        nfe_asked: the budget; None for an adaptive solver, which has none.
+        nfe: model evaluations per sample, as counted; None if the row was skipped.
+        steps: of the grid, a step to sigma = 0 included.
+        stochastic: whether the solver draws noise.
+        n_samples: how many samples were drawn.
+        metrics: distances from the reference, by name.
+        error: root-mean-square distance per dimension to the exact solution; None for stochastic solvers.
+        seconds, seconds_per_sample: wall-clock time.
+        skipped: why there are no numbers, or "": a budget below the cost of one step, a grid whose nodes collapse,
+            samples that are not finite.
+        samples: the first few samples (K, *), on the CPU; not part of a result file.
+    """
+
+    solver: str
+    grid: str
+    nfe_asked: int | None
+    nfe: int | None
+    steps: int | None
+    stochastic: bool
+    n_samples: int
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    error: Estimate | None = None
+    seconds: float | None = None
+    seconds_per_sample: float | None = None
+    skipped: str = ""
+    samples: Tensor | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The probability-flow ODE's solution from the starts of some seeds.
+
+    Attributes:
+        x: after the last step to sigma = 0, E[x0 | x_t] at t_min (N, *).
+        at_t_min: at t_min (N, *).
+        error: root-mean-square distance per dimension of ``at_t_min`` to the same solve in half as many steps: more
+            than its own error, as long as that falls by half or more with twice the steps.
+        nfe: model evaluations per sample, spent on all of this.
+    """
+
+    x: Tensor
+    at_t_min: Tensor
+    error: float
+    nfe: int
+
+
+def ode_solution(
+    denoiser: Denoises,
+    shape: Sequence[int],
+    seeds: Sequence[int],
+    steps: int = 128,
+    *,
+    condition: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+) -> Truth:
+    """Where the ODE carries the samplers' own starts.
+
+    Heun's method in equal steps of log(alpha / sigma), in n, n / 2 and n / 4 of them. Richardson extrapolation
+    (4 x_n - x_{n/2}) / 3 removes the leading error; doing the same with n / 2 and n / 4 tells how much was left.
+
+    Args:
+        shape: of one sample.
+        seeds: one per sample.
+        steps: n, from t_max to t_min; a multiple of four.
+        condition, device, batch_size: as for ``sample``.
+        dtype: of the state.
+
+    Raises:
+        InputError: steps is not a positive multiple of four, and whatever ``sample`` refuses.
+    """
+    if positive_integer("steps", steps) % 4:
+        raise InputError(f"the steps of the exact solution must be a multiple of four, got {steps}")
+
+    plan = Plan.make(denoiser, "heun", "logsnr", steps)
+    fine, half, quarter = (
+        sample(
+            denoiser, shape, seeds, plan=plan.in_steps(steps // part),
+            condition=condition, dtype=dtype, device=device, batch_size=batch_size,
+        )
+        for part in (1, 2, 4)
+    )  # fmt: skip
+    at_t_min = (4 * fine.x - half.x) / 3
+    coarser = (4 * half.x - quarter.x) / 3
+    x = _to_data(denoiser, at_t_min, fine.nodes[-1], condition or {}, batch_size)
+    error = float((at_t_min - coarser).double().square().mean().sqrt())
+    return Truth(x.cpu(), at_t_min.cpu(), error, fine.nfe + half.nfe + quarter.nfe + 1)
+
+
+def _to_data(
+    denoiser: Denoises, x: Tensor, node: Node, condition: Mapping[str, Tensor], batch_size: int | None
+) -> Tensor:
+    """The samplers' last step, from x (N, *) at ``node`` to sigma = 0."""
+    problem, method = Diffusion(denoiser, condition), make("heun")
+    ends = (node, denoiser.sde.clean)
+    with torch.no_grad():
+        return torch.cat([solve(method, problem.select(b), x[b], ends).x for b in batches_of(len(x), batch_size)])
+
+
+def benchmark(
+    denoiser: Denoises,
+    reference: Tensor,
+    solvers: Sequence[str],
+    nfe: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    shape: Sequence[int],
+    grid: str | None = None,
+    truth: Truth | None = None,
+    truth_steps: int = 128,
+    metrics: Sequence[str] = ("sliced_wasserstein", "frechet", "mmd"),
+    features: Features | None = None,
+    rounding: Callable[[Tensor], Tensor] | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    keep: int = 8,
+    progress: bool = True,
+) -> list[Row]:
+    """One row per solver and budget; one per adaptive solver, at the evaluations it takes.
+
+    Args:
+        reference: real samples (M, *); keep M fixed among tables that you compare.
+        solvers, grid: names or specs; by default the grid is the sampler's.
+        nfe: budgets of model evaluations; each row takes the most steps that its budget affords.
+        seeds, shape, condition, batch_size, dtype, device: as for ``sample``; every row has the same seeds.
+        truth, truth_steps: the exact solution for these seeds; by default ``ode_solution`` in so many steps, if a
+            solver is deterministic and they are not 0.
+        metrics, features: as for ``metrics.compare``, on samples after ``rounding``: a rule that makes them 8-bit, say.
+        keep: how many samples a row holds; ``progress`` shows a bar over the rows.
+
+    Raises:
+        InputError: an unknown name, fewer than four seeds or reference samples, a budget that is no positive integer;
+            also what ``sample`` and ``compare`` refuse.
+    """
+    seeds, shape = list(seeds), tuple(shape)
+    check_names(metrics)
+    _check(reference, solvers, nfe, seeds, shape)
+    jobs = _jobs(solvers, grid, nfe)
+    carried: dict[str, Any] = {"condition": condition, "batch_size": batch_size, "device": device}
+    if truth is None and truth_steps and not all(job.method.stochastic for job in jobs):
+        truth = ode_solution(denoiser, shape, seeds, truth_steps, **carried)
+    if truth is not None and len(truth.x) != len(seeds):
+        raise InputError(f"the exact solution has {len(truth.x)} samples for {len(seeds)} seeds")
+
+    rows = []
+    for job in (bar := tqdm(jobs, desc="benchmark", disable=not progress, leave=False)):
+        bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'its own'}")
+        try:
+            plan = Plan.make(denoiser, job.method, job.rule, nfe=job.nfe)
+            result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **carried)
+        except InputError as reason:
+            rows.append(replace(job.row(len(seeds)), skipped=str(reason)))
+            continue
+        x = result.x.cpu()
+        scores = compare(rounding(x) if rounding else x, reference, metrics, features)
+        rows.append(_filled(job.row(len(seeds)), plan, result, keep, scores, truth))
+    return rows
+
+
+class _Job(NamedTuple):
+    """A solver, its grid and its budget; None for an adaptive solver."""
+
+    method: Solver
+    rule: Grid
+    nfe: int | None
+
+    def row(self, count: int) -> Row:
+        """The row of ``count`` samples before they are drawn."""
+        return Row(str(self.method), str(self.rule), self.nfe, None, None, self.method.stochastic, count)
+
+
+def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[_Job]:
+    """Every solver with its grid, each pair once, at every budget; a label may name its own grid ("DPM++ 2M
+    Karras")."""
+    pairs: dict[tuple[Solver, Grid], None] = {}
+    for spec in specs:
+        label, named = resolve(spec)
+        pairs[make(label), grids.make(grid or named or "karras")] = None
+    return [_Job(method, rule, n) for method, rule in pairs for n in ([None] if method.adaptive else nfe)]
+
+
+def _filled(row: Row, plan: Plan, result: Sample, keep: int, scores: dict[str, Estimate], truth: Truth | None) -> Row:
+    """The row with its plan's samples: what they cost, and what they are worth."""
+    x = result.x.cpu()
+    exact = None if truth is None or row.stochastic else _exact(truth, plan)
+    return replace(
+        row,
+        grid=plan.grid,
+        nfe=result.nfe,
+        steps=plan.steps,
+        seconds=result.seconds,
+        seconds_per_sample=result.seconds / len(x),
+        samples=x[:keep].clone(),
+        metrics=scores,
+        error=None if exact is None else _error(x, exact),
+    )
+
+
+def _check(
+    reference: Tensor, solvers: Sequence[str], nfe: Sequence[int], seeds: Sequence[int], shape: tuple[int, ...]
+) -> None:
+    """Refuses what no benchmark can be made of.
+
+    Raises:
+        InputError: see ``benchmark``.
+    """
+    if reference.shape[1:] != shape:
+        raise InputError(f"the reference holds samples of shape {tuple(reference.shape[1:])}, the model's are {shape}")
+    if min(len(seeds), len(reference)) < 4:
+        raise InputError(f"a benchmark needs at least four samples, got {len(seeds)} seeds and {len(reference)} real")
+    if not solvers or not nfe:
+        raise InputError("a benchmark needs at least one solver and one number of evaluations")
+    for budget in nfe:
+        positive_integer("nfe", budget)
+
+
+def _exact(truth: Truth, plan: Plan) -> Tensor | None:
+    """The solution where the plan ends; None if the plan covers another range than the solution does."""
+    start, end, sde = plan.nodes[0], plan.nodes[-1], plan.sde
+    last = plan.nodes[-2] if end.sigma == 0 else end
+    if start.t != sde.t_max or (last.t != sde.t_min and len(plan.nodes) > 2):
+        return None
+    return truth.x if end.sigma == 0 else truth.at_t_min
+
+
+def _error(x: Tensor, exact: Tensor) -> Estimate:
+    """Root-mean-square distance per dimension, with the 95 % percentile interval over resampled samples."""
+    squares = (x.double() - exact.to(x.device).double()).flatten(1).square().mean(1)
+    draws = torch.randint(len(squares), (_RESAMPLES, len(squares)), generator=generator(0, 2))
+    low, high = squares[draws].mean(1).sqrt().quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Estimate(float(squares.mean().sqrt()), low, high)
+
+
+def record(row: Row) -> dict[str, Any]:
+    """A row as flat columns: numbers, strings, None; without its samples."""
+    columns: dict[str, Any] = {f.name: getattr(row, f.name) for f in fields(row) if f.name not in _NESTED}
+    for name, estimate in {**row.metrics, "error": row.error}.items():
+        for part in ("value", "low", "high"):
+            columns[_column(name, part)] = None if estimate is None else getattr(estimate, part)
+    return columns
+
+
+def _column(name: str, part: str) -> str:
+    return name if part == "value" else f"{name}_{part}"
+
+
+def write(rows: Sequence[Row], folder: str | Path, header: Mapping[str, Any]) -> None:
+    """Writes ``results.json``, the header and the rows, and ``results.csv``, the rows.
+
+    Args:
+        folder: made if it is not there; files in it are replaced only once the new ones are complete.
+        header: what another person needs to run a row again: the command, the config, the seeds, the reference and its
+            ``fingerprint``, ... Written as given, after ``environment()``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [record(row) for row in rows]
+    write_json(folder / "results.json", {"header": {**environment(), **header}, "rows": records})
+    write_csv(folder / "results.csv", records)
+
+
+def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
+    """The header and the rows that ``write`` left in a folder; the rows without samples.
+
+    Raises:
+        InputError: there is no ``results.json``, or it is not one of ours.
+    """
+    path = Path(folder) / "results.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return document["header"], [_row(columns) for columns in document["rows"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a benchmark's result file: {type(error).__name__} {error}") from None
+
+
+def _row(columns: dict[str, Any]) -> Row:
+    def estimate(name: str) -> Estimate | None:
+        parts = [columns[_column(name, part)] for part in ("value", "low", "high")]
+        return None if None in parts else Estimate(*parts)
+
+    facts = {f.name: columns[f.name] for f in fields(Row) if f.name not in _NESTED}
+    scores = {name: estimate(name) for name in METRICS if name in columns}
+    return Row(**facts, metrics={k: v for k, v in scores.items() if v is not None}, error=estimate("error"))

@@ -1,0 +1,18 @@
+"""Variational bounds of the likelihood: of discrete chains, in continuous time, and their decoders."""
+
+from .chain import chain_bound, prior_term, step_terms
+from .continuous import continuous_bound
+from .decoders import Decoder, Discretised, Gaussian, Levels
+from .plug_in import plug_in_bound
+
+__all__ = [
+    "Decoder",
+    "Discretised",
+    "Gaussian",
+    "Levels",
+    "chain_bound",
+    "continuous_bound",
+    "plug_in_bound",
+    "prior_term",
+    "step_terms",
+]

@@ -1,0 +1,222 @@
+"""The variational bound of a model's reverse SDE, in continuous time.
+
+With gamma = -2 lam (minus the log signal-to-noise ratio) and any affine path from t_min to t_max,
+
+    -log p(x0) <= KL(q(x_T | x0) | prior) + E[-log p(x0 | x_{t_min})] + 1/2 int gamma'(t) E |eps - eps_model|^2 dt
+
+(Kingma et al. 2021, arXiv:2107.00630, eq. 11-17; on any other affine path g^2 / sigma^2 = gamma', so it is the bound
+of Song et al. 2021, arXiv:2101.09258, theorem 3). Written over gamma the integral knows of the path only where gamma
+starts and ends, so the shape of a learned path between its ends (its interior) cannot change the bound. It changes
+the variance of the estimate 1/2 gamma'(t) |eps - eps_model|^2 at a random t; ``bound_losses.ContinuousBound`` trains
+it for that.
+
+>>> import scoresde
+>>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
+>>> x = target.sample(50, torch.Generator().manual_seed(0))
+>>> bound = continuous_bound(target.denoiser(LearnedVP("linear", -13.0, 8.0)), x, draws=16)
+>>> error = float(bound.stderr.square().mean() / 50) ** 0.5
+>>> abs(float((target.log_prob(x) - bound.nats).mean())) < 3 * error  # the exact model's bound is tight
+True
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+import solvers
+from solvers import InputError, Node, SeededNoise
+from solvers.errors import positive_integer
+
+from ..likelihood.inputs import seeds_of
+from ..likelihood.result import LogProb, degrees, standard_error
+from ..paths.base import SDE, Denoises
+from ..paths.learned_vp import LearnedVP, node_of_gamma
+from ..paths.time_samplers import LogSNR, LowDiscrepancy, TimeSampler, Uniform
+from ..paths.time_samplers import times as samplers
+from ..sampling.batches import Batching, check_batch
+from .decoders import Decoder, Gaussian, decoders
+from .parts import finite_sum, offset_of, rows_of, width_of
+
+_TIMES = 6  # label of the generator's stream
+
+
+def variable_of(sampler: TimeSampler) -> Literal["t", "logsnr"]:
+    """Over what a sampler is uniform.
+
+    Raises:
+        InputError: it is uniform over neither t nor lam, so the integral's weight is not known.
+    """
+    if isinstance(sampler, LowDiscrepancy):
+        return sampler.over
+    if isinstance(sampler, Uniform):
+        return "t"
+    if isinstance(sampler, LogSNR):
+        return "logsnr"
+    raise InputError(f"the continuous bound takes times low_discrepancy, uniform or logsnr, got {sampler}")
+
+
+class Place(NamedTuple):
+    """Where a batch is on a path: its nodes (B,), the weights (B,) of |eps - eps_model|^2, the nodes at t_min and
+    t_max (tensors without dimensions), and what the interior's gradients come in through, each (B,)."""
+
+    at: Node[Tensor]
+    weight: Tensor
+    first: Node[Tensor]
+    last: Node[Tensor]
+    interior: tuple[Tensor, ...] = ()
+
+
+def place_of(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> Place:
+    """The nodes of times t (B,), float64 on the CPU; gradients reach the weights of a learned path."""
+    if not isinstance(sde, LearnedVP):
+        first, last = (sde(torch.tensor(end, dtype=torch.float64)) for end in (sde.t_min, sde.t_max))
+        at = sde(t)
+        slope = 2 * (at.dsigma / at.sigma - at.dalpha / at.alpha)
+        range_of_gamma = 2 * (first.lam - last.lam)
+        weight = (sde.t_max - sde.t_min) * slope if over == "t" else range_of_gamma.expand(len(t))
+        return Place(at, 0.5 * weight, first, last)
+    low, high = sde.ends()
+    share, rate = sde.share(t)
+    # of a path cut short the bound's ends depend on the interior too, which is not trained for it
+    start, end = (
+        low + (high - low) * u for u in sde.share(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))[0].detach()
+    )
+    gamma, slope = low + (high - low) * share.detach(), (high - low) * rate.detach()
+    interior: tuple[Tensor, ...] = ()
+    if share.requires_grad and over == "t":
+        below, span = low.detach(), (high - low).detach()
+        interior = (below + span * share, span * rate)
+        gamma, slope = (v + (inner - inner.detach()) for v, inner in zip((gamma, slope), interior, strict=True))
+    none = torch.zeros((), dtype=torch.float64)
+    return Place(
+        at=node_of_gamma(t, gamma, slope),
+        weight=0.5 * ((sde.t_max - sde.t_min) * slope if over == "t" else (end - start).expand(len(t))),
+        first=node_of_gamma(none + sde.t_min, start, none),
+        last=node_of_gamma(none + sde.t_max, end, none),
+        interior=interior,
+    )
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """In float64, where the device has it."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def prior_kl(x0: Tensor, node: Node | Node[Tensor], std: float) -> Tensor:
+    """KL(N(alpha x0, sigma^2 I) | N(0, std^2 I)) (B,) in nats, for x0 (B, *) and a node without dimensions."""
+    square = in_float64(x0).flatten(1).square().sum(1)
+    alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).to(square) for v in (node.alpha, node.sigma))
+    return 0.5 * ((alpha / std) ** 2 * square + x0[0].numel() * ((sigma / std) ** 2 - 1 - 2 * torch.log(sigma / std)))
+
+
+def reconstruction(x0: Tensor, node: Node[Tensor], noise: Tensor, decoder: Decoder) -> Tensor:
+    """-log p(x0 | x) (B,) in nats at x = alpha x0 + sigma noise, both (B, *), decoded from N(x / alpha, ratio^2)."""
+    clean = in_float64(x0)
+    ratio = node.ratio.to(clean)
+    # a normal density depends on the noise's square alone, whose mean is 1: no draw is needed
+    draw = torch.ones_like(clean) if isinstance(decoder, Gaussian) else noise.to(clean)
+    return -decoder.log_prob(clean, clean + ratio * draw, ratio**2).flatten(1).sum(1)
+
+
+def diffusion(denoiser: Denoises, x0: Tensor, place: Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+    """weight |eps - eps_model|^2 (B,) in nats, at x = alpha x0 + sigma eps, both (B, *)."""
+    node = place.at.like(x0)
+    found = denoiser.predict(node.alpha * x0 + node.sigma * eps, place.at, **conditions)
+    error = in_float64(found.eps - eps).flatten(1)
+    return place.weight.to(error) * error.square().sum(1)
+
+
+def continuous_bound(
+    denoiser: Denoises,
+    x: Tensor,
+    *,
+    draws: int = 64,
+    sets: int = 4,
+    times: str | TimeSampler = "low_discrepancy(over=logsnr)",
+    decoder: str | Decoder = "gaussian",
+    bin_width: float | None = None,
+    seeds: Iterable[int] | None = None,
+    condition: Mapping[str, Tensor] | None = None,
+    batch_size: int | None = None,
+    progress: bool = False,
+) -> LogProb:
+    """The variational lower bound of log p(x), x (B, *), under the reverse SDE of a model, in continuous time, in nats.
+
+    Args:
+        x: levels for the decoders ``levels`` and ``discretised``, else continuous data, or levels spread over their
+            bins.
+        draws: model evaluations per sample, in ``sets`` independent sets, whose spread gives the standard error.
+        times: where each set lies on the path. Spread over lam the estimate has the least variance on fixed paths.
+        decoder: of x at t_min.
+        bin_width: of data that were spread over their bins (``dequantise``), for bits/dim.
+        seeds, batch_size: as for ``log_prob``.
+
+    Raises:
+        InputError: data that are empty, not floats, not finite or not at the decoder's levels; draws that are not a
+            multiple of the sets; a time sampler of unknown density; a bound that is not finite.
+    """
+    check_batch("x", x, condition)
+    rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
+    over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
+    if positive_integer("draws", draws) % positive_integer("sets", sets):
+        raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
+    began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
+    batches = batching.rows(len(x))
+    with batching.bar(draws * len(batches), "bound") as bar, torch.no_grad():
+        ends = place_of(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
+        for rows in batches:
+            points = torch.stack([_points(sampler, sde, seed, draws, sets) for seed in seeds[rows]])
+            places = [place_of(sde, points[:, k], over) for k in range(draws)]
+            given = rows_of(condition, rows)
+            parts.append(_draws(denoiser, x[rows], seeds[rows], given, places, ends, rule, bar.update))
+    between, decoded, latent = (torch.cat(each) for each in zip(*parts, strict=True))
+    spread = (between + decoded).view(len(x), sets, -1).mean(2)
+    budget = {
+        "prior": -prior_kl(x, ends.last, sde.prior().std).cpu().double(),
+        "diffusion": -between.mean(1),
+        "decoder": -decoded.mean(1),
+        "dequantisation": torch.zeros(len(x), dtype=torch.float64),
+        "offset": offset_of(rule, x, width),
+    }
+    nats, seconds = finite_sum(budget), time.perf_counter() - began
+    return LogProb(
+        nats, standard_error(spread), draws, latent, budget, "continuous bound", str(sampler), "", seconds, width,
+        "lower bound, of the reverse SDE", freedom=degrees(sets, nats), stderr_of="the draws of times and noise",
+    )  # fmt: skip
+
+
+def _draws(
+    denoiser: Denoises,
+    x0: Tensor,
+    seeds: list[int],
+    conditions: Mapping[str, Tensor],
+    places: Sequence[Place],
+    ends: Place,
+    decoder: Decoder,
+    advance: Callable[[], Any],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each of the places (B,) says of samples (B, *): the diffusion terms and the decoder's (B, len(places)), in
+    nats on the CPU; and noisy samples at t_max (B, *)."""
+    source = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device)
+    parts, recovered = [], []
+    for place in places:
+        parts.append(diffusion(denoiser, x0, place, source(*_ANY), conditions).cpu().double())
+        recovered.append(reconstruction(x0, ends.first, source(*_ANY), decoder).cpu().double())
+        advance()
+    last = ends.last
+    latent = last.alpha.to(x0) * x0 + last.sigma.to(x0) * source(*_ANY)
+    return torch.stack(parts, 1), torch.stack(recovered, 1), latent
+
+
+_ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # an interval of zero length: a fresh draw
+
+
+def _points(sampler: TimeSampler, sde: SDE, seed: int, draws: int, sets: int) -> Tensor:
+    """The times (draws,) of one sample, set after set."""
+    streams = (solvers.generator(seed, _TIMES, k) for k in range(sets))
+    return torch.cat([sampler.sample(sde, draws // sets, stream) for stream in streams])

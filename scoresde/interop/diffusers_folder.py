@@ -1,0 +1,175 @@
+"""Unconditional pixel-space pipelines of diffusers, as their ``save_pretrained`` leaves them in a folder.
+
+A folder holds ``model_index.json``, ``scheduler/scheduler_config.json`` and ``unet/`` with a config and weights. The
+scheduler's config says the chain of betas, what the network puts out, whether x0 is clipped and whether the network
+learned its variance; the weights are read from safetensors alone, which hold numbers and no programs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from solvers import InputError
+from solvers.foreign import diffusers as diffusers_labels
+
+from ..models.denoiser import Denoiser
+from ..paths.chain_paths import ChainSDE
+from .diffusers_config import Reading, config_of
+
+PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+# parts of a pipeline by which it does more than a network on pixels
+PARTS = {
+    "vae": "a pipeline in the latent space of an autoencoder",
+    "vqvae": "a pipeline in the latent space of an autoencoder",
+    "text_encoder": "a pipeline that follows a text",
+    "bert": "a pipeline that follows a text",
+}
+
+
+def read(folder: Path) -> Denoiser:
+    """The denoiser of a pipeline's folder: its UNet on the ``ChainSDE`` of its scheduler, label "index".
+
+    The network is in evaluation and its weights ask for no gradient. ``clip`` is the scheduler's ``clip_sample_range``
+    where it says ``clip_sample``, ``learned_variance`` stands for ``variance_type="learned_range"``, ``shape`` is
+    (C, H, W) of the UNet. ``own_solver`` says by which solver the pipeline itself would sample.
+
+    Raises:
+        InputError: no such pipeline; one that follows a text or lies in a latent space; weights only as pickles; a
+            scheduler that clips in another way (``thresholding``), or has no chain of betas, or a variance that does
+            not fit the network.
+    """
+    config = _scheduler(folder)
+    ranged = config.get("variance_type") == "learned_range"
+    reading = _reading(folder, config)
+    unet = _unet(folder)
+    inputs, outputs = int(unet.config.in_channels), int(unet.config.out_channels)
+    if outputs != (1 + ranged) * inputs:
+        raise InputError(
+            f"{folder}: the UNet answers {outputs} channels for {inputs}, but the scheduler's variance_type is "
+            f"{config.get('variance_type')!r}"
+        )
+    size = unet.config.sample_size
+    sides = (size, size) if isinstance(size, int) else size
+    return Denoiser(
+        unet,
+        reading.sde,
+        reading.output.name,
+        reading.label,
+        reading.output.sigma_data,
+        learned_variance=ranged,
+        clip=float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None,
+        shape=None if sides is None else (inputs, *map(int, sides)),
+    )
+
+
+def own_solver(folder: str | Path) -> str:
+    """The spec by which a pipeline of diffusers, saved in a folder, would sample by itself, at its defaults.
+
+    On ``ddpm_chain`` a DDPMScheduler is "ddpm" (``fixed_small``), "ddpm(variance=beta)" (``fixed_large``) or
+    "ddpm(variance=learned)" (``learned_range``); a DDIMScheduler is "ddim". Over all N steps of the network its grid is
+    ``leading``.
+
+    Raises:
+        InputError: see ``read``; or what the scheduler does has no counterpart here.
+    """
+    path = Path(str(folder).removeprefix("diffusers:"))
+    config = _scheduler(path)
+    _reading(path, config)
+    if "solver" in config:  # a scheduler of ours
+        return str(config["solver"])
+    name = config["source_class"]
+    if name == "DDIMScheduler" and config.get("clip_sample"):
+        raise InputError(
+            f"{path}: DDIMScheduler with clip_sample=True goes on with an eps that does not fit the clipped x0, which "
+            "has no counterpart here; its samples differ from those of ddim"
+        )
+    if config.get("variance_type") == "learned_range":
+        return "ddpm(variance=learned)"
+    told = {key: value for key, value in config.items() if key in diffusers_labels.FLAGS or key == "variance_type"}
+    told = {key: value for key, value in told.items() if value is not None and value != ""}
+    return diffusers_labels.read(name, ", ".join(f"{key}={value!r}" for key, value in told.items()))[0]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not isinstance(document, dict):
+        raise InputError(f"{path} is not the config that diffusers writes")
+    return document
+
+
+def _scheduler(folder: Path) -> dict[str, Any]:
+    """The complete config of the pipeline's scheduler.
+
+    Raises:
+        InputError: the folder holds no pipeline, or one that is more than a UNet on pixels.
+    """
+    try:
+        import diffusers  # noqa: F401
+    except ModuleNotFoundError:
+        raise InputError(f'{folder}: reading it needs diffusers: pip install "scoresde[images]"') from None
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder} is not a pipeline of diffusers: it holds no model_index.json")
+    index = _json(folder / "model_index.json")
+    name = index.get("_class_name")
+    for part, words in PARTS.items():
+        if isinstance(index.get(part), list) and index[part][0] is not None:
+            raise InputError(f"{folder} is {words} ({name}), which load does not take; {', '.join(PIPELINES)} it does")
+    if name not in PIPELINES:
+        raise InputError(f"{folder} is a {name}, which load does not take; {', '.join(PIPELINES)} it does")
+    return config_of(_json(folder / "scheduler" / "scheduler_config.json"))
+
+
+def _reading(folder: Path, config: Mapping[str, Any]) -> Reading:
+    """What the scheduler's config says of the model.
+
+    Raises:
+        InputError: it has no counterpart here.
+    """
+    known = dict(config)
+    if known.get("variance_type") == "learned_range":  # which a denoiser knows and a scheduler does not
+        del known["variance_type"]
+    try:
+        reading = Reading.of(known)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from None
+    if not isinstance(reading.sde, ChainSDE):
+        raise InputError(f"{folder}: the scheduler is on {reading.sde}, not on a chain of betas")
+    return reading
+
+
+def _unet(folder: Path) -> Any:
+    """The pipeline's UNet2DModel.
+
+    Raises:
+        InputError: another network, no weights in safetensors, or weights that do not fit.
+    """
+    import diffusers
+
+    path = folder / "unet"
+    name = _json(path / "config.json").get("_class_name")
+    if name != "UNet2DModel":
+        raise InputError(f"{path} is a {name}, which load does not take; UNet2DModel it does")
+    if not any(path.glob("*.safetensors")):
+        found = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".ckpt", ".msgpack"))
+        held = f"only {', '.join(found)}, which could run programs when read" if found else "none"
+        raise InputError(f"{path} holds no weights in safetensors, {held}; save it with safe_serialization=True")
+    make: Any = diffusers.UNet2DModel
+    try:
+        unet, found = make.from_pretrained(
+            str(path),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # of diffusers, safetensors or torch: a damaged file or another network's
+        raise InputError(f"{path}: {' '.join(str(error).split())[:200]}") from None
+    if astray := [*found["missing_keys"], *found["unexpected_keys"]]:
+        raise InputError(f"{path}: the weights are not those of its config, which differ in {astray[0]}")
+    return unet.eval().requires_grad_(False)

@@ -1,0 +1,29 @@
+"""Log-likelihood by the probability-flow ODE, with the errors of its parts; dequantisation of discrete data."""
+
+from .density_ode import Carrier, WithLogDensity
+from .dequantisation import TruncatedNormal, UniformNoise, dequantisers
+from .divergence import Divergence, Exact, Hutchinson, HutchPP, Orthogonal, divergences
+from .learned_dequantisation import Saved, VariationalDequantiser, fit_dequantiser, load_dequantiser, save_dequantiser
+from .log_prob import dequantise
+from .result import LogProb
+
+__all__ = [
+    "Carrier",
+    "Divergence",
+    "Exact",
+    "HutchPP",
+    "Hutchinson",
+    "LogProb",
+    "Orthogonal",
+    "Saved",
+    "TruncatedNormal",
+    "UniformNoise",
+    "VariationalDequantiser",
+    "WithLogDensity",
+    "dequantise",
+    "dequantisers",
+    "divergences",
+    "fit_dequantiser",
+    "load_dequantiser",
+    "save_dequantiser",
+]

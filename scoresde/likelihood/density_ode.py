@@ -1,0 +1,244 @@
+"""The log-density along the probability-flow ODE: a problem that carries it, and the solves of a likelihood."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import solvers
+from solvers import InputError, Node, Prediction, Problem, Rows
+
+from ..models.denoises import Model, adapted
+from ..paths.base import SDE, Denoises
+from ..sampling.batches import Batching, check_finite
+from ..sampling.plan import Plan
+from .divergence import Divergence, Exact
+from .inputs import leaves_torch
+
+# vector-Jacobian products taken at once: enough to fill a processor, few enough to bound memory
+CHUNK = 64
+
+
+def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
+    """v^T d out / d leaf (k, B, *) of vectors (k, B, *): all at once, or one by one where the network has a function
+    that cannot be batched."""
+    options = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
+    try:
+        (found,) = torch.autograd.grad(out, leaf, vectors, is_grads_batched=True, **options)
+    except RuntimeError as error:
+        if "vmap" not in str(error):
+            raise
+        rows = [torch.autograd.grad(out, leaf, v, **options)[0] for v in vectors]
+        found = None if rows[0] is None else torch.stack(rows)
+    return torch.zeros_like(vectors) if found is None else found  # None: out does not come from leaf
+
+
+def _seen(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of what a denoiser is asked at, for samples in ``dtype``."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _cleared(left: Tensor, known: Tensor) -> Tensor:
+    """What is left of products (k, B, d) without the known ones: exactly 0, with its gradient, where it is rounding of
+    those, for a derivative through its direction would be one of noise."""
+    rounding = 8 * torch.finfo(known.dtype).eps * known.detach().norm(dim=2, keepdim=True)
+    return torch.where(left.detach().norm(dim=2, keepdim=True) > rounding, left, left - left.detach())
+
+
+@dataclass(frozen=True)
+class WithLogDensity(Problem):
+    """The same samples with channels that carry the log-density, each solved like one more coordinate.
+
+    Let r = sigma / alpha, y = x / alpha, D the denoiser and l the log-density of y along the probability-flow ODE,
+    dl/dr = -(d - tr dD/dy) / r. For data N(0, I) that is known: l = -d/2 log(1 + r^2) + const, with the trace
+    d / (1 + r^2). What is left is k = l - l_0 + d/2 log((1 + r^2) / (1 + r_0^2)), for which dk/dr = -M / r^2 with
+    M = -r (tr dD/dy - d / (1 + r^2)), which vanishes at both ends of the path. The channel carries w = (1 + r) k: with
+    x0 = k + (1 + r) M / r and eps = k - (1 + r) M / r^2 it is one more coordinate of the path, w = x0 + r eps and
+    dw/dr = eps. So alpha w is appended to the state, and every deterministic solver integrates it at its own order. The
+    pairs divide it by alpha + sigma and so integrate k itself: an error of k stays what it is, where that of r k would
+    grow or shrink like r. There are the m channels of the divergence, so that the spread over its probes is seen in the
+    result; they start at 0.
+
+    The state (B, d + m) is float64, on the CPU where the model's device has no float64, and so are the sums over d; the
+    model sees samples in ``dtype`` on ``device``, in float32 for one of 16 bits: a network of 16 bits is given its own
+    by its denoiser. ``vectors`` (B, k, d) are those that the divergence drew. With ``create_graph`` the result
+    can be differentiated, by x, by the network's parameters and by the conditions; it holds every evaluation in memory.
+    """
+
+    denoiser: Denoises
+    shape: tuple[int, ...]
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    divergence: Divergence = field(default=Exact())
+    vectors: Tensor | None = None
+    create_graph: bool = False
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+
+    @cached_property
+    def model(self) -> Model:
+        """The denoiser with all of its parts."""
+        return adapted(self.denoiser)
+
+    @property
+    def channels(self) -> int:
+        """m, the number of log-density channels."""
+        return self.divergence.channels(math.prod(self.shape))
+
+    @property
+    def path(self) -> SDE:
+        """The path that the denoiser was trained on."""
+        return self.denoiser.sde
+
+    def start(self, x: Tensor, node: Node) -> Tensor:
+        """The state (B, d + m) at ``node`` of data x (B, *): alpha x, and channels of 0."""
+        flat = node.alpha * x.flatten(1).to("cpu" if torch.device(self.device).type == "mps" else self.device).double()
+        return torch.cat([flat, flat.new_zeros(len(x), self.channels)], 1)
+
+    def split(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples (B, *) and the channels (B, m) of a state."""
+        flat, channels = state[:, : -self.channels], state[:, -self.channels :]
+        return flat.reshape(len(state), *self.shape), channels
+
+    def log_density_change(self, channels: Tensor, start: Node, end: Node) -> Tensor:
+        """l_end - l_start (B, m) in nats, from the channels at ``end``."""
+        normal = 0.5 * (math.log1p(end.ratio**2) - math.log1p(start.ratio**2))
+        return channels / (end.alpha + end.sigma) - math.prod(self.shape) * normal
+
+    def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
+        """One forward pass and one batch of vector-Jacobian products, at one node or at one a sample."""
+        samples, channels = self.split(x)
+        with torch.enable_grad():
+            leaf = (samples if self.create_graph else samples.detach()).to(_seen(self.dtype)).to(self.device)
+            leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
+            prediction = self.model.predict(leaf, node, **self.conditions)
+            trace = self._trace(prediction.x0, leaf, node).to(x.device).double()
+        # alpha r = sigma turns the trace in x into the trace in y
+        wide: Any = node.like(channels)
+        drive = wide.ratio * math.prod(self.shape) / (1 + wide.ratio**2) - wide.sigma * trace
+        known, change = channels / (wide.alpha + wide.sigma), (1 + wide.ratio) * drive / wide.ratio
+        pairs = ((prediction.x0, known + change), (prediction.eps, known - change / wide.ratio))
+        x0, eps = (torch.cat([a.flatten(1).to(x.device).double(), b], 1) for a, b in pairs)
+        return Prediction(x0, eps) if self.create_graph else Prediction(x0.detach(), eps.detach())
+
+    def _trace(self, out: Tensor, leaf: Tensor, node: Node | Node[Tensor]) -> Tensor:
+        """tr(d out / d leaf) by channels (B, m)."""
+        flat, d = leaf.flatten(1), math.prod(self.shape)
+        wide = torch.float32 if leaf.device.type == "mps" else torch.float64
+        if not out.requires_grad:  # a model that does not look at x
+            self._check_gradients(leaf, node)
+            return flat.new_zeros(len(leaf), self.channels)
+        # x0 = share x + ...: that much of the Jacobian is known
+        share: Any = self.model.output.weights(node.like(flat))[0][0]  # type: ignore[arg-type]
+
+        def products(vectors: Tensor) -> Tensor:
+            parts = []
+            for chunk in torch.split(vectors.to(flat), CHUNK):
+                found = _products(out, leaf, chunk.reshape(len(chunk), *leaf.shape), self.create_graph)
+                left = found.flatten(2) - share * chunk
+                parts.append((_cleared(left, share * chunk) if self.create_graph else left).to(wide))
+            whole = torch.cat(parts)
+            if float(whole.detach().abs().max() - 1e-6 * (share * vectors.detach()).abs().max()) <= 0:
+                self._check_gradients(leaf, node)  # nothing but what is known beforehand
+            return whole
+
+        vectors = None if self.vectors is None else self.vectors.to(leaf.device, wide)
+        trace: Tensor = self.divergence.trace(products, vectors, flat) + share * d
+        return trace
+
+    def _check_gradients(self, leaf: Tensor, node: Node | Node[Tensor]) -> None:
+        """Refuses a model whose output changes with x, but has no gradient by it.
+
+        Raises:
+            InputError: it runs under no_grad or inference_mode, detaches x, or is no function of torch's.
+        """
+
+        out = self.model.raw(leaf, node, **self.conditions)
+        slope = torch.autograd.grad(out.sum(), leaf, allow_unused=True)[0] if out.requires_grad else None
+        if slope is not None or not bool(out.isfinite().all()):
+            return
+        if not torch.equal(out, self.model.raw(leaf.detach() * 1.25 + 0.25, node, **self.conditions)):
+            raise InputError(
+                "the model answers x without a gradient by x, which a likelihood needs: does it run under "
+                "torch.no_grad or inference_mode, or detach x?"
+            )
+
+    def select(self, rows: Rows) -> WithLogDensity:
+        """The problem of some of the samples."""
+        conditions = {name: value[rows] for name, value in self.conditions.items()}
+        return replace(self, conditions=conditions, vectors=None if self.vectors is None else self.vectors[rows])
+
+
+class Carried(NamedTuple):
+    """The states (B, *) at both ends, what the log-density of x gains (B, m) in nats, and evaluations (B,)."""
+
+    start: Tensor
+    end: Tensor
+    change: Tensor
+    nfe: Tensor
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """What every solve of a likelihood shares.
+
+    Attributes:
+        shape: of one sample; the model sees samples in the batching's dtype, the state is float64.
+        seeds: of the probes, one per sample.
+        differentiable: keep the graph of the whole solve.
+    """
+
+    denoiser: Denoises
+    divergence: Divergence
+    seeds: list[int]
+    shape: tuple[int, ...]
+    conditions: Mapping[str, Tensor]
+    batching: Batching
+    differentiable: bool = False
+
+    def problem(self, rows: slice) -> WithLogDensity:
+        """The problem of some of the samples."""
+        return WithLogDensity(
+            self.denoiser,
+            self.shape,
+            {name: value[rows] for name, value in self.conditions.items()},
+            self.divergence,
+            self.divergence.draw(self.seeds[rows], math.prod(self.shape)),
+            self.differentiable,
+            self.batching.dtype,
+            self.batching.device,
+        )
+
+    def along(self, plan: Plan, clean: Callable[[slice], Tensor]) -> Carried:
+        """Carries x / alpha, ``clean(rows)`` (n, *) for the rows of a batch, along a plan's nodes, which run either
+        way.
+
+        Raises:
+            InputError: a solver that leaves torch, where gradients are asked for; an outcome that is not finite.
+        """
+        if self.differentiable and leaves_torch(plan.solver):
+            raise InputError(f"{plan.solver} leaves torch, so no gradient passes: take another for differentiable=True")
+        start, end, d = plan.nodes[0], plan.nodes[-1], math.prod(self.shape)
+        batches = self.batching.rows(len(self.seeds))
+        parts, bar = [], self.batching.bar(plan.steps * len(batches), "log p")
+
+        def advance(state: Tensor, node: Node) -> None:
+            bar.update()
+
+        with bar, torch.set_grad_enabled(self.differentiable):
+            for rows in batches:
+                problem = self.problem(rows)
+                state = problem.start(clean(rows), start)
+                solution = solvers.solve(plan.solver, problem, state, plan.nodes, hooks=[advance])
+                states, channels = problem.split(solution.x)
+                # l is the log-density of x / alpha: back to that of x at both ends
+                change = problem.log_density_change(channels, start, end) - d * math.log(end.alpha / start.alpha)
+                parts.append(Carried(problem.split(state)[0], states, change, solution.nfe))
+        found = Carried(*(torch.cat(values) for values in zip(*parts, strict=True)))
+        check_finite(torch.cat([found.end.flatten(1), found.change], 1), plan)
+        return found

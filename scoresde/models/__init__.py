@@ -1,0 +1,25 @@
+"""Models on a path: denoisers, time labels, networks, exact targets, and the problem that a solver integrates."""
+
+from .denoiser import Denoiser, label_shift
+from .denoises import Model, WithLabelShift
+from .learned_path import WithSchedule, with_network, with_schedule
+from .networks import MLP, FourierFeatures, UNet
+from .problem import Diffusion
+from .targets import Empirical, Gaussian, GaussianMixture
+
+__all__ = [
+    "MLP",
+    "Denoiser",
+    "Diffusion",
+    "Empirical",
+    "FourierFeatures",
+    "Gaussian",
+    "GaussianMixture",
+    "Model",
+    "UNet",
+    "WithLabelShift",
+    "WithSchedule",
+    "label_shift",
+    "with_network",
+    "with_schedule",
+]

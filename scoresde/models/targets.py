@@ -1,0 +1,197 @@
+"""Targets whose score is exact at every node: what a perfect network would answer.
+
+The mixture's components are diagonalised once, so that every node costs two matrix products and nothing is inverted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers import InputError, Node, Prediction
+
+from ..paths.base import SDE
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A target's denoiser on an SDE."""
+
+    target: GaussianMixture | Empirical
+    sde: SDE
+
+    def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
+        """E[x0 | x_t = x] and the matching eps (B, *)."""
+        return self.target.predict(x, node)
+
+    def log_prob(self, x: Tensor, node: Node) -> Tensor:
+        """Log-density (B,) in nats of x_t at a node."""
+        return self.target.log_prob(x, node)
+
+
+def _columns(node: Node | Node[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+    """alpha and sigma as (B or 1, 1) in the dtype of ``like``."""
+    numbers = (
+        torch.as_tensor(v, dtype=like.dtype, device=like.device).reshape(-1, 1) for v in (node.alpha, node.sigma)
+    )
+    alpha, sigma = numbers
+    return alpha, sigma
+
+
+class GaussianMixture:
+    """sum_k w_k N(m_k, C_k) over samples of any shape.
+
+    Args:
+        means: (K, *).
+        covariances: one variance, variances (K,), diagonals (K, d), or matrices (K, d, d), d the size of a sample.
+        weights: (K,), by default equal; normalised.
+
+    Raises:
+        InputError: shapes that do not fit, a covariance that is not positive semi-definite, a weight below 0.
+    """
+
+    def __init__(
+        self, means: Tensor, covariances: Tensor | float, weights: Tensor | Sequence[float] | None = None
+    ) -> None:
+        means = torch.as_tensor(means, dtype=torch.float64)
+        if not torch.isfinite(means).all():
+            raise InputError("a mean is not finite")
+        self.shape = means.shape[1:]
+        self.means = means.flatten(1)
+        count, d = self.means.shape
+        covariance = torch.as_tensor(covariances, dtype=torch.float64)
+        if covariance.shape in ((), (count,)):
+            covariance = covariance.reshape(-1, 1).expand(count, d)
+        if covariance.shape == (count, d):
+            self.values, self.vectors = (
+                covariance.clone(),
+                torch.eye(d, dtype=torch.float64).expand(count, d, d),
+            )
+        elif covariance.shape == (count, d, d):
+            if not torch.allclose(covariance, covariance.mT):
+                raise InputError("a covariance is not symmetric")
+            self.values, self.vectors = torch.linalg.eigh(covariance)
+        else:
+            raise InputError(f"covariances of shape {tuple(covariance.shape)} do not fit {count} means of size {d}")
+        if not (self.values >= -1e-9 * self.values.abs().max()).all():
+            raise InputError("a covariance is not positive semi-definite")
+        self.values = self.values.clamp_min(0)
+        weight = torch.ones(count) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
+        if weight.shape != (count,) or not (weight >= 0).all() or not weight.sum() > 0:
+            raise InputError(f"weights must be {count} numbers of at least 0")
+        self.log_weights = (weight.double() / weight.double().sum()).log()
+
+    def denoiser(self, sde: SDE) -> Exact:
+        """The exact denoiser on an SDE."""
+        return Exact(self, sde)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n independent draws (n, *), float64."""
+        k = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
+        z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
+        return (self.means[k] + self._rotate(self.values[k].sqrt() * z, self.vectors[k])).view(n, *self.shape)
+
+    def log_prob(self, x: Tensor, node: Node | Node[Tensor] | None = None) -> Tensor:
+        """Log-density (B,) in nats at x (B, *): of the data, or of x_t at a node."""
+        alpha, sigma = _columns(node or Node(0.0, 1.0, 0.0), x)
+        return torch.logsumexp(self._joint(x.flatten(1), alpha, sigma)[0], 1)
+
+    def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
+        """E[x0 | x_t = x] and eps = -sigma grad log p_t(x), each computed without cancellation."""
+        alpha, sigma = _columns(node, x)
+        joint, y = self._joint(x.flatten(1), alpha, sigma)
+        share = torch.softmax(joint, 1).unsqueeze(2)  # (B, K, 1)
+        values = self.values.to(x).unsqueeze(0)
+        scaled = y / ((alpha**2).unsqueeze(2) * values + (sigma**2).unsqueeze(2))  # (B, K, d), in the eigenbases
+        posterior = self.means.to(x) + self._rotate(alpha.unsqueeze(2) * values * scaled, self.vectors.to(x))
+        eps = sigma.unsqueeze(2) * self._rotate(scaled, self.vectors.to(x))
+        return Prediction((share * posterior).sum(1).view(x.shape), (share * eps).sum(1).view(x.shape))
+
+    def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """log w_k N(x; alpha m_k, alpha^2 C_k + sigma^2 I) (B, K), and x - alpha m_k in the eigenbases (B, K, d)."""
+        if x.shape[1] != self.means.shape[1]:
+            raise InputError(f"the target has {self.means.shape[1]} dimensions, x has {x.shape[1]}")
+        y = torch.einsum("bkd,kde->bke", x.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x), self.vectors.to(x))
+        var = (alpha**2).unsqueeze(2) * self.values.to(x) + (sigma**2).unsqueeze(2)
+        log_normal = -0.5 * (y**2 / var + torch.log(2 * math.pi * var)).sum(2)
+        return self.log_weights.to(x) + log_normal, y
+
+    @staticmethod
+    def _rotate(z: Tensor, vectors: Tensor) -> Tensor:
+        """z (B, [K,] d) from the eigenbases (.., d, d) back to the data's axes."""
+        return torch.einsum("...e,...de->...d", z, vectors)
+
+
+class Gaussian(GaussianMixture):
+    """N(mean, covariance): mean (*), covariance a variance, a diagonal (d,) or a matrix (d, d)."""
+
+    def __init__(self, mean: Tensor, covariance: Tensor | float = 1.0) -> None:
+        spread = torch.as_tensor(covariance, dtype=torch.float64)
+        super().__init__(torch.as_tensor(mean).unsqueeze(0), spread.unsqueeze(0) if spread.ndim else spread)
+
+
+class Empirical:
+    """The exact score of a data set, taken as the sum of point masses at its rows.
+
+    Args:
+        data: (N, *).
+        chunk: how many rows of x are compared with the data at once.
+
+    Raises:
+        InputError: empty or non-finite data.
+    """
+
+    def __init__(self, data: Tensor, chunk: int = 256) -> None:
+        self.data = torch.as_tensor(data)
+        self.shape, self.chunk = self.data.shape[1:], chunk
+        if not len(self.data):
+            raise InputError("the data set is empty")
+        if not torch.isfinite(self.data).all():
+            raise InputError("the data set holds numbers that are not finite")
+
+    def denoiser(self, sde: SDE) -> Exact:
+        """The exact denoiser on an SDE."""
+        return Exact(self, sde)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n rows of the data, drawn with replacement (n, *)."""
+        return self.data[torch.randint(len(self.data), (n,), generator=generator)]
+
+    def log_prob(self, x: Tensor, node: Node | Node[Tensor] | None = None) -> Tensor:
+        """Log-density (B,) in nats of x_t at a node.
+
+        Raises:
+            InputError: no node, or sigma = 0: point masses have no density.
+        """
+        if node is None or not bool(torch.as_tensor(node.sigma > 0).all()):
+            raise InputError("a data set has a density only at a node with sigma > 0")
+        flat = x.flatten(1)
+        alpha, sigma = _columns(node, flat)
+        log_normal = self._exponents(flat, alpha, sigma)
+        d = flat.shape[1]
+        norm = math.log(len(self.data)) + d * (0.5 * math.log(2 * math.pi) + torch.log(sigma[:, 0]))
+        return torch.logsumexp(log_normal, 1) - norm
+
+    def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
+        """E[x0 | x_t = x], a weighted mean of the data, and eps = (x - alpha x0) / sigma."""
+        flat = x.flatten(1)
+        alpha, sigma = _columns(node, flat)
+        data = self.data.flatten(1).to(flat)
+        parts = []
+        for i in range(0, len(flat), self.chunk):
+            rows = slice(i, i + self.chunk)
+            a, s = (v[rows] if len(v) > 1 else v for v in (alpha, sigma))
+            parts.append(torch.softmax(self._exponents(flat[rows], a, s), 1) @ data)
+        x0 = torch.cat(parts)
+        return Prediction(x0.view(x.shape), ((flat - alpha * x0) / sigma).view(x.shape))
+
+    def _exponents(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """-|x - alpha x_i|^2 / (2 sigma^2), (B, N)."""
+        data = self.data.flatten(1).to(x)
+        if x.shape[1] != data.shape[1]:
+            raise InputError(f"the data set has {data.shape[1]} dimensions, x has {x.shape[1]}")
+        return -0.5 * (torch.cdist(x / alpha, data, compute_mode="donot_use_mm_for_euclid_dist") * alpha / sigma) ** 2

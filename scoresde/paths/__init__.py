@@ -1,0 +1,35 @@
+"""Gaussian paths x_t = alpha(t) x0 + sigma(t) eps: continuous, learned, and through the nodes of discrete chains."""
+
+from .base import SDE, Denoises, sdes
+from .chain import Chain
+from .chain_paths import ChainSDE, SMLDChainSDE
+from .chains import DDPMChain, SMLDChain
+from .learned_vp import GammaNetwork, LearnedVP
+from .standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
+from .time_samplers import Discrete, LogNormal, LogSNR, LowDiscrepancy, TimeSampler, Uniform, times
+
+__all__ = [
+    "EDM",
+    "SDE",
+    "VE",
+    "VP",
+    "Chain",
+    "ChainSDE",
+    "Cosine",
+    "DDPMChain",
+    "Denoises",
+    "Discrete",
+    "GammaNetwork",
+    "LearnedVP",
+    "LogNormal",
+    "LogSNR",
+    "LowDiscrepancy",
+    "RectifiedFlow",
+    "SMLDChain",
+    "SMLDChainSDE",
+    "SubVP",
+    "TimeSampler",
+    "Uniform",
+    "sdes",
+    "times",
+]

@@ -1,0 +1,169 @@
+"""Gaussian paths: x_t = alpha(t) x0 + sigma(t) eps.
+
+The schedule is the SDE: dx = f x dt + g dw with f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2 has these
+marginals, so an author writes ``alpha`` and ``sigma`` and the rest follows. They are written for tensors of any
+float dtype, with ``expm1`` where 1 - exp(-x) would cancel. Inverses t(lam) are in float64 and closed wherever a closed
+form exists. ``t_min`` and ``t_max`` bound training, sampling and likelihood alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, overload
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from solvers import InputError, Node, Prediction, Registry, Schedule
+from solvers.registry.options import Options
+
+from .chain import Chain, embed
+
+
+class Denoises(Protocol):
+    """A denoiser: an SDE and a prediction at its nodes."""
+
+    @property
+    def sde(self) -> SDE:
+        """The path the model was trained on."""
+
+    def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
+        """x0 and eps (B, *) at x (B, *)."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """N(0, std^2 I), where sampling starts and likelihood ends."""
+
+    std: float
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density in nats (B,) of x (B, *)."""
+        z = x.flatten(1) / self.std
+        return -0.5 * (z**2).sum(1) - z.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.std))
+
+
+@dataclass(frozen=True)
+class SDE(Options, Schedule):
+    """A Gaussian path on [t_min, t_max]; a frozen dataclass whose fields are its options."""
+
+    t_min: float = field(default=0.0, kw_only=True)
+    t_max: float = field(default=1.0, kw_only=True)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """The signal's scale."""
+        raise NotImplementedError
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """The noise's standard deviation."""
+        raise NotImplementedError
+
+    @overload
+    def __call__(self, t: float) -> Node: ...
+    @overload
+    def __call__(self, t: Tensor) -> Node[Tensor]: ...
+    def __call__(self, t: float | Tensor) -> Node | Node[Tensor]:
+        """The node of a time; of a float, in float64; of a tensor (B,), in its dtype.
+
+        Raises:
+            InputError: a float t outside [t_min, t_max].
+        """
+        if isinstance(t, Tensor):
+            return self._node(t)
+        if not self.t_min <= t <= self.t_max:
+            raise InputError(f"t={t:g} is outside [{self.t_min:g}, {self.t_max:g}], where {self} is defined")
+        node = self._node(torch.tensor(t, dtype=torch.float64))
+        alpha, sigma, dalpha, dsigma = (v.item() for v in (node.alpha, node.sigma, node.dalpha, node.dsigma))
+        if not (0 < alpha < math.inf and 0 <= sigma < math.inf):
+            raise InputError(f"{self} has alpha={alpha:g} and sigma={sigma:g} at t={t:g}; narrow its range of t")
+        return Node(float(t), alpha, sigma, dalpha, dsigma)
+
+    def nodes(self, times: Sequence[float]) -> list[Node]:
+        """The nodes of many times, as ``self(t)`` of each, in one evaluation of the schedule.
+
+        Raises:
+            InputError: see ``__call__``.
+        """
+        node = self._node(torch.tensor(list(times), dtype=torch.float64))
+        numbers = zip(*(v.tolist() for v in (node.alpha, node.sigma, node.dalpha, node.dsigma)), strict=True)
+        made = [Node(float(t), *values) for t, values in zip(times, numbers, strict=True)]
+        for each in made:
+            if not (self.t_min <= each.t <= self.t_max and 0 < each.alpha < math.inf and 0 <= each.sigma < math.inf):
+                self(each.t)  # which says what is wrong
+        return made
+
+    def _node(self, t: Tensor) -> Node[Tensor]:
+        with torch.enable_grad():
+            time = t.detach().requires_grad_()
+            alpha, sigma = self.alpha(time), self.sigma(time)
+            dalpha, dsigma = (
+                torch.autograd.grad(v.sum(), time)[0] if v.requires_grad else torch.zeros_like(t)
+                for v in (alpha, sigma)
+            )
+        return Node(t, alpha.detach() + 0 * t, sigma.detach() + 0 * t, dalpha, dsigma)
+
+    def t_of_lam(self, lam: float) -> float:
+        """The time in [t_min, t_max] where log(alpha / sigma) = lam, by root finding where no closed form is known."""
+        low, high = self(self.t_max).lam, self(self.t_min).lam
+        if not low < lam < high:
+            return self.t_max if lam <= low else self.t_min
+        return float(brentq(lambda t: self(t).lam - lam, self.t_min, self.t_max, xtol=1e-15, rtol=1e-14))
+
+    def prior(self) -> Prior:
+        """The law at t_max of data with unit second moment: N(0, (alpha^2 + sigma^2) I)."""
+        node = self(self.t_max)
+        return Prior(math.hypot(node.alpha, node.sigma))
+
+    def chain(self, count: int, embedding: Literal["exact", "song", "ho"] = "exact") -> Chain:
+        """A chain of ``count`` nodes, index i of which is meant for t = (i + 1) / count t_max.
+
+        ``exact`` takes the path's own nodes there, on VP beta_i = 1 - exp(-int beta). ``song`` has beta_i = beta(t_i) /
+        count (Song et al. 2021, arXiv:2011.13456, appendix B), on VE a geometric sequence from sigma(t_min) to
+        sigma(t_max); ``ho`` a line from beta(0) / count to beta(t_max) / count, on VP the betas of Ho et al. 2020. The
+        last two differ from the path by O(1 / count).
+
+        Raises:
+            InputError: an unknown embedding, one that this path does not have, or too few nodes for it: beta_i < 1.
+        """
+        return embed(self, count, embedding)
+
+    def drift(self, x: Tensor, t: float) -> Tensor:
+        """f(t) x of the forward SDE dx = f x dt + g dw, for x (B, *)."""
+        return self(t).f * x
+
+    def diffusion(self, t: float) -> float:
+        """g(t) of the forward SDE."""
+        return math.sqrt(self(t).g2)
+
+    def reverse(self, denoiser: Denoises, probability_flow: bool = False) -> ReverseSDE:
+        """The reverse-time SDE, or the probability-flow ODE with the same marginals."""
+        return ReverseSDE(self, denoiser, probability_flow)
+
+    def __str__(self) -> str:
+        return sdes.format(self)
+
+
+@dataclass(frozen=True)
+class ReverseSDE:
+    """dx = (f x - g^2 score) dt + g dw run backwards; with half of g^2 and no dw, the probability-flow ODE."""
+
+    sde: SDE
+    denoiser: Denoises
+    probability_flow: bool = False
+
+    def drift(self, x: Tensor, t: float) -> Tensor:
+        """The drift at x (B, *)."""
+        node = self.sde(t)
+        share = 0.5 if self.probability_flow else 1.0
+        return node.f * x - (share * node.g2) * self.denoiser.predict(x, node).score(node)
+
+    def diffusion(self, t: float) -> float:
+        """g(t), or 0 for the probability-flow ODE."""
+        return 0.0 if self.probability_flow else self.sde.diffusion(t)
+
+
+sdes: Registry[SDE] = Registry("SDE", SDE)
+make_sde = sdes.make

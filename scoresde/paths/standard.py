@@ -1,0 +1,177 @@
+"""The paths that papers train on: VP, sub-VP, VE, EDM, cosine and rectified flow.
+
+``alpha`` and ``sigma`` take tensors of any float dtype, with ``expm1`` where 1 - exp(-x) would cancel; every path here
+has its inverse t(lam) in closed form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from solvers import InputError
+from solvers.registry.ranges import Positive
+from solvers.time_grids import beta_schedules
+
+from .base import SDE, sdes
+
+
+def _require(sde: SDE, *conditions: tuple[bool, str]) -> None:
+    if not sde.t_min < sde.t_max:
+        raise InputError(f"{type(sde).__name__}: t_min={sde.t_min:g} must be less than t_max={sde.t_max:g}")
+    for holds, message in conditions:
+        if not holds:
+            raise InputError(f"{type(sde).__name__}: {message}")
+
+
+@sdes.register("vp", aliases=("vpsde", "ddpm"), reference="Song et al. 2021, arXiv:2011.13456, eq. 32-33")
+@dataclass(frozen=True)
+class VP(SDE):
+    """Variance preserving, linear beta: alpha = exp(-B / 2), sigma^2 = 1 - exp(-B), B = int_0^t beta."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: Positive = field(default=1e-3, kw_only=True)
+    t_max: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, (0 < self.beta_min < self.beta_max, "needs 0 < beta_min < beta_max"))
+
+    def integral(self, t: Tensor) -> Tensor:
+        """B(t) = int_0^t beta."""
+        return beta_schedules.integral(t, self.beta_min, self.beta_max - self.beta_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self.integral(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(-self.integral(t)))
+
+    def t_of_lam(self, lam: float) -> float:
+        # 1 / alpha^2 = 1 + exp(-2 lam), so B = log(1 + exp(-2 lam))
+        integral = max(-2 * lam, 0.0) + math.log1p(math.exp(-2 * abs(lam)))
+        return beta_schedules.time_of_integral(integral, self.beta_min, self.beta_max - self.beta_min)
+
+
+@sdes.register("subvp", aliases=("sub-vp", "subvpsde"), reference="Song et al. 2021, arXiv:2011.13456, eq. 29")
+@dataclass(frozen=True)
+class SubVP(VP):
+    """sub-VP: alpha as VP's, sigma = 1 - exp(-B)."""
+
+    t_min: Positive = field(default=1e-2, kw_only=True)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return -torch.expm1(-self.integral(t))
+
+    def t_of_lam(self, lam: float) -> float:
+        # sigma / alpha = 2 sinh(B / 2)
+        integral = 2 * math.asinh(0.5 * math.exp(-lam))
+        return beta_schedules.time_of_integral(integral, self.beta_min, self.beta_max - self.beta_min)
+
+
+@sdes.register("ve", aliases=("vesde", "smld"), reference="Song et al. 2021, arXiv:2011.13456, eq. 30-31")
+@dataclass(frozen=True)
+class VE(SDE):
+    """Variance exploding: alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t."""
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    t_min: float = field(default=0.0, kw_only=True)
+    t_max: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, (0 < self.sigma_min < self.sigma_max, "needs 0 < sigma_min < sigma_max"))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
+
+    def t_of_lam(self, lam: float) -> float:
+        return (-lam - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
+
+
+@sdes.register("edm", reference="Karras et al. 2022, arXiv:2206.00364, table 1")
+@dataclass(frozen=True)
+class EDM(SDE):
+    """EDM's path: alpha = 1, sigma = t."""
+
+    t_min: Positive = field(default=0.002, kw_only=True)
+    t_max: float = field(default=80.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def t_of_lam(self, lam: float) -> float:
+        return math.exp(-lam)
+
+
+@sdes.register("cosine", reference="Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17, in continuous time")
+@dataclass(frozen=True)
+class Cosine(SDE):
+    """Variance preserving, alpha = cos(u) / cos(u_0) with u = (t + offset) / (1 + offset) pi / 2."""
+
+    offset: Positive = beta_schedules.OFFSET
+    t_min: Positive = field(default=1e-3, kw_only=True)
+    t_max: float = field(default=0.995, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, (self.t_max < 1, "needs t_max < 1, where alpha is 0"))
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return (t + self.offset) * (0.5 * math.pi / (1 + self.offset))
+
+    @property
+    def _start(self) -> float:
+        return 0.5 * math.pi * self.offset / (1 + self.offset)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(self._angle(t)) / math.cos(self._start)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        # 1 - alpha^2 = sin(u - u_0) sin(u + u_0) / cos(u_0)^2
+        swing = t * (0.5 * math.pi / (1 + self.offset))
+        return torch.sqrt(torch.sin(swing) * torch.sin(swing + 2 * self._start)) / math.cos(self._start)
+
+    def t_of_lam(self, lam: float) -> float:
+        ratio = math.exp(-lam)
+        alpha = 1 / math.hypot(1, ratio)
+        cos = alpha * math.cos(self._start)
+        sin = math.hypot(math.sin(self._start), ratio * cos)
+        return math.atan2(sin, cos) * (1 + self.offset) / (0.5 * math.pi) - self.offset
+
+
+@sdes.register("rectified_flow", aliases=("rf", "flow", "condot"), reference="Liu et al. 2022, arXiv:2209.03003, eq. 1")
+@dataclass(frozen=True)
+class RectifiedFlow(SDE):
+    """Straight paths: alpha = 1 - t, sigma = t (t = 0 is data, t = 1 noise)."""
+
+    t_min: Positive = field(default=1e-3, kw_only=True)
+    t_max: float = field(default=0.999, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self, (self.t_max < 1, "needs t_max < 1, where alpha is 0"))
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t
+
+    def t_of_lam(self, lam: float) -> float:
+        return 1 / (1 + math.exp(lam))

@@ -1,0 +1,142 @@
+"""Objects from a config: data, denoiser, loss, decoder, training options, solves."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+from solvers import InputError, grids, make, resolve
+
+from ..bounds.decoders import Decoder, Discretised, Gaussian
+from ..data import Dataset, load
+from ..models.denoiser import Denoiser
+from ..models.learned_path import with_schedule
+from ..models.networks import networks
+from ..paths.base import Denoises, make_sde
+from ..paths.time_samplers import times
+from ..sampling.plan import Plan, planned
+from ..training import bound_losses  # noqa: F401  (registers its losses)
+from ..training.loop import TrainingOptions
+from ..training.losses import Loss, losses
+from .config import DataCard, line
+
+
+def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
+    """The data set that a config names.
+
+    Raises:
+        InputError: it cannot be read, or its samples are not of the card's shape.
+    """
+    data = load(config.data.name, config.data.path, config.seed)
+    if card is not None and data.shape != card.shape:
+        raise InputError(f"the data are of shape {data.shape}, the model was trained on {card.shape}")
+    return data
+
+
+def card_of(config: ConfigDict, data: Dataset) -> DataCard:
+    """The card of a data set; the config's bin width goes before the data's own."""
+    width = config.data.bin_width
+    return DataCard(data.shape, data.low, data.high, data.bin_width if width is None else width)
+
+
+def device_of(config: ConfigDict) -> torch.device:
+    """The device that a config names.
+
+    Raises:
+        InputError: it is not a device, or not one of this machine.
+    """
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {config.device!r} is not to be had: {line(error).partition('. ')[0]}") from None
+    return device
+
+
+def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser, nn.Module]:
+    """The denoiser of a config and the network inside it, its weights drawn from the seed."""
+    if not 0 <= config.seed < 2**63:
+        raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
+    torch.manual_seed(config.seed)
+    model, recipe = config.model, networks.make(config.model.network)
+    network = recipe.build(shape, outputs=2) if model.learned_variance else recipe.build(shape)
+    sde = make_sde(config.sde)
+    network = with_schedule(network, sde).to(device_of(config))
+    denoiser = Denoiser(
+        network,
+        sde,
+        model.predicts,
+        model.time_label,
+        model.sigma_data,
+        model.num_train_timesteps,
+        round_labels=model.round_labels,
+        learned_variance=model.learned_variance,
+        shape=shape,
+    )
+    return denoiser, network
+
+
+def build_loss(config: ConfigDict, card: DataCard) -> Loss:
+    """The training loss of a config: its spec, with the config's target and times where they are given, and the decoder
+    that its data need where the spec names none.
+
+    Raises:
+        InputError: a target or times are given to a loss that does not use them.
+    """
+    loss: Any = losses.make(config.training.loss)
+    names = [field.name for field in fields(loss)]
+    given = {name: config.training[name] for name in ("target", "times") if config.training[name] is not None}
+    for name, value in given.items():
+        if name not in names:
+            raise InputError(
+                f"the loss {losses.info_of(loss).name} does not use training.{name}, got {value!r}; "
+                f"its options: {', '.join(names)}"
+            )
+    if "times" in given:
+        given["times"] = times.make(given["times"])
+    if "decoder" in names and loss.decoder is None:
+        given["decoder"] = build_decoder(config, card)
+    made: Loss = replace(loss, **given)
+    return made
+
+
+def build_decoder(config: ConfigDict, card: DataCard) -> Decoder:
+    """The last step of a bound: the mass of a level's bin where the data are discrete and not spread over their bins,
+    else the density."""
+    if card.bin_width is None or config.data.dequantise:
+        return Gaussian()
+    return Discretised(card.bin_width, card.low, card.high)
+
+
+def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:
+    """The training options of a config."""
+    training = {k: v for k, v in config.training.items() if k not in ("loss", "target", "times")}
+    width = card.bin_width if config.data.dequantise else None
+    return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
+
+
+def plan_of(
+    denoiser: Denoises, section: ConfigDict, default: tuple[str, str | None] = ("dpmpp_2m", None), stop: bool = False
+) -> Plan:
+    """The plan of ``sampling`` or ``likelihood``; ``nfe`` goes before ``steps``, which solvers and grids that set their
+    own do not use.
+
+    Args:
+        default: the solver and the grid where the section names none.
+        stop: end at t_min.
+
+    Raises:
+        InputError: see ``scoresde.plan``.
+    """
+    solver = section.solver or default[0]
+    method = make(resolve(solver)[0])
+    own_steps = method.adaptive or method.nodes is not None or (section.grid and grids.make(section.grid).fixed)
+    steps = None if own_steps or section.nfe is not None else section.steps
+    return planned(None, denoiser, solver, section.grid, steps, section.nfe, None, None, default=default, stop=stop)

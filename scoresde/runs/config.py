@@ -1,0 +1,160 @@
+"""Configs: read from files, changed from the command line, kept in the folder of a run."""
+
+from __future__ import annotations
+
+import importlib.resources
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from solvers import InputError
+from solvers.errors import positive_integer, unknown
+
+from ..configs import default
+from ..result_files import write_json
+from ..training import checkpoint
+
+# what may change between the sessions of one training run
+_FREE = (
+    "device",
+    "data.path",
+    "training.steps",
+    "training.learning_rate",
+    "training.clip",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep",
+)
+_FREE_SECTIONS = ("sampling", "likelihood")
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What the other commands need to know of the training data: shape, range, bin width, standard deviation."""
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    bin_width: float | None
+
+
+def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The config of a file (or, by its bare name, of one that comes with the library) with ``--config.x=y`` applied.
+
+    Raises:
+        InputError: no such file, no ``get_config`` in it, or an override of an unknown field or the wrong type.
+    """
+    path = Path(name)
+    packaged = Path(str(importlib.resources.files("scoresde.configs")))
+    if not path.is_file():
+        beside = packaged / f"{path.stem}.py"
+        if path.parent.name not in ("", "configs") or not beside.is_file():
+            known = [p.stem for p in packaged.glob("*.py") if not p.stem.startswith("_")]
+            raise unknown("config file", name, known, "(or give the path of a file)")
+        path = beside
+    spec = importlib.util.spec_from_file_location(f"scoresde_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{name} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{name}: {type(error).__name__}: {line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{name}: get_config() must return a ConfigDict")
+    return override(config, overrides)
+
+
+def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+    """A config with ``--config.section.field=value`` arguments applied.
+
+    Raises:
+        InputError: an unknown field, or a value of another type.
+    """
+    fields = dict(flat(config))
+    for argument in overrides:
+        name, separator, _ = argument.partition("=")
+        field = name.removeprefix("--config.")
+        if not separator or field == name:
+            raise InputError(f"cannot read {argument!r}; expected --config.section.field=value")
+        if field not in fields:
+            raise unknown("config field", field, fields)
+    holder = flags.FlagValues()  # type: ignore[no-untyped-call]
+    argv = ["scoresde", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=holder, sys_argv=argv)
+        holder(argv)
+    except (flags.Error, AttributeError, TypeError, ValueError) as error:
+        raise InputError(line(error)) from None
+    return cast(ConfigDict, holder.config)
+
+
+def line(error: BaseException) -> str:
+    """An error's message on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The fields of a config by their full names: ``("training.steps", 6000)``, ..."""
+    for name, value in config.items():
+        if isinstance(value, (ConfigDict, dict)):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def claim(workdir: Path, config: ConfigDict, card: DataCard) -> None:
+    """Writes ``config.json`` into a run's folder, new or of the same config.
+
+    Raises:
+        InputError: the folder holds a run of another config; the message names the first field that differs.
+    """
+    if checkpoint.latest(workdir) is not None:
+        if not (workdir / "config.json").exists():
+            raise InputError(f"{workdir} holds checkpoints but no config.json; take another --workdir")
+        refuse_another(workdir, saved(workdir)[0], config, "take another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", {"config": config.to_dict(), "data": asdict(card)})
+
+
+def refuse_another(workdir: Path, there: ConfigDict, config: ConfigDict, advice: str) -> None:
+    """Refuses to go on with a run under another config.
+
+    Raises:
+        InputError: a field differs that has to stay; the message names it.
+    """
+    old, new = dict(flat(there)), dict(flat(config))
+    for field in new:
+        if field in _FREE or field.partition(".")[0] in _FREE_SECTIONS or old[field] == new[field]:
+            continue
+        raise InputError(
+            f"{workdir} holds a run of another config: {field} is {old[field]!r} there and {new[field]!r} here; "
+            f"{advice}"
+        )
+
+
+def saved(workdir: Path) -> tuple[ConfigDict, DataCard]:
+    """The config and the data card of a run's folder.
+
+    Raises:
+        InputError: it holds no ``config.json``, or a damaged one.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise InputError(f"{workdir} is not a run: it holds no config.json")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        config = default.get_config()
+        config.update(document["config"])
+        data = document["data"]
+        shape = tuple(positive_integer("shape", length) for length in data["shape"])
+        return config, DataCard(shape, data["low"], data["high"], data["bin_width"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged or of another version: {line(error)}") from None

@@ -1,0 +1,92 @@
+"""The page of a likelihood: its text, budget and histogram, and the samples at either end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import torch
+from torch import Tensor
+
+from ..likelihood.result import LogProb, error_of_mean, uncertainty
+from ..show.page import histogram, image_grid, inline, is_image, number
+from .config import DataCard
+
+SHOWN = 12  # samples at either end of the page
+
+
+def block(result: LogProb) -> str:
+    """A likelihood as text, for people."""
+    parts, bits = uncertainty(result), result.dimensions * math.log(2)
+
+    def shown(name: str) -> str:
+        also = "" if result.bin_width is None else f" = {number(parts[name] / bits)} bits/dim"
+        return f"{number(parts[name])} nats{also}"
+
+    lines = [str(result)]
+    if result.nfe_per_sample is not None:
+        lines.append(f"  NFE a sample {float(result.nfe_per_sample.double().mean()):.1f}, {result.nfe} at most")
+    measured = result.solver_error is not None
+    how = f"trace {number(parts['trace'])}" + (f", solver {number(parts['solver'])}" if measured else "")
+    lines.append(f"  the mean is uncertain by {shown('of_these')} for these samples ({how}),")
+    if math.isnan(parts["samples"]):
+        lines.append("  for the distribution they come from not known of a single sample")
+    else:
+        lines.append(f"  by {shown('total')} for the distribution they come from (samples {number(parts['samples'])})")
+    if not measured:
+        lines.append("  besides what the solver errs, which was not measured")
+    return "\n".join(lines)
+
+
+def page(
+    title: str,
+    text: str,
+    found: Mapping[str, LogProb],
+    x: Tensor,
+    card: DataCard,
+    document: Mapping[str, Any],
+) -> str:
+    """The page of a likelihood of data (N, *): text, budget, histogram, and the samples at either end."""
+    result = found["ode"]
+    discrete = result.bin_width is not None
+    values = result.bits_per_dim if discrete else result.nats
+    label = "bits per dimension" if discrete else "log-likelihood, nats"
+    order = torch.argsort(result.nats, stable=True).tolist()
+
+    def shown(places: Sequence[int]) -> Iterator[dict[str, str]]:
+        for i in places:
+            picture = inline(image_grid(x[i : i + 1], card.low, card.high)) if is_image(x) else ""
+            yield {"image": picture, "value": f"{float(values[i]):.4g}", "place": str(i)}
+
+    facts = [(k, str(v)) for k, v in {**document["environment"], **document["evaluation"]}.items()]
+    source = resources.files("scoresde.runs").joinpath("likelihood.html").read_text(encoding="utf-8")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    return template.render(
+        title=title,
+        text=text,
+        discrete=discrete,
+        label=label,
+        tables=[_table(part) for part in found.values()],
+        histogram=inline(histogram(values, label)),
+        ends=[("least", list(shown(order[:SHOWN]))), ("most", list(shown(order[::-1][:SHOWN])))],
+        command=document["command"],
+        facts=facts,
+        config=json.dumps(document["config"], indent=2, default=str),
+    )
+
+
+def _table(result: LogProb) -> dict[str, Any]:
+    """The budget, mean and standard error, in nats and, where there are any, bits/dim."""
+    bits = -result.dimensions * math.log(2)
+
+    def row(name: str, part: Tensor) -> list[str]:
+        mean, error = float(part.double().mean()), error_of_mean(part)
+        cells = [name, f"{mean:.3f}", number(error)]
+        return cells if result.bin_width is None else [*cells, f"{mean / bits:.4f}", number(-error / bits)]
+
+    rows = [row(name, part) for name, part in result.budget.items()]
+    return {"kind": result.kind, "rows": rows, "total": row("log p", result.nats)}

@@ -1,0 +1,48 @@
+"""A run's folder: ``config.json`` (the config and the card of its data), ``train.jsonl``, ``checkpoints/``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from solvers import InputError
+
+from ..models.denoiser import Denoiser
+from ..training import checkpoint
+from .build import build_denoiser
+from .config import DataCard, line, override, refuse_another, saved
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run, ready to be sampled and scored with its averaged weights."""
+
+    config: ConfigDict
+    denoiser: Denoiser
+    card: DataCard
+    step: int
+
+
+def load_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
+    """A run from its folder: config, averaged weights of the last checkpoint, data card.
+
+    Raises:
+        InputError: the folder is not a run, holds no checkpoint, or one that is damaged or does not fit its config.
+    """
+    there, card = saved(workdir)
+    config = override(saved(workdir)[0], overrides)
+    refuse_another(workdir, there, config, "only sampling, likelihood, device and data.path can be overridden")
+    folder = checkpoint.latest(workdir)
+    if folder is None:
+        raise InputError(f"{workdir} holds no checkpoint; run scoresde train first")
+    kept = checkpoint.load(folder)
+    denoiser, network = build_denoiser(config, card.shape)
+    try:
+        network.load_state_dict(dict(kept.ema))
+    except RuntimeError as error:
+        raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None
+    network.eval().requires_grad_(False)
+    return Run(config, denoiser, card, kept.step)

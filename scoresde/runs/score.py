@@ -1,0 +1,266 @@
+"""Scoring a data set: shard by shard, each kept as soon as it is done, then put together, written and shown.
+
+A shard is a batch of ``likelihood.batch_size`` samples, a file such as ``parts/00003.npz`` once it is done. A sample's
+seed is its place in the split: its value depends neither on where an evaluation stopped nor on which process did it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from solvers import InputError, grids, make, resolve
+from solvers.errors import positive_integer
+
+from ..bounds.chain import chain_bound
+from ..bounds.continuous import continuous_bound
+from ..bounds.decoders import Discretised
+from ..likelihood.dequantisation import dequantisers
+from ..likelihood.divergence import divergences
+from ..likelihood.inputs import deterministic, positive
+from ..likelihood.log_prob import GRID, default_solver, dequantise, log_prob
+from ..likelihood.result import LogProb, error_of_mean, uncertainty
+from ..result_files import environment, fingerprint, write_arrays, write_atomically, write_json
+from ..sampling.batches import batches_of
+from . import build
+from .config import DataCard, flat
+from .likelihood_page import block, page
+from .run import Run
+from .shards import join, read_part, refuse_another, write_part
+
+# of the config, what decides a value; the rest of it is in the weights
+_DECIDES = ("sde", "model", "likelihood", "device", "data.dequantise")
+
+
+def score(
+    run: Run,
+    x: Tensor,
+    split: str,
+    out: Path,
+    command: str,
+    parts: Path | None = None,
+    share: tuple[int, int] = (1, 1),
+) -> LogProb | None:
+    """Log-likelihood of data (N, *) by a run's ``likelihood`` section, into likelihood.npz, .json and .html.
+
+    Args:
+        parts: a folder that keeps the shards; those of the same evaluation that it holds are not done again.
+        share: (k, n): only every n-th shard, from the k-th. The files are written once all of them are there.
+
+    Returns:
+        the likelihood of all samples in order; None while shards of other processes are missing.
+
+    Raises:
+        InputError: see ``log_prob``; also discrete data outside the model's levels, and parts of another evaluation.
+    """
+    found = evaluate(run, x, split, parts, share)
+    if found is None:
+        return None
+    result, bound = found["ode"], found.get("bound")
+    arrays = {
+        **_arrays(result),
+        **{f"bound_{name}": value for name, value in (_arrays(bound) if bound else {}).items()},
+    }
+    write_arrays(out / "likelihood.npz", latent=result.latent, **arrays)
+    title = f"{run.config.data.name} {split}: {len(x)} samples, step {run.step}"
+    text = "\n".join([title, block(result), *([] if bound is None else [str(bound)])])
+    document = {
+        "command": command,
+        "split": split,
+        "samples": len(x),
+        **{
+            name: getattr(result, name)
+            for name in ("kind", "solver", "grid", "divergence", "nfe", "products", "seconds")
+        },
+        "means": {name: _plain(value.double().mean()) for name, value in arrays.items()},
+        "standard_errors": {name: _plain(error_of_mean(value)) for name, value in arrays.items()},
+        "solver_error_max": None if result.solver_error is None else _plain(result.solver_error.max()),
+        "uncertainty": {name: _plain(value) for name, value in uncertainty(result).items()},
+        "bound": None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
+        "evaluation": facts_of(run, x, split),
+        "step": run.step,
+        "config": run.config.to_dict(),
+        "environment": environment(build.device_of(run.config)),
+    }
+    write_json(out / "likelihood.json", document)
+    write_atomically(out / "likelihood.html", page(title, text, found, x, run.card, document))
+    print(text)
+    return result
+
+
+def evaluate(
+    run: Run, x: Tensor, split: str, parts: Path | None = None, share: tuple[int, int] = (1, 1)
+) -> dict[str, LogProb] | None:
+    """The likelihood ``ode`` of data (N, *), and the ``bound`` of a chain where the config names one; see ``score``."""
+    options, facts = options_of(run), facts_of(run, x, split)
+    check_range(x, run.card, split)
+    shards = dict(enumerate(batches_of(len(x), run.config.likelihood.batch_size)))
+    done: dict[int, dict[str, LogProb]] = {}
+    if parts is not None:
+        parts.mkdir(exist_ok=True)
+        refuse_another(parts, facts)
+    elif share != (1, 1):
+        raise InputError("processes that share the shards need a folder of parts")
+    files = {k: parts / f"{k:05d}.npz" for k in shards} if parts is not None else {}
+    mine = [k for k in shards if k % share[1] == share[0] - 1]
+    kept = [k for k in mine if k in files and files[k].exists()]
+    sizes = {k: rows.stop - rows.start for k, rows in shards.items()}
+    total, before = sum(sizes[k] for k in mine), sum(sizes[k] for k in kept)
+    try:
+        with tqdm(total=total, initial=before, desc=f"{split} samples", leave=False) as bar:
+            for k in mine:
+                if k in kept:
+                    continue
+                done[k] = _values(run, x, shards[k], options)
+                if parts is not None:
+                    write_part(files[k], facts, shards[k], done[k])
+                bar.update(sizes[k])
+    except KeyboardInterrupt:
+        there = sum(file.exists() for file in files.values())
+        note = f"{there} of {len(shards)} shards are in {parts}; the same command goes on" if there else ""
+        raise KeyboardInterrupt(note) from None
+    missing = [k for k in shards if k not in done and not (k in files and files[k].exists())]
+    if missing:
+        print(
+            f"{len(shards) - len(missing)} of {len(shards)} shards are in {parts}: the last process puts them together"
+        )
+        return None
+    whole = [done[k] if k in done else read_part(files[k], facts, shards[k]) for k in shards]
+    return {name: join([part[name] for part in whole]) for name in whole[0]}
+
+
+def options_of(run: Run) -> dict[str, Any]:
+    """A run's ``likelihood`` section as arguments of ``log_prob``: a tolerance goes before the plan, and without a bin
+    width there is no dequantiser.
+
+    Raises:
+        InputError: an unknown name, a tolerance that is not positive, draws that are no positive integer; see
+            ``scoresde.plan``.
+    """
+    section, width = run.config.likelihood, run.card.bin_width
+    draws = positive_integer("likelihood.draws", section.draws)
+    noise = dequantisers.make(section.dequantiser)
+    check_bound(section.bound)
+    options: dict[str, Any] = {
+        "divergence": divergences.make(section.divergence),
+        "bin_width": width,
+        "dequantiser": None if width is None else noise,
+        "draws": draws,
+    }
+    if section.tolerance is not None:  # which brings the solver's error
+        tolerance = positive("tolerance", section.tolerance)
+        solver = section.solver and make(resolve(section.solver)[0])
+        grid = section.grid and grids.make(section.grid)
+        return {**options, "solver": solver, "grid": grid, "nfe": section.nfe, "tolerance": tolerance}
+    default = default_solver(section.steps, section.nfe), GRID
+    deterministic(section.solver or default[0])  # before its steps are asked for
+    plan = build.plan_of(run.denoiser, section, default, stop=True)
+    return {**options, "plan": plan, "error": section.error}
+
+
+def check_bound(bound: str | None) -> None:
+    """Refuses what is no bound's name.
+
+    Raises:
+        InputError: neither ``continuous`` nor a solver.
+    """
+    if bound in (None, "continuous"):
+        return
+    try:
+        make(bound)
+    except InputError as error:
+        raise InputError(f"likelihood.bound is continuous or ancestral, like ddpm(variance=beta): {error}") from None
+
+
+def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
+    """Everything that decides the values, as JSON knows it."""
+    network = run.denoiser.network
+    assert isinstance(network, nn.Module)
+    noise = dequantisers.make(run.config.likelihood.dequantiser).network
+    versions = environment()
+    given = flat(run.config.to_dict())
+    facts = {
+        "the checkpoint's step": run.step,
+        "the weights": _weights(network),
+        **({"the dequantiser's weights": _weights(noise)} if noise is not None else {}),
+        "the split": split,
+        "the number of samples": len(x),
+        "the data": fingerprint(x),
+        "the bin width": run.card.bin_width,
+        "the levels' range": [run.card.low, run.card.high],
+        **{name: value for name, value in given if name in _DECIDES or name.partition(".")[0] in _DECIDES},
+        "scoresde": versions["scoresde"],
+        "torch": versions["torch"],
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def _weights(module: nn.Module) -> str:
+    """A fingerprint of a network's parameters and buffers."""
+    found = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        found.update(f"{name} {fingerprint(value)} ".encode())
+    return found.hexdigest()[:16]
+
+
+def check_range(x: Tensor, card: DataCard, split: str) -> None:
+    """Refuses discrete data (N, *) that the model's levels do not hold.
+
+    Raises:
+        InputError: a number is more than half a bin below the lowest or above the highest level.
+    """
+    if card.bin_width is None:
+        return
+    low, high, half = float(x.min()), float(x.max()), 0.5 * card.bin_width
+    if low < card.low - half or high > card.high + half:
+        raise InputError(
+            f"the {split} data go from {low:g} to {high:g}, but the model's levels, {card.bin_width:g} apart, from "
+            f"{card.low:g} to {card.high:g}: scale the data like those of the training"
+        )
+
+
+def _values(run: Run, x: Tensor, rows: slice, options: Mapping[str, Any]) -> dict[str, LogProb]:
+    """The values of some samples."""
+    part, seeds = x[rows].to(build.device_of(run.config)), range(rows.start, rows.stop)
+    began = time.perf_counter()
+    result = log_prob(run.denoiser, part, seeds=seeds, **options, progress=True)
+    found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # with the trials of a tolerance
+    bound = chain_score(run, part, seeds)
+    return found if bound is None else {**found, "bound": bound}
+
+
+def chain_score(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
+    """The bound of a run's reverse chain, or the ``continuous`` one, where its ``likelihood.bound`` names one."""
+    options, width = run.config.likelihood, run.card.bin_width
+    if options.bound is None:
+        return None
+    decoder = build.build_decoder(run.config, run.card)
+    spread = width is not None and not isinstance(decoder, Discretised)
+    data = dequantise(x, width, seeds) if spread and width is not None else x
+    shared: dict[str, Any] = {"decoder": decoder, "bin_width": width, "seeds": seeds, "progress": True}
+    if options.bound == "continuous":
+        return continuous_bound(run.denoiser, data, draws=options.bound_indices or 128, **shared)
+    return chain_bound(run.denoiser, data, options.bound, indices=options.bound_indices, **shared)
+
+
+def _arrays(result: LogProb) -> dict[str, Tensor]:
+    """Everything of it that is one number a sample."""
+    arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
+    arrays |= {"nfe": result.nfe_per_sample} if result.nfe_per_sample is not None else {}
+    arrays |= {"solver_error": result.solver_error} if result.solver_error is not None else {}
+    arrays |= {"bits_per_dim": result.bits_per_dim} if result.bin_width is not None else {}
+    return arrays
+
+
+def _plain(value: Tensor | float) -> float | None:
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,121 @@
+"""The shards of an evaluation: written as they are done, read again, joined into one."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from solvers import InputError
+
+from ..likelihood.result import LogProb
+from ..result_files import write_arrays
+
+
+def write_part(path: Path, facts: Mapping[str, Any], rows: slice, found: Mapping[str, LogProb]) -> None:
+    """A shard as arrays ``ode.nats``, ``ode.budget.prior``, ...; the rest, and what it is of, as JSON."""
+    arrays: dict[str, Any] = {"items": np.arange(rows.start, rows.stop)}
+    plain: dict[str, dict[str, Any]] = {}
+    for key, result in found.items():
+        plain[key] = {}
+        for field in fields(LogProb):
+            value = getattr(result, field.name)
+            if field.name == "terms":
+                continue  # a thousand numbers a sample
+            if isinstance(value, Tensor):
+                arrays[f"{key}.{field.name}"] = value.detach().cpu()
+            elif isinstance(value, Mapping):
+                arrays |= {f"{key}.{field.name}.{name}": part.detach().cpu() for name, part in value.items()}
+            else:
+                plain[key][field.name] = value
+    write_arrays(path, **arrays, plain=np.array(json.dumps(plain)), facts=np.array(json.dumps(facts)))
+
+
+def read_part(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, LogProb]:
+    """A shard as it was written.
+
+    Raises:
+        InputError: it is damaged, of another evaluation, or of other samples.
+    """
+    with _Part(path) as part:
+        _same(path.parent, json.loads(str(part["facts"])), facts)
+        if part["items"].tolist() != list(range(rows.start, rows.stop)):
+            raise InputError(f"{path} holds other samples than {rows.start} to {rows.stop - 1}: remove it")
+        found: dict[str, dict[str, Any]] = json.loads(str(part["plain"]))
+        for name in part:
+            key, _, field = name.partition(".")
+            if key not in found:
+                continue
+            field, _, inner = field.partition(".")
+            value = torch.from_numpy(part[name])
+            if inner:
+                found[key].setdefault(field, {})[inner] = value
+            else:
+                found[key][field] = value
+        return {key: LogProb(**values) for key, values in found.items()}
+
+
+class _Part:
+    """An open part, whose damage is told as bad input."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> Any:
+        try:
+            self.file = np.load(self.path, allow_pickle=False)
+            return self.file
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            raise self._damaged(error) from None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self.file.close()
+        if isinstance(error, (KeyError, ValueError, TypeError, zipfile.BadZipFile)) and not isinstance(
+            error, InputError
+        ):
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: BaseException) -> InputError:
+        return InputError(f"{self.path} is damaged ({error}): remove it, and it is done again")
+
+
+def refuse_another(parts: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses a folder with a part of another evaluation."""
+    for path in sorted(parts.glob("[0-9]*.npz")):
+        with _Part(path) as part:
+            _same(parts, json.loads(str(part["facts"])), facts)
+
+
+def _same(parts: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    for name in {**here, **there}:
+        if there.get(name) != here.get(name):
+            raise InputError(
+                f"{parts} holds parts of another evaluation: {name} is {there.get(name)!r} there and "
+                f"{here.get(name)!r} here; take another --out"
+            )
+
+
+def join(parts: Sequence[LogProb]) -> LogProb:
+    """The shards of one evaluation as one."""
+    made: dict[str, Any] = {}
+    for field in fields(LogProb):
+        values = [getattr(part, field.name) for part in parts]
+        first = values[0]
+        if isinstance(first, Tensor):
+            made[field.name] = torch.cat([value.detach().cpu() for value in values])
+        elif isinstance(first, Mapping):
+            made[field.name] = {k: torch.cat([value[k].detach().cpu() for value in values]) for k in first}
+        elif isinstance(first, str):
+            made[field.name] = " / ".join(dict.fromkeys(filter(None, values)))
+        elif field.name in ("nfe", "products"):
+            made[field.name] = max(values)
+        else:
+            made[field.name] = sum(values) if field.name == "seconds" else first
+    return LogProb(**made)

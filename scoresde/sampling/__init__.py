@@ -1,0 +1,7 @@
+"""Sampling and encoding: plans, batches, one solve over them, and CUDA graphs of programs."""
+
+from .batches import Batching
+from .plan import Plan
+from .sample import Sample, encode
+
+__all__ = ["Batching", "Plan", "Sample", "encode"]

@@ -1,0 +1,90 @@
+"""A whole trajectory as one CUDA graph: the model and every sum of its program, launched at once.
+
+A graph replays the same kernels on the same memory, so what goes in (the start, the draws, the conditions) is copied
+into tensors of its own first. It pays where launching kernels costs more than running them: small networks and batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from solvers import InputError, Node, Noise, Program, Solution
+from solvers.program.instructions import Draw
+
+from ..models.problem import Diffusion
+from ..paths.base import Denoises
+
+
+class Trajectory:
+    """A program with its model, recorded for one shape of the state and the conditions.
+
+    Args:
+        x: a state (B, *) at the first node, on a CUDA device.
+        conditions: of the network, each (B, *).
+    """
+
+    def __init__(self, program: Program, denoiser: Denoises, x: Tensor, conditions: Mapping[str, Tensor]) -> None:
+        self.program = program
+        self.x, self.conditions = x.clone(), {name: value.clone() for name, value in conditions.items()}
+        self.draws = [torch.zeros_like(x) for _ in range(program.draws)]
+        problem = Diffusion(denoiser, self.conditions)
+        self.replay, self.outcome = record(lambda: program.run(problem, self.x, _tape(self.draws)))
+
+    def __call__(self, x: Tensor, noise: Noise, conditions: Mapping[str, Tensor]) -> Solution:
+        """The solution from another x (B, *) of that shape, with other noise and conditions."""
+        self.x.copy_(x)
+        for name, value in conditions.items():
+            self.conditions[name].copy_(value)
+        draws = (i for i in self.program.instructions if isinstance(i, Draw))
+        for buffer, draw in zip(self.draws, draws, strict=True):
+            buffer.copy_(noise(self.program.nodes[draw.t], self.program.nodes[draw.s]))
+        self.replay()
+        return self.program.solution(self.outcome.clone())
+
+
+def _tape(draws: list[Tensor]) -> Noise:
+    """The draws in their order, which is that of the program."""
+    number = count()
+
+    def noise(t: Node, s: Node) -> Tensor:
+        return draws[next(number)]
+
+    return noise
+
+
+def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """What a function launches on the GPU, as a graph: (what launches it again, where its outcome then stands)."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # kernels choose their algorithms and workspaces before they are recorded
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outcome = run()
+    return graph.replay, outcome
+
+
+def runner(
+    program: Program | None, denoiser: Denoises, name: str
+) -> Callable[[Tensor, Noise, Mapping[str, Tensor]], Solution]:
+    """``Trajectory`` for every length of a batch that comes.
+
+    Raises:
+        InputError: the solver, called ``name``, has no program.
+    """
+    if program is None:
+        raise InputError(f"{name} has no program, so cuda_graph=True cannot record it")
+    recorded: dict[int, Trajectory] = {}
+
+    def run(x: Tensor, noise: Noise, conditions: Mapping[str, Tensor]) -> Solution:
+        if len(x) not in recorded:
+            recorded[len(x)] = Trajectory(program, denoiser, x, conditions)
+        return recorded[len(x)](x, noise, conditions)
+
+    return run

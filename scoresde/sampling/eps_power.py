@@ -1,0 +1,60 @@
+"""What some samplers want to know of a model beforehand, estimated on data."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+import solvers
+from solvers.errors import positive_integer
+from solvers.types.schedule import as_schedule
+
+from ..paths.base import Denoises
+from .batches import batches_of, check_batch
+
+
+def eps_power(
+    denoiser: Denoises, x0: Tensor, levels: int = 20, *, seed: int = 0, batch_size: int | None = None
+) -> tuple[tuple[float, float], ...]:
+    """E|eps|^2 / d of the model's eps at noised data, at ``levels`` values of lam over the path: pairs (lam, power).
+
+    It is what ``ddpm(variance=optimal, eps_power=...)`` takes: 1 - power is the share of the variance of the posterior
+    of x0 that the model leaves, Bao et al. 2022, arXiv:2201.06503, eq. 8-9. One evaluation per sample and level.
+
+    Args:
+        denoiser: the model.
+        x0: data (B, *).
+        levels: how many values of lam, equally spaced over the SDE's range.
+        seed: of the noise, fresh at every level.
+        batch_size: how many samples to evaluate at once; it changes the result by rounding alone.
+
+    >>> import scoresde
+    >>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
+    >>> data = target.sample(256, torch.Generator().manual_seed(0))
+    >>> table = eps_power(target.denoiser(scoresde.VP()), data, levels=10)
+    >>> spec = f"ddpm(variance=optimal, eps_power={[list(pair) for pair in table]})"
+    >>> scoresde.sample(target.denoiser(scoresde.VP()), (2,), range(4), spec, steps=5).nfe
+    5
+
+    Raises:
+        InputError: x0 is not a batch of finite floats, or levels is not an integer of at least 2.
+    """
+    check_batch("x0", x0)
+    if positive_integer("levels", levels) < 2:
+        raise solvers.InputError(f"levels must be at least 2, got {levels}")
+    sde = denoiser.sde
+    first, last = sde(sde.t_max).lam, sde(sde.t_min).lam
+    generator, pairs = solvers.generator(seed), []
+    with torch.no_grad():
+        for k in range(levels):
+            node = as_schedule(sde).node_of_lam(first + (last - first) * k / (levels - 1))
+            noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0)
+            x = node.alpha * x0 + node.sigma * noise
+            total = sum(
+                float(denoiser.predict(x[rows], node).eps.double().square().sum())
+                for rows in batches_of(len(x0), batch_size)
+            )
+            pairs.append((node.lam, total / (len(x0) * math.prod(x0.shape[1:]))))
+    return tuple(pairs)

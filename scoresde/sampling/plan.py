@@ -1,0 +1,240 @@
+"""Plans: a solver and the nodes that it runs on, made once from specs and used many times.
+
+>>> import scoresde, torch
+>>> denoiser = scoresde.targets.Gaussian(torch.zeros(2), 0.25).denoiser(scoresde.VP())
+>>> made = plan(denoiser, "heun", "karras", nfe=20)
+>>> print(made)
+heun on karras, 10 steps
+>>> ends = [scoresde.sample(denoiser, (2,), range(4), plan=made).x for _ in range(2)]
+>>> torch.equal(*ends)
+True
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import solvers
+from solvers import Grid, InputError, Node, Program, Solver
+from solvers.program.trace import NoProgram
+from solvers.types.model_output import Output
+from solvers.types.schedule import as_schedule
+
+from ..paths.base import SDE, Denoises
+
+OWN = "its own"  # the grid of a solver whose numbers were made for one
+PROGRAMS = 64  # kept
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A solver and the nodes that it runs on; ``plan`` makes one.
+
+    Attributes:
+        solver: the method.
+        rule: the grid that placed the nodes; None of a solver that has nodes of its own.
+        nodes: from t_max to t_min or to sigma = 0.
+        sde: the path that the nodes are on.
+        t_min, t_max: the part of the path's range that was asked for, None for its ends.
+    """
+
+    solver: Solver
+    rule: Grid | None
+    nodes: tuple[Node, ...] = field(repr=False)
+    sde: SDE
+    t_min: float | None = None
+    t_max: float | None = None
+
+    @classmethod
+    def make(
+        cls,
+        denoiser: Denoises,
+        solver: str | Solver,
+        grid: str | Grid | None = None,
+        steps: int | None = None,
+        nfe: int | None = None,
+        t_min: float | None = None,
+        t_max: float | None = None,
+        stop: bool = False,
+    ) -> Plan:
+        """Resolves names and budgets, see ``plan``.
+
+        Args:
+            stop: end at t_min even if the grid would go on to sigma = 0; of a budget, the steps to there.
+        """
+        named = None
+        if isinstance(solver, str):
+            solver, named = solvers.resolve(solver)
+        method = solvers.make(solver)
+        if method.nodes is not None:
+            if stop:
+                raise _has_its_own(method)
+            if (grid, steps, nfe, t_min, t_max) != (None,) * 5:
+                raise InputError(
+                    f"{method} has a grid of its own, from noise to data: leave out grid, steps, nfe, t_min and t_max"
+                )
+            return cls(method, None, method.nodes, denoiser.sde).on(denoiser.sde)
+        rule = solvers.grids.make(grid or named or "karras")
+        if stop:
+            rule = replace(rule, end="t_min")
+        if steps is not None and nfe is not None:
+            raise InputError("give steps or nfe, not both")
+        if nfe is not None:
+            steps = solvers.steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
+        elif steps is None and method.adaptive and not rule.fixed:
+            if grid is None and named is None:
+                rule = solvers.grids.make("uniform")
+            steps = 2 if rule.end == "zero" else 1
+        elif steps is None and not rule.fixed:
+            raise InputError(f"{method} takes as many steps as it is told: give steps or nfe")
+        nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
+        nodes = nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes
+        return cls(method, rule, nodes, denoiser.sde, t_min, t_max)
+
+    @property
+    def grid(self) -> str:
+        """The canonical spec of the grid."""
+        return OWN if self.rule is None else str(self.rule)
+
+    @property
+    def steps(self) -> int:
+        """The number of steps, a step to sigma = 0 included."""
+        return len(self.nodes) - 1
+
+    def to_t_min(self) -> Plan:
+        """The plan that ends at t_min, as encoding and likelihood need it: of the same grid in as many steps; of a grid
+        that sets its own, and of an adaptive solver, without the step to sigma = 0.
+
+        Raises:
+            InputError: the solver has nodes of its own.
+        """
+        if self.rule is None:
+            raise _has_its_own(self.solver)
+        if self.nodes[-1].sigma > 0:
+            return self
+        rule = replace(self.rule, end="t_min")
+        steps = max(1, self.steps - 1) if self.solver.adaptive else self.steps
+        nodes = rule.nodes(self.sde, None if rule.fixed else steps, self.t_min, self.t_max)
+        return replace(self, rule=rule, nodes=nodes[:-1] if nodes[-1].sigma == 0 else nodes)
+
+    def in_steps(self, steps: int) -> Plan:
+        """The same solver and grid in another number of steps.
+
+        Raises:
+            InputError: the grid sets its own steps, or they are not a positive integer.
+        """
+        if self.rule is None or self.rule.fixed:
+            raise InputError(f"the grid {self.grid} sets its own steps")
+        return replace(self, nodes=self.rule.nodes(self.sde, steps, self.t_min, self.t_max))
+
+    def reversed(self) -> Plan:
+        """The plan along the same nodes from the last to the first."""
+        return replace(self, nodes=self.nodes[::-1])
+
+    def on(self, sde: SDE) -> Plan:
+        """The plan, for a denoiser on ``sde``.
+
+        Raises:
+            InputError: a node's alpha or sigma is not the SDE's at its t.
+        """
+        noisy = [node.t for node in self.nodes if node.sigma > 0]
+        owns = dict(zip(noisy, as_schedule(sde).nodes(noisy), strict=True))
+        for node in self.nodes:
+            own = owns[node.t] if node.sigma > 0 else sde.clean
+            if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in ((node.alpha, own.alpha), (node.sigma, own.sigma))):
+                raise InputError(
+                    f"{self.solver} was made for another path: at t={node.t:g} it has alpha={node.alpha:g} and "
+                    f"sigma={node.sigma:g}, {sde} has {own.alpha:g} and {own.sigma:g}"
+                )
+        return self
+
+    def program(self, output: str | Output = "x0") -> Program | None:
+        """The solver's program in terms of what a network puts out; None where it has none, or where it asks the model
+        for several steps at once. Programs are kept: the same values give the same object."""
+        if self.solver.parallel:
+            return None
+        key = (self.solver, self.nodes, self.sde, Output(output) if isinstance(output, str) else output)
+        if type(self.sde).__eq__ is object.__eq__:  # a path that learns: the same object, another path
+            return _traced(*key)
+        try:
+            hash(key)
+        except TypeError:
+            return _traced(*key)
+        return _kept(*key)
+
+    def __str__(self) -> str:
+        return f"{self.solver} on {self.grid}, {self.steps} steps"
+
+
+def _has_its_own(solver: Solver) -> InputError:
+    return InputError(f"{solver} has a grid of its own, from noise to data: encode and log_prob take other solvers")
+
+
+def _traced(solver: Solver, nodes: tuple[Node, ...], sde: SDE, output: Output) -> Program | None:
+    try:
+        return solvers.trace(solver, nodes, sde, output)
+    except NoProgram:
+        return None
+
+
+_kept = lru_cache(maxsize=PROGRAMS)(_traced)
+
+
+def plan(
+    denoiser: Denoises,
+    solver: str | Solver = "dpmpp_2m",
+    grid: str | Grid | None = None,
+    steps: int | None = None,
+    *,
+    nfe: int | None = None,
+    t_min: float | None = None,
+    t_max: float | None = None,
+) -> Plan:
+    """A solver and its nodes on a denoiser's path, for ``sample``, ``encode``, ``log_prob`` and
+    ``sample_with_log_prob``; the last three stop at t_min, see ``Plan.to_t_min``.
+
+    Args:
+        solver: a name or spec, see ``solvers.names()``, or a solver.
+        grid: likewise, see ``solvers.grids.names()``; by default the one that the solver's label names ("DPM++ 2M
+            Karras"), else ``karras``.
+        steps, nfe: the length of the grid, or a budget of model evaluations, of which the plan takes the most steps
+            that it affords. Neither for an adaptive solver, which then crosses the whole range in one interval and
+            stops at t_min unless the grid says otherwise; neither for a grid that is a list of nodes.
+        t_min, t_max: a part of the SDE's range.
+
+    Raises:
+        InputError: an unknown name or option, both or neither of steps and nfe, a budget that is too small, or a range
+            that leaves the SDE's.
+    """
+    return Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max)
+
+
+def planned(
+    given: Plan | None,
+    denoiser: Denoises,
+    solver: str | Solver | None,
+    grid: str | Grid | None,
+    steps: int | None,
+    nfe: int | None,
+    t_min: float | None,
+    t_max: float | None,
+    *,
+    default: tuple[str, str | None],
+    stop: bool = False,
+) -> Plan:
+    """The plan of a call that takes one or its parts, by ``default`` with that solver and grid.
+
+    Raises:
+        InputError: both a plan and parts; a plan of another path; see ``plan``.
+    """
+    if given is None:
+        return Plan.make(denoiser, solver or default[0], grid or default[1], steps, nfe, t_min, t_max, stop)
+    parts = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "t_min": t_min, "t_max": t_max}
+    if both := [name for name, value in parts.items() if value is not None]:
+        raise InputError(f"a plan has its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
+    if not isinstance(given, Plan):
+        raise InputError(f"plan must be what scoresde.plan returns, got {type(given).__name__}")
+    found = given.to_t_min() if stop else given
+    return found.on(denoiser.sde)

@@ -1,0 +1,6 @@
+"""What people look at: the report page, the cards of solvers, the view of a program."""
+
+from .page import image_grid
+from .solver_cards import markdown
+
+__all__ = ["image_grid", "markdown"]

@@ -1,0 +1,357 @@
+"""What there is to say of the registered solvers: the table, the families, the methods with two names, one card each.
+
+Facts come from the registry, costs are counted, and measured orders are those of ``solvers/conformance/orders.json``,
+which ``benchmarks/solver_orders.py`` writes. Pages and the command line print what this file makes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shlex
+import textwrap
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Annotated, Any, Literal
+
+import solvers
+from solvers import Corrector, Info, InputError, SeededNoise, Solver, resolve
+from solvers.conformance.problems import PATHS, VP, Mixture
+from solvers.foreign.diffusers import CLASSES
+from solvers.foreign.names import SOLVERS as LABELS
+from solvers.registry.normalise import normalise
+from solvers.registry.ranges import marks
+
+GROUPS = {
+    "one-step": "One-step methods of the ODE",
+    "multistep": "Multistep methods of the ODE: they use earlier predictions again",
+    "sde": "Methods that draw noise",
+    "wrapper": "Methods built from other solvers; numbers of the default ones",
+    "adaptive": "Adaptive methods, each sample with its own steps; order and NFE of an inner step",
+    "black box": "Integrators of other libraries; order and NFE of an inner step",
+}
+STEPS = 20
+WIDTH = 118
+LEGEND = """\
+order     declared; "2 of 4": a method of order 4 that its start, weights or options hold at 2; its card says why
+measured  least and largest over VP, sub-VP, VE, EDM and rectified flow: of the error on a mixture; of the covariance
+          on Gaussian data for methods that draw noise; "-" where not measured
+NFE/step  model evaluations of a step;  start: those of a run beyond its steps;  native: what the method interpolates
+paper     with its arXiv number.  scoresde solvers NAME: everything about one solver"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table, as text."""
+
+    group: str
+    name: str
+    kind: str
+    order: str
+    measured: str
+    evaluations: str
+    startup: str
+    noise: str
+    native: str
+    paper: str
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The line without its group."""
+        return (
+            self.name, self.kind, self.order, self.measured, self.evaluations, self.startup, self.noise, self.native,
+            self.paper,
+        )  # fmt: skip
+
+
+HEAD = ("name", "kind", "order", "measured", "NFE/step", "start", "noise", "native", "paper")
+
+
+@lru_cache(maxsize=1)
+def orders() -> dict[str, dict[str, float]]:
+    """Specs and their measured orders, by path; empty where no measurement is installed."""
+    source = files("solvers.conformance").joinpath("orders.json")
+    found: dict[str, dict[str, float]] = json.loads(source.read_text("utf-8"))["orders"] if source.is_file() else {}
+    return found
+
+
+def group(solver: Solver) -> str:
+    """The part of the table that a solver stands in: a key of ``GROUPS``.
+
+    A method whose own order exceeds its evaluations a step must be using earlier predictions.
+    """
+    info = solvers.solvers.info_of(solver)
+    if info.kind.startswith("black box"):
+        return "black box"
+    if any(hint is Solver for hint in typing.get_type_hints(info.cls).values()):
+        return "wrapper"
+    if solver.adaptive:
+        return "adaptive"
+    if solver.stochastic:
+        return "sde"
+    return "multistep" if solver.nominal_order > solver.evaluations else "one-step"
+
+
+def short(reference: str) -> str:
+    """The first paper of a reference, in few letters.
+
+    >>> short("Lu et al. 2022, arXiv:2211.01095, algorithm 2; more"), short("Kutta 1901; Hairer 1993")
+    ('Lu 2022, 2211.01095', 'Kutta 1901')
+    """
+    clause = reference.split(";")[0]
+    match = re.match(r"(.+?) (\d{4})\b(?:, (?:arXiv:)?([\d.]+\d|k-diffusion))?", clause)
+    if not match:
+        return clause.split(",")[0]
+    authors, year, where = match.groups()
+    first = re.split(r",| et al\.", authors)[0] + (" et al." if "," in authors else "")
+    return f"{first} {year}" + (f", {where}" if where else "")
+
+
+def order_text(solver: Solver) -> str:
+    """The order that is promised, and the method's own where that is higher."""
+    order, own = solver.order, solver.nominal_order
+    return f"{order:g} of {own:g}" if order < own else f"{order:g}"
+
+
+def measured_text(spec: str) -> str:
+    """Lowest and highest measured order of a spec.
+
+    >>> measured_text("unheard_of")
+    '-'
+    """
+    values = [f"{value:.2f}" for value in sorted(orders().get(spec, {}).values())]
+    return "-" if not values else values[0] if values[0] == values[-1] else f"{values[0]}-{values[-1]}"
+
+
+def row(name: str) -> Row:
+    """The line of a solver in the table."""
+    solver, info = solvers.make(name), solvers.info(name)
+    start = "-" if solver.adaptive else f"{solvers.startup(solver, VP):+d}".replace("+0", "0")
+    noise = "yes" if solver.stochastic else "eta" if "eta" in info.options else "no"
+    kind = re.sub(r"^(black box|adaptive) ", "", info.kind).replace(" + ", "+")
+    return Row(
+        group(solver), name, kind, order_text(solver), measured_text(str(solver)), str(solver.evaluations), start,
+        noise, info.native, short(info.reference),
+    )  # fmt: skip
+
+
+def rows(names: Iterable[str] | None = None) -> list[Row]:
+    """The table of the registry, by group and within a group by name."""
+    made = [row(name) for name in (solvers.names() if names is None else names)]
+    return sorted(made, key=lambda line: list(GROUPS).index(line.group))
+
+
+def table(lines: Sequence[Row]) -> str:
+    """The table as text."""
+    widths = [max(len(cell) for cell in column) for column in zip(HEAD, *(line.cells for line in lines), strict=True)]
+
+    def joined(cells: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+    text = [joined(HEAD)]
+    for key, title in GROUPS.items():
+        members = [joined(line.cells) for line in lines if line.group == key]
+        text += ["", title, *members] if members else []
+    return "\n".join([*text, "", LEGEND])
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *lines))
+
+
+def families(lines: Sequence[Row]) -> str:
+    """A line a group, in Markdown: names, orders, evaluations a step."""
+
+    def span(texts: Iterable[str]) -> str:
+        values = sorted({float(text.split()[0]) for text in texts})
+        return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+
+    made = []
+    for key, title in GROUPS.items():
+        members = [line for line in lines if line.group == key]
+        if members:
+            names = ", ".join(f"`{line.name}`" for line in members)
+            made.append(
+                (title, names, span(line.order for line in members), span(line.evaluations for line in members))
+            )
+    return markdown(("", "solvers", "order", "NFE/step"), made)
+
+
+def equalities() -> list[tuple[str, str]]:
+    """The pairs of specs that the registry's cards call one method; canonical. A test proves each."""
+    pairs = []
+    for name in solvers.names():
+        for claim in solvers.info(name).equals:
+            left, separator, right = claim.partition(" = ")
+            pairs.append((left, right) if separator else (name, claim))
+    return [(str(solvers.make(left)), str(solvers.make(right))) for left, right in pairs]
+
+
+def equal_methods() -> list[list[str]]:
+    """The classes of specs that are one method, shortest specs first."""
+    classes: list[set[str]] = []
+    for pair in map(set, equalities()):
+        touched = [known for known in classes if known & pair]
+        classes = [known for known in classes if not known & pair] + [pair.union(*touched)]
+    return sorted(sorted(known, key=lambda spec: (len(spec), spec)) for known in classes)
+
+
+def accepted(info: Info, option: str) -> str:
+    """What an option takes: its values where they can be listed, its range, or else its kind."""
+    return _accepted(typing.get_type_hints(info.cls, include_extras=True)[info.fields[option].name])
+
+
+def _accepted(hint: Any) -> str:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return next((mark.words(parts[0]) for mark in marks(hint)), _accepted(parts[0]))
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if hint is bool:
+        return "True | False"
+    if hint in (Solver, Corrector):
+        return "any solver" if hint is Solver else " | ".join(solvers.correctors.names())
+    if origin is tuple:
+        inner = _accepted(parts[0])
+        return f"[{inner}, ...]" if parts[-1] is Ellipsis else f"[{', '.join([inner] * len(parts))}]"
+    if parts:
+        return " | ".join(map(_accepted, parts))
+    return {float: "number", int: "integer", str: "name", type(None): "None"}.get(hint, "value")
+
+
+def spellings(info: Info) -> list[str]:
+    """Aliases and other programs' labels of a solver; with the spec where a label stands for one with options."""
+    found = {normalise(alias): alias for alias in info.aliases}
+    for label, spec in {**LABELS, **CLASSES}.items():
+        if spec.partition("(")[0] == info.name and label != info.name:
+            found.setdefault(normalise(label), label if spec == info.name else f"{label} = {spec}")
+    return sorted(found.values(), key=lambda text: (" = " in text, text.lower()))
+
+
+def description(info: Info) -> tuple[str, str]:
+    """The first paragraph of the class's docstring, and the others less what it raises."""
+    text = inspect.getdoc(info.cls) or ""
+    if text.startswith(f"{info.cls.__name__}("):  # written by dataclass, where the author wrote none
+        return "", ""
+    first, *others = [" ".join(part.split()) for part in text.replace("``", "").split("\n\n")]
+    return first, "\n".join(re.sub("^Args: ", "Options: ", part) for part in others if not part.startswith("Raises"))
+
+
+def declared(solver: Solver) -> str:
+    """What a solver says of itself, in words."""
+    noise = "draws noise" if solver.stochastic else "deterministic"
+    each = f"{solver.evaluations} evaluation{'s' if solver.evaluations > 1 else ''}"
+    return f"order {order_text(solver)}, {each} {'an inner step' if solver.adaptive else 'a step'}, {noise}"
+
+
+def cost(solver: Solver) -> str:
+    """Evaluations of a step, of 20 steps and of the start, in words."""
+    if solver.adaptive:
+        nodes, noise = solvers.grid("uniform", VP, 1), SeededNoise(range(4), (2,))
+        x = nodes[0].sigma * noise.initial()
+        nfe = int(solvers.solve(solver, Mixture(VP), x, nodes, noise).nfe.max())
+        return (
+            f"{solver.evaluations} an inner step; as many steps as its tolerances ask: {nfe} on a mixture of Gaussians"
+        )
+    ends = [solvers.evaluations(solver, VP, solvers.grid(spec, VP, STEPS)) for spec in ("logsnr", "karras")]
+    start = solvers.startup(solver, VP)
+    extra = f"; {start} of these beyond the steps' own" if start > 0 else ""
+    return f"{solver.evaluations} a step; {STEPS} steps take {ends[0]} to sigma > 0 and {ends[1]} to sigma = 0{extra}"
+
+
+def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[str, str]:
+    """A command and a line of Python that run: 20 evaluations where the solver can keep to them.
+
+    Args:
+        spec: what to call the solver, where its own name is known only once its module is imported.
+    """
+    budget = {"nfe": STEPS}
+    if solver.adaptive:
+        budget = {}
+    else:
+        try:
+            solvers.steps_of_nfe(solver, solvers.grids.make(grid or "karras"), VP, STEPS)
+        except InputError:
+            budget = {"steps": STEPS}
+    options: Mapping[str, Any] = {"solver": spec or str(solver), **({"grid": grid} if grid else {}), **budget}
+    command = [f"--config.sampling.{key}={value}" for key, value in options.items()]
+    command = ["scoresde sample", "--workdir=runs/digits", "--out=samples", *map(shlex.quote, command)]
+    python = ", ".join(f"{key}={json.dumps(value)}" for key, value in options.items())
+    return _wrapped(command), f"scoresde.sample(denoiser, shape, seeds=range(16), {python})"
+
+
+def _wrapped(words: Sequence[str], width: int = WIDTH - 14) -> str:
+    """A command in lines that a shell reads as one."""
+    lines = [""]
+    for word in words:
+        if len(lines[-1]) + 1 + len(word) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += f"{' ' if lines[-1] else ''}{word}"
+    return " \\\n".join(lines)
+
+
+def card(label: str) -> str:
+    """Everything about one solver, as text; ``label`` may be a spec, an alias, or name a grid.
+
+    Raises:
+        InputError: no such solver, or a bad option.
+    """
+    head, grid = (label, None) if ":" in label else resolve(label)
+    solver = solvers.make(head)
+    info, spec = solvers.solvers.info_of(solver), str(solver)
+    summary, details = description(info)
+    command, python = examples(solver, grid, label if ":" in label else spec)
+    noise = (
+        "draws noise" if solver.stochastic else "deterministic" + (", noise by eta" if "eta" in info.options else "")
+    )
+    options = {
+        f"{name} = {solvers.registry.spec.write(value)}": accepted(info, name) for name, value in info.options.items()
+    }
+    width = max(map(len, options), default=0)
+    variants = [f"{other}: {_orders_of(other)}" for other in orders() if other.startswith(f"{info.name}(")]
+    same = [other for known in equal_methods() if spec in known for other in known if other != spec]
+    facts = {
+        "": details,
+        "formula": info.formula,
+        "kind": f"{info.kind or 'not told'}, {noise}; native form {info.native}",
+        "order": "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec)}", *variants]),
+        "NFE": cost(solver),
+        "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()) or "none",
+        "aliases": ", ".join(spellings(info)),
+        "equals": ", ".join(same) + (" (the same coefficients)" if same else ""),
+        "note": info.note,
+        "reference": info.reference,
+        "command": command,
+        "Python": python,
+    }
+    title = f"{spec}{f' on the grid {grid}' if grid else ''}"
+    return "\n".join([_entry(title, summary), *(_entry(f"  {key}", text) for key, text in facts.items() if text)])
+
+
+def _orders_of(spec: str) -> str:
+    found = orders().get(spec, {})
+    if not found:
+        return f'- (scoresde check-solver "{spec}" measures it)'
+    if len({f"{value:.2f}" for value in found.values()}) == 1 and len(found) == len(PATHS):
+        return f"{next(iter(found.values())):.2f} on every path"
+    return ", ".join(f"{value:.2f} ({path})" for path, value in found.items())
+
+
+def _entry(title: str, text: str) -> str:
+    """A title of up to eleven letters, or on a line of its own, and the text beside it."""
+    if not text:
+        return title
+    lines = []
+    for part in text.splitlines():
+        column = "".rjust(len(part) - len(part.partition("   ")[2].lstrip())) if "   " in part else ""
+        lines += textwrap.wrap(
+            part, WIDTH - 12, subsequent_indent=column, break_long_words=False, break_on_hyphens=False
+        )
+    indent = "".ljust(12)
+    start = f"{title.ljust(11)} " if len(title) < 12 else f"{title}\n{indent}"
+    return start + f"\n{indent}".join(lines)

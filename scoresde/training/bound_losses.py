@@ -1,0 +1,167 @@
+"""Losses that are variational bounds: of discrete chains, and of the reverse SDE in continuous time.
+
+Denoising score matching at a chain's nodes is ``dsm(times=discrete)``.
+
+The bound in continuous time does not depend on the shape of a learned path between its ends, the interior (see
+``continuous_bound``); the interior is trained for the variance of the estimate L = 1/2 gamma'(t) |eps - eps_model|^2.
+The variance is E[L^2] - E[L]^2, and E[L] does not depend on the interior's weights w, so its gradient is
+
+    d E[L^2] / dw = E[2 L (dL/dgamma dgamma/dw + dL/dgamma' dgamma'/dw)].
+
+dL/dgamma and dL/dgamma' are what back-propagation of the bound itself delivers to gamma_i and gamma'_i of sample i,
+since no other sample's loss depends on them. So each enters as a sum: of its value as a function of the ends alone, and
+of a zero whose derivatives are those by the interior alone and are multiplied by 2 L_i on their way back. One backward
+pass then gives network and ends the gradient of the bound, and the interior that of E[L^2] (the product at which the
+paper's appendix on minimising the variance arrives as well).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from solvers import InputError, Prediction, Solver
+from solvers.one_step.ancestral import DDPM
+from solvers.registry.ranges import Positive
+
+from ..bounds.chain import chain_of, prior_term, step_terms
+from ..bounds.continuous import diffusion, place_of, prior_kl, reconstruction, variable_of
+from ..bounds.decoders import Decoder
+from ..paths.chain import Chain, reverse_kernel
+from ..paths.time_samplers import LowDiscrepancy, TimeSampler
+from .losses import Loss, losses, normal_like
+
+
+def _needs(decoder: Decoder | None, name: str) -> Decoder:
+    if decoder is None:
+        raise InputError(f"{name} needs a decoder: gaussian for continuous data, discretised for levels")
+    return decoder
+
+
+def _drawn(
+    denoiser: Any, x0: Tensor, generator: torch.Generator, conditions: dict[str, Tensor]
+) -> tuple[Chain, Tensor, Tensor, Prediction]:
+    """The chain, a random index each (B,), the noise (B, *), and what the model says of x_i."""
+    chain = chain_of(denoiser.sde)
+    index = torch.randint(chain.count, (len(x0),), generator=generator)
+    eps = normal_like(x0, generator)
+    at, _ = chain.steps(index)
+    wide = at.like(x0)
+    return chain, index, eps, denoiser.predict(wide.alpha * x0 + wide.sigma * eps, at, **conditions)
+
+
+@losses.register("chain_bound", reference="Ho et al. 2020, arXiv:2006.11239, eq. 5")
+@dataclass(frozen=True)
+class ChainBound(Loss):
+    """One term of the chain's variational bound each, at a random index, times their number: in bits/dim, unbiased.
+
+    Args:
+        kernel: the reverse chain's variance.
+        decoder: of the last step; filled in from the data in a config.
+        prior: add L_N, which depends on the path alone.
+    """
+
+    kernel: Solver = field(default=DDPM(variance="beta"))
+    decoder: Decoder | None = None
+    prior: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        reverse_kernel(self.kernel)
+
+    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+        """See ``Loss``; bits/dim.
+
+        Raises:
+            InputError: no decoder.
+        """
+        chain, index, eps, prediction = _drawn(denoiser, x0, generator, conditions)
+        nats = chain.count * step_terms(
+            chain, index, x0, eps, prediction, reverse_kernel(self.kernel), _needs(self.decoder, "chain_bound")
+        )
+        if self.prior:
+            nats = nats + prior_term(chain, x0)
+        return (nats / (x0[0].numel() * math.log(2))).to(x0)
+
+
+@losses.register("hybrid", reference="Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 16")
+@dataclass(frozen=True)
+class Hybrid(Loss):
+    """L_simple + weight L_vlb of a model that learns its variance: the bound, in bits/dim, teaches the variance alone.
+
+    Args:
+        weight: of the bound; 0.001 in the paper.
+        decoder: see ``ChainBound``.
+    """
+
+    weight: Positive = 1e-3
+    decoder: Decoder | None = None
+
+    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+        """See ``Loss``.
+
+        Raises:
+            InputError: no decoder, or a model that does not learn its variance.
+        """
+        chain, index, eps, prediction = _drawn(denoiser, x0, generator, conditions)
+        if prediction.nu is None:
+            raise InputError("hybrid trains a model that learns its variance: Denoiser(learned_variance=True)")
+        fixed = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.nu)
+        decoder = _needs(self.decoder, "hybrid")
+        nats = chain.count * step_terms(chain, index, x0, eps, fixed, DDPM(variance="learned"), decoder)
+        bits = (nats / (x0[0].numel() * math.log(2))).to(x0)
+        simple: Tensor = (prediction.eps - eps).square().flatten(1).mean(1)
+        return simple + self.weight * bits
+
+
+@losses.register("continuous_bound", reference="Kingma et al. 2021, arXiv:2107.00630, eq. 11-17")
+@dataclass(frozen=True)
+class ContinuousBound(Loss):
+    """The continuous-time variational bound in bits/dim, unbiased, each sample at one time.
+
+    On a ``LearnedVP`` it trains the ends of gamma through the bound and the interior through E[L^2] of the diffusion
+    term L, also in bits/dim; see the module's docstring. Networks that mix the samples of a batch (batch
+    normalisation) make that last gradient approximate.
+
+    Args:
+        decoder: of x0 at t_min: levels or discretised for discrete data, gaussian for continuous ones; filled in from
+            the data in a config.
+        times: low_discrepancy, uniform or logsnr. Spread over lam, the interior plays no part and is not trained.
+
+    Raises:
+        InputError: another time sampler.
+    """
+
+    decoder: Decoder | None = None
+    times: TimeSampler = field(default=LowDiscrepancy())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        variable_of(self.times)
+
+    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+        """See ``Loss``; bits/dim.
+
+        Raises:
+            InputError: no decoder.
+        """
+        if self.decoder is None:
+            raise InputError("continuous_bound needs a decoder: levels(bin_width=...) for discrete data, else gaussian")
+        sde = denoiser.sde
+        place = place_of(sde, self.times.sample(sde, len(x0), generator), variable_of(self.times))
+        eps, noise = normal_like(x0, generator), normal_like(x0, generator)
+        bits = x0[0].numel() * math.log(2)
+        between = diffusion(denoiser, x0, place, eps, conditions) / bits
+        for inner in place.interior:
+            inner.register_hook(_scaled(2 * between.detach()))  # type: ignore[no-untyped-call]
+        ends = prior_kl(x0, place.last, sde.prior().std) + reconstruction(x0, place.first, noise, self.decoder)
+        return (between + ends / bits).to(x0.dtype)
+
+
+def _scaled(factor: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: factor.to(gradient) * gradient

@@ -1,0 +1,291 @@
+"""Solvers that choose their own steps, every sample its own.
+
+An interval of the grid is crossed by inner steps. Where a sample is, how far it goes next and what its controller
+remembers are Python floats of that sample alone; a model evaluation holds all samples that are still on their way, at a
+node each. A sample that has arrived is left out: it does not change and costs nothing. So each sample is the same, to
+the last bit, alone and in any batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..registry.ranges import AnyPositive, Count
+from ..types.node import Node, Prediction
+from ..types.problem import Problem
+from ..types.solver import Noise, Solver, Step
+
+MEMORY = 8  # places of a sample that are kept
+# below this share of the place on the clock a step is lost in rounding
+UNDERFLOW = 1e-12
+
+
+@dataclass
+class Row:
+    """One sample on its way across an interval.
+
+    Attributes:
+        node: where it is.
+        h: the length of the next inner step, on the solver's clock.
+        errors: of the accepted inner steps that the controller remembers, the latest first.
+        known: its prediction at ``node`` is at hand.
+        retried: the last inner step was rejected.
+        lost: and its error was not finite.
+        places: on the clock, where it stood with a known slope: here, and before this in the solve, the latest last.
+        path: what it draws its noise from, for stochastic solvers.
+    """
+
+    node: Node
+    h: float = math.nan
+    errors: tuple[float, ...] = ()
+    known: bool = False
+    retried: bool = False
+    lost: bool = False
+    places: tuple[float, ...] = ()
+    accepted: int = 0
+    rejected: int = 0
+    error: float = 0.0
+    path: Any = None
+
+
+class Attempt(NamedTuple):
+    """An inner step of n samples, each (n, *): the new state, its error, the state that tolerances compare with the
+    last one, and what is remembered of slopes at the new state where the method has it."""
+
+    x: Tensor
+    error: Tensor
+    compare: Tensor
+    slope: Tensor | None = None
+
+
+class Carry(NamedTuple):
+    """What the next interval goes on with: the slopes that are remembered at the state where the last one ended, each
+    sample's row, and whether a hook has moved the state since."""
+
+    slope: Tensor
+    previous: Tensor
+    rows: list[Row]
+    moved: bool = False
+
+
+@dataclass(frozen=True)
+class Adaptive(Solver):
+    """A solver with per-sample inner steps; a subclass says what one is and how its error sets the next.
+
+    The error of a sample is the root mean square over its components of error / tolerance. ``first_step`` is the
+    length of a solve's first inner step (``inf``: the whole interval); None leaves it to the solver. ``max_steps``
+    bounds a sample's inner steps in one interval.
+    """
+
+    rtol: AnyPositive = 1e-5
+    atol: AnyPositive = 1e-5
+    first_step: AnyPositive | None = None
+    max_steps: Count = 10000
+
+    ramps: ClassVar[bool] = False  # a solve begins at a low order
+    reuses: ClassVar[bool] = False  # the prediction at the end of an inner step is that at the start of the next
+    smallest: ClassVar[float] = 0.2  # factor on a step
+    largest: ClassVar[float] = 10.0
+
+    def clock(self, node: Node) -> float:
+        """The variable that steps are lengths of."""
+        return node.lam
+
+    def lam_at(self, value: float) -> float:
+        """lam where the clock shows ``value``."""
+        return value
+
+    def nodes_at(self, problem: Problem, values: Sequence[float]) -> list[Node]:
+        """The nodes where the clock shows each of ``values``; steps are coarse, so many coincide."""
+        places = list(dict.fromkeys(values))
+        found = dict(zip(places, problem.nodes_of_lam([self.lam_at(value) for value in places]), strict=True))
+        return [found[value] for value in values]
+
+    def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
+        """The first step of every sample x (B, *) with its slope at t, where ``first_step`` is None."""
+        raise NotImplementedError
+
+    def slope(self, prediction: Prediction) -> Tensor:
+        """What of a prediction the method adds up (n, *)."""
+        return prediction.eps
+
+    def measured(self, x: Tensor, node: Node) -> Tensor:
+        """Of a state x (B, *) at a node, what tolerances are relative to."""
+        return x
+
+    def remembered(self, slope: Tensor) -> Tensor:
+        """What is remembered where a slope (n, *) is all that is known."""
+        return slope
+
+    def ask(self, problem: Problem, x: Tensor, nodes: Sequence[Node], dtype: torch.dtype) -> Tensor:
+        """The slope (n, *) at a node a sample, asked in ``dtype``, in the dtype of x."""
+        return self.slope(problem.predict(x.to(dtype), Node.stack(nodes))).to(x.dtype)
+
+    def path(self, noise: Noise | None, row: int, count: int) -> Any:
+        """Where sample ``row`` of ``count`` draws its noise."""
+        return None
+
+    def tolerance(self, before: Tensor, after: Tensor) -> Tensor:
+        """The accepted error of every component (n, *)."""
+        return self.atol + self.rtol * torch.maximum(before.abs(), after.abs())
+
+    def attempt(
+        self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
+    ) -> Attempt:
+        """One inner step of samples x (n, *) with what is remembered of slopes, to a node each; the model is asked in
+        ``dtype``."""
+        raise NotImplementedError
+
+    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
+        """Whether to accept a sample's step, and the factor on the next: from the error now and those before it."""
+        raise NotImplementedError
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
+        wide = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+        state, count = x.to(wide), x.shape[0]
+        if isinstance(carry, Carry) and not carry.moved:
+            slope, previous, known = carry.slope, carry.previous, self.reuses
+        else:
+            slope, previous, known = self.remembered(torch.zeros_like(state)), self.measured(state, t), False
+        rows = [Row(t, path=self.path(noise, i, count), known=known) for i in range(count)]
+        for i, row in enumerate(rows):
+            row.h = math.inf if self.first_step is None else self.first_step
+            if isinstance(carry, Carry):
+                row.h, row.errors = carry.rows[i].h, carry.rows[i].errors
+                row.places = carry.rows[i].places if known else ()
+        active = list(range(count))
+        while active:
+            if missing := [i for i in active if not rows[i].known]:
+                nodes = [rows[i].node for i in missing]
+                found = self.ask(_part(problem, missing, count), state[missing], nodes, x.dtype)
+                slope = _put(slope, missing, self.remembered(found))
+                for i in missing:
+                    rows[i].places = (self.clock(rows[i].node),)
+                if carry is None and self.first_step is None and not any(r.accepted + r.rejected for r in rows):
+                    self._check(rows, missing, found)
+                    for row, h in zip(rows, self.automatic(state, slope, t, s), strict=True):
+                        row.h = h
+            ends = self._ends(problem, rows, active, s)
+            lengths = [abs(self.clock(end) - self.clock(rows[i].node)) for i, end in zip(active, ends, strict=True)]
+            made = self.attempt(
+                _part(problem, active, count), state[active], slope[active], [rows[i] for i in active], ends, x.dtype
+            )
+            norms = row_norms(made.error / self.tolerance(previous[active], made.compare))
+            taken: list[int] = []
+            for k, (i, norm, error) in enumerate(zip(active, norms, row_norms(made.error), strict=True)):
+                if not math.isfinite(norm):
+                    self._check([rows[i]], [i], slope[i : i + 1])
+                if self._settle(rows[i], norm, error, lengths[k], ends[k]):
+                    taken.append(k)
+            moved = [active[k] for k in taken]
+            state, previous = _put(state, moved, made.x[taken]), _put(previous, moved, made.compare[taken])
+            if made.slope is not None:
+                slope = _put(slope, moved, made.slope[taken])
+            active = [i for i in active if rows[i].node is not s]
+        out = state.to(x.dtype)
+        accepted, rejected = (torch.tensor([getattr(row, name) for row in rows]) for name in ("accepted", "rejected"))
+        total = torch.tensor([row.error for row in rows], dtype=torch.float64)
+        return Step(out, Carry(slope, previous, rows), total, accepted, rejected)
+
+    def replaced(self, carry: Any, x: Tensor) -> Any:
+        return carry._replace(moved=True)
+
+    def _ends(self, problem: Problem, rows: Sequence[Row], active: Sequence[int], s: Node) -> list[Node]:
+        """Where the next inner steps of some samples go; a step that nearly arrives is stretched."""
+        goal, short = self.clock(s), {}
+        for i in active:
+            row, now = rows[i], self.clock(rows[i].node)
+            if 1.01 * row.h >= abs(goal - now):
+                continue
+            if row.h <= UNDERFLOW * max(1.0, abs(now)):
+                advice = "the model's predictions beyond are not finite" if row.lost else "loosen rtol or atol"
+                raise InputError(f"{self}: the step of sample {i} underflows at lam={row.node.lam:.6g}; {advice}")
+            if row.accepted + row.rejected >= self.max_steps:
+                raise InputError(
+                    f"{self}: sample {i} took max_steps={self.max_steps} inner steps and is at lam={row.node.lam:.6g}, "
+                    f"on its way to {s.lam:.6g}"
+                )
+            short[i] = now + math.copysign(row.h, goal - now)
+        nodes = dict(zip(short, self.nodes_at(problem, list(short.values())), strict=True))
+        return [nodes.get(i, s) for i in active]
+
+    def _settle(self, row: Row, norm: float, error: float, length: float, end: Node) -> bool:
+        """Accepts or rejects an inner step of a sample, and sets its next."""
+        accept, factor = False, self.smallest
+        if math.isfinite(norm):
+            accept, factor = self.control((max(norm, 1e-10), *row.errors), row)
+        if row.path is not None:
+            row.path.settle(accept)
+        row.retried, row.lost = not accept, not math.isfinite(norm)
+        if not accept:
+            row.h, row.known = coarse(factor * length), True
+            row.rejected += 1
+            return False
+        # a step cut short by the interval's end does not shorten the next
+        row.h = coarse(factor * length if length >= 0.99 * row.h else max(row.h, factor * length))
+        row.node, row.known, row.places = end, self.reuses, (*row.places, self.clock(end))[-MEMORY:]
+        row.errors = (max(norm, 1e-10), *row.errors)[:2]
+        row.accepted += 1
+        row.error += error
+        return True
+
+    def _check(self, rows: Sequence[Row], places: Sequence[int], slope: Tensor) -> None:
+        for row, i, values in zip(rows, places, slope, strict=True):
+            if not bool(torch.isfinite(values).all()):
+                lam = row.node.lam
+                raise InputError(f"{self}: the model's predictions for sample {i} are not finite at lam={lam:.6g}")
+
+
+def row_norms(values: Tensor) -> list[float]:
+    """The root mean square of each row of (n, *), summed row by row: a sum over several may round otherwise."""
+    squares = (values * values).flatten(1)
+    return [math.sqrt(v) for v in torch.stack([row.mean() for row in squares]).tolist()]
+
+
+def coarse(h: float) -> float:
+    """h, shortened to five binary digits.
+
+    A step follows from an error that holds the rounding of the model's precision, device and batch size; where an error
+    nearly vanishes, the controller magnifies it from step to step. Of coarse steps, most are the same in spite of it.
+
+    >>> coarse(0.1), coarse(math.inf)
+    (0.09765625, inf)
+    """
+    fraction, exponent = math.frexp(h)
+    # a multiple of 1/32, less what a difference of two places rounds off, stays that multiple
+    return h if math.isinf(h) else math.ldexp(math.floor(32 * fraction + 1e-9) / 32, exponent)
+
+
+def column(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """One number a sample, ready to multiply (n, *)."""
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(-1, *(1,) * (like.ndim - 1))
+
+
+def pid(errors: tuple[float, ...], order: float, p: float, i: float, d: float) -> float:
+    """The factor on the step from the errors now and before (a missing one is taken as the one after it).
+
+    Soederlind 2003, ACM TOMS 29(1), eq. 32: e_n^-(p + i + d) e_(n-1)^(p + 2 d) e_(n-2)^-d, each over ``order``.
+    """
+    now, before, first = (*errors, *errors[-1:] * 2)[:3]
+    powers = now ** -(p + i + d) * before ** (p + 2 * d) * first**-d
+    return float(powers ** (1 / order))
+
+
+def _part(problem: Problem, rows: Sequence[int], count: int) -> Problem:
+    return problem if len(rows) == count else problem.select(torch.tensor(rows))
+
+
+def _put(whole: Tensor, rows: Sequence[int], values: Tensor) -> Tensor:
+    """``whole`` with some rows replaced, as a new tensor."""
+    if len(rows) == len(whole):
+        return values
+    out = whole.clone()
+    out[rows] = values
+    return out

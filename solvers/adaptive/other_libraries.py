@@ -1,0 +1,263 @@
+"""Integrators of other libraries, by name, on dx/dt = alpha' x0 + sigma' eps.
+
+Adaptive ones choose their own steps, so one interval of the grid is enough; fixed-step ones take an interval as one
+step, or cut it by ``step_size``. A method whose steps depend on a norm integrates each sample on its own: a shared norm
+would make it depend on its neighbours. (``rk45`` and its kin carry all samples at once, each with its own steps.)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+from torchdiffeq import odeint
+
+from ..errors import InputError
+from ..registry.ranges import AnyPositive, Choice, Count
+from ..types.node import Node
+from ..types.problem import Problem
+from ..types.solver import Noise, Solver, Step, solvers
+
+
+class Method(NamedTuple):
+    """What is known of a method: its order, the evaluations of a step (of implicit ones, at least), whether it chooses
+    its steps, and whether a norm over the state decides anything."""
+
+    order: int
+    evaluations: int
+    adaptive: bool = True
+    norm: bool = True
+
+
+SCIPY = {
+    "RK45": Method(5, 6),
+    "RK23": Method(3, 3),
+    "DOP853": Method(8, 12),
+    "Radau": Method(5, 3),
+    "BDF": Method(5, 1),
+    "LSODA": Method(5, 1),
+}
+# the Adams methods start with Runge-Kutta's: of one step, they are that
+TORCHDIFFEQ = {
+    "dopri8": Method(8, 13),
+    "dopri5": Method(5, 6),
+    "bosh3": Method(3, 3),
+    "fehlberg2": Method(2, 2),
+    "adaptive_heun": Method(2, 2),
+    "scipy_solver": Method(5, 1),
+    "euler": Method(1, 1, adaptive=False, norm=False),
+    "midpoint": Method(2, 2, adaptive=False, norm=False),
+    "heun2": Method(2, 2, adaptive=False, norm=False),
+    "heun3": Method(3, 3, adaptive=False, norm=False),
+    "rk4": Method(4, 4, adaptive=False, norm=False),
+    "explicit_adams": Method(4, 4, adaptive=False, norm=False),
+    "implicit_adams": Method(4, 4, adaptive=False),
+    "fixed_adams": Method(4, 4, adaptive=False),
+}
+
+
+@dataclass(frozen=True)
+class BlackBox(Solver):
+    """A library's integrator with a relative and an absolute tolerance per component of the state.
+
+    ``first_step`` is the length in t of the first step of an interval (at most the interval); None leaves it to the
+    library.
+    """
+
+    rtol: AnyPositive = 1e-5
+    atol: AnyPositive = 1e-5
+    first_step: AnyPositive | None = None
+
+    @property
+    def name(self) -> str:
+        """The method."""
+        raise NotImplementedError
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """What the library has."""
+        raise NotImplementedError
+
+    @property
+    def order(self) -> float:
+        return float(self.methods[self.name].order)
+
+    @property
+    def adaptive(self) -> bool:
+        return self.methods[self.name].adaptive
+
+    @property
+    def evaluations(self) -> int:
+        return self.methods[self.name].evaluations
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
+        if not self.methods[self.name].norm:
+            return Step(self.integrate(problem, x, t, s), carry)
+        rows = [slice(i, i + 1) for i in range(x.shape[0])]
+        return Step(torch.cat([self.integrate(problem.select(row), x[row], t, s) for row in rows]), carry)
+
+    def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
+        """Samples x (n, *) from t to s."""
+        raise NotImplementedError
+
+    def first(self, t: Node, s: Node) -> float | None:
+        """``first_step`` within an interval."""
+        return None if self.first_step is None else min(self.first_step, abs(s.t - t.t))
+
+
+def velocity(problem: Problem, x: Tensor, time: float, t: Node, s: Node) -> Tensor:
+    """The probability-flow ODE's right-hand side at x (n, *); times are kept from rounding out of the interval."""
+    if not math.isfinite(time):
+        raise InputError("the model's predictions are not finite")
+    node = problem.node(min(max(time, min(t.t, s.t)), max(t.t, s.t)))
+    return problem.predict(x, node).velocity(node)
+
+
+@solvers.register(
+    "scipy",
+    aliases=("solve_ivp",),
+    kind="black box ODE",
+    order=5,
+    nonlinear="another library takes the steps",
+    adaptive=True,
+    evaluations=6,
+    reference="scipy.integrate.solve_ivp; RK45: Dormand and Prince 1980, J. Comput. Appl. Math. 6(1)",
+    formula="the named method of scipy's in t, each sample on its own",
+    note="Radau, BDF and LSODA difference the model for its Jacobian, an evaluation per component, all counted",
+)
+@dataclass(frozen=True)
+class Scipy(BlackBox):
+    """scipy's solve_ivp in float64 on the CPU: RK45, RK23, DOP853, Radau, BDF, LSODA."""
+
+    method: Annotated[str, Choice(SCIPY)] = "RK45"
+
+    @property
+    def name(self) -> str:
+        return self.method
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        return SCIPY
+
+    def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
+        def rhs(time: float, flat: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            state = torch.as_tensor(flat).to(x.dtype).to(x.device).view(x.shape)
+            out: np.ndarray[Any, Any] = velocity(problem, state, float(time), t, s).flatten().cpu().double().numpy()
+            if not np.isfinite(out).all():
+                raise InputError(f"{self}: the model's predictions are not finite at t={time:.6g}")
+            return out
+
+        start = x.detach().flatten().cpu().double().numpy()
+        first = self.first(t, s)
+        result = solve_ivp(rhs, (t.t, s.t), start, method=self.method, rtol=self.rtol, atol=self.atol, first_step=first)
+        if not result.success:
+            raise InputError(f"{self} stopped at t={result.t[-1]:g}: {result.message}")
+        return torch.as_tensor(result.y[:, -1]).to(x.dtype).to(x.device).view(x.shape)
+
+
+class _TorchDiffEq(BlackBox):
+    """torchdiffeq's odeint, on the device and in the dtype of the state."""
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        return TORCHDIFFEQ
+
+    def options(self) -> dict[str, Any]:
+        """The method's own options."""
+        return {}
+
+    def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
+        dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+        times = torch.tensor([t.t, s.t], dtype=dtype, device=x.device)
+        options = self.options()
+        if self.adaptive and self.name != "scipy_solver":
+            # without it the last step overshoots s, where the path may not be defined, and is interpolated back
+            options["step_t"] = times[1:]
+            if (first := self.first(t, s)) is not None:
+                options["first_step"] = first
+
+        def rhs(time: Tensor, state: Tensor) -> Tensor:
+            return velocity(problem, state, float(time), t, s)
+
+        try:
+            path: Tensor = odeint(rhs, x, times, method=self.name, rtol=self.rtol, atol=self.atol, options=options)
+        except AssertionError as error:  # of its own checks: an underflow, a state that is not finite, too many steps
+            line = str(error).partition("\n")[0].partition("tensor")[0]
+            raise InputError(
+                f"{self} stopped between t={t.t:g} and {s.t:g}: {line or 'it refuses its input'}"
+            ) from error
+        return path[-1].to(x.dtype)
+
+
+@solvers.register(
+    "torchdiffeq",
+    aliases=("odeint",),
+    kind="black box ODE",
+    order=5,
+    nonlinear="another library takes the steps",
+    adaptive=True,
+    evaluations=6,
+    reference="Chen et al. 2018, arXiv:1806.07366; torchdiffeq 0.2.5",
+    formula="the named method of torchdiffeq's in t, each sample on its own",
+    note="the Adams methods build a history only within an interval, with step_size; of one step they are rk4",
+)
+@dataclass(frozen=True)
+class TorchDiffEq(_TorchDiffEq):
+    """torchdiffeq's methods by name.
+
+    Adaptive: dopri8, dopri5, bosh3, fehlberg2, adaptive_heun, scipy_solver (scipy's LSODA). Of fixed steps: euler,
+    midpoint, heun2, heun3, rk4, explicit_adams, implicit_adams, fixed_adams; they cross an interval in one step, or in
+    steps of length ``step_size`` in t.
+    """
+
+    method: Annotated[str, Choice(TORCHDIFFEQ)] = "dopri5"
+    step_size: AnyPositive | None = None
+    max_num_steps: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = {
+            "step_size": (not self.adaptive, "fixed-step"),
+            "max_num_steps": (self._controlled, "adaptive"),
+            "first_step": (self._controlled, "adaptive"),
+        }
+        for option, (fit, kind) in fits.items():
+            if getattr(self, option) is not None and not fit:
+                raise InputError(f"torchdiffeq: {option} is an option of {kind} methods, not of {self.method}")
+
+    @property
+    def _controlled(self) -> bool:
+        return self.adaptive and self.method != "scipy_solver"
+
+    @property
+    def name(self) -> str:
+        return self.method
+
+    def options(self) -> dict[str, Any]:
+        given = {name: getattr(self, name) for name in ("step_size", "max_num_steps")}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@solvers.register(
+    "dopri5",
+    kind="black box ODE",
+    order=5,
+    nonlinear="another library takes the steps",
+    adaptive=True,
+    evaluations=6,
+    reference="Dormand and Prince 1980, as torchdiffeq's dopri5",
+    formula="an embedded 5(4) pair in t with error control",
+    equals=("torchdiffeq(method=dopri5)",),
+)
+@dataclass(frozen=True)
+class Dopri5(_TorchDiffEq):
+    """torchdiffeq's Dormand-Prince pair, on the device and in the dtype of the state."""
+
+    @property
+    def name(self) -> str:
+        return "dopri5"

@@ -1,0 +1,74 @@
+"""Labels of other programs that name a solver and a grid in one, and the labels handed to the registries."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from ..errors import InputError
+from ..registry.normalise import normalise
+from ..time_grids.base import grids
+from ..types.solver import solvers
+from . import diffusers, names
+
+log = logging.getLogger("solvers")
+_told: set[str] = set()  # each label is logged once
+_CLASSES = {normalise(name): name for name in diffusers.CLASSES}
+
+
+def read(label: str) -> tuple[str, str | None]:
+    """A label's solver and grid, the solver's part as it was typed or, of diffusers' classes, as a spec.
+
+    A registered solver's name is never taken apart, nor is a label that stands for a solver as a whole.
+    """
+    head, paren, tail = label.partition("(")
+    if ":" in head or solvers.knows(head):
+        if paren and normalise(head) in _CLASSES and tail.rstrip().endswith(")"):
+            return diffusers.read(_CLASSES[normalise(head)], tail.rstrip()[:-1])
+        return label, None
+    words = re.findall(r"[^\s_\-]+", head)
+    for count in range(min(3, len(words) - 1), 0, -1):  # the longest first: ddim_uniform before uniform
+        suffix = "_".join(words[-count:]).lower()
+        if suffix in names.SUFFIXES:
+            rest = re.sub(rf"([\s_\-]+[^\s_\-]+){{{count}}}[\s_\-]*$", "", head)
+            return rest + paren + tail, names.SUFFIXES[suffix]
+    return label, None
+
+
+def _solver_alone(label: str) -> str:
+    """The solver's part of a label that names no grid.
+
+    Raises:
+        InputError: it names one.
+    """
+    typed, grid = read(label)
+    if grid is not None:
+        raise InputError(f"{label!r} is a solver and a grid: give {solvers.read(typed)} and {grid}")
+    return typed
+
+
+solvers.add_labels(names.SOLVERS | diffusers.CLASSES, read=_solver_alone)
+grids.add_labels(names.GRIDS)
+
+
+def resolve(label: str) -> tuple[str, str | None]:
+    """The spec of a solver and the spec of the grid that a label names, or None; logged where they are spelled anew.
+
+    It reads A1111's and ComfyUI's labels, k-diffusion's functions, diffusers' classes with their flags, and the names
+    of the solvers' own code.
+
+    >>> resolve("DPM++ 2M SDE Karras"), resolve("k_dpmpp_2m_sde_heun_exp")
+    (('dpmpp_2m_sde', 'karras'), ('dpmpp_2m_sde(variant=heun)', 'logsnr(end=zero)'))
+    >>> resolve("DPMSolverMultistepScheduler(solver_order=3, use_karras_sigmas=True)")
+    ('dpmpp_3m(variant=released, start=lower)', 'karras')
+
+    Raises:
+        InputError: no such solver; the message holds the nearest matches.
+    """
+    typed, named = read(label)
+    spec, grid = str(solvers.read(typed)), None if named is None else str(grids.read(named))
+    if grid is not None or spec != label:
+        if label not in _told:
+            log.info("%s -> solver=%s%s", label, spec, f" grid={grid}" if grid else "")
+        _told.add(label)
+    return spec, grid

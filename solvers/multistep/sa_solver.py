@@ -1,0 +1,105 @@
+"""SA-Solver: stochastic Adams methods with a predictor and a corrector, for the SDE."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from ..errors import InputError
+from ..registry.ranges import NonNegative, Range
+from ..types.node import Node
+from ..types.problem import Problem
+from ..types.solver import solvers
+from .base import Multistep, Row, adams
+
+
+@solvers.register(
+    "sa_solver",
+    kind="SDE",
+    order=2,
+    stochastic=True,
+    native="x0",
+    reference="Xue et al. 2023, arXiv:2309.05019, eq. 12-18 and algorithm 1",
+    formula="x_s = e^(-eta^2 h) (sigma_s / sigma_t) x + alpha_s sum_j w_j x0_j + sigma_s sqrt(1 - e^(-2 eta^2 h)) z",
+    equals=(
+        "sa_solver(predictor_order=1, corrector_order=0) = ddpm",
+        "sa_solver(predictor_order=3, corrector_order=0) = dpmpp_3m_sde",
+    ),
+    note="of order 2 at most in the covariance, whatever the orders of its parts, of 3 with eta=0; a corrector "
+    "of order 1 makes the whole one of order 1; quantity=eps is stiff at the noisy end; the paper's tau is eta",
+)
+@dataclass(frozen=True)
+class SASolver(Multistep):
+    """SA-Solver: stochastic Adams, predictor and corrector, with noise of strength eta where the ratio lies in a range.
+
+    The corrector of order k uses the newest prediction and k - 1 before it; 0 leaves it out. ``pece`` evaluates again
+    after it: two evaluations a step. ``few_steps`` weighs the difference of two predictions of x0 by (1 + eta^2) h / 2
+    instead of its integral, as the released code does.
+    """
+
+    predictor_order: Annotated[int, Range(1, 4)] = 3
+    corrector_order: Annotated[int, Range(0, 5)] = 4
+    eta: NonNegative = 1.0
+    ratios: tuple[float, ...] = (0.0, math.inf)
+    variant: Literal["exact", "few_steps"] = "exact"
+    pece: bool = False
+    quantity: Literal["x0", "eps"] = "x0"
+    lower_order_final: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.ratios) != 2 or not self.ratios[0] <= self.ratios[1]:
+            raise InputError(f"sa_solver: ratios are the least and the greatest, got {list(self.ratios)}")
+
+    @property
+    def depth(self) -> int:
+        return self.predictor_order
+
+    @property
+    def memory(self) -> int:
+        return max(self.predictor_order, self.corrector_order - 1)
+
+    @property
+    def stochastic(self) -> bool:
+        return self.eta > 0
+
+    @property
+    def evaluations(self) -> int:
+        return 2 if self.pece else 1
+
+    @property
+    def evaluate_again(self) -> bool:
+        return self.pece
+
+    @property
+    def nominal_order(self) -> float:
+        # the corrector has the last word, and is one order better than what it was predicted from, at most
+        predictor, corrector = self.predictor_order, self.corrector_order
+        reached = min(corrector, predictor + 1) if corrector else predictor
+        return min(reached, 2) if self.stochastic else reached
+
+    @property
+    def ceiling(self) -> float:
+        return 3 if self.corrector_order else 2  # a corrector lifts the first step, Euler's, by one
+
+    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
+        return self.integral(problem, s, past[0], past)
+
+    def corrector(self, problem: Problem, past: Sequence[Node], used: int) -> Sequence[float]:
+        if not self.corrector_order:
+            return ()
+        return self.integral(problem, past[0], past[1], past[: self.corrector_order]).weights
+
+    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
+        eta = self.eta if self.ratios[0] <= t.ratio <= self.ratios[1] else 0.0
+        row = adams(problem, s, t, nodes, self.quantity, "lam", eta)
+        if self.variant == "exact" or self.quantity == "eps" or len(nodes) != 2:
+            return row
+        # of the difference of the newer prediction and the older: h' is the way from the older
+        newer, older = nodes
+        share = (1 + eta**2) * (s.lam - t.lam) / 2 * (s.lam - t.lam) / (newer.lam - older.lam)
+        return row._replace(
+            weights=(sum(row.weights) + share, -share) if newer is t else (share, sum(row.weights) - share)
+        )

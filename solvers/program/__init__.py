@@ -1,0 +1,23 @@
+"""Programs: a linear solver on a grid as a list of numbers, which can be run, compared, saved and loaded."""
+
+from .analysis import difference, equal, response, terminal_covariance
+from .from_file import File
+from .instructions import Combine, Draw, Evaluate
+from .program import Answer, Program, asker, shares
+from .trace import NoProgram
+
+__all__ = [
+    "Answer",
+    "Combine",
+    "Draw",
+    "Evaluate",
+    "File",
+    "NoProgram",
+    "Program",
+    "asker",
+    "difference",
+    "equal",
+    "response",
+    "shares",
+    "terminal_covariance",
+]

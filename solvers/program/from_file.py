@@ -1,0 +1,114 @@
+"""A program in a file as a solver: "file:my_solver.json" wherever a solver's name is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..types.node import Node
+from ..types.problem import Problem
+from ..types.solver import Noise, Solver, Step, solvers
+from .program import Program, Registers, answered, asker
+
+
+class Place(NamedTuple):
+    """How far a program has come: the number of its next step, and the registers that are still to be read."""
+
+    step: int
+    registers: Registers
+
+
+@solvers.register(
+    "file",
+    prefix=True,
+    kind="program",
+    reference="docs/program_format.md",
+    formula="the rows of the file",
+)
+@dataclass(frozen=True)
+class File(Solver):
+    """A program that was written by ``Program.to_json``, here or by somebody else, run on its own nodes."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.program  # noqa: B018  (a file that is none is told at once)
+
+    @property
+    def program(self) -> Program:
+        """What the file holds.
+
+        Raises:
+            InputError: there is no such file, or it is not a program.
+        """
+        path = Path(self.path)
+        try:
+            stamp = path.stat().st_mtime_ns
+            return _read(path.resolve(), stamp)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise InputError(f"cannot read the program {self.path!r}: {reason}") from None
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return self.program.grid
+
+    @property
+    def restartable(self) -> bool:
+        return False
+
+    @property
+    def plans_grid(self) -> bool:
+        return True
+
+    @property
+    def stochastic(self) -> bool:
+        return self.program.stochastic
+
+    @property
+    def evaluations(self) -> int:
+        """Of a step on average, rounded up."""
+        return -(-self.program.nfe // len(self.program.states))
+
+    def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Place:
+        if not _agree(self.program.grid, nodes):
+            raise InputError(f"{self} runs on the {len(self.program.grid)} nodes of its own, not on another grid")
+        return Place(0, Registers(x))
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Place, noise: Noise | None) -> Step:
+        program, registers = self.program, carry.registers.copy()
+        state = program.states[carry.step - 1].register if carry.step else 0
+        registers.values[state] = registers.inwards(x)  # a hook may have replaced it
+        answered(program.rows(registers, carry.step, noise), asker(program.output, problem))
+        end = registers.values[program.states[carry.step].register]
+        return Step(registers.outwards(end), Place(carry.step + 1, registers))
+
+    def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Place, noise: Noise | None) -> Step:
+        return self.step(problem, x, t, s, carry, noise)
+
+    def __str__(self) -> str:
+        return f"file:{self.path}"
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, stamp: int) -> Program:
+    return Program.from_json(path.read_text(encoding="utf-8"))
+
+
+def _agree(mine: Sequence[Node], others: Sequence[Node]) -> bool:
+    """Whether two grids are one, but for the rounding of another machine's numbers."""
+
+    def near(a: float, b: float) -> bool:
+        return abs(a - b) <= 1e-9 * max(abs(a), abs(b))
+
+    pairs = zip(mine, others, strict=False)
+    return len(mine) == len(others) and all(near(a.alpha, b.alpha) and near(a.sigma, b.sigma) for a, b in pairs)

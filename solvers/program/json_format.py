@@ -1,0 +1,225 @@
+"""Programs as JSON, version 1: docs/program_format.md says what a file means."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
+
+from ..errors import InputError, unknown
+from ..types.model_output import PREDICTS, Output
+from ..types.node import Node
+from .instructions import Combine, Draw, Evaluate, Instruction, State
+
+FORMAT, VERSION = "scoresde-program", 1
+
+
+class Parts(NamedTuple):
+    """What a text holds, in the order of ``Program``'s fields."""
+
+    solver: str
+    output: Output
+    nodes: tuple[Node, ...]
+    instructions: tuple[Instruction, ...]
+    states: tuple[State, ...]
+
+
+class HasParts(Protocol):
+    """A program, as far as it is written."""
+
+    @property
+    def solver(self) -> str: ...
+    @property
+    def output(self) -> Output: ...
+    @property
+    def nodes(self) -> tuple[Node, ...]: ...
+    @property
+    def instructions(self) -> tuple[Instruction, ...]: ...
+    @property
+    def states(self) -> tuple[State, ...]: ...
+
+
+def write(program: HasParts, note: str = "") -> str:
+    """The text of a program, a node and a row a line.
+
+    Args:
+        note: for people; no reader looks at it.
+    """
+
+    def listed(rows: list[Any]) -> str:
+        return "[\n    " + ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows) + "\n  ]"
+
+    nodes = [[_finite(v) for v in (n.t, n.alpha, n.sigma, n.dalpha, n.dsigma)] for n in program.nodes]
+    facts = {
+        "format": FORMAT,
+        "version": VERSION,
+        **({"note": note} if note else {}),
+        "solver": program.solver,
+        "output": program.output.name,
+        "sigma_data": program.output.sigma_data,
+    }
+    lines = [f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in facts.items()]
+    lines += [f'"nodes": {listed(nodes)}', f'"rows": {listed([_row(i) for i in program.instructions])}']
+    lines.append(f'"states": {json.dumps([list(state) for state in program.states])}')
+    return "{\n  " + ",\n  ".join(lines) + "\n}\n"
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _row(instruction: Instruction) -> dict[str, Any]:
+    if isinstance(instruction, Combine):
+        return {"sum": [list(term) for term in instruction.terms]}
+    if isinstance(instruction, Evaluate):
+        return {"model": instruction.x, "node": instruction.node}
+    return {"noise": [instruction.t, instruction.s]}
+
+
+def read(text: str) -> Parts:
+    """The parts of the program that a text holds.
+
+    Raises:
+        InputError: the text is not a program, or of a version that is not known here.
+    """
+    document = _parsed(text)
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f'not a program: it does not say "format": "{FORMAT}"')
+    version = document.get("version")
+    if type(version) is not int or version != VERSION:
+        raise InputError(f"a program of version {_shown(version)}; this library reads version {VERSION}")
+    for key in ("solver", "output", "sigma_data", "nodes", "rows", "states"):
+        if key not in document:
+            raise _refused(f"it has no {key}")
+    solver = document["solver"]
+    if not isinstance(solver, str) or not solver.isprintable():
+        raise _refused(f"solver is {_shown(solver)}, not a line of text")
+    nodes = tuple(_node(f"node {k}", values) for k, values in enumerate(_list("nodes", document["nodes"])))
+    rows = tuple(_instruction(k, row, nodes) for k, row in enumerate(_list("rows", document["rows"])))
+    states = tuple(_state(k, pair, len(rows)) for k, pair in enumerate(_list("states", document["states"])))
+    _check_grid(states, nodes)
+    return Parts(solver, _output(document["output"], document["sigma_data"]), nodes, rows, states)
+
+
+def _parsed(text: str) -> Any:
+    """The JSON document; one in which no name stands twice, since readers disagree on what that means."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(made := dict(pairs)) < len(pairs):
+            raise _refused("a name stands twice in one object")
+        return made
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except InputError:
+        raise
+    except RecursionError:
+        raise _refused("the text is nested too deeply") from None
+    except (ValueError, TypeError) as error:
+        raise _refused(f"the text is not JSON ({error})") from None
+
+
+def _refused(what: str) -> InputError:
+    return InputError(f"not a program: {what}")
+
+
+def _shown(value: Any) -> str:
+    """A value in an error: of a long or nested one, only what it is."""
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _list(where: str, value: Any, length: int | None = None) -> list[Any]:
+    if not isinstance(value, list) or len(value) != (len(value) if length is None else length):
+        raise _refused(f"{where} is {_shown(value)}, not a list{'' if length is None else f' of {length}'}")
+    return value
+
+
+def _number(where: str, value: Any) -> float:
+    try:
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond float64
+        pass
+    raise _refused(f"{where} has {_shown(value)} where a finite number is expected")
+
+
+def _index(where: str, value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise _refused(f"{where} has {_shown(value)} where an index is expected")
+    return value
+
+
+def _output(name: Any, sigma_data: Any) -> Output:
+    if not isinstance(name, str):
+        raise _refused(f"output is {_shown(name)}, not a name")
+    if name not in PREDICTS:
+        raise unknown("model output", name[:40], PREDICTS)
+    return Output(name, _number("sigma_data", sigma_data)).check()
+
+
+def _node(where: str, values: Any) -> Node:
+    t, alpha, sigma = (_number(where, v) for v in _list(where, values, 5)[:3])
+    dalpha, dsigma = (math.nan if v is None else _number(where, v) for v in values[3:])
+    if not (alpha > 0 and sigma >= 0 and math.isfinite(sigma / alpha)):
+        raise _refused(f"{where} has alpha={alpha:g} and sigma={sigma:g}; alpha must be positive, sigma not negative")
+    return Node(t, alpha, sigma, dalpha, dsigma)
+
+
+def _instruction(k: int, row: Any, nodes: tuple[Node, ...]) -> Instruction:
+    """Row k, which makes register k + 1 of those before it."""
+
+    def register(value: Any) -> int:
+        if _index(f"row {k}", value) > k:
+            raise _refused(f"row {k} reads the register {_shown(value)}, which is not made yet")
+        return int(value)
+
+    def node(value: Any) -> int:
+        if _index(f"row {k}", value) >= len(nodes):
+            raise _refused(f"row {k} names the node {_shown(value)} of {len(nodes)}")
+        return int(value)
+
+    kind = sorted(row) if isinstance(row, dict) else []
+    if kind == ["sum"]:
+        pairs = [_list(f"a term of row {k}", pair, 2) for pair in _list(f"row {k}", row["sum"])]
+        terms = tuple((register(r), _number(f"row {k}", c)) for r, c in pairs)
+        if not terms or len(dict(terms)) < len(terms):
+            raise _refused(f"row {k} is a sum of nothing or of one register twice")
+        return Combine(terms)
+    if kind == ["model", "node"]:
+        asked = Evaluate(register(row["model"]), node(row["node"]))
+        if nodes[asked.node].sigma == 0:
+            raise _refused(f"row {k} asks the model at sigma = 0")
+        return asked
+    if kind == ["noise"]:
+        t, s = _list(f"row {k}", row["noise"], 2)
+        return Draw(node(t), node(s))
+    raise _refused(f"row {k} is {_shown(row)}, not a sum, a model with its node, or a noise")
+
+
+def _state(k: int, pair: Any, rows: int) -> State:
+    register, node = (_index(f"state {k}", value) for value in _list(f"state {k}", pair, 2))
+    if not 1 <= register <= rows:
+        raise _refused(f"state {k} is the register {_shown(register)}; the rows make the registers 1 to {rows}")
+    if node != k + 1:
+        raise _refused(f"state {k} stands at the node {_shown(node)}; the grid's nodes come first, so it is {k + 1}")
+    return State(register, node)
+
+
+def _check_grid(states: tuple[State, ...], nodes: tuple[Node, ...]) -> None:
+    """Refuses states that do not follow the steps, and a grid that does not go one way in sigma / alpha."""
+    if not states or len(states) >= len(nodes):
+        raise _refused(
+            f"{len(states)} states on {len(nodes)} nodes; each step ends at a node, and there is one at least"
+        )
+    for k, (one, other) in enumerate(pairwise(states)):
+        if other.register <= one.register:
+            raise _refused(f"state {k + 1} is made before state {k}")
+    ratios = [node.ratio for node in nodes[: len(states) + 1]]
+    sign = -1 if ratios[0] > ratios[-1] else 1
+    for k, (now, after) in enumerate(pairwise(ratios)):
+        if not sign * (after - now) > 0:
+            raise _refused(f"the nodes {k} and {k + 1} of the grid coincide or are out of order in sigma / alpha")

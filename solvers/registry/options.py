@@ -1,0 +1,115 @@
+"""The options of a registered class: the fields of a frozen dataclass.
+
+Their values are checked against the fields' annotations, so that a typing mistake in a config is one clear line: types
+where a spec is read, ranges (``ranges``) at construction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from functools import cache
+from typing import Any, Literal, TypeVar, Union
+
+from ..errors import InputError, unknown
+from . import ranges
+from .spec import Spec
+
+T = TypeVar("T")
+REGISTRIES: dict[type, Any] = {}  # by the base class of what they hold
+
+
+def named(option: str, default: T) -> T:
+    """The default of a field that specs, cards and messages call ``option``."""
+    field: Any = dataclasses.field(default=default, metadata={"option": option})
+    return field  # type: ignore[no-any-return]
+
+
+def option_name(field: dataclasses.Field[Any]) -> str:
+    """What specs call a field."""
+    return str(field.metadata.get("option", field.name))
+
+
+class Options:
+    """The base of the classes that registries hold: construction checks every option against its range.
+
+    A subclass with checks of its own calls ``super().__post_init__()`` first.
+    """
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def check_options(obj: Any) -> None:
+    """Refuses an object of a registered class whose options are outside of their ranges.
+
+    Raises:
+        InputError: names the class, the option, the range and the value.
+    """
+    cls: Any = type(obj)
+    for field, hint in ranged_options(cls):
+        ranges.check(getattr(obj, field.name), hint, option_name(field), lambda: name_of(obj))
+
+
+@cache
+def ranged_options(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
+    """The fields of a dataclass that have ranges, and their annotations."""
+    try:
+        hints = typing.get_type_hints(cls, include_extras=True)
+    except NameError:
+        if "<locals>" not in cls.__qualname__:  # whose annotations may name what only the function around it knows
+            raise
+        return ()
+    return tuple((f, hints[f.name]) for f in dataclasses.fields(cls) if ranges.marks(hints[f.name]))
+
+
+def name_of(obj: Any) -> str:
+    """What the registry of an object's base class calls its class."""
+    registry = next(registry for base, registry in REGISTRIES.items() if isinstance(obj, base))
+    return str(registry.info_of(obj).name)
+
+
+def coerce(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the annotation ``hint`` wants it; specs become objects of the registry of the hinted base.
+
+    Raises:
+        InputError: the value does not fit; ``where`` names the place in the message.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, type) and (registry := REGISTRIES.get(hint)):
+        if isinstance(value, (str, Spec, hint)):
+            return registry.make(value)
+        raise InputError(f"{where} takes a {registry.kind}, got {value!r}")
+    if origin in (Union, types.UnionType):
+        wanted_types = [option for option in options if option is not type(None)]
+        if len(wanted_types) == 1 and value is not None and REGISTRIES.get(wanted_types[0]):
+            return coerce(value, wanted_types[0], where)  # whose own message is the better one
+        for option in options:
+            try:
+                return coerce(value, option, where)
+            except InputError:
+                continue
+    if isinstance(value, Spec) and not value.args and not value.kwargs and hint is not float:
+        value = value.name
+    if origin is Literal:
+        if value in options:
+            return value
+        raise unknown(where.replace("option", "value for option", 1), str(value), map(str, options))
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(coerce(v, options[0], where) for v in value)
+    elif hint is float and isinstance(value, Spec) and value.name == "inf":
+        return math.inf
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if math.isnan(value):
+            raise InputError(f"{where} is not a number")
+        return float(value)
+    elif hint in (int, bool, str) and type(value) is hint:
+        return value
+    elif hint is type(None) and value in (None, "None"):
+        return None
+    name = {float: "a number", int: "an integer", bool: "True or False", str: "a string"}
+    wanted = name.get(hint) or str(hint).replace("typing.", "").replace("solvers.types.solver.", "")
+    shown = value.name if isinstance(value, Spec) else value
+    raise InputError(f"{where} takes {wanted}, got {shown!r}")

@@ -1,0 +1,102 @@
+"""The spec grammar: one string names any object.
+
+    spec   = name | name "(" [argument {"," argument}] ")"
+    value  = number | "string" | True | False | None | [value, ...] | spec
+
+A spec is read from Python's own syntax tree and never evaluated. ``package.module:Name`` names a class outside the
+library.
+"""
+
+from __future__ import annotations
+
+import ast
+import keyword
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+
+# a quoted string, which stays as it is, or an outside name
+_OUTSIDE = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|([A-Za-z_][\w.]*):([A-Za-z_]\w*)""")
+_COLON = "__colon__"  # stands for the colon of an outside name while Python's parser reads the text
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed spec: a name and its arguments, which may be specs themselves."""
+
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        inside = [*map(write, self.args), *(f"{key}={write(value)}" for key, value in self.kwargs)]
+        return f"{self.name}({', '.join(inside)})" if inside else self.name
+
+
+def parse(text: str) -> Spec:
+    """The tree of a spec.
+
+    >>> parse("pc(predictor=ddpm, corrector_steps=2)").kwargs
+    (('predictor', Spec(name='ddpm', args=(), kwargs=())), ('corrector_steps', 2))
+
+    Raises:
+        InputError: the text is not a spec.
+    """
+    try:
+        tree = ast.parse(_OUTSIDE.sub(_without_colon, text.strip()), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        raise InputError(f"cannot read the spec {text!r}; expected name or name(option=value, ...)") from None
+    value = _value(tree, text)
+    if not isinstance(value, Spec):
+        raise InputError(f"the spec {text!r} is a value, not a name; expected name or name(option=value, ...)")
+    return value
+
+
+def _without_colon(match: re.Match[str]) -> str:
+    return match[1] or f"{match[2]}.{_COLON}.{match[3]}"
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    match node:
+        case ast.Constant(value=int() | float() | str() | bool() | None as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf")):
+            return -math.inf
+        case ast.List(elts=elements) | ast.Tuple(elts=elements):
+            return tuple(_value(element, text) for element in elements)
+        case ast.Name() | ast.Attribute():
+            return Spec(_name(node, text))
+        case ast.Call(func=function, args=args, keywords=keywords):
+            named = tuple((k.arg, _value(k.value, text)) for k in keywords if k.arg is not None)
+            if len(named) == len(keywords):
+                return Spec(_name(function, text), tuple(_value(a, text) for a in args), named)
+    raise InputError(f"cannot read {ast.unparse(node)!r} in the spec {text!r}")
+
+
+def _name(node: ast.expr, text: str) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{_name(node.value, text)}.{node.attr}".replace(f".{_COLON}.", ":")
+    raise InputError(f"cannot read {ast.unparse(node)!r} in the spec {text!r}")
+
+
+def write(value: Any) -> str:
+    """The text of an option's value; the inverse of parsing.
+
+    >>> write((1.0, "midpoint", None))
+    '[1.0, midpoint, None]'
+    """
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(write(v) for v in value)}]"
+    if isinstance(value, str):
+        bare = value.isascii() and value.isidentifier() and not keyword.iskeyword(value)
+        return value if bare else repr(value)
+    if isinstance(value, (bool, int, float)) or value is None:
+        return repr(value)
+    return str(value)

@@ -1,0 +1,38 @@
+"""Time grids: rules that choose the nodes of a solve, by noise level, by network step, or from a file."""
+
+from .base import Grid, grid, grids
+from .files import FileGrid
+from .network_steps import DDIMQuad, Leading, Linspace, SGMUniform, Trailing, time_of_index, train_timesteps
+from .noise_levels import IDDPM, Beta, FlowShift, KLOptimal, LinearQuadratic, Polyexponential, VEGeometric, VPTime
+from .published import AYS, GITS, Resampled
+from .rules import Explicit, Karras, LogSNR, Quadratic, Uniform
+
+__all__ = [
+    "AYS",
+    "GITS",
+    "IDDPM",
+    "Beta",
+    "DDIMQuad",
+    "Explicit",
+    "FileGrid",
+    "FlowShift",
+    "Grid",
+    "KLOptimal",
+    "Karras",
+    "Leading",
+    "LinearQuadratic",
+    "Linspace",
+    "LogSNR",
+    "Polyexponential",
+    "Quadratic",
+    "Resampled",
+    "SGMUniform",
+    "Trailing",
+    "Uniform",
+    "VEGeometric",
+    "VPTime",
+    "grid",
+    "grids",
+    "time_of_index",
+    "train_timesteps",
+]

@@ -1,0 +1,122 @@
+"""Grids as data: a file with the noise levels of a grid, which ``file:PATH`` names wherever a grid is named."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..types.node import Node
+from ..types.schedule import Schedule
+from .base import Grid, grids
+from .rules import Explicit
+
+FORMAT, VERSION = "scoresde-grid", 1
+
+
+def write_grid(path: str | Path, ratios: Sequence[float], facts: Mapping[str, Any]) -> None:
+    """Writes noise levels sigma / alpha, greatest first, and what is to be known of them, as JSON.
+
+    The file is written under another name and renamed once it is complete.
+
+    Args:
+        facts: anything that JSON knows; numbers that are not finite become null.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    path = Path(path)
+    document = {"format": FORMAT, "version": VERSION, "ratios": list(ratios), **_finite(facts)}
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot write the grid {str(path)!r}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_grid(path: str | Path) -> tuple[float, ...]:
+    """The noise levels sigma / alpha that a file holds.
+
+    Raises:
+        InputError: the file cannot be read, is not a grid, or of a version that is not known here.
+    """
+    try:
+        document = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read the grid {str(path)!r}: {error.strerror}") from None
+    except ValueError:
+        raise InputError(f"{str(path)!r} is not a grid: it is not JSON") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f'{str(path)!r} is not a grid: it does not say "format": "{FORMAT}"')
+    if document.get("version") != VERSION:
+        found = document.get("version")
+        raise InputError(f"{str(path)!r} is a grid of version {found!r}; this library reads version {VERSION}")
+    levels = document.get("ratios")
+    if not isinstance(levels, list) or any(isinstance(r, bool) or not isinstance(r, (int, float)) for r in levels):
+        raise InputError(f"{str(path)!r} is not a grid: its ratios are not a list of numbers")
+    descending = all(high > low for high, low in pairwise(levels))
+    if len(levels) < 2 or not descending or not (levels[-1] >= 0 and levels[0] < math.inf):
+        raise InputError(f"{str(path)!r} is not a grid: ratios must be at least two, finite, from noise to data")
+    return tuple(float(r) for r in levels)
+
+
+@grids.register(
+    "file",
+    prefix=True,
+    formula="sigma_i / alpha_i = ratios[i], as the file lists them",
+    note="file:PATH is short for file(path=PATH). tune_grid makes such files.",
+)
+@dataclass(frozen=True)
+class FileGrid(Grid):
+    """The noise levels sigma / alpha of a file, such as a tuned grid's (a last 0 is sigma = 0); ends where they end."""
+
+    path: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.path:
+            raise InputError("file takes the path of a grid: file:PATH")
+        _ = self.listed  # so that what is wrong with the file is told at once
+
+    @cached_property
+    def listed(self) -> Explicit:
+        """The same grid as a list."""
+        return Explicit(ratios=read_grid(self.path), end=self.end)
+
+    @property
+    def fixed(self) -> bool:
+        return True
+
+    def intervals(self, steps: int | None) -> int:
+        count = self.listed.intervals(None)
+        if steps not in (None, count):
+            raise InputError(f"the grid {self.path!r} has {count} steps, not {steps}")
+        return count
+
+    def nodes(
+        self, schedule: Schedule | Any, steps: int | None, t_min: float | None = None, t_max: float | None = None
+    ) -> tuple[Node, ...]:
+        self.intervals(steps)
+        try:
+            return self.listed.nodes(schedule, None, t_min, t_max)
+        except InputError as error:
+            raise InputError(f"the grid {self.path!r}: {error}") from None

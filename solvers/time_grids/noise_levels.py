@@ -1,0 +1,270 @@
+"""Grids that are rules in the noise level ratio = sigma / alpha, so that they mean the same on every Gaussian path.
+
+``r_max`` and ``r_min`` are the ratios at t_max and t_min. All of them end with a step to sigma = 0 unless
+told ``end=t_min``; N then counts that step, and the rule places the N levels before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+import numpy as np
+from scipy import stats
+
+from ..errors import InputError
+from ..registry.ranges import Count, Inside, Positive, Range
+from ..types.schedule import Schedule
+from .base import End, Grid, grids
+from .beta_schedules import OFFSET, cosine, integral, time_of_integral
+
+
+@dataclass(frozen=True)
+class RatioGrid(Grid):
+    """A rule that places noise levels."""
+
+    end: End = field(default="zero", kw_only=True)
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        """``steps + 1`` noise levels from ``high`` down to ``low``."""
+        raise NotImplementedError
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        low, high = schedule(lo).ratio, schedule(hi).ratio
+        return [hi, *(time_of(schedule, r, lo, hi) for r in self.ratios(low, high, steps)[1:-1]), lo]
+
+
+def time_of(schedule: Schedule, ratio: float, lo: float, hi: float) -> float:
+    """The time of a noise level, within the range to the last bit."""
+    return min(max(schedule.t_of_lam(-math.log(ratio)), lo), hi)
+
+
+@grids.register(
+    "polyexponential",
+    reference="Crowson, k-diffusion, get_sigmas_polyexponential",
+    formula="log r_i = log r_min + (1 - i / (N - 1))^rho (log r_max - log r_min), then 0",
+    note="rho=1 is logsnr.",
+)
+@dataclass(frozen=True)
+class Polyexponential(RatioGrid):
+    """A power of the step in log(sigma / alpha): rho > 1 spends more steps at low noise; then sigma = 0."""
+
+    rho: Positive = 1.0
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        left = (1 - np.arange(steps + 1) / steps) ** self.rho
+        return [float(r) for r in np.exp(math.log(low) + left * math.log(high / low))]
+
+
+@grids.register(
+    "beta",
+    reference="Lee et al. 2024, arXiv:2407.12173",
+    formula="r_i = r_min + ppf(1 - i / (N - 1)) (r_max - r_min), ppf the quantiles of Beta(a, b), then 0",
+    note="on=time places t instead, as ComfyUI does: t_i = t_min + ppf(1 - i / N) (t_max - t_min), i < N, then 0.",
+)
+@dataclass(frozen=True)
+class Beta(RatioGrid):
+    """Quantiles of a Beta(a, b) law, dense at both ends for a, b < 1: of sigma / alpha, or of t; then sigma = 0."""
+
+    a: Positive = 0.6
+    b: Positive = 0.6
+    on: Literal["ratio", "time"] = "ratio"
+
+    @property
+    def leaves_out_last(self) -> bool:
+        return self.on == "time"
+
+    def _shares(self, steps: int) -> list[float]:
+        return [float(q) for q in stats.beta.ppf(1 - np.arange(steps + 1) / steps, self.a, self.b)]
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        return [low + q * (high - low) for q in self._shares(steps)]
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        if self.on == "ratio":
+            return super().place(schedule, lo, hi, steps)
+        return [lo + q * (hi - lo) for q in self._shares(steps)]
+
+
+@grids.register(
+    "kl_optimal",
+    reference="Sabour et al. 2024, arXiv:2404.14507, the case of Gaussian data",
+    formula="r_i = d tan((1 - i / (N - 1)) atan(r_max / d) + i / (N - 1) atan(r_min / d)), d = sigma_data, then 0",
+)
+@dataclass(frozen=True)
+class KLOptimal(RatioGrid):
+    """The grid of least KL divergence for Gaussian data of standard deviation ``sigma_data``; then sigma = 0."""
+
+    sigma_data: Positive = 1.0
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        angles = np.linspace(math.atan(high / self.sigma_data), math.atan(low / self.sigma_data), steps + 1)
+        return [self.sigma_data * math.tan(angle) for angle in angles]
+
+
+@grids.register(
+    "vp",
+    reference="Karras et al. 2022, arXiv:2206.00364, table 1 and appendix C.1; k-diffusion, get_sigmas_vp",
+    formula="r = sqrt(exp(beta_d u^2 / 2 + beta_min u) - 1), u in equal steps between the ends of the range; then 0",
+    note="eps_s refits beta_d and beta_min to the range: r_max is at u = 1 and r_min at u = eps_s.",
+)
+@dataclass(frozen=True)
+class VPTime(RatioGrid):
+    """Equal steps of the time of a VP path, whatever the path that is solved; then sigma = 0."""
+
+    beta_d: Positive = 19.9
+    beta_min: Positive = 0.1
+    eps_s: Inside | None = None
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        first, last = (2 * math.log(math.hypot(1, r)) if r > 1 else math.log1p(r * r) for r in (high, low))
+        beta_d, beta_min, first_u, last_u = self.beta_d, self.beta_min, 1.0, self.eps_s
+        if last_u is None:
+            first_u, last_u = (time_of_integral(end, beta_min, beta_d) for end in (first, last))
+        else:  # beta_d u^2 / 2 + beta_min u = first at u = 1, last at u = eps_s
+            beta_d = 2 * (first - last / last_u) / (1 - last_u)
+            beta_min = first - 0.5 * beta_d
+        times = np.linspace(first_u, last_u, steps + 1)
+        return [math.sqrt(math.expm1(integral(u, beta_min, beta_d))) for u in times]
+
+
+@grids.register(
+    "ve",
+    reference="Karras et al. 2022, arXiv:2206.00364, table 1",
+    formula="r_i^2 = r_max^2 (r_min^2 / r_max^2)^(i / (N - 1)), then 0",
+    equals=("logsnr(end=zero)",),
+)
+@dataclass(frozen=True)
+class VEGeometric(RatioGrid):
+    """Geometric noise levels, those of the VE path; then sigma = 0."""
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        return [high * (low / high) ** (i / steps) for i in range(steps + 1)]
+
+
+@grids.register(
+    "iddpm",
+    reference="Karras et al. 2022, arXiv:2206.00364, table 1 and appendix C.3",
+    formula="u_(j-1) = sqrt((u_j^2 + 1) / max(abar_(j-1) / abar_j, c_1) - 1), u_M = 0; every (L - 1) / (N - 1)-th of "
+    "the L levels in the range, then 0",
+    note="The first and the last level are the range's own.",
+)
+@dataclass(frozen=True)
+class IDDPM(RatioGrid):
+    """The levels of a cosine chain of ``num_train_timesteps`` steps, evenly by index; then sigma = 0."""
+
+    num_train_timesteps: Count = 1000
+    c_1: Inside = 0.001
+    c_2: Positive = OFFSET
+
+    def levels(self) -> list[float]:
+        """u_0 > u_1 > ... > u_(M-1)."""
+        count, level, levels = self.num_train_timesteps, 0.0, []
+        kept = cosine(count, self.c_2)[::-1].tolist()
+        for j in range(count, 0, -1):
+            level = math.sqrt((level**2 + 1) / max(kept[j - 1] / kept[j], self.c_1) - 1)
+            levels.append(level)
+        return levels[::-1]
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        inside = [u for u in self.levels() if low <= u <= high]
+        if len(inside) < steps + 1:
+            raise InputError(f"iddpm has {len(inside)} levels in this range, too few for {steps + 1}; use fewer steps")
+        return [inside[round(i * (len(inside) - 1) / steps)] for i in range(steps + 1)]
+
+
+@dataclass(frozen=True)
+class FlowGrid(RatioGrid):
+    """A rule in u = sigma / (alpha + sigma), the time of a rectified flow; r = u / (1 - u)."""
+
+    def flow_times(self, low: float, high: float, steps: int) -> Sequence[float]:
+        """``steps + 1`` flow times from ``high`` down to ``low``."""
+        raise NotImplementedError
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        times = self.flow_times(low / (1 + low), high / (1 + high), steps)
+        return [u / (1 - u) for u in times]
+
+
+@grids.register(
+    "linear_quadratic",
+    reference="Genmo 2024, Mochi 1, linear_quadratic_schedule",
+    formula="u = (1 - c(i / N)) u_max, c linear up to threshold_noise, then quadratic up to 1, where sigma = 0",
+)
+@dataclass(frozen=True)
+class LinearQuadratic(FlowGrid):
+    """Small equal steps first, then steps that grow quadratically, in u = sigma / (alpha + sigma); to sigma = 0."""
+
+    threshold_noise: Inside = 0.025
+    linear_steps: Count | None = None
+
+    @property
+    def leaves_out_last(self) -> bool:
+        return True
+
+    def flow_times(self, low: float, high: float, steps: int) -> Sequence[float]:
+        floor = 0.0 if self.end == "zero" else low
+        return [floor + (1 - c) * (high - floor) for c in self._course(steps)]
+
+    def _course(self, steps: int) -> list[float]:
+        """The part of the way that is done after each step, from 0 to 1; its slope is continuous."""
+        linear = steps // 2 if self.linear_steps is None else self.linear_steps
+        if steps == 1:
+            return [0.0, 1.0]
+        if linear >= steps:
+            raise InputError(f"linear_quadratic: linear_steps={linear} leaves none of {steps} steps to be quadratic")
+        slope, rest = self.threshold_noise / linear, steps - linear
+        bend = (1 - self.threshold_noise - slope * rest) / rest**2
+        course = [slope * i + bend * max(0, i - linear) ** 2 for i in range(steps)]
+        return [*course, 1.0]
+
+
+@grids.register(
+    "flow_shift",
+    reference="Esser et al. 2024, arXiv:2403.03206, eq. 23",
+    formula="u = k v / (1 + (k - 1) v), that is r = k v / (1 - v), v in equal steps; then 0",
+    note="k = shift, exp(mu), or exp of mu(tokens): linear, 0.5 at 256 and 1.15 at 4096. The ends of the range are "
+    "those of the shifted u. shift_terminal stretches 1 - u so that the last level before 0 is u = shift_terminal.",
+)
+@dataclass(frozen=True)
+class FlowShift(FlowGrid):
+    """Equal steps of a rectified flow's time, shifted towards the noise: sigma / alpha times k; then sigma = 0."""
+
+    shift: Positive = 3.0
+    mu: Annotated[float, Range(-50, 50, "()")] | None = None
+    tokens: Count | None = None
+    shift_terminal: Inside | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mu is not None and self.tokens is not None:
+            raise InputError("flow_shift takes mu or tokens, not both")
+
+    @property
+    def factor(self) -> float:
+        """k, by which sigma / alpha is multiplied."""
+        if self.tokens is not None:
+            return math.exp(0.5 + (1.15 - 0.5) * (self.tokens - 256) / (4096 - 256))
+        return self.shift if self.mu is None else math.exp(self.mu)
+
+    def flow_times(self, low: float, high: float, steps: int) -> Sequence[float]:
+        last = low if self.shift_terminal is None else self.shift_terminal
+        if not low <= last < high:
+            raise InputError(f"flow_shift: shift_terminal={last:g} is not in [{low:g}, {high:g}), the range of u")
+        k = self.factor
+        plain = np.linspace(high / (k + (1 - k) * high), low / (k + (1 - k) * low), steps + 1)
+        shifted = k * plain / (1 + (k - 1) * plain)
+        stretch = (high - last) / (high - low)
+        return [float(high - (high - u) * stretch) for u in shifted]
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        low, high = schedule(lo).ratio, schedule(hi).ratio
+        return [hi, *(time_of(schedule, r, lo, hi) for r in self.ratios(low, high, steps)[1:])]
+
+    def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        if self.shift_terminal is None:
+            return super().all_times(schedule, lo, hi, steps)
+        inner = steps - (self.end == "zero")
+        return [float(t) for t in self.place(schedule, lo, hi, inner)] if inner else [hi]
