@@ -14,13 +14,6 @@ import solvers
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """What a page registers does not outlive it."""
-    monkeypatch.setattr(solvers.solvers, "_infos", dict(solvers.solvers._infos))
-    monkeypatch.setattr(solvers.solvers, "_aliases", dict(solvers.solvers._aliases))
-
-
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
 def test_page(page, registry):
     failed, _ = doctest.testfile(str(ROOT / "docs" / page), module_relative=False)
