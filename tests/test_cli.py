@@ -13,6 +13,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from commands import SMALL, fails
 
 import scoresde
 import solvers
@@ -20,28 +21,6 @@ from scoresde.cli.parser import main
 from scoresde.runs.run import load_run
 from scoresde.show import solver_cards
 from scoresde.training import checkpoint
-
-SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A run of forty steps on the VP path; tests must not change it."""
-    workdir = tmp_path_factory.mktemp("runs") / "digits"
-    arguments = ["train", "--config=configs/digits_vp.py", f"--workdir={workdir}", "--config.training.steps=40"]
-    assert main([*arguments, *SMALL]) == 0
-    return workdir
-
-
-def fails(capsys, arguments, *words):
-    """The command ends with status 2 and one line that holds the words."""
-    capsys.readouterr()
-    assert main([str(a) for a in arguments]) == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    assert len(errors) == 1, lines
-    for word in words:
-        assert word in errors[0], errors[0]
 
 
 def test_training_leaves_a_whole_run(run):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from test_learned_vp import bent
+from closed_forms import Shrunk, bent
 from torch import nn
 
 import scoresde
@@ -147,21 +147,6 @@ def test_intervals_cover_as_often_as_they_say():
     single = continuous_bound(right, x0[:2], sets=1)
     assert "standard error of the draws of times and noise: not known" in str(single)
     assert torch.isnan(single.interval()[0]).all()
-
-
-@dataclass(frozen=True)
-class Shrunk:
-    """A denoiser whose eps is too small by two fifths."""
-
-    of: object
-
-    @property
-    def sde(self):
-        return self.of.sde
-
-    def predict(self, x, node, **conditions):
-        wide, eps = node.like(x), 0.6 * self.of.predict(x, node).eps
-        return Prediction((x - wide.sigma * eps) / wide.alpha, eps)
 
 
 def test_bits_of_data_spread_over_their_bins():

@@ -14,13 +14,6 @@ import solvers
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    """What a page registers does not outlive it."""
-    monkeypatch.setattr(solvers.solvers, "_infos", dict(solvers.solvers._infos))
-    monkeypatch.setattr(solvers.solvers, "_aliases", dict(solvers.solvers._aliases))
-
-
 @pytest.mark.parametrize("page", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
 def test_page(page, registry):
     failed, _ = doctest.testfile(str(ROOT / "docs" / page), module_relative=False)
@@ -41,6 +34,14 @@ def test_every_solver_stands_in_the_readme_and_in_the_docs():
 def test_the_citation_names_the_version():
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.findall(r"^version: (.+)$", text, re.M) == [scoresde.__version__] == [solvers.__version__]
+
+
+def test_every_module_stands_in_the_reference():
+    listed = re.findall(r"automodule:: (\S+)", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+    files = [path for package in ("solvers", "scoresde") for path in (ROOT / package).rglob("*.py")]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == modules
 
 
 def test_links_of_the_pages_lead_somewhere():

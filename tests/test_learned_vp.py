@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from closed_forms import bent
 from test_train import assert_same_end, final
 from torch import nn
 
@@ -23,16 +24,6 @@ from scoresde.training.losses import DSM
 from solvers import InputError, generator
 
 FLAT = scoresde.targets.GaussianMixture(torch.tensor([[0.3, -0.2]]), torch.tensor([[0.25, 0.04]]))
-
-
-def bent(schedule="monotone", gamma_min=-11.0, gamma_max=8.0, width=6, seed=0, strength=2.0):
-    """A path whose weights are far from where they start; its ends are those that are given."""
-    sde = LearnedVP(schedule, gamma_min, gamma_max, width)
-    with torch.no_grad():
-        for name, parameter in sde.module.named_parameters():
-            if name != "stretch":
-                parameter += strength * torch.randn(parameter.shape, generator=generator(seed))
-    return sde
 
 
 PATHS = [bent("linear"), bent(seed=1), bent(seed=2, width=40)]

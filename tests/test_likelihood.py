@@ -5,33 +5,17 @@ from itertools import pairwise
 
 import pytest
 import torch
+from closed_forms import Shifted, exact, exact_prior, mixture
 from torch import nn
 
 import scoresde
 from scoresde import log_prob
 from scoresde.likelihood.result import LogProb
 from scoresde.models.networks import networks
-from scoresde.models.targets import Gaussian, GaussianMixture
+from scoresde.models.targets import Gaussian
 from solvers import InputError
 
 PATHS = {"vp": scoresde.VP(), "ve": scoresde.VE()}
-
-
-def mixture(d):
-    g = torch.Generator().manual_seed(d)
-    means = 0.6 * torch.randn(4, d, generator=g, dtype=torch.float64)
-    a = 0.3 / d**0.5 * torch.randn(4, d, d, generator=g, dtype=torch.float64)
-    return GaussianMixture(means, a @ a.mT + 0.01 * torch.eye(d), [0.1, 0.2, 0.3, 0.4])
-
-
-def exact(target, sde, x):
-    """The log-density of x0 + ratio(t_min) eps at x."""
-    node = sde(sde.t_min)
-    return target.log_prob(node.alpha * x, node) + x[0].numel() * math.log(node.alpha)
-
-
-def exact_prior(target, sde):
-    return lambda x: target.log_prob(x, sde(sde.t_max))
 
 
 @pytest.mark.parametrize("d", [2, 16])
@@ -188,17 +172,6 @@ def test_alone_in_a_batch_and_in_any_batch_size():
     assert torch.equal(whole.nats, parts.nats)
     assert torch.equal(whole.nats[3:4], alone.nats)
     assert torch.equal(whole.stderr[3:4], alone.stderr)
-
-
-class Shifted(nn.Module):
-    """A network with a condition: it answers x0 = tanh(w x + y)."""
-
-    def __init__(self):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-
-    def forward(self, x, label, y):
-        return torch.tanh(self.w * x + y.view(-1, *(1,) * (x.ndim - 1)))
 
 
 @pytest.mark.parametrize("solver", ["heun", "rk45(rtol=1e-6, atol=1e-6)"])

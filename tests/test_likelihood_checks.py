@@ -7,10 +7,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from closed_forms import exact, exact_prior, mixture
 from sklearn.datasets import load_digits
 from sklearn.mixture import GaussianMixture as Fit
 from test_continuous_bound import STD, closed_form
-from test_likelihood import exact, exact_prior, mixture
 
 import scoresde
 from scoresde import log_prob

@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 import torch
+from closed_forms import exact, exact_prior, mixture
 from sklearn.datasets import load_digits
 from sklearn.mixture import GaussianMixture as Fit
-from test_likelihood import exact, exact_prior, mixture
 
 import scoresde
 from scoresde.likelihood.solver_error import bound

@@ -259,13 +259,7 @@ def test_a_solver_alone_is_not_asked_for_its_grid():
         solvers.make("DPM++ 2M Karras")
 
 
-@pytest.fixture
-def clean(monkeypatch):
-    monkeypatch.setattr(solvers.solvers, "_infos", dict(solvers.solvers._infos))
-    monkeypatch.setattr(solvers.solvers, "_aliases", dict(solvers.solvers._aliases))
-
-
-def test_a_registered_name_is_never_taken_apart(clean):
+def test_a_registered_name_is_never_taken_apart(registry):
     def mine():
         return dataclass(frozen=True)(type("Mine", (Solver,), {"__annotations__": {"eta": float}, "eta": 0.5}))
 

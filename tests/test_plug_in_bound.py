@@ -10,8 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_continuous_bound import Shrunk
-from test_likelihood import Shifted, exact, exact_prior, mixture
+from closed_forms import Shifted, Shrunk, exact, exact_prior, mixture
 
 import scoresde
 from scoresde import continuous_bound, log_prob, plug_in_bound

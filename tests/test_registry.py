@@ -247,16 +247,7 @@ def test_a_class_outside_is_made_by_its_module():
 # registering
 
 
-@pytest.fixture
-def clean(monkeypatch):
-    """The registry of solvers, put back afterwards."""
-    monkeypatch.setattr(solvers.solvers, "_infos", dict(solvers.solvers._infos))
-    monkeypatch.setattr(solvers.solvers, "_aliases", dict(solvers.solvers._aliases))
-    monkeypatch.setattr(solvers.solvers, "_entry_points", None)
-    return solvers.solvers
-
-
-def test_a_solver_of_ones_own(clean):
+def test_a_solver_of_ones_own(registry):
     @solvers.register("my_midpoint", aliases=("Mine 2",), order=2, evaluations=2, kind="ODE", reference="mine")
     @dataclass(frozen=True)
     class MyMidpoint(Solver):
@@ -285,7 +276,7 @@ def frozen(base=Solver, name="Other"):
 
 
 @pytest.mark.parametrize("name", ["heun", "em", "linear_multistep"])
-def test_a_taken_name_is_refused(clean, name):
+def test_a_taken_name_is_refused(registry, name):
     with pytest.raises(InputError, match=f"the solver name '{name}' is taken"):
         solvers.register(name)(frozen())
     with pytest.raises(InputError, match=f"the solver name '{name}' is taken"):
@@ -294,7 +285,7 @@ def test_a_taken_name_is_refused(clean, name):
     assert solvers.make("heun") == solvers.make("HeunDiscreteScheduler")
 
 
-def test_a_class_may_be_registered_again_under_its_name(clean):
+def test_a_class_may_be_registered_again_under_its_name(registry):
     first, again = frozen(), frozen()  # a notebook's cell, run twice
     solvers.register("other", order=1)(first)
     solvers.register("other", order=2)(again)
@@ -310,13 +301,13 @@ def test_a_class_may_be_registered_again_under_its_name(clean):
         (frozen(object, "Alien"), "Alien cannot be a solver: it does not derive from Solver"),
     ],
 )
-def test_what_is_no_solver_is_not_registered(clean, cls, message):
+def test_what_is_no_solver_is_not_registered(registry, cls, message):
     with pytest.raises(InputError, match=message):
         solvers.register("other")(cls)
     assert "other" not in solvers.names()
 
 
-def test_a_name_that_could_not_be_found_again_is_not_registered(clean):
+def test_a_name_that_could_not_be_found_again_is_not_registered(registry):
     with pytest.raises(InputError, match="my_solver"):  # make("My Solver") looks for my_solver
         solvers.register("My Solver")(frozen())
 
@@ -352,9 +343,9 @@ class Point:
         solvers.register("from_a_plugin", order=1)(frozen(name="FromAPlugin"))
 
 
-def test_plugins_are_loaded_when_they_are_first_needed(clean, monkeypatch):
+def test_plugins_are_loaded_when_they_are_first_needed(registry, monkeypatch):
     asked, Point.loaded = [], 0
-    monkeypatch.setattr(clean, "_entry_points", "scoresde.solvers")
+    monkeypatch.setattr(registry, "_entry_points", "scoresde.solvers")
     monkeypatch.setattr(
         sys.modules["solvers.registry.registry"],
         "installed_entry_points",

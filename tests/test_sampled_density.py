@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_likelihood import Shifted, exact, exact_prior, mixture
+from closed_forms import Shifted, exact, exact_prior, mixture
 from torch import nn
 
 import scoresde

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from commands import SMALL, fails
 
 import scoresde
 from scoresde.cli.parser import main, share_of
@@ -20,16 +22,7 @@ from scoresde.runs import build, likelihood_page, score, shards
 from scoresde.runs.run import load_run
 from solvers import InputError
 
-SMALL = ["--config.model.network=mlp(width=16, depth=1)", "--config.training.steps=20"]
 CHEAP = ["--config.likelihood.steps=4", "--config.likelihood.divergence=hutchinson(probes=2)"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """A short run on the digits; tests must not change it."""
-    workdir = tmp_path_factory.mktemp("runs") / "digits"
-    assert main(["train", "--config=digits_vp", f"--workdir={workdir}", *SMALL]) == 0
-    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,12 @@ def continuous(tmp_path_factory):
     folder = tmp_path_factory.mktemp("continuous")
     np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(40, 3)))
     data = ["--config.data.name=file", f"--config.data.path={folder / 'x.npy'}"]
-    assert main(["train", "--config=digits_vp", f"--workdir={folder / 'run'}", *data, *SMALL]) == 0
+    assert (
+        main(
+            ["train", "--config=digits_vp", f"--workdir={folder / 'run'}", *data, *SMALL, "--config.training.steps=20"]
+        )
+        == 0
+    )
     return folder
 
 
@@ -55,14 +53,6 @@ def saved(out):
 def same(ours, theirs):
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if not np.array_equal(ours[name], theirs[name])] == []
-
-
-def fails(capsys, arguments, *words):
-    capsys.readouterr()
-    assert main(arguments) == 2
-    errors = [line for line in capsys.readouterr().err.strip().splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert [word for word in words if word not in errors[0]] == [], errors[0]
 
 
 def stop_after(monkeypatch, count):
@@ -372,7 +362,7 @@ def test_data_outside_the_levels_of_the_training(tmp_path, capsys):
     levels[0], path, run = (0, 3), tmp_path / "x.npz", tmp_path / "run"
     np.savez(path, train=levels, test=levels[:6])
     data = ["--config.data.name=file", f"--config.data.path={path}", "--config.data.bin_width=1.0"]
-    assert main(["train", "--config=digits_vp", f"--workdir={run}", *data, *SMALL]) == 0
+    assert main(["train", "--config=digits_vp", f"--workdir={run}", *data, *SMALL, "--config.training.steps=20"]) == 0
     score = ["likelihood", f"--workdir={run}", *CHEAP]
     assert main([*score, f"--out={tmp_path / 'inside'}"]) == 0
     assert saved(tmp_path / "inside")["offset"] == pytest.approx(np.zeros(6))  # two bins of volume one
@@ -384,7 +374,8 @@ def test_data_outside_the_levels_of_the_training(tmp_path, capsys):
         fails(capsys, arguments, "the test data go from", f"{value:g}", "the model's levels, 1 apart, from 0 to 3")
 
 
-def test_by_default_the_results_lie_in_the_run(run, capsys):
+def test_by_default_the_results_lie_in_the_run(run, tmp_path, capsys):
+    run = shutil.copytree(run, tmp_path / "run")
     assert main(["likelihood", f"--workdir={run}", "--limit=2", *CHEAP]) == 0
     assert str(run / "likelihood" / "likelihood.html") in capsys.readouterr().out
     assert len(saved(run / "likelihood")["nats"]) == 2

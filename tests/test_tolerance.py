@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from test_likelihood import exact, exact_prior, mixture
+from closed_forms import exact, exact_prior, mixture
 
 import scoresde
 from scoresde import log_prob

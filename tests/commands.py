@@ -1,0 +1,15 @@
+"""The command line in tests."""
+
+from scoresde.cli.parser import main
+
+SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20"]
+
+
+def fails(capsys, arguments, *words):
+    """The command ends with status 2 and one line that holds the words."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1, lines
+    assert [word for word in words if word not in errors[0]] == [], errors[0]
