@@ -79,9 +79,9 @@ def two_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequenc
     arXiv:2211.01095, algorithm 2.
     """
     h, h_before = steps
-    r = h_before / h
+    one_over_r = h / h_before
     slope = moments.linear if variant in ("heun", "exact") else moments.constant / 2
-    return moments.constant + slope / r, -slope / r
+    return moments.constant + slope * one_over_r, -slope * one_over_r
 
 
 def three_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequence[float]:
