@@ -1,6 +1,9 @@
-"""Solvers of diffusion models: nodes, grids, noise, one loop, a registry. Knows nothing of networks or training."""
+"""Solvers for diffusion models: nodes, grids, noise, one loop over time, a registry.
 
-from . import adaptive, multistep, one_step, program, time_grids, wrappers  # noqa: F401  (they register)
+This package does not depend on networks or training.
+"""
+
+from . import adaptive, multistep, one_step, program, time_grids, wrappers  # noqa: F401  (imports register classes)
 from .budget import evaluations, startup, steps_of_nfe
 from .errors import InputError
 from .foreign.eta import convert_eta

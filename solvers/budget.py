@@ -1,4 +1,4 @@
-"""Model evaluations (NFE), counted before a solve: what a solver costs on a grid, and the steps a budget affords."""
+"""Model evaluations (NFE), counted before a solve: the cost of a solver on a grid, and the steps for a given cost."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .types.schedule import Schedule
 from .types.solver import Solver
 
 
-class _Silent(Problem):
-    """A problem and a noise source whose answers cost nothing, for counting evaluations."""
+class _Dummy(Problem):
+    """A problem and a noise source that cost nothing to evaluate, for counting evaluations."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -39,15 +39,15 @@ class _Silent(Problem):
 
 
 def evaluations(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> int:
-    """Model evaluations (NFE) of one sample on these nodes, counted by running the solver on a silent model."""
-    silent = _Silent(schedule)
-    return int(solve(solver, silent, torch.ones(1, 1, dtype=torch.float64), nodes, silent).nfe.item())
+    """Model evaluations (NFE) of one sample on these nodes, counted by running the solver on a dummy model."""
+    dummy = _Dummy(schedule)
+    return int(solve(solver, dummy, torch.ones(1, 1, dtype=torch.float64), nodes, dummy).nfe.item())
 
 
 def startup(solver: Solver, schedule: Schedule) -> int:
-    """Model evaluations that a solve takes over those of its steps: what a multistep method pays for its start.
+    """Start-up cost: evaluations that a multistep solver spends on its first steps beyond those of its later ones.
 
-    Counted on 20 steps that end at t_min; 0 for adaptive solvers, which have no fixed cost.
+    It is counted on 20 steps that end at t_min, and is 0 for adaptive solvers, which have no fixed cost.
     """
     if solver.adaptive:
         return 0
@@ -62,10 +62,11 @@ def steps_of_nfe(
     t_min: float | None = None,
     t_max: float | None = None,
 ) -> int:
-    """The most steps whose counted evaluations are at most ``nfe``.
+    """The largest number of steps whose counted evaluations are at most ``nfe``.
 
     Raises:
-        InputError: nfe is not a positive integer, too small for the solver, or the solver sets its own steps.
+        InputError: nfe is not a positive integer or is too small for the solver, or the solver or the grid sets its
+            own steps.
     """
     positive_integer("nfe", nfe)
     if rule.fixed:
@@ -79,7 +80,7 @@ def steps_of_nfe(
     least = cost(1)
     if least > nfe:
         raise InputError(f"nfe={nfe} is too small for {solver}: one step takes {least}")
-    low, high = 1, nfe + 1  # every step takes at least one evaluation, so nfe + 1 steps are too many
+    low, high = 1, nfe + 1  # each step takes at least one evaluation, so nfe + 1 steps are too many
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) <= nfe else (low, middle)

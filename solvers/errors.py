@@ -1,4 +1,4 @@
-"""One exception for bad input, and the sentence that every unknown name gets."""
+"""The exception for invalid user input, and its message for unknown names."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import difflib
 import operator
 from collections.abc import Iterable
 
-LARGEST_COUNT = 1_000_000  # more steps, probes or layers than that are a slip of the finger
+LARGEST_COUNT = 1_000_000  # a larger number of steps, probes or layers is a typing error
 
 
 class InputError(ValueError):
-    """Bad input of a user's, told in one line. The command line prints it and exits with status 2."""
+    """Invalid user input, reported in one line. The command line prints it and exits with status 2."""
 
 
 def unknown(kind: str, name: object, accepted: Iterable[str], hint: str = "") -> InputError:
-    """The error for a name that is not there: the nearest matches, or else everything accepted.
+    """The error for an unknown name; it lists the nearest matches or, if there are none, all accepted names.
 
     >>> print(unknown("solver", "huen", ["euler", "heun"]))
     no solver 'huen'; did you mean heun?
@@ -26,10 +26,10 @@ def unknown(kind: str, name: object, accepted: Iterable[str], hint: str = "") ->
 
 
 def positive_integer(name: str, value: object) -> int:
-    """``value`` if it is an integer of at least one.
+    """Returns ``value`` if it is an integer from 1 to ``LARGEST_COUNT``.
 
     Raises:
-        InputError: anything else, booleans and 10.0 included.
+        InputError: ``value`` is anything else, including booleans and 10.0.
     """
     try:
         number = operator.index(value)  # type: ignore[arg-type]  # numpy's integers too

@@ -1,4 +1,4 @@
-"""The only loop over time: sampling, encoding and likelihood are calls of ``solve``."""
+"""The only loop over time: sampling, encoding and likelihood all call ``solve``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Solution:
     Attributes:
         x: the state (B, *) at ``node``.
         node: the last node.
-        nfe: model evaluations per sample (B,), counted as they were made.
-        calls: how often the model was called; fewer than ``nfe`` where one call holds several times of a sample.
-        error: the steps' error estimates, summed (B,); None from solvers that make none.
-        accepted, rejected: inner steps of solvers that choose their own (B,).
+        nfe: model evaluations (NFE) per sample (B,), counted during the solve.
+        calls: number of model calls; less than ``nfe`` if one call evaluates several nodes of a sample.
+        error: sum of the steps' error estimates (B,); None if the solver makes none.
+        accepted, rejected: numbers of inner steps (B,) of solvers that choose their own steps.
     """
 
     x: Tensor
@@ -42,14 +42,14 @@ class Solution:
 
 
 class Tally:
-    """Model evaluations per sample (B,), and calls."""
+    """The count of model evaluations per sample (B,), and of model calls."""
 
     def __init__(self, count: int) -> None:
         self.nfe, self.calls = torch.zeros(count, dtype=torch.long), 0
 
 
 class Counted(ProblemWrapper):
-    """A problem that counts the evaluations of each sample; ``rows`` are the samples' places in the tally."""
+    """A problem that counts the evaluations of each sample; ``rows`` are the indices of its samples in the tally."""
 
     def __init__(self, problem: Problem, tally: Tally, rows: Tensor | None = None) -> None:
         super().__init__(problem)
@@ -75,27 +75,27 @@ def solve(
 ) -> Solution:
     """Carries x from the first node to the last.
 
-    The loop asks of a node only its level, by which nodes are ordered, and whether it is clean: paths of every space
-    of states take it.
+    The loop uses two facts of a node: its level, which orders the nodes, and whether it is clean. Therefore it works
+    for every space of states.
 
     Args:
         solver: the method.
-        problem: the path and the model: a ``Problem``, or what ``as_problem`` makes one of.
+        problem: the path and the model: a ``Problem``, or an object that ``as_problem`` accepts.
         x: the state (B, *) at the first node.
-        nodes: of the grid, from noise to data or the other way.
-        noise: needed by stochastic solvers.
-        hooks: each is called with (x, node) after every step; what it returns, if not None, replaces x.
+        nodes: the nodes of a grid, from noise to data or from data to noise.
+        noise: the noise source; stochastic solvers require it.
+        hooks: functions that are called with (x, node) after every step; a returned tensor replaces x.
 
     Raises:
-        InputError: a stochastic solver without noise, or asked to go from data to noise; a solver of other states than
-            the problem's.
+        InputError: a stochastic solver gets no noise, or goes from data to noise; or the solver and the problem have
+            different spaces of states.
     """
     nodes, problem = checked(tuple(nodes)), as_problem(problem)
     if solver.space != problem.space:
-        raise InputError(f"{solver} is a solver of {solver.space} states, the problem's are {problem.space}")
+        raise InputError(f"{solver} solves for {solver.space} states, but the problem has {problem.space} states")
     if solver.stochastic:
         if nodes[-1].level > nodes[0].level:
-            raise InputError(f"{solver} draws noise and cannot encode; take a deterministic solver")
+            raise InputError(f"{solver} draws noise and cannot encode; use a deterministic solver")
         if noise is None:
             raise InputError(f"{solver} draws noise: give it a noise source")
     tally = Tally(x.shape[0])
@@ -116,7 +116,7 @@ def solve(
 
 
 def shown(x: Tensor, node: Node, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:
-    """The state (B, *) after every hook has seen it, and whether one of them replaced it or wrote into it."""
+    """Calls every hook; returns the state (B, *), and whether a hook replaced it or wrote into it."""
     seen, version = x, _version(x) if hooks else 0
     for hook in hooks:
         replacement = hook(x, node)
@@ -125,5 +125,5 @@ def shown(x: Tensor, node: Node, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:
 
 
 def _version(x: Tensor) -> int:
-    """How often a tensor was written into; 0 where torch does not count: in inference mode, and of symbolic values."""
+    """How often a tensor was written into; 0 if torch does not count it: in inference mode and for symbolic values."""
     return x._version if isinstance(x, Tensor) and not x.is_inference() else 0

@@ -229,7 +229,7 @@ def test_a_learned_variance_has_no_program_and_a_budget():
     spec = "ddpm(variance=learned)"
     assert str(solvers.make(spec)) == spec
     assert solvers.make(str(solvers.make(spec))) == solvers.make(spec)
-    with pytest.raises(InputError, match="no program: the model says how much noise each number gets"):
+    with pytest.raises(InputError, match="no program: the model predicts the variance of the noise"):
         solvers.trace(spec, CHAIN.grid.nodes(CHAIN.sde(), None))
     whole = scoresde.sample(model, (3,), range(5), spec, nfe=8, dtype=torch.float64)
     assert whole.nfe == 8

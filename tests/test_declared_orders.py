@@ -73,8 +73,8 @@ def test_euler_maruyama_steps_along_the_sde_of_its_eta(eta):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("dpmpp_3s(variant=flipped)", "variant=flipped goes with mode=grid and eta > 0 alone; take variant=taylor"),
-        ("dpmpp_3s(variant=flipped, mode=grid)", "variant=flipped goes with mode=grid and eta > 0 alone"),
+        ("dpmpp_3s(variant=flipped)", "variant=flipped requires mode=grid and eta > 0; use variant=taylor"),
+        ("dpmpp_3s(variant=flipped, mode=grid)", "variant=flipped requires mode=grid and eta > 0"),
         ("gradient_estimation(gamma=0.5)", "gamma must be at least 1, got 0.5"),
         ("euler_maruyama(eta=-1)", "euler_maruyama: eta must be at least 0, got -1"),
         ("pc(corrector=noise_renewal(delta=0))", r"delta must lie in \(0, 1\], got 0"),

@@ -139,7 +139,7 @@ def test_an_explicit_grid_runs_from_noise_to_data():
         ("explicit(times=[1.5, 0.5])", r"t=1.5 is outside \[0.001, 1\]"),
         ("explicit(times=[1, 0.0001])", r"t=0.0001 is outside"),
         ("explicit(times=[1, inf])", "t=inf is outside"),
-        ("explicit(ratios=[10, -1])", "ratios must be positive, but for a last 0"),
+        ("explicit(ratios=[10, -1])", "ratios must be positive, except for a last 0"),
         ("explicit(ratios=[10, 0, 1])", "ratios must be positive"),
         ("explicit(ratios=[1000, 1])", "is outside"),
         ("explicit(times=[1, 'x'])", "takes a number"),

@@ -142,7 +142,7 @@ def test_a_stochastic_solver_needs_noise_and_cannot_encode(spec):
     solver, nodes = solvers.make(spec), grid("uniform", VP, 3)
     with pytest.raises(InputError, match="draws noise: give it a noise source"):
         solve(solver, Mixture(VP), start(nodes[0]), nodes)
-    with pytest.raises(InputError, match="draws noise and cannot encode; take a deterministic solver"):
+    with pytest.raises(InputError, match="draws noise and cannot encode; use a deterministic solver"):
         solve(solver, Mixture(VP), start(nodes[0]), nodes[::-1], noise())
 
 

@@ -57,7 +57,7 @@ def test_every_kind_of_problem_is_solved_alike(problem, spec):
 
 
 def test_an_object_that_cannot_predict_is_refused_in_one_line():
-    with pytest.raises(InputError, match=r"^a problem has predict\(x, node\), which int has not$"):
+    with pytest.raises(InputError, match=r"^a problem needs predict\(x, node\), which int does not have$"):
         solve(solvers.make("heun"), 3, torch.zeros(1, 1), grid("logsnr", VP, 2))
 
 
@@ -226,9 +226,9 @@ def test_the_same_loop_solves_a_path_of_discrete_states():
 
 def test_a_solver_of_another_space_is_refused():
     nodes = [Kept(1.0, 0.0), Kept(0.0, 1.0)]
-    with pytest.raises(InputError, match=r"^heun is a solver of gaussian states, the problem's are discrete$"):
+    with pytest.raises(InputError, match=r"^heun solves for gaussian states, but the problem has discrete states$"):
         solve(solvers.make("heun"), Letters(), torch.full((1, 2), 2), nodes)
-    with pytest.raises(InputError, match=r"is a solver of discrete states, the problem's are gaussian$"):
+    with pytest.raises(InputError, match=r"solves for discrete states, but the problem has gaussian states$"):
         solve(Unmask(), Mixture(VP), torch.zeros(1, 1), grid("logsnr", VP, 2))
 
 

@@ -277,7 +277,7 @@ def test_a_grid_that_was_asked_for_is_not_ignored():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"solver": "ddpm"}, "ddpm draws noise and cannot encode; take a deterministic solver"),
+        ({"solver": "ddpm"}, "ddpm draws noise and cannot encode; use a deterministic solver"),
         ({"x": torch.zeros(0, 2)}, "at least one sample"),
         ({"x": torch.tensor([[math.nan, 0.0]])}, "finite"),
         ({"x": torch.tensor([[math.nan, 0.0]]), "solver": "rk45"}, "finite"),

@@ -280,15 +280,15 @@ def test_shifted_times_are_diffusers(flags, mu, spec):
         ("vp(beta_d=0)", "vp: beta_d must be positive"),
         ("vp(eps_s=2)", r"vp: eps_s must lie in \(0, 1\), got 2"),
         ("linear_quadratic(threshold_noise=1)", r"threshold_noise must lie in \(0, 1\)"),
-        ("linear_quadratic(linear_steps=10)", "linear_steps=10 leaves none of 10 steps"),
+        ("linear_quadratic(linear_steps=10)", "linear_steps=10 must be less than the number of steps, 10"),
         ("linear_quadratic(linear_steps=0)", "linear_steps must be a positive integer, got 0"),
         ("flow_shift(shift=0)", "flow_shift: shift must be positive"),
         ("flow_shift(mu=1, tokens=256)", "takes mu or tokens, not both"),
         ("flow_shift(shift_terminal=0.001)", "shift_terminal=0.001 is not in"),
         ("ays(model=sd16)", "no model of ays 'sd16'; did you mean sd15"),
         ("gits(model=imagenet)", "no model of gits 'imagenet'; accepted: cifar10"),
-        ("ays(fit=keep, model=svd)", r"its levels \[.*\] leave \[.*\]; take fit=rescale"),
-        ("resampled", "table takes at least two noise levels"),
+        ("ays(fit=keep, model=svd)", r"its levels \[.*\] exceed \[.*\]; use fit=rescale"),
+        ("resampled", "table needs at least two noise levels"),
         ("resampled(table=[1, 2])", "greatest first"),
         ("iddpm(num_train_timesteps=0)", "num_train_timesteps must be a positive integer"),
     ],
@@ -300,7 +300,7 @@ def test_a_bad_grid_is_refused_in_one_line(spec, message):
 
 
 def test_powers_of_negative_times_are_refused():
-    with pytest.raises(InputError, match=r"which is -2\.99"):
+    with pytest.raises(InputError, match=r"ends at t=-2\.99"):
         grid("quadratic", PATHS[2], 3)
 
 

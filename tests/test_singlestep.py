@@ -364,7 +364,7 @@ def test_res_3s_meets_the_third_stiff_condition():
         ("rho_rk(tableau=heun4)", "did you mean heun"),
         ("dpm_2(r=0)", "dpm_2: r must lie in"),
         ("heun(quantity=x0)", "'quantity'"),
-        ("dpmpp_2s(eta=1)", "dpmpp_2s: eta goes with mode=grid alone; take dpmpp_sde(eta=1)"),
+        ("dpmpp_2s(eta=1)", "dpmpp_2s: eta requires mode=grid; use dpmpp_sde(eta=1)"),
         ("dpmpp_3s(mode=grid, eta=-1)", "dpmpp_3s: eta must be at least 0"),
         ("dpm_solver_2(mode=grid, eta=1)", "no option of dpm_solver_2 'eta'"),
     ],

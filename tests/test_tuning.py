@@ -232,8 +232,8 @@ GOOD = {"format": "scoresde-grid", "version": 1, "ratios": [10.0, 1.0, 0.05]}
     ("document", "message"),
     [
         ("a picture", "is not a grid: it is not JSON"),
-        ([10.0, 1.0], 'it does not say "format": "scoresde-grid"'),
-        ({"ratios": [10.0, 1.0]}, 'it does not say "format"'),
+        ([10.0, 1.0], 'it does not contain "format": "scoresde-grid"'),
+        ({"ratios": [10.0, 1.0]}, 'it does not contain "format"'),
         ({**GOOD, "version": 2}, "a grid of version 2; this library reads version 1"),
         ({**GOOD, "ratios": None}, "its ratios are not a list of numbers"),
         ({**GOOD, "ratios": [10.0, True]}, "its ratios are not a list of numbers"),
@@ -267,7 +267,7 @@ def test_a_file_for_another_path_or_number_of_steps_is_refused(tmp_path):
         solvers.grid(f"file:{path}", VP)
     with pytest.raises(InputError, match=r"cannot read the grid .*: No such file"):
         solvers.grids.make(f"file:{tmp_path}/missing.json")
-    with pytest.raises(InputError, match="file takes the path of a grid: file:PATH"):
+    with pytest.raises(InputError, match="file needs the path of a grid: file:PATH"):
         solvers.grids.make("file")
     assert FileGrid(str(path)).fixed
 

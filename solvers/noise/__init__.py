@@ -1,4 +1,4 @@
-"""Noise of a solve: standard normal numbers for an interval of time, per sample and by its seed alone."""
+"""Noise of a solve: standard normal numbers for an interval of time; those of a sample depend only on its seed."""
 
 from .brownian import BrownianNoise
 from .seeded import SeededNoise, generator

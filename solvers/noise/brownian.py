@@ -1,4 +1,4 @@
-"""Brownian noise: one path per seed, the same whatever the steps, so that solves on different grids can be compared."""
+"""Brownian noise: one path per seed, independent of the steps, so that solves on different grids are comparable."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from ..types.node import Node, Rows
 from .seeded import SeededNoise
 
 LIMIT = 16.0
-"""The path is kept for lam = log(alpha / sigma) in [-16, 16]."""
+"""The path covers lam = log(alpha / sigma) in [-16, 16]."""
 DEPTH = 20
 """The tree halves that interval 20 times: its leaves are 3e-5 wide in lam."""
 
 
 def clock(lower: float, upper: float) -> float:
-    """exp(2 upper) - exp(2 lower), without cancellation."""
+    """The clock's advance between two values of lam: exp(2 upper) - exp(2 lower), without cancellation."""
     return math.exp(2 * lower) * math.expm1(2 * (upper - lower))
 
 
 class BrownianNoise(SeededNoise):
     """Normalised increments of one Brownian path per sample: (B(c_s) - B(c_t)) / sqrt(c_s - c_t).
 
-    The path's clock is c = exp(2 lam) = alpha^2 / sigma^2, over which the noise of the reverse SDE (eta = 1) in
-    x / alpha, integrated exactly, is an increment. The increments of neighbouring intervals compose: with z(t, s) for
-    ``noise(t, s)``, sqrt(c_u - c_t) z(t, u) = sqrt(c_s - c_t) z(t, s) + sqrt(c_u - c_s) z(s, u). So the same seeds on a
-    finer grid approximate the same solution of the SDE.
+    The path runs on the clock c = exp(2 lam) = alpha^2 / sigma^2. On this clock the exactly integrated noise of the
+    reverse SDE (eta = 1) in x / alpha is an increment of the path. The increments of neighbouring intervals compose:
+    with z(t, s) for ``noise(t, s)``, sqrt(c_u - c_t) z(t, u) = sqrt(c_s - c_t) z(t, s) + sqrt(c_u - c_s) z(s, u).
+    Therefore the same seeds on a finer grid approximate the same solution of the SDE.
 
-    The path is a tree over lam in [-16, 16] that is nowhere stored: every midpoint is drawn, given the ends of its
-    interval, with numbers that follow from the seed and the place in the tree. Kept are the midpoints above the last
-    query, ``DEPTH`` states in float64.
+    The path is a binary tree over lam in [-16, 16], which is not stored. Every midpoint is drawn conditionally on the
+    ends of its interval, with numbers that depend only on the seed and the position in the tree. Only the midpoints
+    above the last query are cached: ``DEPTH`` states in float64.
 
-    Outside the interval the clock stands still. An interval of no length on the clock, or within one leaf of the tree,
-    is a fresh draw, as from ``SeededNoise``; (s, t) is minus (t, s). Both ends may be nodes with a time per sample.
+    Outside [-16, 16] the clock stands still. For an interval of zero length on the clock, or within one leaf of the
+    tree, the result is a fresh draw, as from ``SeededNoise``. The result for (s, t) is minus that for (t, s). Both ends
+    may be nodes with one time per sample.
 
     Args:
-        seeds, shape, dtype, device: as for ``SeededNoise``; the start of every sample is the same.
+        seeds, shape, dtype, device: as for ``SeededNoise``; ``initial()`` returns the same start, too.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class BrownianNoise(SeededNoise):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(seeds, shape, dtype, device)
-        # the tree's numbers: Philox with a key of 128 bits per seed, and the place in the tree as its counter
+        # the tree's numbers: Philox with a key of 128 bits per seed, and the position in the tree as its counter
         keys = [np.random.SeedSequence(int(seed), spawn_key=(2,)).generate_state(2, np.uint64) for seed in self.seeds]
         self._use(keys)
 
@@ -70,13 +71,13 @@ class BrownianNoise(SeededNoise):
         begin, end = (min(max(node.lam, -LIMIT), LIMIT) for node in (t, s))
         if begin == end or _leaf(begin) == _leaf(end):
             return super().__call__(t, s)
-        # the two points of the last call are kept: the end of one step is the start of the next
+        # cache the two points of the last call: the end of one step is the start of the next
         self._points = {lam: self._points[lam] if lam in self._points else self._at(lam) for lam in (begin, end)}
         gap = math.sqrt(clock(min(begin, end), max(begin, end)))
         return ((self._points[end] - self._points[begin]) / gap).to(self.dtype).to(self.device)
 
     def select(self, rows: Rows) -> BrownianNoise:
-        """The paths of those samples; fresh draws share the generators of the whole."""
+        """The noise of the selected samples; fresh draws share the generators of the whole batch."""
         part = super().select(rows)
         chosen = BrownianNoise((), self.shape, self.dtype, self.device)
         chosen.seeds, chosen._steps = part.seeds, part._steps
@@ -84,7 +85,7 @@ class BrownianNoise(SeededNoise):
         return chosen
 
     def _each(self, t: Node[Any], s: Node[Any]) -> Tensor:
-        """Ends that differ from sample to sample."""
+        """The increments (B, *) for nodes with one time per sample."""
         count = len(self.seeds)
         ends = [
             [torch.as_tensor(v, dtype=torch.float64).expand(count).tolist() for v in (n.t, n.alpha, n.sigma)]
@@ -95,7 +96,7 @@ class BrownianNoise(SeededNoise):
         return torch.cat([torch.empty((0, *self.shape), dtype=self.dtype, device=self.device), *rows])
 
     def _draws(self, place: int) -> Tensor:
-        """The standard normal numbers (B, *) of a place in the tree."""
+        """The standard normal numbers (B, *) of a position in the tree."""
         z = np.empty((len(self._keys), *self.shape), dtype=np.float32)
         state = self._state
         state["state"]["counter"] = np.array([0, place, 0, 0], dtype=np.uint64)
@@ -106,7 +107,7 @@ class BrownianNoise(SeededNoise):
         return torch.from_numpy(z)
 
     def _at(self, lam: float) -> Tensor:
-        """B at lam, less B at the interval's lower end, (B, *) in float64 on the CPU."""
+        """The path at lam minus the path at -16, (B, *) in float64 on the CPU."""
         left, right = -LIMIT, LIMIT
         if self._far is None:
             self._far = math.sqrt(clock(left, right)) * self._draws(0).double()
@@ -126,7 +127,7 @@ class BrownianNoise(SeededNoise):
         return self._between(low, high, left, lam, right, place)
 
     def _between(self, low: Tensor, high: Tensor, left: float, lam: float, right: float, place: int) -> Tensor:
-        """The path at lam given its values at left and right: a Brownian bridge in the clock."""
+        """The path at lam given its values at left and right: a Brownian bridge on the clock."""
         before, after, whole = clock(left, lam), clock(lam, right), clock(left, right)
         return torch.lerp(low, high, before / whole).add_(self._draws(place), alpha=math.sqrt(before * after / whole))
 

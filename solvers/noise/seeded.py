@@ -1,4 +1,4 @@
-"""Noise that belongs to a sample: row i depends on seed i alone, never on its neighbours or the batch size."""
+"""Seeded noise: row i depends only on seed i, never on other rows or on the batch size."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from ..errors import InputError
 from ..types.node import Node, Rows
 from ..types.solver import NoiseSource
 
-# a CPU generator's state: its seed, its place and whether it is seeded (24 bytes), then the Mersenne Twister's words,
-# 8 bytes each
+# the state of a CPU generator: seed, position and a flag (24 bytes), then the words of the Mersenne Twister, 8 bytes
+# each
 _OFFSET, _WORDS = 24, 624
 
 
 def generator(seed: int, *stream: int) -> torch.Generator:
-    """A CPU generator for one purpose of one seed; streams with different labels are independent.
+    """A CPU generator for a seed and a stream; different streams of one seed are independent.
 
     Raises:
         InputError: the seed is not an integer of at least 0.
     """
     words = np.random.SeedSequence(_checked(seed), spawn_key=stream).generate_state(_WORDS, np.uint32)
     made = torch.Generator().manual_seed(int(words[0]))
-    # manual_seed keeps 32 bits of its argument, so that some of 100000 seeds would share their numbers: set every word
+    # manual_seed keeps 32 bits of its argument; some of 100000 seeds would then share their numbers: set every word
     state = made.get_state()
     state.numpy()[_OFFSET : _OFFSET + 8 * _WORDS].view(np.uint64)[:] = words
     return made.set_state(state)
@@ -41,12 +41,12 @@ def _checked(seed: int) -> int:
 class SeededNoise(NoiseSource):
     """One stream of normal numbers per sample, drawn on the CPU in float64.
 
-    The numbers are the same on every device, and up to rounding in every dtype.
+    The numbers are the same on every device, and the same up to rounding in every dtype.
 
     Args:
         seeds: one integer per sample.
         shape: the shape of one sample, without the batch dimension.
-        dtype, device: of what is returned.
+        dtype, device: dtype and device of the returned tensors.
     """
 
     def __init__(
@@ -61,18 +61,18 @@ class SeededNoise(NoiseSource):
 
     @cached_property
     def _steps(self) -> list[torch.Generator]:
-        """The generators of the steps' noise, a tenth of a millisecond each: made once somebody draws."""
+        """The generators of the steps' noise, made at the first draw since each takes a tenth of a millisecond."""
         return [generator(seed, 1) for seed in self.seeds]
 
     def initial(self) -> Tensor:
-        """The standard normal start of every sample (B, *): always the same, and apart from the steps' noise."""
+        """The standard normal start of every sample (B, *): the same on every call, independent of the steps' noise."""
         return self._draw([generator(seed, 0) for seed in self.seeds])
 
     def __call__(self, t: Node, s: Node) -> Tensor:
         return self._draw(self._steps)
 
     def select(self, rows: Rows) -> SeededNoise:
-        """The noise of those samples, sharing their generators: a sample's k-th draw is the same through either."""
+        """The noise of the selected samples; it shares their generators, so each draw advances both objects."""
         chosen = SeededNoise((), self.shape, self.dtype, self.device)
         places = range(len(self.seeds))[rows] if isinstance(rows, slice) else rows.tolist()
         chosen.seeds, chosen._steps = [self.seeds[i] for i in places], [self._steps[i] for i in places]

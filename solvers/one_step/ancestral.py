@@ -1,6 +1,6 @@
-"""One-step methods of the reverse chain and the reverse SDE.
+"""One-step methods for the reverse chain and the reverse SDE.
 
-All are written for any Gaussian path, with the transition kernel of the forward process
+They apply to any Gaussian path and use the transition kernel of the forward process,
 q(x_t | x_s) = N(alpha_ts x_s, var_ts), alpha_ts = alpha_t / alpha_s, var_ts = sigma_t^2 - alpha_ts^2 sigma_s^2.
 """
 
@@ -23,16 +23,16 @@ from ..types.solver import Noise, Solver, Step, solvers
 
 
 def forward_kernel(t: Node[T], s: Node[T]) -> tuple[T, T]:
-    """(alpha_ts, var_ts) of q(x_t | x_s), s the less noisy of the two.
+    """The scale and variance (alpha_ts, var_ts) of q(x_t | x_s), where s is the less noisy node.
 
-    The variance is alpha_t^2 (ratio_t^2 - ratio_s^2), factored so that close nodes do not cancel.
+    The variance is alpha_t^2 (ratio_t^2 - ratio_s^2), factored so that nothing cancels for close nodes.
     """
     return t.alpha / s.alpha, t.alpha**2 * (t.ratio - s.ratio) * (t.ratio + s.ratio)
 
 
 @dataclass(frozen=True, slots=True)
 class Posterior(Generic[T]):
-    """q(x_s | x_t, x0) = N(on_x x_t + on_x0 x0, variance): beta_tilde is the variance."""
+    """The posterior q(x_s | x_t, x0) = N(on_x x_t + on_x0 x0, variance); its variance is called beta_tilde."""
 
     on_x: T
     on_x0: T
@@ -40,7 +40,7 @@ class Posterior(Generic[T]):
 
 
 def posterior(t: Node[T], s: Node[T]) -> Posterior[T]:
-    """The forward process between t and a less noisy s, given both ends; of any Gaussian path.
+    """The posterior q(x_s | x_t, x0) of the forward process, for a node s less noisy than t on any Gaussian path.
 
     on_x = alpha_ts sigma_s^2 / sigma_t^2, on_x0 = alpha_s var_ts / sigma_t^2, variance = sigma_s^2 var_ts / sigma_t^2
     (Ho et al. 2020, arXiv:2006.11239, eq. 7; Kingma et al. 2021, arXiv:2107.00630, eq. 25).
@@ -51,9 +51,10 @@ def posterior(t: Node[T], s: Node[T]) -> Posterior[T]:
 
 
 def split_variance(eta: float, fall: float) -> tuple[float, float]:
-    """The shares of the variance at s that a step draws anew, eta^2 (1 - fall^2), and keeps; fall = ratio_s / ratio_t.
+    """The fractions of the variance at s that a step draws afresh, eta^2 (1 - fall^2), and keeps.
 
-    The two sum to one; each is computed on its own, since for a long step the one kept is tiny.
+    ``fall`` is ratio_s / ratio_t. The two fractions sum to one; each is computed separately, since the kept one is tiny
+    for a long step.
     """
     return eta**2 * (1 - fall) * (1 + fall), (1 - eta) * (1 + eta) + (eta * fall) ** 2
 
@@ -71,18 +72,20 @@ def split_variance(eta: float, fall: float) -> tuple[float, float]:
 )
 @dataclass(frozen=True)
 class DDPM(Solver):
-    """Ancestral sampling: a draw from q(x_s | x_t, x0) with x0 predicted.
+    """Ancestral sampling: a draw from q(x_s | x_t, x0) with the predicted x0.
 
-    x_s = (alpha_ts sigma_s^2 / sigma_t^2) x + (alpha_s var_ts / sigma_t^2) x0 + sqrt(v) z, with
-    v = sigma_s^2 var_ts / sigma_t^2 (``beta_tilde``, the posterior's variance), v = var_ts (``beta``), or
-    beta^w beta_tilde^(1 - w) (``interpolated``, w = ``interpolation``; ``learned``, w in [0, 1] of the model's own, an
-    element at a time: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
-    ``optimal`` adds to beta_tilde what the spread of x0 given x adds,
-    (alpha_s var_ts / sigma_t^2)^2 (sigma_t / alpha_t)^2 (1 - m), with m = E|eps|^2 / d the mean power of the model's
-    eps in a dimension: ``eps_power`` lists pairs [lam, m] in order of lam, interpolated linearly, held beyond the ends.
+    x_s = (alpha_ts sigma_s^2 / sigma_t^2) x + (alpha_s var_ts / sigma_t^2) x0 + sqrt(v) z, where ``variance`` selects
+    v. ``beta_tilde`` is the posterior's variance, v = sigma_s^2 var_ts / sigma_t^2; ``beta`` is v = var_ts.
+    ``interpolated`` is v = beta^w beta_tilde^(1 - w) with w = ``interpolation``. ``learned`` has the same formula with
+    a w in [0, 1] that the model predicts for each element (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15).
+    ``optimal`` adds to beta_tilde the effect of the variance of x0 given x,
+    (alpha_s var_ts / sigma_t^2)^2 (sigma_t / alpha_t)^2 (1 - m), where m = E|eps|^2 / d is the mean power per dimension
+    of the model's eps. ``eps_power`` lists pairs [lam, m] in order of lam; m is interpolated linearly in lam and
+    constant beyond the ends.
 
-    Raises InputError for interpolation outside [0, 1], for interpolated without interpolation or optimal without
-    eps_power or either the other way round, and for pairs that are unordered, not finite, or with m below 0.
+    Raises InputError for interpolation outside [0, 1], for interpolation without variance=interpolated or eps_power
+    without variance=optimal, for either variance without its option, and for pairs that are unordered, not finite, or
+    with m below 0.
     """
 
     variance: Literal["beta_tilde", "beta", "interpolated", "learned", "optimal"] = "beta_tilde"
@@ -93,10 +96,10 @@ class DDPM(Solver):
         super().__post_init__()
         if (self.variance == "interpolated") != (self.interpolation is not None):
             raise InputError(
-                "ddpm: variance=interpolated goes with interpolation, a number in [0, 1], and only with it"
+                "ddpm: variance=interpolated requires interpolation in [0, 1]; no other variance accepts it"
             )
         if (self.variance == "optimal") != bool(self.eps_power):
-            raise InputError("ddpm: variance=optimal goes with eps_power=[[lam, m], ...], and only with it")
+            raise InputError("ddpm: variance=optimal requires eps_power=[[lam, m], ...]; no other variance accepts it")
         for pair in self.eps_power:
             if len(pair) != 2 or not all(map(math.isfinite, pair)) or pair[1] < 0:
                 raise InputError(f"ddpm: eps_power takes pairs [lam, m] of finite numbers, m >= 0; got {list(pair)}")
@@ -106,15 +109,15 @@ class DDPM(Solver):
 
     @property
     def nonlinear(self) -> str:
-        return "the model says how much noise each number gets" if self.variance == "learned" else ""
+        return "the model predicts the variance of the noise" if self.variance == "learned" else ""
 
     def variance_of(self, t: Any, s: Any, nu: Any = None, lowest: float = 0.0) -> Any:
-        """v between two nodes, of numbers or of tensors.
+        """The variance v of a step between two nodes of numbers or of tensors.
 
-        ``nu`` is the model's w, for ``learned``. ``lowest`` stands for beta_tilde at s = data, where that is 0.
+        ``nu`` is the model's w, for ``learned``. ``lowest`` replaces beta_tilde if s is the data, where it would be 0.
 
         Raises:
-            InputError: ``learned`` with a model that has no w.
+            InputError: the variance is ``learned``, but ``nu`` is None.
         """
         q, beta = posterior(t, s), forward_kernel(t, s)[1]
         w = self.interpolation
@@ -133,7 +136,7 @@ class DDPM(Solver):
         tilde: Any = torch.where(s.sigma == 0, lowest, q.variance) if isinstance(s.sigma, Tensor) else q.variance
         if not isinstance(s.sigma, Tensor) and s.sigma == 0:
             tilde = lowest
-        if isinstance(w, Tensor):  # not as powers, whose last bit depends on the size of the batch
+        if isinstance(w, Tensor):  # not by powers of tensors, whose last bit depends on the batch size
             return torch.exp(w * _log(beta) + (1 - w) * _log(tilde))
         return tilde if w is None else beta**w * tilde ** (1 - w)
 
@@ -167,7 +170,7 @@ def _positive(value: Any) -> Any:
 )
 @dataclass(frozen=True)
 class SMLD(Solver):
-    """Ancestral sampling of a chain of noise scales, score_sde's predictor for VE; on any path, in x / alpha.
+    """Ancestral sampling of a chain of noise scales, score_sde's predictor for VE; here in x / alpha, for any path.
 
     x_s / alpha_s = x / alpha_t - (ratio_t^2 - ratio_s^2) eps / ratio_t + ratio_s sqrt(1 - ratio_s^2 / ratio_t^2) z.
     """
@@ -193,8 +196,8 @@ class SMLD(Solver):
 class DDIM(Solver):
     """DDIM: x_s = alpha_s x0 + sqrt(sigma_s^2 - v) eps + sqrt(v) z, v = eta^2 sigma_s^2 (1 - ratio_s^2 / ratio_t^2).
 
-    eta = 0 is Euler's method in x / alpha against sigma / alpha; eta = 1 is ``ddpm``. (The linear coefficient of eta
-    is the standard deviation's, as in the paper: the noise's variance goes with eta^2.)
+    eta = 0 is Euler's method in x / alpha against sigma / alpha; eta = 1 is ``ddpm``. As in the paper, the standard
+    deviation of the noise is proportional to eta, and its variance to eta^2.
     """
 
     eta: Fraction = 0.0
@@ -223,11 +226,10 @@ class DDIM(Solver):
 )
 @dataclass(frozen=True)
 class EulerMaruyama(Solver):
-    """Euler-Maruyama on the SDE of that eta: x_s = x + (f x - (1 + eta^2) / 2 g^2 score) (s - t) + eta g sqrt(t - s) z,
-    f and g at t.
+    """Euler-Maruyama on the reverse SDE with noise scaled by eta.
 
-    eta = 1 is the reverse SDE, eta = 0 Euler's method in t on the probability-flow ODE. Raises InputError for a
-    negative or infinite eta.
+    x_s = x + (f x - (1 + eta^2) / 2 g^2 score) (s - t) + eta g sqrt(t - s) z, with f and g at t. eta = 1 is the reverse
+    SDE; eta = 0 is Euler's method in t on the probability-flow ODE. Raises InputError for a negative or infinite eta.
     """
 
     eta: NonNegative = 1.0
@@ -257,7 +259,7 @@ class EulerMaruyama(Solver):
 )
 @dataclass(frozen=True)
 class ReverseDiffusion(Solver):
-    """The reverse SDE discretised like the forward chain: x_s = (2 - alpha_ts) x + var_ts score + sqrt(var_ts) z."""
+    """The reverse SDE, discretised like the forward chain: x_s = (2 - alpha_ts) x + var_ts score + sqrt(var_ts) z."""
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         assert noise is not None

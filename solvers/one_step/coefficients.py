@@ -1,4 +1,4 @@
-"""phi functions of exponential integrators and polynomial weights, in float64 and without cancellation near h = 0."""
+"""The phi functions of exponential integrators, and polynomial weights; in float64, without cancellation near h = 0."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 Array = np.ndarray[tuple[int], np.dtype[np.float64]]
 Rows = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
-# nodes and weights on [0, 1]: 32 points integrate exp(-30 u) times a cubic to rounding
+# nodes and weights on [0, 1]; 32 points integrate exp(-30 u) times a cubic up to rounding
 GAUSS: tuple[Array, Array] = tuple(0.5 * v + 0.5 * (i == 0) for i, v in enumerate(np.polynomial.legendre.leggauss(32)))  # type: ignore[assignment]
 
 
@@ -46,14 +46,16 @@ def phi3(h: float) -> float:
 
 
 def lagrange(at: Sequence[float], points: Array, measure: Array) -> list[float]:
-    """The integrals of Lagrange's polynomials, each 1 at one of ``at`` and 0 at the others, over a measure that sits at
-    ``points``."""
+    """The integrals of Lagrange's polynomials over a discrete measure.
+
+    Polynomial i is 1 at ``at[i]`` and 0 at the other nodes; the measure has the weights ``measure`` at ``points``.
+    """
     found: list[float] = lagrange_rows(np.array([at]), points[None], measure[None])[0].tolist()
     return found
 
 
 def lagrange_rows(at: Rows, points: Rows, measure: Rows) -> Rows:
-    """The same (n, K) for n sets of K nodes (n, K) and measures (n, G), each row by itself."""
+    """``lagrange`` for n sets of K nodes (n, K) and measures (n, G) at once; returns the integrals (n, K)."""
     others = ~np.eye(at.shape[1], dtype=bool)
     scales = np.prod(at[:, :, None] - at[:, None, :], axis=2, where=others)  # (n, j): over k != j
     gaps = points[:, :, None, None] - at[:, None, None, :]  # (n, G, 1, k)

@@ -1,4 +1,4 @@
-"""DPM-Solver and DPM-Solver++ with stages inside the step, or on the grid's own nodes."""
+"""DPM-Solver and DPM-Solver++, with stages inside the step or on the grid's own nodes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from .exponential_runge_kutta import (
 )
 
 Mode = Literal["singlestep", "grid"]
-APART = "with eta > 0 its intervals draw noise apart, of order 1: dpmpp_sde is better"
+APART = "with eta > 0 its intervals draw noise independently, which limits the order to 1; dpmpp_sde is better"
 
 
 def _check_mode(solver: ExponentialRungeKutta) -> None:
     if solver.eta and solver.mode != "grid":
         name = solvers.info_of(solver).name
-        raise InputError(f"{name}: eta goes with mode=grid alone; take dpmpp_sde(eta={solver.eta:g})")
+        raise InputError(f"{name}: eta requires mode=grid; use dpmpp_sde(eta={solver.eta:g})")
 
 
 @dataclass(frozen=True)
 class _TwoStages(ExponentialRungeKutta):
-    """A stage at r1 of the step in lam."""
+    """A method with one stage at the fraction r1 of the step in lam."""
 
     r1: Share = 0.5
     variant: Variant = "dpmsolver"
@@ -49,7 +49,7 @@ class _TwoStages(ExponentialRungeKutta):
 
 @dataclass(frozen=True)
 class _ThreeStages(ExponentialRungeKutta):
-    """Stages at r1 and r2 of the step in lam."""
+    """A method with stages at the fractions r1 and r2 of the step in lam."""
 
     r1: Share = 1 / 3
     r2: Share = 2 / 3
@@ -65,7 +65,7 @@ class _ThreeStages(ExponentialRungeKutta):
 
     @property
     def nominal_order(self) -> float:
-        # elsewhere the parabola's weight on stage 1, whose own error is of second order, costs the third
+        # at any other r2 the parabola has a weight on stage 1, whose second-order error limits the order to 2
         return 3.0 if abs(self.r2 - 2 / 3) < 1e-9 else 2.0
 
     def scheme(self) -> Scheme:
@@ -82,7 +82,7 @@ class _ThreeStages(ExponentialRungeKutta):
 )
 @dataclass(frozen=True)
 class DPMSolver1(ExponentialRungeKutta):
-    """DPM-Solver-1: eps held over the step in lam, which is DDIM."""
+    """DPM-Solver-1: eps is constant over the step in lam, which is DDIM."""
 
     def scheme(self) -> Scheme:
         return one_stage("eps")
@@ -96,11 +96,11 @@ class DPMSolver1(ExponentialRungeKutta):
     reference="Lu et al. 2022, arXiv:2206.00927, algorithm 1",
     formula="x_s = (alpha_s / alpha_t) x - sigma_s (e^h - 1) eps_m, eps_m at the middle of the step in lam",
     equals=("dpm_2",),
-    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval",
+    note="mode=grid: the stages are the grid's nodes, 1 evaluation per interval",
 )
 @dataclass(frozen=True)
 class DPMSolver2(_TwoStages):
-    """DPM-Solver-2: eps at t and at r1 of the step in lam, interpolated linearly.
+    """DPM-Solver-2: eps at t and at the fraction r1 of the step in lam, interpolated linearly.
 
     x_s / alpha_s = x / alpha_t - ratio_s ((e^h - 1) eps + w (eps_1 - eps) / r1), with w = (e^h - 1) / 2
     (``dpmsolver``) or the line's exact integral (e^h - 1) / h - 1 (``taylor``). Raises InputError unless 0 < r1 <= 1.
@@ -114,14 +114,15 @@ class DPMSolver2(_TwoStages):
     evaluations=3,
     reference="Lu et al. 2022, arXiv:2206.00927, algorithm 2",
     formula="x_s = (alpha_s / alpha_t) x - sigma_s ((e^h - 1) eps + ((e^h - 1) / h - 1) (eps_2 - eps) / r2)",
-    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval; order 2, that of the last intervals",
+    note="mode=grid: the stages are the grid's nodes, 1 evaluation per interval; the last intervals limit the order to "
+    "2",
 )
 @dataclass(frozen=True)
 class DPMSolver3(_ThreeStages):
-    """DPM-Solver-3: eps at t and at r1 and r2 of the step in lam.
+    """DPM-Solver-3: eps at t and at the fractions r1 and r2 of the step in lam.
 
-    ``dpmsolver`` ends with the line through eps and eps_2, ``taylor`` with the parabola through all three; both are of
-    order 3 at r2 = 2/3 and of order 2 elsewhere. Raises InputError unless 0 < r1 < r2 <= 1.
+    ``dpmsolver`` integrates the line through eps and eps_2, ``taylor`` the parabola through all three. Both have order
+    3 at r2 = 2/3 and order 2 at any other r2. Raises InputError unless 0 < r1 < r2 <= 1.
     """
 
 
@@ -131,15 +132,15 @@ class DPMSolver3(_ThreeStages):
     order=2,
     reference="Lu et al. 2022, arXiv:2206.00927, section 3.4",
     formula="dpm_solver_3 over groups of three intervals, dpm_solver_2 and dpm_solver_1 over the last of them",
-    note="1 evaluation an interval of the grid; the last steps, of lower order, cap the order at 2; the paper's code "
-    "makes the steps equal in lam whatever their order, so that its last ones are longer",
+    note="1 evaluation per interval of the grid; the last steps, of lower order, limit the order to 2; the paper's "
+    "code takes equal steps in lam for every order, so that its last steps are longer",
 )
 @dataclass(frozen=True)
 class DPMFast(ExponentialRungeKutta):
-    """DPM-Solver-fast: orders mixed so that N intervals take N evaluations.
+    """DPM-Solver-fast: steps of mixed orders, so that N intervals take N evaluations.
 
-    The grid's own nodes are the stages; where they are uniform in lam these are DPM-Solver-3's, at 1/3 and 2/3. N
-    divisible by 3 ends with orders 2 and 1, other N with the order that is left.
+    The stages are the grid's own nodes; on a grid that is uniform in lam they are the stages of DPM-Solver-3, at 1/3
+    and 2/3. If N is divisible by 3, the last two groups have orders 2 and 1; otherwise the last has order N mod 3.
     """
 
     mode = "grid"
@@ -161,15 +162,15 @@ class DPMFast(ExponentialRungeKutta):
     native="x0",
     reference="Lu et al. 2022, arXiv:2211.01095, algorithm 1",
     formula="x_s = (sigma_s / sigma_t) x + alpha_s phi1(h) x0_m, x0_m at the middle of the step in lam",
-    note=f"mode=grid: the stages are the grid's nodes, 1 evaluation an interval; {APART}",
+    note=f"mode=grid: the stages are the grid's nodes, 1 evaluation per interval; {APART}",
 )
 @dataclass(frozen=True)
 class DPMpp2S(_TwoStages):
-    """DPM-Solver++(2S): x0 at t and at r1 of the step in lam, interpolated linearly.
+    """DPM-Solver++(2S): x0 at t and at the fraction r1 of the step in lam, interpolated linearly.
 
     x_s / alpha_s = e^-h x / alpha_t + phi1(h) x0 + w (x0_1 - x0) / r1, w = phi1(h) / 2 (``dpmsolver``) or phi2(h)
-    (``taylor``). In ``mode="grid"``, eta > 0 is the reverse SDE: H = (1 + eta^2) h for h, and noise for each interval.
-    Raises InputError for r1 outside (0, 1], or eta with stages inside the step.
+    (``taylor``). In ``mode="grid"``, eta > 0 solves the reverse SDE: H = (1 + eta^2) h replaces h, and each interval
+    draws noise. Raises InputError for r1 outside (0, 1], or for eta without mode=grid.
     """
 
     eta: NonNegative = 0.0
@@ -186,19 +187,18 @@ class DPMpp2S(_TwoStages):
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B; the stages of arXiv:2206.00927, algorithm 2",
     formula="x_s = (sigma_s / sigma_t) x + alpha_s (phi1(h) x0 + phi2(h) (x0_2 - x0) / r2)",
     equals=("res_3s(c2=0.3333333333333333, c3=0.6666666666666666)",),
-    note="mode=grid: the stages are the grid's nodes, 1 evaluation an interval; order 2, that of the last intervals; "
-    + APART
-    + "; variant=flipped, a released defect, does not converge",
+    note="mode=grid: the stages are the grid's nodes, 1 evaluation per interval; the last intervals limit the order to "
+    "2; " + APART + "; variant=flipped reproduces a defect of a released library and does not converge",
 )
 @dataclass(frozen=True)
 class DPMpp3S(_ThreeStages):
-    """DPM-Solver++(3S): x0 at t and at r1 and r2 of the step in lam.
+    """DPM-Solver++(3S): x0 at t and at the fractions r1 and r2 of the step in lam.
 
-    ``dpmsolver`` ends with the line through x0 and x0_2, ``taylor`` with the parabola through all three; both are of
-    order 3 at r2 = 2/3 and of order 2 elsewhere. In ``mode="grid"``, eta > 0 is the reverse SDE: H = (1 + eta^2) h
-    for h, and noise for each interval. ``flipped``, for that alone, is ``taylor`` with a wrong sign, as one library
-    ships it: it does not converge. Raises InputError unless 0 < r1 < r2 <= 1, for eta with stages inside the step, or
-    for flipped without eta.
+    ``dpmsolver`` integrates the line through x0 and x0_2, ``taylor`` the parabola through all three. Both have order 3
+    at r2 = 2/3 and order 2 at any other r2. In ``mode="grid"``, eta > 0 solves the reverse SDE: H = (1 + eta^2) h
+    replaces h, and each interval draws noise. ``flipped``, for the reverse SDE only, is ``taylor`` with a wrong sign,
+    as one library released it; it does not converge. Raises InputError unless 0 < r1 < r2 <= 1, for eta without
+    mode=grid, or for flipped without eta.
     """
 
     variant: Literal["dpmsolver", "taylor", "flipped"] = "dpmsolver"  # type: ignore[assignment]
@@ -208,9 +208,9 @@ class DPMpp3S(_ThreeStages):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variant == "flipped" and not self.eta:
-            raise InputError("dpmpp_3s: variant=flipped goes with mode=grid and eta > 0 alone; take variant=taylor")
+            raise InputError("dpmpp_3s: variant=flipped requires mode=grid and eta > 0; use variant=taylor")
 
     @property
     def order(self) -> float:
-        # its weights multiply the difference of stages with noise apart, of size sqrt(h), by a number of size 1
+        # flipped: weights of size 1 multiply a difference of stages with independent noise, of size sqrt(h)
         return 0 if self.variant == "flipped" else super().order

@@ -1,13 +1,13 @@
-"""Exponential Runge-Kutta methods: the linear part solved exactly, the prediction interpolated inside the step.
+"""Exponential Runge-Kutta methods: they solve the linear part exactly and interpolate the prediction inside the step.
 
-With h = lam_s - lam_t, predictions p_j of one kind made at t and at inner nodes lam_t + c_j h, and weights w_j of the
-phi functions (``coefficients``), the state at a node q is
+Let h = lam_s - lam_t, let p_j be predictions of one kind at t and at inner nodes lam_t + c_j h, and let w_j be weights
+from the phi functions (``coefficients``). The state at a node q is
 
     x0:   x_q / alpha_q = e^-H x / alpha_t + sum_j w_j(H) x0_j + noise,        H = (1 + eta^2) (lam_q - lam_t)
     eps:  x_q / alpha_q = x / alpha_t + (1 + eta^2) ratio_q sum_j w_j(H) eps_j + noise,      H = lam_t - lam_q
 
-The noise at q is the SDE's own over [t, q], put together from the increments between the nodes, so that a stage and the
-end of the step see one Brownian path.
+The noise at q is the exactly integrated noise of the SDE over [t, q]. It is the sum of the increments between the
+nodes, so that a stage and the end of the step use one Brownian path.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ Weights = tuple[float, ...]
 def lagrange_weights(order: int, fractions: Sequence[float], big: float, variant: str) -> Weights:
     """Weights of ``order`` predictions, at t and at ``fractions`` of the step, for H = ``big``.
 
-    With D_j = (p_j - p_0) / fraction_j: order 2 adds phi1 / 2 (``dpmsolver``) or phi2 (``taylor``) times D_1; order 3
-    adds phi2 D_2 or the parabola's phi2 D' + phi3 D''. Both are of order 3 at fraction_2 = 2/3. ``flipped`` is
-    ``taylor`` with the constant 1/2 of phi3 = 1/2 - 1 / H + (1 - e^-H) / H^2 subtracted.
+    Let D_j = (p_j - p_0) / fraction_j. Order 2 adds phi1 / 2 (``dpmsolver``) or phi2 (``taylor``) times D_1. Order 3
+    adds phi2 D_2 (``dpmsolver``) or the parabola's phi2 D' + phi3 D'' (``taylor``). Both have order 3 at
+    fraction_2 = 2/3. ``flipped`` is ``taylor`` with the wrong sign of the constant 1/2 in
+    phi3 = 1/2 - 1 / H + (1 - e^-H) / H^2.
     """
     one, two = phi1(big), phi2(big)
     three = phi3(big) - (variant == "flipped")
@@ -55,10 +56,13 @@ def lagrange_weights(order: int, fractions: Sequence[float], big: float, variant
 
 @dataclass(frozen=True)
 class Scheme:
-    """What a step does: the kind of prediction, the stages' places, and for H the stages' weights and the end's.
+    """The numbers of a method.
 
-    Stages stand at ``fractions`` of the step in lam. ``joint`` noise is one Brownian path; otherwise the stages and the
-    end draw independently.
+    Attributes:
+        kind: the prediction that the method interpolates.
+        fractions: the positions of the stages after the first, as fractions of the step in lam.
+        rows: a function of H that returns the weights of every stage after the first, then those of the end.
+        joint: whether the stages and the end use one Brownian path; otherwise each draws its noise independently.
     """
 
     kind: Kind
@@ -69,15 +73,15 @@ class Scheme:
     joint: bool = True
 
     def rate(self) -> float:
-        """H / h."""
+        """The ratio H / h."""
         return 1 + self.eta**2 if self.kind == "x0" else -1.0
 
     def of(self, prediction: Prediction) -> Tensor:
-        """The prediction that the weights go with."""
+        """The part of a prediction that the method interpolates."""
         return prediction.x0 if self.kind == "x0" else prediction.eps
 
     def move(self, x: Tensor, t: Node, q: Node, weights: Sequence[float], predictions: Sequence[Tensor]) -> Tensor:
-        """The state at q without the noise."""
+        """The state at q without its noise."""
         if self.kind == "x0":
             keep, scale = q.sigma / t.sigma * math.exp(-(self.eta**2) * (q.lam - t.lam)), q.alpha
         else:
@@ -89,7 +93,7 @@ class Scheme:
         return x
 
     def noise(self, a: Node, b: Node, q: Node) -> float:
-        """What the normalised increment from a to b weighs in the state at q."""
+        """The weight of the normalised increment from a to b in the state at q."""
         if self.kind == "x0":
             fresh = -math.expm1(-2 * self.eta**2 * (b.lam - a.lam))
             return self.s_noise * q.sigma * math.exp(-(self.eta**2) * (q.lam - b.lam)) * math.sqrt(fresh)
@@ -97,7 +101,11 @@ class Scheme:
 
 
 class Group(NamedTuple):
-    """The orders of the intervals that remain; the state where the group began, its nodes and their predictions."""
+    """The carry in ``mode="grid"``.
+
+    It contains the orders of the remaining intervals, and the current group: its first state, its nodes and their
+    predictions.
+    """
 
     plan: tuple[int, ...]
     x: Tensor | None = None
@@ -108,11 +116,14 @@ class Group(NamedTuple):
 class ExponentialRungeKutta(Solver):
     """An exponential Runge-Kutta method; a subclass states its ``scheme``.
 
-    In ``mode="grid"`` the stages are the grid's own nodes, at one evaluation an interval: in a group of p intervals the
-    k-th is stepped from the group's start with the k predictions made by then. Intervals that fill no group are taken
-    with lower orders at the end, and so is the last group with ``lower_order_final``, or if the grid ends at sigma = 0.
-    What a hook changes inside a group reaches the predictions alone. With eta > 0 each interval draws the noise of the
-    whole way from the group's start anew, apart from the noise of the others: weak order 1.
+    In ``mode="grid"`` the stages are the grid's own nodes, at one evaluation per interval. The grid is divided into
+    groups of p intervals, where p is the number of stages. The k-th interval of a group steps from the group's start
+    with the k predictions made so far. At the end, intervals that do not fill a group use lower orders; so does the
+    last group with ``lower_order_final``, or if the grid ends at sigma = 0.
+
+    If a hook replaces a state inside a group, only the predictions change, not the group's start. With eta > 0 each
+    interval draws fresh noise for the whole distance from the group's start, independent of the other intervals: weak
+    order 1.
     """
 
     mode: str = "singlestep"
@@ -121,7 +132,7 @@ class ExponentialRungeKutta(Solver):
     eta: NonNegative = 0.0
 
     def scheme(self) -> Scheme:
-        """The method's numbers."""
+        """The numbers of the method."""
         raise NotImplementedError
 
     @property
@@ -163,7 +174,7 @@ class ExponentialRungeKutta(Solver):
     def advance(
         self, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction, noise: Noise | None = None
     ) -> Tensor:
-        """The state (B, *) at s from x (B, *) at t and the prediction already made there; sigma_s > 0."""
+        """The state (B, *) at s from x (B, *) at t and the prediction at t, for sigma_s > 0."""
         scheme = self.scheme()
         h = s.lam - t.lam
         places = [*(problem.node_of_lam(t.lam + c * h) if c != 1 else s for c in scheme.fractions), s]
@@ -199,12 +210,12 @@ class ExponentialRungeKutta(Solver):
         return Step(moved, group)
 
     def grid_variant(self, last: bool) -> str:
-        """The weights of a group's interval, its last one or another."""
+        """The variant of the weights for an interval; ``last`` is whether the interval is the last of its group."""
         return self.variant
 
 
 def orders(order: int, intervals: int, lower_order_final: bool) -> tuple[int, ...]:
-    """The order of every interval of a grid taken in groups of ``order``.
+    """The order of every interval of a grid that is divided into groups of ``order`` intervals.
 
     >>> orders(3, 7, False), orders(3, 6, False), orders(3, 6, True)
     ((1, 2, 3, 1, 2, 3, 1), (1, 2, 3, 1, 2, 3), (1, 2, 3, 1, 2, 1))
@@ -216,10 +227,10 @@ def orders(order: int, intervals: int, lower_order_final: bool) -> tuple[int, ..
 
 
 def check_ordered(solver: Solver, first: str, second: str) -> None:
-    """Refuses stages that are not in the order of their names.
+    """Rejects stages that are not in increasing order.
 
     Raises:
-        InputError: names both options and their values.
+        InputError: option ``first`` is not less than option ``second``; the message has both values.
     """
     low, high = getattr(solver, first), getattr(solver, second)
     if not low < high:
@@ -228,12 +239,12 @@ def check_ordered(solver: Solver, first: str, second: str) -> None:
 
 
 def one_stage(kind: Kind, **options: Any) -> Scheme:
-    """One prediction, held over the step."""
+    """The scheme with one prediction, constant over the step."""
     return Scheme(kind, (), lambda big: ((phi1(big),),), **options)
 
 
 def two_stages(kind: Kind, r1: float, variant: str = "dpmsolver", **options: Any) -> Scheme:
-    """A stage at r1 by one prediction."""
+    """The scheme with a stage at r1, reached with one prediction."""
 
     def rows(big: float) -> tuple[Weights, ...]:
         return (phi1(r1 * big),), lagrange_weights(2, (r1,), big, variant)
@@ -242,7 +253,7 @@ def two_stages(kind: Kind, r1: float, variant: str = "dpmsolver", **options: Any
 
 
 def three_stages(kind: Kind, r1: float, r2: float, variant: str = "dpmsolver", **options: Any) -> Scheme:
-    """Stages at r1 by one prediction and at r2 by two, interpolated linearly."""
+    """The scheme with stages at r1, reached with one prediction, and at r2, with two interpolated linearly."""
 
     def rows(big: float) -> tuple[Weights, ...]:
         second = lagrange_weights(2, (r1 / r2,), r2 * big, "taylor")

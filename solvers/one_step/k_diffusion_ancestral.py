@@ -1,4 +1,4 @@
-"""Ancestral steps: a deterministic step to less noise than asked for, then fresh noise up to what was asked for."""
+"""k-diffusion's ancestral steps: a deterministic step below the next noise level, then fresh noise up to that level."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .runge_kutta import DPM2, Euler
 
 
 class OneStep(Protocol):
-    """A deterministic method without history, from a prediction already made."""
+    """A deterministic one-step method that starts from a given prediction."""
 
     def advance(self, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
         """The state (B, *) at s."""
@@ -26,12 +26,12 @@ class OneStep(Protocol):
 
 @dataclass(frozen=True)
 class Ancestral(Solver):
-    """A deterministic step to ``ratio_down``, then noise; a subclass names the deterministic method.
+    """A deterministic step to ``ratio_down``, then noise; a subclass provides the deterministic method.
 
     With ratio_up^2 = eta^2 ratio_s^2 (1 - ratio_s^2 / ratio_t^2) and ratio_down^2 = ratio_s^2 - ratio_up^2:
-    x_s / alpha_s = x_down / alpha_down + s_noise ratio_up z. The true flow and then noise carry the true law at t to
-    the true law at s, so the order of the law is the deterministic method's. eta = 0 is that method.
-    Raises InputError for eta outside [0, 1] or s_noise below 0.
+    x_s / alpha_s = x_down / alpha_down + s_noise ratio_up z. The exact flow followed by the noise carries the exact law
+    at t to the exact law at s. Therefore the order of the law is that of the deterministic method. eta = 0 is that
+    method. Raises InputError for eta outside [0, 1] or s_noise below 0.
     """
 
     eta: Fraction = 1.0
@@ -42,7 +42,7 @@ class Ancestral(Solver):
         return self.eta > 0
 
     def inner(self) -> OneStep:
-        """The deterministic method; it must not ask the model at the end of its step."""
+        """The deterministic method; it must not evaluate the model at the end of its step."""
         raise NotImplementedError
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
@@ -51,7 +51,7 @@ class Ancestral(Solver):
             return Step(self.inner().advance(problem, x, t, s, first))
         assert noise is not None
         fresh, kept = split_variance(self.eta, s.ratio / t.ratio)
-        # in x / alpha the step does not ask where on the path ratio_down lies, which may be below the last node
+        # in x / alpha the step does not need the time of ratio_down, which may be below the last node
         down = Node(math.nan, 1.0, s.ratio * math.sqrt(kept))
         moved = s.alpha * self.inner().advance(problem, x, t, down, first)
         return Step(moved + (self.s_noise * s.sigma * math.sqrt(fresh)) * noise(t, s))
@@ -65,11 +65,11 @@ class Ancestral(Solver):
     reference="Crowson 2022, k-diffusion, sample_euler_ancestral; Song et al. 2021, arXiv:2010.02502, eq. 12 and 16",
     formula="x_s / alpha_s = x / alpha_t + (ratio_down - ratio_t) eps + s_noise ratio_up z",
     equals=("ddim(eta=1)", "ddpm", "smld"),
-    note="the same numbers as ddim(eta) for every eta",
+    note="equals ddim(eta) for every eta",
 )
 @dataclass(frozen=True)
 class EulerAncestral(Ancestral):
-    """Euler ancestral: Euler to ratio_down, then noise; DDIM(eta) by another name."""
+    """Euler ancestral: Euler's method to ratio_down, then noise; the same method as DDIM(eta)."""
 
     def inner(self) -> OneStep:
         return Euler()

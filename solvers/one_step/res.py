@@ -1,4 +1,4 @@
-"""Exponential Runge-Kutta methods that meet the stiff order conditions."""
+"""Exponential Runge-Kutta methods that satisfy the stiff order conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .exponential_runge_kutta import ExponentialRungeKutta, Scheme, Weights, two
 )
 @dataclass(frozen=True)
 class RES2S(ExponentialRungeKutta):
-    """Refined exponential solver of two stages: x0's line in lam, integrated exactly.
+    """Refined exponential solver with two stages: integrates the line through two predictions of x0 in lam exactly.
 
     x_s / alpha_s = e^-h x / alpha_t + phi1(h) x0 + phi2(h) (x0_2 - x0) / c2. Raises InputError for c2 outside (0, 1].
     """
@@ -46,11 +46,12 @@ class RES2S(ExponentialRungeKutta):
 )
 @dataclass(frozen=True)
 class RES3S(ExponentialRungeKutta):
-    """Refined exponential solver of three stages, by the stiff conditions of order 3.
+    """Refined exponential solver with three stages, which satisfies the stiff conditions of order 3.
 
-    With phi_j(c) = phi_j(c h): stage 2 is phi1(c2) x0, stage 3 is phi1(c3) x0 + a (x0_2 - x0) with
-    a = gamma phi2(c2) + (c3 / c2) phi2(c3); the end is as in the formula. 2 (gamma c2 + c3) = 3 (gamma c2^2 + c3^2).
-    Raises InputError for c2 or c3 outside (0, 1], c2 = 2/3, or stages that cancel.
+    With phi_j(c) = phi_j(c h), stage 2 adds phi1(c2) x0 and stage 3 adds phi1(c3) x0 + a (x0_2 - x0), where
+    a = gamma phi2(c2) + (c3 / c2) phi2(c3). The formula gives the end of the step; gamma satisfies
+    2 (gamma c2 + c3) = 3 (gamma c2^2 + c3^2). Raises InputError for c2 or c3 outside (0, 1], for c2 = 2/3, or if
+    gamma c2 + c3 = 0.
     """
 
     c2: Share = 0.5
@@ -61,7 +62,7 @@ class RES3S(ExponentialRungeKutta):
         if abs(2 - 3 * self.c2) < 1e-6:
             raise InputError("res_3s: c2 must not be 2/3")
         if abs(self._gamma() * self.c2 + self.c3) < 1e-6:
-            raise InputError(f"res_3s: c2={self.c2:g} and c3={self.c3:g} leave no third-order weights")
+            raise InputError(f"res_3s: no weights of order 3 exist for c2={self.c2:g} and c3={self.c3:g}")
 
     def _gamma(self) -> float:
         return (3 * self.c3**2 - 2 * self.c3) / (self.c2 * (2 - 3 * self.c2))

@@ -1,7 +1,7 @@
 """Runge-Kutta methods in coordinates where every Gaussian path has the same ODE.
 
-With a scale c of the state, y = x / c and m = sigma / c: dy / dm = eps for c = alpha, and eps - x0, the velocity of the
-straight line, for c = alpha + sigma, since there y = (1 - m) x0 + m eps.
+Let c be a scale of the state, y = x / c and m = sigma / c. For c = alpha the ODE is dy / dm = eps. For
+c = alpha + sigma it is dy / dm = eps - x0, the velocity of the straight path, since y = (1 - m) x0 + m eps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..types.solver import Noise, Solver, Step, solvers
 
 @dataclass(frozen=True)
 class Tableau:
-    """Butcher's tableau of an explicit method: nodes c, stage weights a (row i has i entries), weights b."""
+    """Butcher tableau of an explicit method: nodes c, stage weights a (row i has i entries), weights b."""
 
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
@@ -60,11 +60,11 @@ TABLEAUX: dict[str, tuple[int, Tableau]] = {
 
 
 class Explicit(Solver):
-    """An explicit Runge-Kutta method; a subclass says its tableau for an interval.
+    """An explicit Runge-Kutta method; a subclass provides the tableau for an interval.
 
     With h = ratio_s - ratio_t and stages eps_i at ratio_t + c_i h:
-    x_s / alpha_s = x / alpha_t + h sum_i b_i eps_i. With ``quantity="velocity"`` the same of eps - x0, with
-    alpha + sigma in the place of alpha.
+    x_s / alpha_s = x / alpha_t + h sum_i b_i eps_i. With ``quantity="velocity"``, eps - x0 replaces eps and
+    alpha + sigma replaces alpha.
     """
 
     quantity: Quantity = "eps"
@@ -77,7 +77,7 @@ class Explicit(Solver):
         return Step(self.advance(problem, x, t, s, problem.predict(x, t)))
 
     def advance(self, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
-        """The state (B, *) at s from x (B, *) at t and the prediction already made there; sigma_s > 0."""
+        """The state (B, *) at s from x (B, *) at t and the prediction at t, for sigma_s > 0."""
         straight = self.quantity == "velocity"
 
         def scale(node: Node) -> float:
@@ -101,7 +101,7 @@ class Explicit(Solver):
 
 
 class RungeKutta(Explicit):
-    """An explicit Runge-Kutta method with one tableau for every interval; a subclass states it."""
+    """An explicit Runge-Kutta method with one tableau for every interval; a subclass provides it."""
 
     tableau: ClassVar[Tableau]
 
@@ -119,7 +119,7 @@ class RungeKutta(Explicit):
 )
 @dataclass(frozen=True)
 class Euler(RungeKutta):
-    """Euler's method on the probability-flow ODE, the same numbers as ``ddim`` at eta = 0."""
+    """Euler's method on the probability-flow ODE; equal to ``ddim`` at eta = 0."""
 
     tableau: ClassVar[Tableau] = EULER
 
@@ -136,10 +136,11 @@ class Euler(RungeKutta):
 )
 @dataclass(frozen=True)
 class Heun(RungeKutta):
-    """Heun's method, EDM's deterministic sampler; with ``quantity="velocity"``, of flow matching.
+    """Heun's method: EDM's deterministic sampler or, with ``quantity="velocity"``, Heun's method of flow matching.
 
-    With v = eps - x0 and c = alpha + sigma: x_s / c_s = x / c_t + (sigma_s / c_s - sigma_t / c_t) (v + v') / 2, v' at
-    Euler's x_s. On the straight path c = 1, and this is Heun's method in time.
+    The latter, with v = eps - x0, c = alpha + sigma and v' at Euler's x_s, is
+    x_s / c_s = x / c_t + (sigma_s / c_s - sigma_t / c_t) (v + v') / 2. On the straight path c = 1, and this is Heun's
+    method in time.
     """
 
     quantity: Literal["eps", "velocity"] = "eps"
@@ -175,9 +176,9 @@ class ClassicalRK4(RungeKutta):
 )
 @dataclass(frozen=True)
 class RhoRK(Explicit):
-    """DEIS' rho-RK family: a Runge-Kutta method in ratio = sigma / alpha, its tableau by name.
+    """DEIS' rho-RK family: a Runge-Kutta method in ratio = sigma / alpha, with a tableau selected by name.
 
-    Order and evaluations are the tableau's.
+    The tableau determines the order and the evaluations per step.
     """
 
     tableau: Literal[
@@ -218,7 +219,7 @@ class RhoRK(Explicit):
 )
 @dataclass(frozen=True)
 class DPM2(Explicit):
-    """The midpoint method in log ratio: Euler to ratio_m = ratio_t^(1 - r) ratio_s^r, then a step with its eps.
+    """The midpoint method in log ratio: Euler to ratio_m = ratio_t^(1 - r) ratio_s^r, then a step with eps_m there.
 
     x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) ((1 - w) eps + w eps_m), w = 1 / (2 r). Raises InputError for r
     outside (0, 1].

@@ -1,4 +1,4 @@
-"""What people type, turned into canonical names."""
+"""Conversion of the labels that people type to canonical names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import re
 
 
 def normalise(name: str) -> str:
-    """A label as a name: lower case, ``++`` as ``pp``, words joined by ``_``, prefixes dropped, ``_a`` spelled out.
+    """Converts a label to a name.
+
+    The name is in lower case, with ``++`` as ``pp``, words joined by ``_``, no prefixes, and ``_a`` as ``_ancestral``.
 
     >>> [normalise(n) for n in ("DPM++ 2M", "Euler a", "sample_heun", "k_lms", "HeunDiscreteScheduler")]
     ['dpmpp_2m', 'euler_ancestral', 'heun', 'lms', 'heundiscretescheduler']

@@ -1,7 +1,7 @@
 """The options of a registered class: the fields of a frozen dataclass.
 
-Their values are checked against the fields' annotations, so that a typing mistake in a config is one clear line: types
-where a spec is read, ranges (``ranges``) at construction.
+Their values are checked against the annotations of the fields: types when a spec is read, ranges (``ranges``) at
+construction. A typing error in a config is then reported in one clear line.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from . import ranges
 from .spec import Spec
 
 T = TypeVar("T")
-REGISTRIES: dict[type, Any] = {}  # by the base class of what they hold
+REGISTRIES: dict[type, Any] = {}  # by the base class of the registered classes
 
 
 def named(option: str, default: T) -> T:
-    """The default of a field that specs, cards and messages call ``option``."""
+    """Declares a dataclass field with a default, under the name ``option`` in specs, cards and messages."""
     field: Any = dataclasses.field(default=default, metadata={"option": option})
     return field  # type: ignore[no-any-return]
 
 
 def option_name(field: dataclasses.Field[Any]) -> str:
-    """What specs call a field."""
+    """The name of a field in specs."""
     return str(field.metadata.get("option", field.name))
 
 
 class Options:
-    """The base of the classes that registries hold: construction checks every option against its range.
+    """The base of all registered classes: construction checks every option against its range.
 
-    A subclass with checks of its own calls ``super().__post_init__()`` first.
+    A subclass with further checks calls ``super().__post_init__()`` first.
     """
 
     def __post_init__(self) -> None:
@@ -43,10 +43,10 @@ class Options:
 
 
 def check_options(obj: Any) -> None:
-    """Refuses an object of a registered class whose options are outside of their ranges.
+    """Rejects an object of a registered class if an option is outside its range.
 
     Raises:
-        InputError: names the class, the option, the range and the value.
+        InputError: an option is outside its range; the message names the class, the option, the range and the value.
     """
     cls: Any = type(obj)
     for field, hint in ranged_options(cls):
@@ -59,23 +59,23 @@ def ranged_options(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
     try:
         hints = typing.get_type_hints(cls, include_extras=True)
     except NameError:
-        if "<locals>" not in cls.__qualname__:  # whose annotations may name what only the function around it knows
+        if "<locals>" not in cls.__qualname__:
             raise
-        return ()
+        return ()  # the annotations of a local class may contain local names, which cannot be resolved
     return tuple((f, hints[f.name]) for f in dataclasses.fields(cls) if ranges.marks(hints[f.name]))
 
 
 def name_of(obj: Any) -> str:
-    """What the registry of an object's base class calls its class."""
+    """The registered name of an object's class."""
     registry = next(registry for base, registry in REGISTRIES.items() if isinstance(obj, base))
     return str(registry.info_of(obj).name)
 
 
 def coerce(value: Any, hint: Any, where: str) -> Any:
-    """``value`` as the annotation ``hint`` wants it; specs become objects of the registry of the hinted base.
+    """Converts ``value`` to the type of the annotation ``hint``; if that is a registered base class, makes the object.
 
     Raises:
-        InputError: the value does not fit; ``where`` names the place in the message.
+        InputError: the value does not fit the annotation; the message names ``where``.
     """
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if isinstance(hint, type) and (registry := REGISTRIES.get(hint)):
@@ -85,7 +85,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         wanted_types = [option for option in options if option is not type(None)]
         if len(wanted_types) == 1 and value is not None and REGISTRIES.get(wanted_types[0]):
-            return coerce(value, wanted_types[0], where)  # whose own message is the better one
+            return coerce(value, wanted_types[0], where)  # its error message is more precise
         for option in options:
             try:
                 return coerce(value, option, where)

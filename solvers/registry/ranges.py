@@ -1,6 +1,6 @@
-"""What the options of a registered class accept, as annotations: ``eta: Annotated[float, Range(0, 1)] = 0.0``.
+"""Ranges of options, as annotations: ``eta: Annotated[float, Range(0, 1)] = 0.0``.
 
-Construction, cards and pages read them, so that a range stands once, beside the option.
+Construction, cards and pages read them, so that each range is written once, next to its option.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ..errors import LARGEST_COUNT, InputError, unknown
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from ``low`` to ``high``; ``ends`` are the brackets, a round one where the end itself is refused.
+    """The numbers from ``low`` to ``high``; ``ends`` are the brackets, and a round bracket excludes its end.
 
-    Of an ``int`` option, integers alone. NaN lies in no range; inf does where it is an end that is accepted.
+    An ``int`` option accepts integers only. No range contains NaN. A range contains inf only if inf is an included end.
 
     >>> print(Range(0, 1, "(]"), 0.0 in Range(0, 1, "(]"), 1.0 in Range(0, 1, "(]"))
     (0, 1] False True
@@ -42,7 +42,7 @@ class Range:
         return f"{self.ends[0]}{self.low:g}, {self.high:g}{self.ends[1]}"
 
     def words(self, kind: type) -> str:
-        """The range of an ``int`` or a ``float`` option, beside the kind of number.
+        """The range of an ``int`` or a ``float`` option in words, with the kind of number.
 
         >>> Range(1, 4).words(int), Range(1).words(int), Range(0, 1).words(float), Range(0).words(float)
         ('integer, 1 to 4', 'integer, 1 or more', 'number in [0, 1]', 'number, 0 or more')
@@ -54,10 +54,11 @@ class Range:
         return f"number above {self.low:g}" if self.ends[0] == "(" else f"number, {self.low:g} or more"
 
     def check(self, value: Any, kind: type, option: str, owner: Callable[[], str]) -> None:
-        """Refuses a value outside of the range.
+        """Rejects a value outside the range.
 
         Raises:
-            InputError: names the class, the option, the range and the value.
+            InputError: the value is outside the range; the message names the class, the option, the range and the
+                value.
         """
         if wanted := (self._refused_integer if kind is int else self._refused_number)(value):
             shown = f"{value:g}" if isinstance(value, float) else repr(value)
@@ -86,19 +87,19 @@ class Range:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The names that a text option accepts, where a table elsewhere lists them."""
+    """The names that a text option accepts, from a table such as a dict of published grids."""
 
     names: Collection[str]
 
     def words(self, kind: type) -> str:
-        """The names."""
+        """The names in words."""
         return " | ".join(sorted(self.names))
 
     def check(self, value: Any, kind: type, option: str, owner: Callable[[], str]) -> None:
-        """Refuses a name that is not listed.
+        """Rejects a name that is not listed.
 
         Raises:
-            InputError: names the class, the option and the nearest matches.
+            InputError: the name is not listed; the message names the class, the option and the nearest matches.
         """
         if value not in self.names:
             raise unknown(f"{option} of {owner()}", value, self.names)
@@ -114,13 +115,13 @@ Count = Annotated[int, Range(1)]
 
 
 def marks(hint: Any) -> list[Range | Choice]:
-    """The ranges that an annotation holds."""
+    """The ranges and choices that an annotation contains, at any depth."""
     found = [part for part in typing.get_args(hint) if isinstance(part, (Range, Choice))]
     return found + [mark for part in typing.get_args(hint) for mark in marks(part)]
 
 
 def check(value: Any, hint: Any, option: str, owner: Callable[[], str]) -> None:
-    """Refuses a value outside of its annotation's ranges; of a tuple, every number must lie in them.
+    """Rejects a value outside the ranges of its annotation; in a tuple, every number is checked.
 
     Raises:
         InputError: see ``Range.check``.

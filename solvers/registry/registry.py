@@ -1,6 +1,6 @@
-"""Registries: classes by name, made from specs.
+"""Registries: classes by name, and objects made from specs.
 
-A registered class is a frozen dataclass; its fields are the options of the spec, see ``options``.
+A registered class is a frozen dataclass; its fields are the options of its specs, see ``options``.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class Info:
     """The card of a registered class. All but the first four fields are facts about solvers.
 
     Attributes:
-        nonlinear: why a step is not linear in the state, the predictions and the noise; empty where it is.
-        order: the method's own (nominal) order, of its default options.
-        native: what the method interpolates or differences: x0, eps, score, ...
-        equals: specs of methods with the same coefficients, proved equal by a test.
-        note: what a user should know that the numbers do not say.
+        nonlinear: why a step is not linear in the state, the predictions and the noise; empty if it is linear.
+        order: the nominal order of the method with its default options.
+        native: the quantity that the method interpolates or differences: x0, eps, score, ...
+        equals: specs of methods with the same coefficients; a test proves each equality.
+        note: what a user should know beyond the other fields.
     """
 
     name: str
@@ -103,19 +103,20 @@ class Registry(Generic[T]):
     def register(
         self, name: str, *, aliases: tuple[str, ...] = (), prefix: bool = False, **facts: Any
     ) -> Callable[[C], C]:
-        """Class decorator: files the frozen dataclass under ``name`` (and under other spellings of it).
+        """Class decorator: registers a frozen dataclass under ``name`` and its aliases.
 
         Args:
-            prefix: read ``name:TEXT`` as the class with TEXT, whatever it holds, for its first option.
-            facts: the fields of ``Info``: kind, order, reference, stochastic, ...
+            prefix: read ``name:TEXT`` as the class with TEXT, unparsed, as its first option.
+            facts: further fields of ``Info``: kind, order, reference, stochastic, ...
 
         Raises:
-            InputError: the name is taken, or the class is not a frozen dataclass derived from the base.
+            InputError: the name is not canonical or is taken, or the class is not a frozen dataclass derived from the
+                base.
         """
 
         def decorate(cls: C) -> C:
             if normalise(name) != name:
-                raise InputError(f"the {self.kind} name {name!r} is not canonical; take {normalise(name)!r}")
+                raise InputError(f"the {self.kind} name {name!r} is not canonical; use {normalise(name)!r}")
             for key in (name, *map(normalise, aliases)):
                 holder = self._infos[key].cls if key in self._infos else None
                 if (holder and holder.__qualname__ != cls.__qualname__) or self._aliases.get(key, name) != name:
@@ -129,11 +130,11 @@ class Registry(Generic[T]):
         return decorate
 
     def add_labels(self, labels: Mapping[str, str], read: Callable[[str], str] | None = None) -> None:
-        """Adds what other programs call the registered classes; a registered name or alias goes before a label.
+        """Adds other programs' labels for the registered classes; registered names and aliases take precedence.
 
         Args:
             labels: specs by label.
-            read: what a text given to ``make`` stands for, where that is more than a label: another text.
+            read: a function that ``make`` applies to its text before parsing; it may replace a longer label.
         """
         self._labels.update({normalise(label): spec for label, spec in labels.items()})
         self._read_label = read or self._read_label
@@ -146,7 +147,7 @@ class Registry(Generic[T]):
         return Info(name=name, cls=cls, **facts)
 
     def names(self) -> list[str]:
-        """Canonical names, sorted; without those that stand before a colon."""
+        """Canonical names, sorted; without prefixes such as ``file``, which need a text after a colon."""
         self._load_plugins()
         return sorted(self._infos.keys() - self._prefixes)
 
@@ -154,7 +155,7 @@ class Registry(Generic[T]):
         """The card of a name or alias.
 
         Raises:
-            InputError: no such name; the message holds the nearest matches.
+            InputError: the name is unknown; the message lists the nearest matches.
         """
         if prefixed := self._prefixed(name):
             name = prefixed.name
@@ -167,14 +168,14 @@ class Registry(Generic[T]):
         return self._infos[key]
 
     def knows(self, name: str) -> bool:
-        """Whether a name, an alias or another program's label is there; plug-ins are asked if it is not."""
+        """Whether a name, an alias or another program's label is known; plug-ins are loaded only if it is not."""
         return self._look_up(name) is not None or (self._load_plugins() and self._look_up(name) is not None)
 
     def read(self, text: str) -> Spec:
-        """A spec's tree, its outer name made canonical, with the options that come with a label and are not given.
+        """Parses a spec: makes the outer name canonical and adds options that a label implies and the text omits.
 
         Raises:
-            InputError: no such name, or the text is not a spec.
+            InputError: the name is unknown, or the text is not a spec.
         """
         if prefixed := self._prefixed(text):
             return prefixed
@@ -184,24 +185,24 @@ class Registry(Generic[T]):
         label = self._find(head)
         try:
             given = grammar.parse(f"_{paren}{tail}")
-        except InputError as error:  # in the user's own words, not those of the stand-in
+        except InputError as error:  # show the user's text, not the stand-in name
             raise InputError(re.sub(r"(?<=['\"])_\(", lambda _: f"{head}(", str(error))) from None
         return self._complete(label, given)
 
     def _prefixed(self, text: str) -> Spec | None:
-        """The spec of ``name:TEXT`` where that name is a prefix."""
+        """The spec of ``name:TEXT`` if that name is a prefix."""
         name, colon, rest = text.strip().partition(":")
         return Spec(name, (rest,)) if colon and name in self._prefixes else None
 
     def _complete(self, label: Spec, given: Spec) -> Spec:
-        """``given`` under the name of ``label``, with those of its options that are not given."""
+        """``given`` under the name of ``label``, with the options of ``label`` that ``given`` omits."""
         positional = self._infos[label.name].positional
         taken = {key for key, _ in given.kwargs} | set(positional[: len(given.args)])
         added = tuple((key, value) for key, value in label.kwargs if key not in taken)
         return Spec(label.name, given.args, (*given.kwargs, *added))
 
     def _find(self, name: str) -> Spec:
-        """The canonical name that a spelling stands for, with the options that come with a label."""
+        """The canonical name of a spelling, with the options that a label implies."""
         spec = self._look_up(name)
         if spec is None and self._load_plugins():
             spec = self._look_up(name)
@@ -225,7 +226,7 @@ class Registry(Generic[T]):
         if label:
             spec = grammar.parse(label)
             return spec if spec.name in self._infos else None
-        if not exactly:  # dpm++2m, EulerAncestral: the same letters, otherwise divided
+        if not exactly:  # dpm++2m, EulerAncestral: the same letters with different word breaks
             letters = key.replace("_", "")
             alike = {self._look_up(k, exactly=True) for k in self._spellings() if k.replace("_", "") == letters}
             if len(alike) == 1:
@@ -233,7 +234,7 @@ class Registry(Generic[T]):
         return None
 
     def info_of(self, obj: T) -> Info:
-        """The card of an object's class; of an unregistered class, one without facts."""
+        """The card of an object's class; for an unregistered class, a card without facts."""
         cls = type(obj)
         for info in self._infos.values():
             if info.cls is cls:
@@ -241,10 +242,10 @@ class Registry(Generic[T]):
         return self._card(f"{cls.__module__}:{cls.__qualname__}", cls)
 
     def make(self, spec: str | Spec | T) -> T:
-        """The object that a spec names; an object of the base class passes through.
+        """Makes the object that a spec names; returns an object of the base class unchanged.
 
         Raises:
-            InputError: unknown name or option, or an option of the wrong type or range.
+            InputError: the name or an option is unknown, or an option has the wrong type or is outside its range.
         """
         if isinstance(spec, self.base):
             return spec
@@ -252,7 +253,7 @@ class Registry(Generic[T]):
             typed = self._read_label(spec)
             tree = self.read(typed)
             if ":" not in tree.name:
-                self.info(typed.partition("(")[0])  # which logs the spelling
+                self.info(typed.partition("(")[0])  # logs the spelling
             spec = tree
         elif isinstance(spec, Spec) and (prefixed := self._prefixed(spec.name)) and not (spec.args or spec.kwargs):
             spec = prefixed
@@ -283,7 +284,7 @@ class Registry(Generic[T]):
         return made
 
     def format(self, obj: T) -> str:
-        """The canonical spec of an object: its name and the options that differ from their defaults."""
+        """The canonical spec of an object: its name, and the options that differ from their defaults."""
         info = self.info_of(obj)
         options = []
         for name, field in info.fields.items():
@@ -296,14 +297,14 @@ class Registry(Generic[T]):
         module, _, qualname = name.partition(":")
         try:
             cls = getattr(importlib.import_module(module), qualname)
-        except Exception as error:  # the module is the user's: whatever it raises
+        except Exception as error:  # a user's module may raise any exception
             raise InputError(f"cannot import the {self.kind} {name!r}: {error}") from error
         if not isinstance(cls, type):
             raise InputError(f"{name!r} is not a class")
         return next((i for i in self._infos.values() if i.cls is cls), None) or self._card(name, cls)
 
     def _load_plugins(self) -> bool:
-        """Whether this call was the one that loaded them."""
+        """Loads the plug-ins on the first call; returns whether this call was the first one."""
         group, self._entry_points = self._entry_points, None
         for point in installed_entry_points(group=group) if group else ():
             point.load()

@@ -1,10 +1,9 @@
-"""The spec grammar: one string names any object.
+"""The spec grammar: a string that names an object and its options.
 
     spec   = name | name "(" [argument {"," argument}] ")"
     value  = number | "string" | True | False | None | [value, ...] | spec
 
-A spec is read from Python's own syntax tree and never evaluated. ``package.module:Name`` names a class outside the
-library.
+A spec is parsed by Python's own parser and never evaluated. ``package.module:Name`` names a class outside the library.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from typing import Any
 
 from ..errors import InputError
 
-# a quoted string, which stays as it is, or an outside name
+# a quoted string, which remains unchanged, or the name of an outside class
 _OUTSIDE = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|([A-Za-z_][\w.]*):([A-Za-z_]\w*)""")
-_COLON = "__colon__"  # stands for the colon of an outside name while Python's parser reads the text
+_COLON = "__colon__"  # replaces the colon of an outside name while Python's parser reads the text
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Spec:
 
 
 def parse(text: str) -> Spec:
-    """The tree of a spec.
+    """Parses the text of a spec into a tree.
 
     >>> parse("pc(predictor=ddpm, corrector_steps=2)").kwargs
     (('predictor', Spec(name='ddpm', args=(), kwargs=())), ('corrector_steps', 2))

@@ -1,4 +1,4 @@
-"""Time grids: rules that choose the nodes of a solve, by noise level, by network step, or from a file."""
+"""Time grids: rules that place the nodes of a solve, by noise level, by network step, or from a file."""
 
 from .base import Grid, grid, grids
 from .files import FileGrid

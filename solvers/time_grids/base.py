@@ -1,7 +1,7 @@
-"""Time grids: where a fixed-step solve evaluates its path.
+"""Time grids: rules that place the nodes of a solve on a schedule.
 
-A grid covers the schedule's [t_min, t_max] unless told otherwise. ``end`` says where it stops: at ``t_min``, or at
-``zero``, when the last of its steps goes from t_min to sigma = 0. Either way N steps are N intervals.
+By default a grid covers the schedule's range [t_min, t_max]. The option ``end`` sets its last node: ``t_min``, or
+``zero``, where the last step goes from t_min to sigma = 0. In both cases N steps are N intervals.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Grid(Options):
         return False
 
     def intervals(self, steps: int | None) -> int:
-        """The number of steps, checked."""
+        """The number of steps, after validation."""
         if steps is None:
             raise InputError(f"the grid {self} needs a number of steps")
         return positive_integer("steps", steps)
@@ -45,10 +45,10 @@ class Grid(Options):
     def nodes(
         self, schedule: Schedule | Any, steps: int | None, t_min: float | None = None, t_max: float | None = None
     ) -> tuple[Node, ...]:
-        """The nodes of a solve from t_max to ``end``, ``steps + 1`` of them.
+        """The ``steps + 1`` nodes of a solve, from t_max to ``end``.
 
         Raises:
-            InputError: steps is not a positive integer, the range leaves the schedule's, or nodes collapse.
+            InputError: steps is not a positive integer, the range exceeds the schedule's, or two nodes coincide.
         """
         schedule = as_schedule(schedule)
         lo, hi = time_range(schedule, t_min, t_max)
@@ -58,7 +58,7 @@ class Grid(Options):
         return checked((*nodes, schedule.clean) if self.end == "zero" else tuple(nodes), str(self))
 
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
-        """The times of a solve of ``steps`` intervals, less the step to sigma = 0; both ends are put right."""
+        """The times of a solve of ``steps`` intervals, without sigma = 0; the ends of the range are exact."""
         to_zero = self.end == "zero"
         inner = steps - (to_zero and not self.leaves_out_last)
         times = [float(t) for t in self.place(schedule, lo, hi, inner)] if inner else [hi]
@@ -71,7 +71,7 @@ class Grid(Options):
 
     @property
     def leaves_out_last(self) -> bool:
-        """Whether sigma = 0 stands in the place of t_min instead of after it."""
+        """Whether sigma = 0 replaces the last time that ``place`` returns, t_min, instead of following it."""
         return False
 
     def __str__(self) -> str:
@@ -82,10 +82,10 @@ grids: Registry[Grid] = Registry("grid", Grid)
 
 
 def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> tuple[float, float]:
-    """The range of a solve, within the schedule's own.
+    """The range of a solve; by default, the schedule's range.
 
     Raises:
-        InputError: the range is empty or leaves the schedule's.
+        InputError: the range is empty or exceeds the schedule's.
     """
     lo = schedule.t_min if t_min is None else float(t_min)
     hi = schedule.t_max if t_max is None else float(t_max)
@@ -98,10 +98,10 @@ def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> 
 
 
 def checked(nodes: tuple[N, ...], name: str = "the grid") -> tuple[N, ...]:
-    """``nodes``, if they are at least two, without a defect, and strictly ordered in noise.
+    """Returns ``nodes`` if there are at least two, none has a defect, and the levels are strictly ordered.
 
     Raises:
-        InputError: they are not; the message names the first offending node.
+        InputError: a condition fails; the message names the first invalid node.
     """
     if len(nodes) < 2:
         raise InputError(f"{name} has {len(nodes)} node; a solve needs at least two")
@@ -124,7 +124,7 @@ def grid(
     t_min: float | None = None,
     t_max: float | None = None,
 ) -> tuple[Node, ...]:
-    """The nodes that a grid's spec places on a schedule, or on any object that ``as_schedule`` makes one of.
+    """The nodes that a grid, or its spec, places on a schedule or on any object that ``as_schedule`` accepts.
 
     >>> import scoresde
     >>> [round(node.t, 3) for node in grid("uniform", scoresde.VP(), steps=3)]

@@ -1,4 +1,4 @@
-"""Grids as data: a file with the noise levels of a grid, which ``file:PATH`` names wherever a grid is named."""
+"""Grids in files: JSON files with noise levels, which the spec ``file:PATH`` names."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ FORMAT, VERSION = "scoresde-grid", 1
 
 
 def write_grid(path: str | Path, ratios: Sequence[float], facts: Mapping[str, Any]) -> None:
-    """Writes noise levels sigma / alpha, greatest first, and what is to be known of them, as JSON.
+    """Writes noise levels sigma / alpha, greatest first, and facts about them, to a JSON file.
 
-    The file is written under another name and renamed once it is complete.
+    The file is written under a temporary name and renamed when it is complete.
 
     Args:
-        facts: anything that JSON knows; numbers that are not finite become null.
+        facts: further entries of the file, of types that JSON supports; numbers that are not finite become null.
 
     Raises:
         InputError: the file cannot be written.
@@ -54,10 +54,10 @@ def _finite(value: Any) -> Any:
 
 
 def read_grid(path: str | Path) -> tuple[float, ...]:
-    """The noise levels sigma / alpha that a file holds.
+    """Reads the noise levels sigma / alpha of a file.
 
     Raises:
-        InputError: the file cannot be read, is not a grid, or of a version that is not known here.
+        InputError: the file cannot be read, is not a grid, or has a version that this library does not support.
     """
     try:
         document = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def read_grid(path: str | Path) -> tuple[float, ...]:
     except ValueError:
         raise InputError(f"{str(path)!r} is not a grid: it is not JSON") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError(f'{str(path)!r} is not a grid: it does not say "format": "{FORMAT}"')
+        raise InputError(f'{str(path)!r} is not a grid: it does not contain "format": "{FORMAT}"')
     if document.get("version") != VERSION:
         found = document.get("version")
         raise InputError(f"{str(path)!r} is a grid of version {found!r}; this library reads version {VERSION}")
@@ -83,23 +83,23 @@ def read_grid(path: str | Path) -> tuple[float, ...]:
     "file",
     prefix=True,
     formula="sigma_i / alpha_i = ratios[i], as the file lists them",
-    note="file:PATH is short for file(path=PATH). tune_grid makes such files.",
+    note="file:PATH is short for file(path=PATH). tune_grid writes such files.",
 )
 @dataclass(frozen=True)
 class FileGrid(Grid):
-    """The noise levels sigma / alpha of a file, such as a tuned grid's (a last 0 is sigma = 0); ends where they end."""
+    """The noise levels sigma / alpha in a file, such as those of a tuned grid; a last 0 is sigma = 0."""
 
     path: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.path:
-            raise InputError("file takes the path of a grid: file:PATH")
-        _ = self.listed  # so that what is wrong with the file is told at once
+            raise InputError("file needs the path of a grid: file:PATH")
+        _ = self.listed  # fails early if the file is not a grid
 
     @cached_property
     def listed(self) -> Explicit:
-        """The same grid as a list."""
+        """The grid of the file as an explicit list."""
         return Explicit(ratios=read_grid(self.path), end=self.end)
 
     @property

@@ -1,12 +1,12 @@
-"""Grids for networks trained in discrete time, which know the steps 0..T-1 and nothing between them.
+"""Grids for networks trained in discrete time: they use only the network's steps 0..T-1.
 
-Step i is t = t_min + i / (T - 1) (t_max - t_min) of the schedule's own range, whatever part of it is solved. On VP's
-[0.001, 1] with T = 1000 that is t = (i + 1) / 1000, where the continuous path meets DDPM's chain; on a path over [0, 1]
-it is i / 999, score_sde's label. A denoiser with the time label ``index`` shows its network exactly these integers;
-``scoresde.time_labels`` lists them. T is 1000 unless the schedule says its own, as a chain of betas does.
+Step i is t = t_min + i / (T - 1) (t_max - t_min), always of the schedule's whole range. On VP's range [0.001, 1] with
+T = 1000 that is t = (i + 1) / 1000, where the continuous path meets DDPM's chain. On a path over [0, 1] it is i / 999,
+score_sde's label. A denoiser with the time label ``index`` passes exactly these integers to its network;
+``scoresde.time_labels`` lists them. T is 1000 unless the schedule has its own number, as a chain of betas does.
 
-N steps are N network steps and then sigma = 0; with ``end=t_min`` the last node is step 0 instead. A solve of a part of
-the range spreads over the network steps in that part. More steps than the network has are refused.
+N steps are N network steps and then sigma = 0; with ``end=t_min`` the last node is step 0 instead. A solve over a part
+of the range uses the network steps in that part. A grid with more steps than the network has is an error.
 """
 
 from __future__ import annotations
@@ -28,37 +28,37 @@ LIN = "Lin et al. 2023, arXiv:2305.08891, table 2"
 
 
 def train_timesteps(schedule: Schedule, given: int | None = None) -> int:
-    """T of a network on a schedule: what is given, else the schedule's own ``num_train_timesteps``, else 1000."""
+    """T, the number of a network's steps: ``given``, else the schedule's ``num_train_timesteps``, else 1000."""
     own = schedule.num_train_timesteps
     return given if given is not None else 1000 if own is None else own
 
 
 def time_of_index(schedule: Schedule, index: float, num_train_timesteps: int | None = None) -> float:
-    """The time of a network's step 0..T-1; T as of ``train_timesteps``."""
+    """The time of a network's step 0..T-1; for T see ``train_timesteps``."""
     share = index / (train_timesteps(schedule, num_train_timesteps) - 1)
     return (1 - share) * schedule.t_min + share * schedule.t_max
 
 
 def index_of_time(schedule: Schedule, t: float, num_train_timesteps: int | None = None) -> float:
-    """The network's step of a time; between two steps, a fraction. T as of ``train_timesteps``."""
+    """The network's step at a time; between two steps, a fraction. For T see ``train_timesteps``."""
     steps = train_timesteps(schedule, num_train_timesteps) - 1
     return steps * (t - schedule.t_min) / (schedule.t_max - schedule.t_min)
 
 
 @dataclass(frozen=True)
 class DiscreteGrid(Grid):
-    """A rule that picks steps of a discrete-time network; ``num_train_timesteps`` is T as of ``train_timesteps``."""
+    """A rule that selects steps of a discrete-time network; ``num_train_timesteps`` is T, see ``train_timesteps``."""
 
     end: End = field(default="zero", kw_only=True)
     num_train_timesteps: Annotated[int, Range(2)] | None = field(default=None, kw_only=True)
 
     def indices(self, count: int, steps: int) -> list[int]:
-        """``steps`` of the steps 0..count-1, greatest first."""
+        """A selection of ``steps`` indices from 0..count-1, greatest first."""
         raise NotImplementedError
 
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         total = train_timesteps(schedule, self.num_train_timesteps)
-        # the network steps in the range; its ends may differ from theirs by rounding
+        # the network steps in the range, whose ends may differ from steps by rounding
         first = math.ceil(index_of_time(schedule, lo, total) - 1e-6)
         last = math.floor(index_of_time(schedule, hi, total) + 1e-6)
         count = last - first + 1
@@ -81,8 +81,8 @@ class DiscreteGrid(Grid):
     "leading",
     reference=LIN,
     formula="step (N - 1 - i) (T // N) + steps_offset, i < N, then sigma = 0",
-    note="Never starts at the greatest noise. steps_offset=1 is ComfyUI's ddim_uniform, where N divides T. skip_last "
-    "leaves out the last of N + 1 points, as diffusers' DPM-Solver, UniPC and DEIS do.",
+    note="Never starts at the greatest noise. If N divides T, steps_offset=1 is ComfyUI's ddim_uniform. skip_last "
+    "omits the last of N + 1 points, as diffusers' DPM-Solver, UniPC and DEIS do.",
 )
 @dataclass(frozen=True)
 class Leading(DiscreteGrid):
@@ -118,11 +118,11 @@ class Trailing(DiscreteGrid):
     "linspace",
     reference=LIN,
     formula="step round((T - 1) (1 - i / (N - 1))), i < N, then sigma = 0",
-    note="skip_last leaves out the last of N + 1 points, as diffusers' DPM-Solver, UniPC and DEIS do.",
+    note="skip_last omits the last of N + 1 points, as diffusers' DPM-Solver, UniPC and DEIS do.",
 )
 @dataclass(frozen=True)
 class Linspace(DiscreteGrid):
-    """Steps of a discrete-time network, evenly from its last to its first; then sigma = 0."""
+    """Evenly spaced steps of a discrete-time network, from the last to the first; then sigma = 0."""
 
     skip_last: bool = False
 
@@ -135,11 +135,11 @@ class Linspace(DiscreteGrid):
     "ddim_quad",
     reference="Song et al. 2020, arXiv:2010.02502, appendix D.2",
     formula="step floor((sqrt(0.8 T) i / (N - 1))^2) + steps_offset, then sigma = 0",
-    note="Its first steps coincide, and it is refused, from N = 30 or so for T = 1000.",
+    note="With T = 1000, nodes coincide from about N = 30, which is an error.",
 )
 @dataclass(frozen=True)
 class DDIMQuad(DiscreteGrid):
-    """DDIM's quadratic choice of a discrete-time network's steps, the greatest at 0.8 T; then sigma = 0."""
+    """DDIM's quadratic selection of a discrete-time network's steps, the greatest at 0.8 T; then sigma = 0."""
 
     steps_offset: int = 0
 
@@ -150,13 +150,13 @@ class DDIMQuad(DiscreteGrid):
 
 @grids.register(
     "sgm_uniform",
-    reference="Stability AI, generative-models; ComfyUI's scheduler of that name",
+    reference="Stability AI, generative-models; ComfyUI's scheduler of the same name",
     formula="t_i = t_max + (i / N) (t_min - t_max), i < N, then sigma = 0",
-    note="As uniform, with sigma = 0 in the place of t_min; trailing is its nearest whole-step relative.",
+    note="Like uniform, with sigma = 0 instead of t_min. trailing is the closest grid that uses whole network steps.",
 )
 @dataclass(frozen=True)
 class SGMUniform(Grid):
-    """Equal steps of t whose last goes to sigma = 0 instead of t_min; of a discrete-time network, not always whole."""
+    """Equal steps of t, the last to sigma = 0 instead of t_min; its times may lie between a network's steps."""
 
     end: End = field(default="zero", kw_only=True)
 

@@ -1,7 +1,7 @@
-"""Grids that are rules in the noise level ratio = sigma / alpha, so that they mean the same on every Gaussian path.
+"""Grids that place noise levels ratio = sigma / alpha: the levels are the same on every Gaussian path.
 
-``r_max`` and ``r_min`` are the ratios at t_max and t_min. All of them end with a step to sigma = 0 unless
-told ``end=t_min``; N then counts that step, and the rule places the N levels before it.
+In the formulas, ``r_max`` and ``r_min`` are the ratios at t_max and t_min. By default the last of the N steps goes to
+sigma = 0, and the rule places the N levels before it. With ``end=t_min`` the rule places all N + 1 levels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .beta_schedules import OFFSET, cosine, integral, time_of_integral
 
 @dataclass(frozen=True)
 class RatioGrid(Grid):
-    """A rule that places noise levels."""
+    """A rule that places noise levels sigma / alpha."""
 
     end: End = field(default="zero", kw_only=True)
 
@@ -37,7 +37,7 @@ class RatioGrid(Grid):
 
 
 def time_of(schedule: Schedule, ratio: float, lo: float, hi: float) -> float:
-    """The time of a noise level, within the range to the last bit."""
+    """The time of a noise level, clipped to [lo, hi]."""
     return min(max(schedule.t_of_lam(-math.log(ratio)), lo), hi)
 
 
@@ -49,7 +49,7 @@ def time_of(schedule: Schedule, ratio: float, lo: float, hi: float) -> float:
 )
 @dataclass(frozen=True)
 class Polyexponential(RatioGrid):
-    """A power of the step in log(sigma / alpha): rho > 1 spends more steps at low noise; then sigma = 0."""
+    """Steps of log(sigma / alpha) by a power rho; rho > 1 takes more steps at low noise; then sigma = 0."""
 
     rho: Positive = 1.0
 
@@ -66,7 +66,7 @@ class Polyexponential(RatioGrid):
 )
 @dataclass(frozen=True)
 class Beta(RatioGrid):
-    """Quantiles of a Beta(a, b) law, dense at both ends for a, b < 1: of sigma / alpha, or of t; then sigma = 0."""
+    """Quantiles of a Beta(a, b) law in sigma / alpha, or in t, dense at both ends for a, b < 1; then sigma = 0."""
 
     a: Positive = 0.6
     b: Positive = 0.6
@@ -95,7 +95,7 @@ class Beta(RatioGrid):
 )
 @dataclass(frozen=True)
 class KLOptimal(RatioGrid):
-    """The grid of least KL divergence for Gaussian data of standard deviation ``sigma_data``; then sigma = 0."""
+    """The grid with the least KL divergence on Gaussian data of standard deviation ``sigma_data``; then sigma = 0."""
 
     sigma_data: Positive = 1.0
 
@@ -112,7 +112,7 @@ class KLOptimal(RatioGrid):
 )
 @dataclass(frozen=True)
 class VPTime(RatioGrid):
-    """Equal steps of the time of a VP path, whatever the path that is solved; then sigma = 0."""
+    """Noise levels at equal time steps of a VP path, used on any path; then sigma = 0."""
 
     beta_d: Positive = 19.9
     beta_min: Positive = 0.1
@@ -138,7 +138,7 @@ class VPTime(RatioGrid):
 )
 @dataclass(frozen=True)
 class VEGeometric(RatioGrid):
-    """Geometric noise levels, those of the VE path; then sigma = 0."""
+    """Geometric noise levels, as on the VE path; then sigma = 0."""
 
     def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
         return [high * (low / high) ** (i / steps) for i in range(steps + 1)]
@@ -149,18 +149,18 @@ class VEGeometric(RatioGrid):
     reference="Karras et al. 2022, arXiv:2206.00364, table 1 and appendix C.3",
     formula="u_(j-1) = sqrt((u_j^2 + 1) / max(abar_(j-1) / abar_j, c_1) - 1), u_M = 0; every (L - 1) / (N - 1)-th of "
     "the L levels in the range, then 0",
-    note="The first and the last level are the range's own.",
+    note="The first and the last level are the ends of the range.",
 )
 @dataclass(frozen=True)
 class IDDPM(RatioGrid):
-    """The levels of a cosine chain of ``num_train_timesteps`` steps, evenly by index; then sigma = 0."""
+    """Levels of a cosine chain of ``num_train_timesteps`` steps, evenly spaced by index; then sigma = 0."""
 
     num_train_timesteps: Count = 1000
     c_1: Inside = 0.001
     c_2: Positive = OFFSET
 
     def levels(self) -> list[float]:
-        """u_0 > u_1 > ... > u_(M-1)."""
+        """The levels of the chain, u_0 > u_1 > ... > u_(M-1)."""
         count, level, levels = self.num_train_timesteps, 0.0, []
         kept = cosine(count, self.c_2)[::-1].tolist()
         for j in range(count, 0, -1):
@@ -195,7 +195,7 @@ class FlowGrid(RatioGrid):
 )
 @dataclass(frozen=True)
 class LinearQuadratic(FlowGrid):
-    """Small equal steps first, then steps that grow quadratically, in u = sigma / (alpha + sigma); to sigma = 0."""
+    """Small equal steps of u = sigma / (alpha + sigma), then quadratically growing steps, down to sigma = 0."""
 
     threshold_noise: Inside = 0.025
     linear_steps: Count | None = None
@@ -209,12 +209,12 @@ class LinearQuadratic(FlowGrid):
         return [floor + (1 - c) * (high - floor) for c in self._course(steps)]
 
     def _course(self, steps: int) -> list[float]:
-        """The part of the way that is done after each step, from 0 to 1; its slope is continuous."""
+        """The fraction of the range covered after each step, from 0 to 1; its slope is continuous."""
         linear = steps // 2 if self.linear_steps is None else self.linear_steps
         if steps == 1:
             return [0.0, 1.0]
         if linear >= steps:
-            raise InputError(f"linear_quadratic: linear_steps={linear} leaves none of {steps} steps to be quadratic")
+            raise InputError(f"linear_quadratic: linear_steps={linear} must be less than the number of steps, {steps}")
         slope, rest = self.threshold_noise / linear, steps - linear
         bend = (1 - self.threshold_noise - slope * rest) / rest**2
         course = [slope * i + bend * max(0, i - linear) ** 2 for i in range(steps)]

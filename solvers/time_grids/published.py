@@ -1,4 +1,4 @@
-"""Grids that are tables: noise levels sigma / alpha that others found for their models, greatest first."""
+"""Grids from tables: published noise levels sigma / alpha, and custom tables, greatest level first."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import End, grids
 from .noise_levels import RatioGrid, time_of
 
 # Sabour et al. 2024 (arXiv:2404.14507), the ten-step tables that its authors published; the last level is the least
-# noise of the model's chain, in whose place most programs put 0
+# noise of the model's chain, which most programs replace by 0
 AYS_TABLES: dict[str, tuple[float, ...]] = {
     "sd15": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
     "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
@@ -33,18 +33,18 @@ GITS_TABLES: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class TableGrid(RatioGrid):
-    """Published noise levels, log-linearly resampled to N steps.
+    """A table of noise levels, log-linearly resampled to N steps.
 
-    ``fit=rescale`` maps log(sigma / alpha) linearly from the table's range onto the solve's, so that the grid covers
-    it; on a range equal to the table's that changes nothing. ``fit=keep`` leaves the published levels as they are,
-    which must then lie in the range: the solve starts from the greatest of them instead of t_max.
+    ``fit=rescale`` maps log(sigma / alpha) linearly from the table's range to the solve's range, so that the grid
+    covers it; if the two ranges are equal, the levels do not change. ``fit=keep`` uses the levels unchanged. They must
+    then lie in the solve's range, and the solve starts from the greatest level instead of t_max.
     """
 
     fit: Literal["rescale", "keep"] = field(default="rescale", kw_only=True)
 
     @property
     def levels(self) -> tuple[float, ...]:
-        """The published levels, greatest first."""
+        """The levels of the table, greatest first."""
         raise NotImplementedError
 
     @property
@@ -52,7 +52,7 @@ class TableGrid(RatioGrid):
         return True
 
     def resampled(self, steps: int) -> list[float]:
-        """The table at ``steps + 1`` points: log levels, linear in the index. At its own length, the table itself."""
+        """The table at ``steps + 1`` points: log levels, linear in the index; unchanged if it has that many levels."""
         logs = np.log(self.levels)
         places = np.linspace(0, len(logs) - 1, steps + 1)
         if steps == len(logs) - 1:
@@ -71,7 +71,7 @@ class TableGrid(RatioGrid):
         low, high = schedule(lo).ratio, schedule(hi).ratio
         if not (low * (1 - 1e-9) <= ratios[-1] and ratios[0] <= high * (1 + 1e-9)):
             raise InputError(
-                f"{self}: its levels [{ratios[-1]:g}, {ratios[0]:g}] leave [{low:g}, {high:g}]; take fit=rescale"
+                f"{self}: its levels [{ratios[-1]:g}, {ratios[0]:g}] exceed [{low:g}, {high:g}]; use fit=rescale"
             )
         return [time_of(schedule, r, lo, hi) for r in ratios]
 
@@ -84,7 +84,7 @@ class TableGrid(RatioGrid):
 )
 @dataclass(frozen=True)
 class AYS(TableGrid):
-    """Align Your Steps: noise levels tuned to a model by its authors; sigma = 0 in the place of the last level."""
+    """Align Your Steps: noise levels that its authors tuned to a model; sigma = 0 replaces the last level."""
 
     model: Annotated[str, Choice(AYS_TABLES)] = "sd15"
 
@@ -100,7 +100,7 @@ class AYS(TableGrid):
 )
 @dataclass(frozen=True)
 class GITS(TableGrid):
-    """GITS: noise levels that fit the shape of a model's trajectories, found by its authors; ends at t_min."""
+    """GITS: noise levels that its authors fitted to the shape of a model's trajectories; ends at t_min."""
 
     end: End = field(default="t_min", kw_only=True)
     model: Annotated[str, Choice(GITS_TABLES)] = "cifar10"
@@ -113,11 +113,11 @@ class GITS(TableGrid):
 @grids.register(
     "resampled",
     formula="log r linear between the listed levels, in N steps; then 0",
-    note="For levels found elsewhere: a search, a distillation, another program.",
+    note="For levels from elsewhere: a search, a distillation, a different program.",
 )
 @dataclass(frozen=True)
 class Resampled(TableGrid):
-    """Noise levels of one's own, log-linearly resampled to any N; sigma = 0 in the place of the last level."""
+    """Custom noise levels, log-linearly resampled to any N; sigma = 0 replaces the last level."""
 
     table: tuple[float, ...] = ()
 
@@ -125,7 +125,7 @@ class Resampled(TableGrid):
         super().__post_init__()
         ordered = all(a > b for a, b in pairwise(self.table))
         if len(self.table) < 2 or not ordered or not (self.table[-1] > 0 and self.table[0] < math.inf):
-            raise InputError("resampled: table takes at least two noise levels, finite, positive, greatest first")
+            raise InputError("resampled: table needs at least two noise levels, finite, positive, greatest first")
 
     @property
     def levels(self) -> tuple[float, ...]:

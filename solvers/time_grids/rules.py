@@ -1,4 +1,4 @@
-"""Grids that are rules in t, in lam or in the noise level, and the explicit list."""
+"""Grids with equal steps of t, lam or a power of the noise level, and explicit lists of nodes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Quadratic(Grid):
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         if lo < 0:
-            raise InputError(f"quadratic takes powers of t, which is {lo:g} at the end of this range")
+            raise InputError(f"quadratic needs times of at least 0, but this range ends at t={lo:g}")
         root = 1 / self.power
         return [float(u) ** self.power for u in np.linspace(hi**root, lo**root, steps + 1)]
 
@@ -75,7 +75,7 @@ class Karras(Grid):
     """Equal steps of ratio^(1/rho) with ratio = sigma / alpha, then one step to sigma = 0."""
 
     end: End = field(default="zero", kw_only=True)
-    rho: Annotated[float, Range(1e-2, 1e6)] = 7.0  # beyond, the powers leave float64
+    rho: Annotated[float, Range(1e-2, 1e6)] = 7.0  # outside this range the powers overflow float64
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         root = 1 / self.rho
@@ -94,7 +94,7 @@ class Explicit(Grid):
     def __post_init__(self) -> None:
         super().__post_init__()
         if bool(self.times) == bool(self.ratios):
-            raise InputError("explicit takes either times=[...] or ratios=[...]")
+            raise InputError("explicit needs either times=[...] or ratios=[...]")
 
     @property
     def fixed(self) -> bool:
@@ -116,7 +116,7 @@ class Explicit(Grid):
         to_zero = self.end == "zero" or (bool(self.ratios) and self.ratios[-1] == 0)
         ratios = self.ratios[:-1] if self.ratios and self.ratios[-1] == 0 else self.ratios
         if any(not r > 0 for r in ratios):
-            raise InputError("explicit: ratios must be positive, but for a last 0")
+            raise InputError("explicit: ratios must be positive, except for a last 0")
         times = list(self.times or (schedule.t_of_lam(-math.log(r)) for r in ratios))
         slack = 1e-9 * (hi - lo)
         for t in times:

@@ -1,4 +1,4 @@
-"""The nouns of a solve: nodes and predictions, paths and problems, solvers, noise, what a model puts out."""
+"""The types of a solve: nodes, predictions, paths, problems, solvers, noise, model outputs."""
 
 from .model_output import Output
 from .node import AnyNode, Node, Prediction

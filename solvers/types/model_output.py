@@ -1,7 +1,7 @@
-"""What a network puts out, and the pair (x0, eps) with x = alpha x0 + sigma eps that it means.
+"""Model outputs, and their conversion to the pair (x0, eps) with x = alpha x0 + sigma eps.
 
-Every conversion is linear in the output and in x, so it serves tensors, symbolic values and, with numbers in their
-place, yields its own coefficients.
+Every conversion is linear in the output and in x. It works on tensors and on symbolic values; applied to the numbers 0
+and 1, it returns its own coefficients.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from ..errors import InputError, unknown
 from .node import Node, Prediction
 
 Quantity = Literal["x0", "eps", "v", "velocity"]
-"""What a method interpolates."""
+"""The quantity that a method interpolates."""
 
-# (output, x, node, sigma_data) -> (x0, eps), with node's numbers ready to multiply x
+# (output, x, node, sigma_data) -> (x0, eps); the node's numbers broadcast against x
 Convert = Callable[[Any, Any, Any, float], tuple[Any, Any]]
 
 
@@ -31,7 +31,7 @@ def _from_eps(out: Any, x: Any, node: Any, sigma_data: float) -> tuple[Any, Any]
 
 
 def _from_v(out: Any, x: Any, node: Any, sigma_data: float) -> tuple[Any, Any]:
-    # v = alpha eps - sigma x0, of Salimans and Ho 2022 (arXiv:2202.00512, section 4); on any path a rotation with scale
+    # v = alpha eps - sigma x0, of Salimans and Ho 2022 (arXiv:2202.00512, section 4); on any path a scaled rotation
     scale = node.alpha**2 + node.sigma**2
     return (node.alpha * x - node.sigma * out) / scale, (node.sigma * x + node.alpha * out) / scale
 
@@ -66,14 +66,17 @@ PREDICTS: dict[str, Convert] = {
 
 
 class Output(NamedTuple):
-    """What a model puts out: "x0", "eps", "v" (alpha eps - sigma x0), "score", "velocity" (dx/dt of the ODE), or "edm"
-    (the raw network F inside EDM's preconditioning for data of standard deviation ``sigma_data``)."""
+    """The output of a network, by name.
+
+    One of "x0", "eps", "v" (alpha eps - sigma x0), "score", "velocity" (dx/dt of the ODE), or "edm" (the raw network F
+    inside EDM's preconditioning, for data of standard deviation ``sigma_data``).
+    """
 
     name: str = "x0"
     sigma_data: float = 0.5
 
     def check(self) -> Output:
-        """Itself.
+        """Returns the object itself if its fields are valid.
 
         Raises:
             InputError: the name is unknown, or sigma_data is not positive.
@@ -85,7 +88,7 @@ class Output(NamedTuple):
         return self
 
     def read(self, out: Any, x: Any, node: Any) -> Prediction:
-        """The pair that an output (B, *) at x (B, *) means; ``node`` has numbers ready to multiply x."""
+        """The prediction that corresponds to an output (B, *) at x (B, *); the node's numbers broadcast against x."""
         return Prediction(*PREDICTS[self.name](out, x, node, self.sigma_data))
 
     def weights(self, node: Node) -> tuple[tuple[float, float], tuple[float, float]]:
@@ -94,22 +97,29 @@ class Output(NamedTuple):
         return (a, b), (c, d)
 
     def of(self, prediction: Prediction, x: Any, node: Node) -> Any:
-        """The output (B, *) that would have meant this prediction at x."""
+        """The output (B, *) that corresponds to a prediction at x; the inverse of ``read``.
+
+        Raises:
+            InputError: the output depends on derivatives of the path that are not finite at the node.
+        """
         if self.name in ("x0", "eps"):
             return prediction.x0 if self.name == "x0" else prediction.eps
         (a, b), (c, d) = self.weights(node)
         if not all(map(math.isfinite, (a, b, c, d))):
             raise InputError(
-                f"{self.name} cannot be told from x0 and eps at t={node.t:g}: the path's derivatives there"
+                f"cannot compute {self.name} from x0 and eps at t={node.t:g}: the path's derivatives are not finite"
             )
-        # of the two equations, the one in which the output weighs more
+        # of the two equations, use the one in which the output has the larger weight
         if abs(node.alpha * b) >= abs(node.sigma * d):
             return (1 / b) * prediction.x0 - (a / b) * x
         return (1 / d) * prediction.eps - (c / d) * x
 
 
 def quantity(prediction: Prediction, node: Node, name: Quantity) -> Tensor:
-    """What a method interpolates (B, *): x0, eps, v of the angle, or the velocity eps - x0 of the straight line."""
+    """The quantity (B, *) that a method interpolates.
+
+    It is x0, eps, v = cos(phi) eps - sin(phi) x0 with tan(phi) = ratio, or the velocity eps - x0 of the straight path.
+    """
     if name == "x0":
         return prediction.x0
     if name == "eps":

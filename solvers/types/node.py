@@ -1,8 +1,8 @@
-"""Nodes and predictions: what a time means on a path, and what a model says there.
+"""Nodes and predictions: what a time means on a path, and what a model predicts there.
 
 A Gaussian path is x = alpha(t) x0 + sigma(t) eps with eps ~ N(0, I). ``t`` is the time now, ``s`` the next one;
 lam = log(alpha / sigma) and ratio = sigma / alpha. In the coordinates x / alpha against ratio every path has the
-same probability-flow ODE, d(x / alpha) / d ratio = eps, which is why no solver here asks which path it is on.
+same probability-flow ODE, d(x / alpha) / d ratio = eps. Therefore no solver here depends on the kind of path.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ T = TypeVar("T", float, Tensor, default=float)
 
 
 class AnyNode:
-    """A time on a path of any kind: its place in the order of noise, and whether it is the data.
+    """A time on any kind of path: its noise level, and whether it is the data.
 
-    The loop asks for no more. Paths whose states have no arithmetic derive nodes of their own.
+    The loop uses nothing else. Paths whose states have no arithmetic derive custom nodes from this class.
     """
 
     __slots__ = ()
@@ -30,7 +30,7 @@ class AnyNode:
 
     @property
     def level(self) -> float:
-        """A number that grows with the noise, by which nodes are ordered."""
+        """A number that grows with the noise; nodes are ordered by it."""
         raise NotImplementedError
 
     @property
@@ -40,7 +40,7 @@ class AnyNode:
 
     @property
     def defect(self) -> str:
-        """What makes the node useless in a solve, in words; empty where nothing does."""
+        """Why a solve cannot use the node, in words; empty if it can."""
         return "" if math.isfinite(self.t) and math.isfinite(self.level) else f"level={self.level:g}"
 
 
@@ -48,8 +48,8 @@ class AnyNode:
 class Node(AnyNode, Generic[T]):
     """What a time means on a Gaussian path.
 
-    In a solve every number is a Python float computed in float64; in training they are tensors of shape (B,).
-    ``dalpha`` and ``dsigma`` are the time derivatives; NaN where a schedule does not give them.
+    In a solve every number is a Python float computed in float64; in training the numbers are tensors of shape (B,).
+    ``dalpha`` and ``dsigma`` are the time derivatives; they are NaN if a schedule does not provide them.
     """
 
     t: T
@@ -58,7 +58,7 @@ class Node(AnyNode, Generic[T]):
     dalpha: T = math.nan  # type: ignore[assignment]
     dsigma: T = math.nan  # type: ignore[assignment]
 
-    # compared as tuples, which hold a NaN equal to itself; a dataclass's own comparison does so up to Python 3.12 only
+    # compares tuples, where a NaN object equals itself; the comparison of a dataclass does so only up to Python 3.12
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Node) and self._numbers == other._numbers
 
@@ -84,7 +84,7 @@ class Node(AnyNode, Generic[T]):
     @property
     def level(self) -> float:
         """``ratio``: nodes are ordered by it."""
-        return self.ratio  # type: ignore[return-value]  # of nodes in a solve, whose numbers are floats
+        return self.ratio  # type: ignore[return-value]  # in a solve the numbers are floats
 
     @property
     def clean(self) -> bool:
@@ -93,7 +93,7 @@ class Node(AnyNode, Generic[T]):
 
     @property
     def defect(self) -> str:
-        """alpha and sigma in words, where one is not finite, alpha not positive or sigma negative; else empty."""
+        """alpha and sigma as text if one is not finite, alpha is not positive or sigma is negative; else empty."""
         numbers = (self.t, self.alpha, self.sigma)
         on_path = all(map(math.isfinite, numbers)) and self.alpha > 0 and self.sigma >= 0 and math.isfinite(self.level)
         return "" if on_path else f"alpha={self.alpha:g}, sigma={self.sigma:g}"
@@ -110,12 +110,12 @@ class Node(AnyNode, Generic[T]):
 
     @staticmethod
     def stack(nodes: Sequence[Node]) -> Node[Tensor]:
-        """One node a sample, as tensors (B,) in float64."""
+        """Combines the nodes of B samples into one node of tensors (B,) in float64."""
         columns = ([node._numbers[k] for node in nodes] for k in range(5))
         return Node(*(torch.tensor(values, dtype=torch.float64) for values in columns))
 
     def like(self, x: Tensor) -> Node[T]:
-        """The same node, its numbers ready to multiply ``x`` (B, *): tensors (B,) become (B, 1, ..., 1)."""
+        """This node with numbers that broadcast against ``x`` (B, *): tensors (B,) become (B, 1, ..., 1)."""
         if not isinstance(self.t, Tensor):
             return self
         shape = (-1,) + (1,) * (x.ndim - 1)
@@ -125,7 +125,7 @@ class Node(AnyNode, Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of x (B, *): the pair with x = alpha x0 + sigma eps, each (B, *).
+    """A model's prediction at x (B, *): the pair with x = alpha x0 + sigma eps, each (B, *).
 
     ``nu`` (B, *), from models that learned it, places the ancestral variance between beta_tilde (0) and beta (1).
     """
@@ -144,4 +144,4 @@ class Prediction:
 
 
 Rows = slice | Tensor
-"""Some samples of a batch: a slice, or their indices (n,)."""
+"""A selection of samples from a batch: a slice, or their indices (n,)."""

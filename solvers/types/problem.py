@@ -1,7 +1,7 @@
-"""What a solver integrates: a path and a model.
+"""Problems: what a solver integrates, a path and a model.
 
-``Problem`` has a default for everything but the path and the prediction, so a problem of one's own is a few lines. Any
-other object that says as much is adapted once, by ``as_problem``, where it enters a solve.
+``Problem`` has a default for everything except the path and the prediction, so a custom problem takes a few lines.
+``as_problem`` adapts any other suitable object once, where it enters a solve.
 """
 
 from __future__ import annotations
@@ -18,67 +18,70 @@ from .schedule import Schedule, as_schedule
 
 
 class NoDensity(InputError):
-    """A problem that does not know its density was asked for it."""
+    """Raised by a problem that does not know its density."""
 
 
 class Problem:
-    """The samples that a solve carries: their path and their model.
+    """The path and the model of the samples that a solver carries.
 
-    A subclass has ``path``, as an attribute or a property, and writes ``predict``. The rest are defaults, to be
-    overridden where a problem knows more.
+    A subclass has ``path``, as an attribute or a property, and implements ``predict``. Everything else has a default,
+    which a subclass overrides if it knows more.
     """
 
     space = "gaussian"
-    """The kind of states: solvers of the same space take the problem."""
+    """The space of states: a solver requires a problem of its own space."""
 
-    if TYPE_CHECKING:  # read-only to a type checker, and to a dataclass free to be fields
+    if TYPE_CHECKING:  # read-only for a type checker; a dataclass may still declare them as fields
 
         @property
         def path(self) -> Schedule:
-            """The schedule that says what a time means."""
+            """The schedule, which gives alpha and sigma at a time."""
 
         @property
         def output(self) -> Output | None:
-            """What the model puts out, where it has an output of its own: programs then ask for ``raw``."""
+            """The output of the network, if the model has one: programs then call ``raw``."""
     else:
         output = None
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        """One model evaluation at x (B, *): at one ``Node``, or, from solvers that step each sample on its own, at a
-        node a sample, ``Node[Tensor]`` with tensors (B,). ``node.like(x)`` serves both."""
+        """Evaluates the model once at x (B, *).
+
+        ``node`` is one ``Node``, or a ``Node[Tensor]`` with tensors (B,), from solvers that step each sample on its
+        own. ``node.like(x)`` works for both.
+        """
         raise NotImplementedError
 
     def node(self, t: float) -> Node:
-        """The path at time t."""
+        """The node at time t."""
         return self.path(t)
 
     def node_of_lam(self, lam: float) -> Node:
-        """The path where log(alpha / sigma) = lam, at its nearer end where it does not reach lam."""
+        """The node where log(alpha / sigma) = lam; the nearer end of the path if it does not reach lam."""
         return as_schedule(self.path).node_of_lam(lam)
 
     def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
-        """``node_of_lam`` of each, at once where the path can."""
+        """``node_of_lam`` of each lam, in one call if the path supports it."""
         return as_schedule(self.path).nodes_of_lam(lams)
 
     def select(self, rows: Rows) -> Problem:
-        """The problem of some of the samples; itself where samples carry no data of their own (conditions, probes)."""
+        """The problem of some of the samples; itself if samples have no data of their own (conditions, probes)."""
         return self
 
     def raw(self, x: Tensor, node: Node) -> Tensor:
-        """The model's own output (B, *) at x (B, *); of problems with ``output``."""
+        """The network's output (B, *) at x (B, *); available if ``output`` is not None."""
         raise NotImplementedError
 
     def log_prob(self, x: Tensor, node: Node) -> Tensor:
         """The log-density (B,) in nats of x_t = x (B, *) at a node.
 
         Raises:
-            NoDensity: the problem does not know it.
+            NoDensity: the problem does not know its density.
         """
         raise NoDensity(_without_density(self))
 
 
 class ProblemWrapper(Problem):
-    """A problem that adds to another; whatever it does not override is the inner problem's."""
+    """A problem around an inner problem, to which it delegates everything that a subclass does not override."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
@@ -101,7 +104,7 @@ class ProblemWrapper(Problem):
         return self.problem.nodes_of_lam(lams)
 
     def select(self, rows: Rows) -> Problem:
-        """The wrapped problem of some of the samples: a wrapper around the inner problem's ``select``."""
+        """The problem of some of the samples: a wrapper around the inner problem's ``select``."""
         raise NotImplementedError
 
     @property
@@ -116,10 +119,10 @@ class ProblemWrapper(Problem):
 
 
 def as_problem(given: Any) -> Problem:
-    """A problem of any object with ``predict(x, node)``, such as a denoiser.
+    """Adapts any object with ``predict(x, node)``, such as a denoiser, to a problem.
 
-    What else it has is looked up here, once: ``sde``, or ``node`` and ``node_of_lam``, which solvers need that look
-    between the grid's nodes; ``nodes_of_lam``, ``select``, ``output`` with ``raw``, ``log_prob``.
+    Optional parts are looked up here, once: ``nodes_of_lam``, ``select``, ``output`` with ``raw``, and ``log_prob``.
+    Solvers that evaluate between the grid's nodes need ``sde``, or ``node`` and ``node_of_lam``.
 
     Raises:
         InputError: the object has neither ``predict`` nor ``raw``.
@@ -127,12 +130,12 @@ def as_problem(given: Any) -> Problem:
     if isinstance(given, Problem):
         return given
     if not (hasattr(given, "predict") or hasattr(given, "raw")):
-        raise InputError(f"a problem has predict(x, node), which {type(given).__name__} has not")
+        raise InputError(f"a problem needs predict(x, node), which {type(given).__name__} does not have")
     return _Adapted(given)
 
 
 class _Adapted(Problem):
-    """A foreign object as a problem."""
+    """An adapter from any suitable object to a problem."""
 
     OPTIONAL = ("sde", "node", "node_of_lam", "nodes_of_lam", "select", "output", "log_prob")
 
@@ -144,7 +147,7 @@ class _Adapted(Problem):
     def path(self) -> Schedule:
         if "sde" not in self.has:
             name = type(self.given).__name__
-            raise InputError(f"this solver looks up times: derive {name} from solvers.Problem, or give it an sde")
+            raise InputError(f"this solver needs a path: derive {name} from solvers.Problem, or give it an sde")
         path: Schedule = self.given.sde
         return path
 

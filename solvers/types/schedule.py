@@ -1,4 +1,4 @@
-"""A Gaussian path as grids and solvers see it: what a time means, and where a noise level lies."""
+"""A Gaussian path as grids and solvers see it: the node of a time, and the time of a noise level."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ NEEDED = ("t_min", "t_max", "clean", "t_of_lam")
 class Schedule:
     """A Gaussian path over times [t_min, t_max]; every ``scoresde`` SDE is one.
 
-    A subclass has ``t_min`` and ``t_max``, as attributes or properties, and writes ``__call__`` and ``t_of_lam``. The
-    rest are defaults. Any other object that says as much is adapted once, by ``as_schedule``.
+    A subclass has ``t_min`` and ``t_max``, as attributes or properties, and implements ``__call__`` and ``t_of_lam``.
+    Everything else has a default. ``as_schedule`` adapts any other suitable object.
     """
 
-    if TYPE_CHECKING:  # read-only to a type checker, and to a dataclass free to be fields
+    if TYPE_CHECKING:  # read-only for a type checker; a dataclass may still declare them as fields
 
         @property
         def t_min(self) -> float:
-            """The least time."""
+            """The smallest time."""
 
         @property
         def t_max(self) -> float:
-            """The greatest time."""
+            """The largest time."""
 
     @property
     def clean(self) -> Node:
@@ -35,11 +35,11 @@ class Schedule:
 
     @property
     def num_train_timesteps(self) -> int | None:
-        """How many nodes a path through the nodes of a discrete chain has; None for every other path."""
+        """The number of nodes of a path through the nodes of a discrete chain; None for every other path."""
         return None
 
     def __call__(self, t: float) -> Node:
-        """The path at t."""
+        """The node at time t."""
         raise NotImplementedError
 
     def t_of_lam(self, lam: float) -> float:
@@ -47,15 +47,15 @@ class Schedule:
         raise NotImplementedError
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
-        """The path at every time; a subclass may find many sooner than each."""
+        """The nodes at all given times; a subclass may compute them together, which is faster."""
         return [self(t) for t in times]
 
     def node_of_lam(self, lam: float) -> Node:
-        """The path where log(alpha / sigma) = lam, at its nearer end where it does not reach lam."""
+        """The node where log(alpha / sigma) = lam; the nearer end of the path if it does not reach lam."""
         return self(self._time_of_lam(lam))
 
     def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
-        """``node_of_lam`` of each, by one call of ``nodes``."""
+        """``node_of_lam`` of each lam, by one call of ``nodes``."""
         return self.nodes([self._time_of_lam(lam) for lam in lams])
 
     def _time_of_lam(self, lam: float) -> float:
@@ -63,12 +63,12 @@ class Schedule:
 
 
 def as_schedule(given: Any) -> Schedule:
-    """A schedule of any object with ``t_min``, ``t_max``, ``clean`` and ``t_of_lam(lam)`` that is called with a time.
+    """Adapts any callable of a time with ``t_min``, ``t_max``, ``clean`` and ``t_of_lam(lam)`` to a schedule.
 
-    What else it may have is looked up here, once: ``nodes(times)`` and ``num_train_timesteps``.
+    Optional parts are looked up here, once: ``nodes(times)`` and ``num_train_timesteps``.
 
     Raises:
-        InputError: the object lacks one of them; the message says which.
+        InputError: the object lacks a required part; the message names it.
     """
     if isinstance(given, Schedule):
         return given
@@ -80,7 +80,7 @@ def as_schedule(given: Any) -> Schedule:
 
 
 class _Adapted(Schedule):
-    """A foreign object as a schedule."""
+    """An adapter from any suitable object to a schedule."""
 
     def __init__(self, given: Any) -> None:
         self.given = given

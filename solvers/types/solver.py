@@ -1,4 +1,4 @@
-"""Solvers, correctors and noise: what a solve is made of besides its problem."""
+"""Solvers, correctors and noise: the parts of a solve other than its problem."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from .node import Node, Rows
 from .problem import Problem
 
 SPACES = ("gaussian", "discrete")
-"""Kinds of states: on a Gaussian path, or without arithmetic, such as letters."""
+"""The spaces of states: states on a Gaussian path, or states without arithmetic, such as letters."""
 
 
 class Noise(Protocol):
-    """Standard normal numbers (B, *) for an interval of time; row i depends on sample i alone."""
+    """Standard normal numbers (B, *) for an interval of time; row i depends only on sample i."""
 
     def __call__(self, t: Node, s: Node) -> Tensor:
-        """The normalised increment from t to s. An interval of zero length is a fresh draw."""
+        """The normalised increment from t to s; for an interval of zero length, a fresh draw."""
 
 
 class NoiseSource:
-    """Noise whose samples can be drawn apart: those of some rows are the same numbers, alone or with all."""
+    """Noise that can be drawn for some samples alone, with the same numbers as for the whole batch."""
 
     def __call__(self, t: Node, s: Node) -> Tensor:
-        """The normalised increment (B, *) from t to s. An interval of zero length is a fresh draw."""
+        """The normalised increment (B, *) from t to s; for an interval of zero length, a fresh draw."""
         raise NotImplementedError
 
     def select(self, rows: Rows) -> NoiseSource:
-        """The noise of those samples."""
+        """The noise of the selected samples."""
         raise NotImplementedError
 
 
 def as_source(noise: Noise) -> NoiseSource:
-    """Noise as a source. One that cannot be split is asked for every sample: what a row sees then depends on what its
-    neighbours have drawn."""
+    """Adapts noise to a noise source.
+
+    Noise without ``select`` is always drawn for all samples. The numbers of a row then depend on how often other rows
+    have drawn.
+    """
     return noise if isinstance(noise, NoiseSource) else _Whole(noise)
 
 
 class _Whole(NoiseSource):
-    """Some rows of a noise that is always drawn for all samples."""
+    """Selected rows of noise that is always drawn for all samples."""
 
     def __init__(self, noise: Noise, rows: Rows = slice(None)) -> None:
         self.noise, self.rows = noise, rows
@@ -56,8 +59,14 @@ class _Whole(NoiseSource):
 
 
 class Step(NamedTuple):
-    """The outcome of a step: the state at s (B, *), what the solver wants to remember, an estimate of the error made
-    (B,), and the inner steps of solvers that choose their own, accepted and rejected (B,)."""
+    """The result of a step.
+
+    Attributes:
+        x: the state (B, *) at s.
+        carry: what the solver remembers for the next step.
+        error: an estimate of the step's error (B,).
+        accepted, rejected: numbers of inner steps (B,) of solvers that choose their own steps.
+    """
 
     x: Tensor
     carry: Any = None
@@ -69,23 +78,23 @@ class Step(NamedTuple):
 class Solver(Options):
     """A frozen dataclass whose fields are the method's options and whose ``step`` is a pure function.
 
-    The class-level facts (order, kind, reference, ...) come from ``register``; where an option changes one of
-    them, a subclass overrides the property. ``str(solver)`` is its spec: ``make(str(solver)) == solver``.
+    The class-level facts (order, kind, reference, ...) come from ``register``; if an option changes one of them, a
+    subclass overrides the property. ``str(solver)`` is its spec: ``make(str(solver)) == solver``.
     """
 
     space: ClassVar[str] = "gaussian"
-    """The kind of states that the solver carries, one of ``SPACES``: problems of the same space take it."""
+    """The space of states that the solver carries, one of ``SPACES``; it requires a problem of the same space."""
 
     @property
     def order(self) -> float:
-        """The global order of convergence that is promised: of the path for an ODE solver, of the covariance for a
-        stochastic one. By default the order on the card; an option of that name takes its place."""
+        """The promised global order of convergence: of the state for an ODE solver, of the covariance for a stochastic
+        one. The default is the order on the card; an option named ``order`` overrides it."""
         return float(solvers.info_of(self).order or 0)
 
     @property
     def nominal_order(self) -> float:
-        """The method's own order, from exact starting values and without ``lower_order_final``; more than ``order``
-        where the start of a multistep method, or fixed weights on uneven grids, cap it."""
+        """The order of the method's formula, from exact starting values and without ``lower_order_final``. It is more
+        than ``order`` if the start of a multistep method, or fixed weights on uneven grids, limit the order."""
         return self.order
 
     @property
@@ -95,7 +104,7 @@ class Solver(Options):
 
     @property
     def nonlinear(self) -> str:
-        """Why a step is not linear in the state, the predictions and the noise; empty where it is."""
+        """Why a step is not linear in the state, the predictions and the noise; empty if it is linear."""
         return solvers.info_of(self).nonlinear
 
     @property
@@ -110,41 +119,41 @@ class Solver(Options):
 
     @property
     def nodes(self) -> tuple[Node, ...] | None:
-        """The grid of a solver whose numbers were made for one; None for every other."""
+        """The nodes of the grid for which the solver's numbers were made; None for a solver that accepts any grid."""
         return None
 
     @property
     def parallel(self) -> bool:
-        """Whether several steps are asked of the model in one call. A program asks for one after the other."""
+        """Whether one model call evaluates several steps. A program evaluates one step after the other."""
         return False
 
     @property
     def evaluations(self) -> int:
-        """Model evaluations of one step, not to sigma = 0; of an adaptive solver's inner step."""
+        """Model evaluations (NFE) of one step to sigma > 0; for an adaptive solver, of one inner step."""
         return solvers.info_of(self).evaluations
 
     @property
     def restartable(self) -> bool:
-        """Whether a step leaves nothing to the next, so that the solver can be started anew at any state of the grid.
-        A solver whose carry changes from step to step says False; what ``init`` found may be handed on."""
+        """Whether a step passes nothing on to the next, so that a solve can start again from any state of the grid.
+        False if the carry changes from step to step; a carry that ``init`` made may stay the same throughout."""
         return not self.adaptive
 
     @property
     def plans_grid(self) -> bool:
-        """Whether ``init`` plans the steps from the nodes of the grid, so that the solver can take no others."""
+        """Whether ``init`` plans the steps from the nodes of the grid, so that the solver cannot take other steps."""
         return False
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
-        """The variance that the solver converges to on Gaussian data with ``variance`` at ``node``; correctors of fixed
-        strength exceed it."""
+        """The variance that the solver converges to on Gaussian data with ``variance`` at ``node``. With correctors of
+        fixed strength it exceeds ``variance``."""
         return variance
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
-        """What the first step finds in ``carry``; ``nodes`` is the whole grid, for methods that count their steps."""
+        """The carry for the first step; ``nodes`` is the whole grid, for methods that count their steps."""
         return None
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        """From x (B, *) at t to the state at s."""
+        """Carries x (B, *) at t to the state at s."""
         raise NotImplementedError
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
@@ -152,8 +161,8 @@ class Solver(Options):
         return Step(s.alpha * problem.predict(x, t).x0, carry)
 
     def replaced(self, carry: Any, x: Tensor) -> Any:
-        """The carry to go on with after a hook has replaced the state by x (B, *); by default the same. Solvers that
-        remember something about the state itself drop it."""
+        """The carry after a hook has replaced the state by x (B, *); unchanged by default. Solvers that remember
+        something about the state itself drop that part."""
         return carry
 
     def __str__(self) -> str:
@@ -161,14 +170,14 @@ class Solver(Options):
 
 
 class Corrector(Options):
-    """Moves a sample within one noise level; a frozen dataclass like a solver."""
+    """A method that moves samples within one noise level; a frozen dataclass like a solver."""
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
-        """The stationary variance where the target at ``node`` is Gaussian with ``variance``."""
+        """The stationary variance if the target at ``node`` is Gaussian with ``variance``."""
         return variance
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
-        """x (B, *) at ``node`` to x at the same node."""
+        """Moves x (B, *) at ``node`` to a new x at the same node."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -176,13 +185,13 @@ class Corrector(Options):
 
 
 class SolverRegistry(Registry[Solver]):
-    """The registry of solvers, which knows the spaces of states."""
+    """The registry of solvers, which can list those of one space of states."""
 
     def names(self, space: str | None = None) -> list[str]:
         """Canonical names, sorted: of all solvers, or of those of one space of states.
 
         Raises:
-            InputError: an unknown space.
+            InputError: the space is unknown.
         """
         if space is not None and space not in SPACES:
             raise unknown("space of states", space, SPACES)
