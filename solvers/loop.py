@@ -110,12 +110,12 @@ def solve(
             error = step.error if error is None else error + step.error
         accepted = accepted if step.accepted is None else accepted + step.accepted
         rejected = rejected if step.rejected is None else rejected + step.rejected
-        x, replaced = shown(step.x, s, hooks)
+        x, replaced = run_hooks(step.x, s, hooks)
         carry = solver.replaced(step.carry, x) if replaced else step.carry
     return Solution(x, nodes[-1], tally.nfe, tally.calls, error, accepted, rejected)
 
 
-def shown(x: Tensor, node: Node, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:
+def run_hooks(x: Tensor, node: Node, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:
     """Calls every hook; returns the state (B, *), and whether a hook replaced it or wrote into it."""
     seen, version = x, _version(x) if hooks else 0
     for hook in hooks:

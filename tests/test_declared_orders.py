@@ -84,3 +84,9 @@ def test_euler_maruyama_steps_along_the_sde_of_its_eta(eta):
 def test_options_that_do_not_fit_are_told(spec, message):
     with pytest.raises(InputError, match=message):
         solvers.make(spec)
+
+
+@pytest.mark.parametrize("name", solvers.names())
+def test_a_card_states_the_order_that_the_default_solver_promises(name):
+    solver = solvers.make(name)
+    assert solvers.info(name).order == solver.order <= solver.nominal_order

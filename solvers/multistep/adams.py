@@ -66,7 +66,7 @@ class Adams(Polynomial):
     "lms",
     aliases=("linear_multistep",),
     kind="ODE",
-    order=4,
+    order=2,
     reference="Liu et al. 2022, arXiv:2202.09778, eq. 9, with uneven steps; Hairer, Norsett and Wanner 1993, III.5",
     formula="x_s / alpha_s = x / alpha_t + sum_j eps_j int l_j(ratio) d ratio",
     equals=("ipndm_v", "deis(variant=rhoab, order=4)", "adams(order=4, quantity=eps, coordinate=ratio, start=lower)"),
@@ -83,7 +83,7 @@ class LMS(Polynomial):
 @solvers.register(
     "ipndm_v",
     kind="ODE",
-    order=4,
+    order=2,
     reference="Zhang and Chen 2023, arXiv:2204.13902, with the weights of uneven steps; Hairer et al. 1993, III.5",
     formula="x_s / alpha_s = x / alpha_t + sum_j eps_j int l_j(ratio) d ratio",
     equals=("lms",),
@@ -100,7 +100,7 @@ class IPNDMV(Polynomial):
 @solvers.register(
     "deis",
     kind="ODE",
-    order=3,
+    order=2,
     reference="Zhang and Chen 2023, arXiv:2204.13902, eq. 14-15 (tAB) and section 4 (rhoAB)",
     formula="x_s / alpha_s = x / alpha_t + sum_j eps_j int l_j d ratio, l_j polynomials in t, ratio or lam",
     equals=(
@@ -197,7 +197,7 @@ class GradientEstimation(Multistep):
 @solvers.register(
     "ipndm",
     kind="ODE",
-    order=4,
+    order=2,
     reference="Zhang and Chen 2023, arXiv:2204.13902, appendix H.2",
     formula="x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24",
     note="of order 4 where the ratios are equally spaced, else of order 2",
@@ -213,7 +213,7 @@ class IPNDM(FixedWeights):
 @solvers.register(
     "plms",
     kind="ODE",
-    order=4,
+    order=2,
     reference="Liu et al. 2022, arXiv:2202.09778, eq. 12 (weights); Rombach et al. 2022, arXiv:2112.10752 (start)",
     formula="as ipndm; the first step by the mean of eps at its two ends",
     note="of order 2 unless the ratios are equally spaced; one evaluation more than steps",
@@ -234,7 +234,7 @@ class PLMS(FixedWeights):
 @solvers.register(
     "pndm",
     kind="ODE",
-    order=4,
+    order=2,
     reference="Liu et al. 2022, arXiv:2202.09778, eq. 11-13 and algorithm 2",
     formula="as ipndm; the first three steps by pseudo Runge-Kutta of four evaluations",
     note="of order 2 unless the ratios are equally spaced; nine evaluations more than steps",

@@ -48,7 +48,7 @@ NOISE_SCALES: dict[str, Callable[[Array], tuple[Array, Array]]] = {
 @solvers.register(
     "er_sde",
     kind="SDE",
-    order=3,
+    order=2,
     stochastic=True,
     native="x0",
     reference="Cui et al. 2023, arXiv:2309.06169, propositions 4-6 and section 3.3",

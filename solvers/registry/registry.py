@@ -34,7 +34,7 @@ class Info:
 
     Attributes:
         nonlinear: why a step is not linear in the state, the predictions and the noise; empty if it is linear.
-        order: the nominal order of the method with its default options.
+        order: the order that the class promises with its default options.
         native: the quantity that the method interpolates or differences: x0, eps, score, ...
         equals: specs of methods with the same coefficients; a test proves each equality.
         note: what a user should know beyond the other fields.

@@ -22,7 +22,7 @@ from .base import Wrapper, require
     "afs",
     aliases=("analytical_first_step",),
     kind="ODE",
-    order=2,
+    order=1,
     reference="Dockhorn et al. 2022, arXiv:2210.05475, analytical first step",
     formula="x_s = solver(x), with eps = x / sqrt(alpha^2 + sigma^2) for the first prediction",
     note="one evaluation less than the solver's",
