@@ -231,9 +231,7 @@ class TorchDiffEq(_TorchDiffEq):
         }
         for option, (fit, kind) in fits.items():
             if getattr(self, option) is not None and not fit:
-                raise InputError(
-                    f"torchdiffeq: {option} is an option of {kind} methods; {self.method} does not take it"
-                )
+                raise InputError(f"torchdiffeq: {option} is an option of {kind} methods, not of {self.method}")
 
     @property
     def _controlled(self) -> bool:
