@@ -1,8 +1,8 @@
 """Converts eta, the strength of the noise, between the conventions of this library and others.
 
-Here eta scales the noise's standard deviation in the family of reverse SDEs with the same marginals,
+Here eta scales the noise's standard deviation in the family of reverse SDEs with the same marginals:
 
-    dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dw.
+    dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dw
 
 eta = 0 is the probability-flow ODE and eta = 1 the reverse SDE. Over a step of length h = lam_s - lam_t in which x0 is
 constant, the noise has the variance sigma_s^2 (1 - exp(-2 eta^2 h)). Each convention expresses this variance by a

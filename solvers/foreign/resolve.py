@@ -12,7 +12,7 @@ from ..types.solver import solvers
 from . import diffusers, names
 
 log = logging.getLogger("solvers")
-_logged: set[str] = set()  # each label is logged once
+_told: set[str] = set()  # each label is logged once
 _CLASSES = {normalise(name): name for name in diffusers.CLASSES}
 
 
@@ -69,7 +69,7 @@ def resolve(label: str) -> tuple[str, str | None]:
     typed, named = read(label)
     spec, grid = str(solvers.read(typed)), None if named is None else str(grids.read(named))
     if grid is not None or spec != label:
-        if label not in _logged:
+        if label not in _told:
             log.info("%s -> solver=%s%s", label, spec, f" grid={grid}" if grid else "")
-        _logged.add(label)
+        _told.add(label)
     return spec, grid

@@ -25,7 +25,8 @@ class Response(NamedTuple):
 
     Attributes:
         registers: every register, the start first (1 + R, 1 + P + Q).
-        asked: the states at which the model is evaluated (P, 1 + P + Q); row k depends on no output from the k-th on.
+        asked: the states at which the model is evaluated (P, 1 + P + Q). Of the outputs, row k, counted from 0, depends
+            on m_1 .. m_k only.
         states: the states at the ends of the steps (N, 1 + P + Q); the last one is the outcome.
     """
 

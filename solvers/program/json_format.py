@@ -191,10 +191,10 @@ def _instruction(k: int, row: Any, nodes: tuple[Node, ...]) -> Instruction:
             raise _refused(f"row {k} is an empty sum or contains one register twice")
         return Combine(terms)
     if kind == ["model", "node"]:
-        asked = Evaluate(register(row["model"]), node(row["node"]))
-        if nodes[asked.node].sigma == 0:
+        evaluation = Evaluate(register(row["model"]), node(row["node"]))
+        if nodes[evaluation.node].sigma == 0:
             raise _refused(f"row {k} evaluates the model at sigma = 0")
-        return asked
+        return evaluation
     if kind == ["noise"]:
         t, s = _list(f"row {k}", row["noise"], 2)
         return Draw(node(t), node(s))

@@ -35,9 +35,9 @@ from .base import Wrapper, renoise, require
 class Churn(Wrapper):
     """EDM's stochastic sampler: fresh noise raises the noise level a little before each step of the solver.
 
-    Where the level sigma / alpha lies in [s_tmin, s_tmax], it is multiplied by 1 + gamma with
-    gamma = min(s_churn / N, sqrt(2) - 1) on a grid of N steps, but never raised beyond the end of the schedule.
-    Published settings are ``churn(s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003)`` for ImageNet 64 and
+    Where the level sigma / alpha lies in [s_tmin, s_tmax], it is multiplied by 1 + gamma, but never raised beyond the
+    end of the schedule. On a grid of N steps, gamma = min(s_churn / N, sqrt(2) - 1). Published settings are
+    ``churn(s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003)`` for ImageNet 64 and
     ``churn(s_churn=30, s_tmin=0.01, s_tmax=1, s_noise=1.007)`` for CIFAR-10.
     """
 
