@@ -73,8 +73,14 @@ class Attempt(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the next interval needs: the remembered slopes at the end of the last interval, the state there that
-    tolerances compare with, each sample's row, and whether a hook has replaced the state since."""
+    """The carry of adaptive solvers, from the end of an interval to the next.
+
+    Attributes:
+        slope: the remembered slopes at the end of the interval.
+        previous: the state there, as ``measured``, which the next tolerances compare with.
+        rows: each sample's row.
+        moved: whether a hook has replaced the state since; the slopes are then invalid.
+    """
 
     slope: Tensor
     previous: Tensor
