@@ -340,6 +340,6 @@ def test_what_goes_wrong_names_the_solver_the_sample_and_lam(spec):
 def test_a_wall_of_predictions_that_are_not_finite_is_an_underflow():
     nodes = grid("uniform", VP, 1)
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    message = r"^rk45: the step of sample 1 underflows at lam=.*the model's predictions beyond are not finite"
+    message = r"^rk45: the step of sample 1 underflows at lam=.*the model's predictions beyond it are not finite"
     with pytest.raises(InputError, match=message):
         solve(solvers.make("rk45"), Broken(below=1.0), x, nodes)

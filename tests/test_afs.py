@@ -59,7 +59,7 @@ def test_it_encodes_as_its_solver_does():
 
 @pytest.mark.parametrize(
     ("inner", "message"),
-    [("picard", "asks for several steps at once"), ("rk45", "chooses its own steps")],
+    [("picard", "evaluates several steps at once"), ("rk45", "chooses its own steps")],
 )
 def test_what_it_makes_no_sense_around_is_refused(inner, message):
     with pytest.raises(InputError, match=message):

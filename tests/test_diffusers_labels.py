@@ -227,7 +227,10 @@ def test_a_class_and_its_label_draw_the_same_samples(name, flags):
         ("DDIMScheduler(timestep_spacing=middle)", "no timestep_spacing of DDIMScheduler 'middle'; accepted: leading"),
         ("EulerDiscreteScheduler(s_churn=40)", "no flag of EulerDiscreteScheduler 's_churn'"),
         ("UnCLIPScheduler(variance_type=learned_range)", "variance_type=learned_range has no counterpart"),
-        ("DDPMScheduler(variance_type=learned)", "variance_type=learned has no counterpart; fixed_small, fixed_large"),
+        (
+            "DDPMScheduler(variance_type=learned)",
+            "variance_type=learned has no counterpart; accepted are fixed_small, fixed_large",
+        ),
     ],
 )
 def test_what_has_no_counterpart_is_told_in_one_line(label, message):

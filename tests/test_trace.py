@@ -164,9 +164,9 @@ class Exponential(Clipped):
         ("scipy(method=LSODA)", "another library takes the steps"),
         ("step_doubling", "its error estimate is a norm"),
         ("pc(predictor=ddpm, corrector=mala)", "a proposal is accepted or not"),
-        (Clipped(), "ask a state for 'clamp'"),
-        (Squared(), "ask a state for 'a product with a Linear'"),
-        (Exponential(), "ask a state for 'exp'"),
+        (Clipped(), "its steps are not linear, they use 'clamp'"),
+        (Squared(), "its steps are not linear, they use 'a product with a Linear'"),
+        (Exponential(), "its steps are not linear, they use 'exp'"),
     ],
     ids=str,
 )
@@ -179,7 +179,7 @@ def test_what_is_not_linear_is_told_by_name(solver, message):
 def test_a_solver_that_looks_between_the_nodes_needs_the_schedule():
     nodes = grid("logsnr", VP, 3)
     assert trace("dpmpp_2m", nodes).nfe == 3
-    with pytest.raises(InputError, match="looks between the grid's nodes: give trace the schedule"):
+    with pytest.raises(InputError, match="evaluates the path between the grid's nodes: pass the schedule"):
         trace("dpm_2", nodes)
     assert trace("dpm_2", nodes, VP).nfe == 6
 

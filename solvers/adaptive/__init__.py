@@ -1,4 +1,4 @@
-"""Adaptive solvers: they choose their own steps inside each interval, by an estimate of the error."""
+"""Adaptive solvers: they estimate their error and choose their own inner steps in each interval of the grid."""
 
 from .adams import AdamsAdaptive
 from .base import Adaptive, Row

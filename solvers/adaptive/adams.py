@@ -1,4 +1,4 @@
-"""Adams' methods with per-sample steps: each step costs one evaluation."""
+"""Adaptive Adams method: per-sample steps, each at the cost of one evaluation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..types.problem import Problem
 from ..types.solver import solvers
 from .base import Adaptive, Attempt, Row, column, row_norms
 
-SOFTNESS = 0.1  # a, of the clock
+SOFTNESS = 0.1  # the number a in the clock
 
 
 @solvers.register(
@@ -35,20 +35,21 @@ SOFTNESS = 0.1  # a, of the clock
 )
 @dataclass(frozen=True)
 class AdamsAdaptive(Adaptive):
-    """A predictor of Adams and Bashforth and a corrector of Adams and Moulton, each sample with its own uneven steps.
+    """An Adams-Bashforth predictor and an Adams-Moulton corrector; each sample has its own uneven steps.
 
-    Every Gaussian path is d(x / (alpha + sigma)) / dr = eps - x0 with r = sigma / (alpha + sigma). The predictor
-    integrates the polynomial in c through the last ``order`` - 1 slopes; the model is asked once, at its result; the
-    corrector integrates the polynomial through these and the new slope. The difference to the corrector through the
-    last ``order`` - 1 is the error. The clock c = log((r + a) / (1 - r + a)), a = 0.1, is log(sigma / alpha) where
-    both count, and r at the ends: what a network answers changes over decades of sigma / alpha, down to those that no
-    longer matter.
+    On every Gaussian path the ODE is d(x / (alpha + sigma)) / dr = eps - x0 with r = sigma / (alpha + sigma). The
+    predictor integrates the polynomial in c through the last ``order`` - 1 slopes. The model is evaluated once, at the
+    predictor's result. The corrector integrates the polynomial through these slopes and the new one. The error
+    estimate is the difference from the corrector of one order less, through the last ``order`` - 1 slopes.
+
+    The clock is c = log((r + a) / (1 - r + a)) with a = 0.1. It is like log(sigma / alpha) where neither alpha nor
+    sigma is small, and like r at the two ends: predictions change over decades of sigma / alpha, but changes at the
+    ends hardly matter.
 
     A solve begins with one slope and gains an order at each step. n accepted and rejected steps take 1 + n
-    evaluations. The error of a component of y = x / (alpha + sigma) is measured against atol + rtol max(|y_t|, |y_s|),
-    so that every path takes the same steps; h takes the factor 0.8 err^(-1 / p), at most 2, with p the order of the
-    estimate plus 1. ``first_step`` is a length in c; the first, where none is given, is (0.1 / |slope|)^(1/2), the
-    slope in units of the tolerance.
+    evaluations. The tolerance of a component of y = x / (alpha + sigma) is atol + rtol max(|y_t|, |y_s|), so every path
+    takes the same steps. After a step, h is multiplied by 0.8 err^(-1 / p), at most 2, with p the order of the estimate
+    plus 1. ``first_step`` is a length in c; None means (0.1 / |slope|)^(1/2), the slope in units of the tolerance.
     """
 
     order: Annotated[int, Range(2, 7)] = 5
@@ -59,7 +60,7 @@ class AdamsAdaptive(Adaptive):
 
     @staticmethod
     def scale(node: Node) -> float:
-        """What the state is divided by."""
+        """The number that the state is divided by."""
         return node.alpha + node.sigma
 
     def clock(self, node: Node) -> float:
@@ -72,7 +73,7 @@ class AdamsAdaptive(Adaptive):
         return math.log((1 - r) / r)
 
     def _rate(self, clock: Rows) -> Rows:
-        """dr / dc where the clock shows c."""
+        """dr / dc at each c."""
         r = ((1 + SOFTNESS) * np.exp(clock) - SOFTNESS) / (1 + np.exp(clock))
         rate: Rows = (r + SOFTNESS) * (1 - r + SOFTNESS) / (1 + 2 * SOFTNESS)
         return rate
@@ -109,12 +110,12 @@ class AdamsAdaptive(Adaptive):
         return True, min(factor, self.largest)
 
     def _used(self, row: Row) -> int:
-        """How many slopes the predictor of a sample's next step has."""
+        """The number of slopes that the predictor of a sample's next step uses."""
         return min(len(row.places), self.order - 1)
 
     def _weights(self, rows: Sequence[Row], ends: Sequence[Node]) -> tuple[Rows, Rows, Rows]:
-        """What the slopes of each step weigh, the latest last: (n, k) in the predictor, (n, k + 1) in the corrector and
-        in the one of an order less."""
+        """The weights of the slopes, latest last: of the predictor (n, k), the corrector (n, k + 1), and the corrector
+        of one order less (n, k + 1)."""
         k = self.order - 1
         predictor, corrector, lower = (np.zeros((len(rows), columns)) for columns in (k, k + 1, k + 1))
         goals = np.array([self.clock(end) for end in ends])

@@ -1,9 +1,8 @@
-"""Solvers that choose their own steps, every sample its own.
+"""Base class of solvers that choose their own steps, separately for every sample.
 
-An interval of the grid is crossed by inner steps. Where a sample is, how far it goes next and what its controller
-remembers are Python floats of that sample alone; a model evaluation holds all samples that are still on their way, at a
-node each. A sample that has arrived is left out: it does not change and costs nothing. So each sample is the same, to
-the last bit, alone and in any batch.
+Inner steps cross an interval of the grid. Each sample has its own position, step length and controller history, all
+Python floats. One model evaluation covers all samples that have not arrived yet, each at its own node. A sample that
+has arrived does not change and costs nothing. So each sample is the same, to the last bit, alone and in any batch.
 """
 
 from __future__ import annotations
@@ -22,24 +21,26 @@ from ..types.node import Node, Prediction
 from ..types.problem import Problem
 from ..types.solver import Noise, Solver, Step
 
-MEMORY = 8  # places of a sample that are kept
-# below this share of the place on the clock a step is lost in rounding
+MEMORY = 8  # how many places (values of the clock) a sample's row keeps
+# a step shorter than this share of the clock's value is lost in rounding
 UNDERFLOW = 1e-12
 
 
 @dataclass
 class Row:
-    """One sample on its way across an interval.
+    """The progress of one sample across an interval.
 
     Attributes:
-        node: where it is.
+        node: the sample's position.
         h: the length of the next inner step, on the solver's clock.
-        errors: of the accepted inner steps that the controller remembers, the latest first.
-        known: its prediction at ``node`` is at hand.
-        retried: the last inner step was rejected.
-        lost: and its error was not finite.
-        places: on the clock, where it stood with a known slope: here, and before this in the solve, the latest last.
-        path: what it draws its noise from, for stochastic solvers.
+        errors: the errors of the accepted inner steps that the controller remembers, the latest first.
+        known: whether its slope at ``node`` is already evaluated.
+        retried: whether the last inner step was rejected.
+        lost: whether it was rejected because its error was not finite.
+        places: the values of the clock where its slope is known, in this solve up to now, the latest last.
+        accepted, rejected: how many inner steps were.
+        error: the sum of the error norms of the accepted inner steps.
+        path: the source of its noise, for stochastic solvers.
     """
 
     node: Node
@@ -56,8 +57,14 @@ class Row:
 
 
 class Attempt(NamedTuple):
-    """An inner step of n samples, each (n, *): the new state, its error, the state that tolerances compare with the
-    last one, and what is remembered of slopes at the new state where the method has it."""
+    """The result of an inner step of n samples, each tensor (n, *).
+
+    Attributes:
+        x: the new state.
+        error: the estimate of its error.
+        compare: the state that the tolerance is relative to, along with that of the last accepted step.
+        slope: the slopes to remember at the new state, for methods that evaluate the model there.
+    """
 
     x: Tensor
     error: Tensor
@@ -66,8 +73,14 @@ class Attempt(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What the next interval goes on with: the slopes that are remembered at the state where the last one ended, each
-    sample's row, and whether a hook has moved the state since."""
+    """The carry of adaptive solvers, from the end of an interval to the next.
+
+    Attributes:
+        slope: the remembered slopes at the end of the interval.
+        previous: the state there, as ``measured``, which the next tolerances compare with.
+        rows: each sample's row.
+        moved: whether a hook has replaced the state since; the slopes are then invalid.
+    """
 
     slope: Tensor
     previous: Tensor
@@ -77,11 +90,11 @@ class Carry(NamedTuple):
 
 @dataclass(frozen=True)
 class Adaptive(Solver):
-    """A solver with per-sample inner steps; a subclass says what one is and how its error sets the next.
+    """A solver with per-sample inner steps; a subclass defines the step and how its error sets the next length.
 
     The error of a sample is the root mean square over its components of error / tolerance. ``first_step`` is the
-    length of a solve's first inner step (``inf``: the whole interval); None leaves it to the solver. ``max_steps``
-    bounds a sample's inner steps in one interval.
+    length of a solve's first inner step (``inf``: the whole interval); with None, the solver chooses it. ``max_steps``
+    is the greatest number of inner steps of a sample in one interval.
     """
 
     rtol: AnyPositive = 1e-5
@@ -89,21 +102,21 @@ class Adaptive(Solver):
     first_step: AnyPositive | None = None
     max_steps: Count = 10000
 
-    ramps: ClassVar[bool] = False  # a solve begins at a low order
-    reuses: ClassVar[bool] = False  # the prediction at the end of an inner step is that at the start of the next
-    smallest: ClassVar[float] = 0.2  # factor on a step
-    largest: ClassVar[float] = 10.0
+    ramps: ClassVar[bool] = False  # whether a solve begins at a low order
+    reuses: ClassVar[bool] = False  # whether the last prediction of an inner step is the first of the next one
+    smallest: ClassVar[float] = 0.2  # the least factor from one step's length to the next
+    largest: ClassVar[float] = 10.0  # the greatest factor
 
     def clock(self, node: Node) -> float:
-        """The variable that steps are lengths of."""
+        """The variable in which the lengths of steps are measured, at a node."""
         return node.lam
 
     def lam_at(self, value: float) -> float:
-        """lam where the clock shows ``value``."""
+        """lam at a value of the clock."""
         return value
 
     def nodes_at(self, problem: Problem, values: Sequence[float]) -> list[Node]:
-        """The nodes where the clock shows each of ``values``; steps are coarse, so many coincide."""
+        """The nodes at these values of the clock. Step lengths are coarse, so many values coincide."""
         places = list(dict.fromkeys(values))
         found = dict(zip(places, problem.nodes_of_lam([self.lam_at(value) for value in places]), strict=True))
         return [found[value] for value in values]
@@ -113,38 +126,38 @@ class Adaptive(Solver):
         raise NotImplementedError
 
     def slope(self, prediction: Prediction) -> Tensor:
-        """What of a prediction the method adds up (n, *)."""
+        """The quantity of a prediction that the method integrates (n, *)."""
         return prediction.eps
 
     def measured(self, x: Tensor, node: Node) -> Tensor:
-        """Of a state x (B, *) at a node, what tolerances are relative to."""
+        """The quantity that tolerances are relative to, from a state x (B, *) at a node."""
         return x
 
     def remembered(self, slope: Tensor) -> Tensor:
-        """What is remembered where a slope (n, *) is all that is known."""
+        """The remembered slopes of samples of which only the present slope (n, *) is known."""
         return slope
 
     def ask(self, problem: Problem, x: Tensor, nodes: Sequence[Node], dtype: torch.dtype) -> Tensor:
-        """The slope (n, *) at a node a sample, asked in ``dtype``, in the dtype of x."""
+        """The slope (n, *) at one node per sample. The model is evaluated in ``dtype``; the result has x's dtype."""
         return self.slope(problem.predict(x.to(dtype), Node.stack(nodes))).to(x.dtype)
 
     def path(self, noise: Noise | None, row: int, count: int) -> Any:
-        """Where sample ``row`` of ``count`` draws its noise."""
+        """The noise source of sample ``row`` of ``count``."""
         return None
 
     def tolerance(self, before: Tensor, after: Tensor) -> Tensor:
-        """The accepted error of every component (n, *)."""
+        """The greatest acceptable error of every component (n, *)."""
         return self.atol + self.rtol * torch.maximum(before.abs(), after.abs())
 
     def attempt(
         self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
     ) -> Attempt:
-        """One inner step of samples x (n, *) with what is remembered of slopes, to a node each; the model is asked in
-        ``dtype``."""
+        """One inner step of samples x (n, *), from their remembered slopes, each to its own node of ``ends``; the model
+        is evaluated in ``dtype``."""
         raise NotImplementedError
 
     def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
-        """Whether to accept a sample's step, and the factor on the next: from the error now and those before it."""
+        """Whether to accept a sample's step, and the factor for the next length; ``errors`` has the latest first."""
         raise NotImplementedError
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
@@ -198,26 +211,26 @@ class Adaptive(Solver):
         return carry._replace(moved=True)
 
     def _ends(self, problem: Problem, rows: Sequence[Row], active: Sequence[int], s: Node) -> list[Node]:
-        """Where the next inner steps of some samples go; a step that nearly arrives is stretched."""
+        """The end nodes of the next inner steps of some samples; a step that nearly reaches s is stretched to s."""
         goal, short = self.clock(s), {}
         for i in active:
             row, now = rows[i], self.clock(rows[i].node)
             if 1.01 * row.h >= abs(goal - now):
                 continue
             if row.h <= UNDERFLOW * max(1.0, abs(now)):
-                advice = "the model's predictions beyond are not finite" if row.lost else "loosen rtol or atol"
+                advice = "the model's predictions beyond it are not finite" if row.lost else "increase rtol or atol"
                 raise InputError(f"{self}: the step of sample {i} underflows at lam={row.node.lam:.6g}; {advice}")
             if row.accepted + row.rejected >= self.max_steps:
                 raise InputError(
                     f"{self}: sample {i} took max_steps={self.max_steps} inner steps and is at lam={row.node.lam:.6g}, "
-                    f"on its way to {s.lam:.6g}"
+                    f"not yet at {s.lam:.6g}; increase max_steps, rtol or atol"
                 )
             short[i] = now + math.copysign(row.h, goal - now)
         nodes = dict(zip(short, self.nodes_at(problem, list(short.values())), strict=True))
         return [nodes.get(i, s) for i in active]
 
     def _settle(self, row: Row, norm: float, error: float, length: float, end: Node) -> bool:
-        """Accepts or rejects an inner step of a sample, and sets its next."""
+        """Accepts or rejects an inner step of a sample, and sets the length of its next one."""
         accept, factor = False, self.smallest
         if math.isfinite(norm):
             accept, factor = self.control((max(norm, 1e-10), *row.errors), row)
@@ -228,7 +241,7 @@ class Adaptive(Solver):
             row.h, row.known = coarse(factor * length), True
             row.rejected += 1
             return False
-        # a step cut short by the interval's end does not shorten the next
+        # the end of the interval may have cut this step short; that must not shorten the next
         row.h = coarse(factor * length if length >= 0.99 * row.h else max(row.h, factor * length))
         row.node, row.known, row.places = end, self.reuses, (*row.places, self.clock(end))[-MEMORY:]
         row.errors = (max(norm, 1e-10), *row.errors)[:2]
@@ -244,34 +257,36 @@ class Adaptive(Solver):
 
 
 def row_norms(values: Tensor) -> list[float]:
-    """The root mean square of each row of (n, *), summed row by row: a sum over several may round otherwise."""
+    """The root mean square of each row of (n, *). Each row is summed alone: a joint sum may round differently."""
     squares = (values * values).flatten(1)
     return [math.sqrt(v) for v in torch.stack([row.mean() for row in squares]).tolist()]
 
 
 def coarse(h: float) -> float:
-    """h, shortened to five binary digits.
+    """h, rounded down to five binary digits.
 
-    A step follows from an error that holds the rounding of the model's precision, device and batch size; where an error
-    nearly vanishes, the controller magnifies it from step to step. Of coarse steps, most are the same in spite of it.
+    A step length depends on an error estimate, which contains the rounding of the model's precision, device and batch
+    size. Where the estimate nearly vanishes, the controller magnifies this rounding from step to step. Most coarse
+    lengths are the same in spite of it.
 
     >>> coarse(0.1), coarse(math.inf)
     (0.09765625, inf)
     """
     fraction, exponent = math.frexp(h)
-    # a multiple of 1/32, less what a difference of two places rounds off, stays that multiple
+    # 1e-9: a multiple of 1/32 that is a little too small, from rounding in a difference, stays that multiple
     return h if math.isinf(h) else math.ldexp(math.floor(32 * fraction + 1e-9) / 32, exponent)
 
 
 def column(numbers: Sequence[float], like: Tensor) -> Tensor:
-    """One number a sample, ready to multiply (n, *)."""
+    """One number per sample, as a tensor that multiplies (n, *)."""
     return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(-1, *(1,) * (like.ndim - 1))
 
 
 def pid(errors: tuple[float, ...], order: float, p: float, i: float, d: float) -> float:
-    """The factor on the step from the errors now and before (a missing one is taken as the one after it).
+    """The PID controller's factor for the step length, from the errors, latest first.
 
-    Soederlind 2003, ACM TOMS 29(1), eq. 32: e_n^-(p + i + d) e_(n-1)^(p + 2 d) e_(n-2)^-d, each over ``order``.
+    Soederlind 2003, ACM TOMS 29(1), eq. 32: e_n^-(p + i + d) e_(n-1)^(p + 2 d) e_(n-2)^-d, each power over ``order``.
+    A missing error is replaced by the one after it.
     """
     now, before, first = (*errors, *errors[-1:] * 2)[:3]
     powers = now ** -(p + i + d) * before ** (p + 2 * d) * first**-d

@@ -1,4 +1,7 @@
-"""Embedded pairs with per-sample steps: Runge-Kutta pairs, and the adaptive DPM-Solver."""
+"""Embedded pairs with per-sample steps: Runge-Kutta pairs and the adaptive DPM-Solver.
+
+An embedded pair computes two results of different orders from the same stages; their difference estimates the error.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from .base import Adaptive, Attempt, Row, column, pid, row_norms
 
 
 class Weights(NamedTuple):
-    """What the slopes of one inner step weigh in x / scale: in each later stage, in the new state, and in the
+    """The weights of the slopes of one inner step, in x / scale: for each later stage, for the new state, and for the
     difference of the pair's two results."""
 
     stages: Sequence[Sequence[float]]
@@ -29,22 +32,22 @@ class Weights(NamedTuple):
 
 
 class Pair(Adaptive):
-    """An embedded pair: x_i / scale_i = x / scale_t + sum_j w_ij slope_j, stage i at clock_t + c_i h.
+    """An embedded pair: x_i / scale_i = x / scale_t + sum_j w_ij slope_j, with stage i at clock_t + c_i h.
 
-    The error is measured on the scale of x.
+    The error has the scale of x.
     """
 
     @property
     def stages(self) -> tuple[float, ...]:
-        """The nodes c_i."""
+        """The stages' places c_i within the step, as shares of h."""
         raise NotImplementedError
 
     def scale(self, node: Node) -> float:
-        """What the state is divided by."""
+        """The number that the state is divided by."""
         return node.alpha
 
     def weights(self, start: Node, h: float) -> Weights:
-        """The weights of a step of length h on the clock; it is negative in one of the two directions."""
+        """The weights of a step of length h on the clock; h is negative where the clock falls."""
         raise NotImplementedError
 
     def compared(self, new: Tensor, low: Tensor) -> Tensor:
@@ -92,7 +95,7 @@ class Pair(Adaptive):
 
 @dataclass(frozen=True)
 class Tableau:
-    """Butcher's tableau of a pair whose last stage is the new state: nodes c, stage weights a, and e = b - b_hat."""
+    """Butcher tableau of a pair whose last stage is at the new state: places c, stage weights a, and e = b - b_hat."""
 
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
@@ -134,19 +137,20 @@ TSITOURAS = Tableau(
 
 
 class RungeKuttaPair(Pair):
-    """A Runge-Kutta pair that goes on with the higher of its two results; a subclass states its tableau.
+    """A Runge-Kutta pair that continues from the result of higher order; a subclass defines its tableau.
 
-    It works on x / (alpha + sigma) against r = sigma / (alpha + sigma), where every Gaussian path is the straight one
-    of rectified flow, d / dr = eps - x0: r lies in [0, 1], and a solution is a line wherever the predictions stand
-    still. (In lam the same solution takes two to four times the evaluations.) ``first_step`` is a length in r.
+    It integrates x / (alpha + sigma) in r = sigma / (alpha + sigma). There every Gaussian path becomes the straight one
+    of rectified flow, d / dr = eps - x0: r lies in [0, 1], and a solution is a line wherever the predictions are
+    constant. (In lam the same solution takes two to four times the evaluations.) ``first_step`` is a length in r.
 
-    The first stage is the last of the inner step before, so that n inner steps take 1 + n ``evaluations``. The error
-    of a component is measured against atol + rtol max(|x_t|, |x_s|); steps follow Soederlind's controller PI.4.2 with
-    safety 0.9 and factors in [0.2, 10]; after a rejection h takes the factor 0.9 err^(-1/p), and does not grow in the
-    next step (Hairer, Norsett and Wanner 1993, section II.4). The first step, where none is given, is
-    (0.01 / |slope|)^(1 / (p + 1)), the slope in units of the tolerance: their rule for a solution whose second
-    derivative is at most about its first; from data to noise at most 2 r, since predictions may change with every
-    decade of r, and an error estimate that steps over them sees nothing.
+    The first stage is the last one of the inner step before, so n inner steps take 1 + n ``evaluations``. The tolerance
+    of a component is atol + rtol max(|x_t|, |x_s|). Step lengths follow Soederlind's controller PI.4.2 with safety 0.9
+    and factors in [0.2, 10]. After a rejection h is multiplied by 0.9 err^(-1/p) and does not grow in the next step
+    (Hairer, Norsett and Wanner 1993, section II.4).
+
+    The default first step is (0.01 / |slope|)^(1 / (p + 1)), the slope in units of the tolerance. This is the rule of
+    Hairer et al. for a solution whose second derivative is at most about its first. From data to noise it is at most
+    2 r: predictions may change with every decade of r, and a longer step would not see these changes.
     """
 
     tableau: ClassVar[Tableau]
@@ -198,7 +202,7 @@ class RungeKuttaPair(Pair):
 )
 @dataclass(frozen=True)
 class RK45(RungeKuttaPair):
-    """Dormand and Prince's 5(4) pair, the black-box sampler of score_sde with per-sample steps."""
+    """Dormand and Prince's 5(4) pair with per-sample steps; score_sde's black-box sampler uses this pair."""
 
     tableau: ClassVar[Tableau] = DORMAND_PRINCE
 
@@ -249,18 +253,19 @@ class Tsit5(RungeKuttaPair):
     evaluations=3,
     reference="Lu et al. 2022, arXiv:2206.00927, appendix C.2-C.3; the controller: Soederlind 2003, ACM TOMS 29(1)",
     formula="DPM-Solver-3 with DPM-Solver-2 inside it (or 2 with 1), each sample with its own steps in lam",
-    note="inner steps after a rejection take one evaluation less",
+    note="an inner step after a rejection takes one evaluation less",
 )
 @dataclass(frozen=True)
 class DPMAdaptive(Pair):
     """DPM-Solver-23 (order=3) or DPM-Solver-12 (order=2), the published pairs with per-sample steps in lam.
 
-    On d(x / alpha) / d lam = -ratio eps, with the exponential integrated exactly. ``first_step`` is a length in lam.
+    It solves d(x / alpha) / d lam = -ratio eps, with the exponential integrated exactly. ``first_step`` is a length in
+    lam. The solve continues from x_high, the result of higher order.
 
-    With E the root mean square of (x_high - x_low) / max(atol, rtol max(|x_low|, |x_low of the last accepted step|)),
-    h takes the factor 1 + atan(w - 1), w = E_n^-(p + i + d) E_(n-1)^(p + 2 d) E_(n-2)^-d, each power over ``order``:
-    k-diffusion's names (pcoeff, icoeff, dcoeff) and defaults. A step is accepted where that factor is at least
-    ``accept_safety``. The state goes on from x_high.
+    E is the root mean square of (x_high - x_low) / max(atol, rtol max(|x_low|, |x_low of the last accepted step|)).
+    After a step h is multiplied by 1 + atan(w - 1), w = E_n^-(p + i + d) E_(n-1)^(p + 2 d) E_(n-2)^-d, each power over
+    ``order``. The step is accepted where this factor is at least ``accept_safety``. The option names (pcoeff, icoeff,
+    dcoeff) and defaults are k-diffusion's.
     """
 
     rtol: AnyPositive = 0.05
@@ -278,7 +283,10 @@ class DPMAdaptive(Pair):
         if self.order not in (2, 3):
             raise InputError(f"dpm_adaptive: order must be 2 or 3, got {self.order!r}")
         if not self.pcoeff + self.icoeff + self.dcoeff > 0:
-            raise InputError("dpm_adaptive: pcoeff + icoeff + dcoeff must be positive, or steps grow with their error")
+            raise InputError(
+                "dpm_adaptive: pcoeff + icoeff + dcoeff must be positive, otherwise steps grow with their error; "
+                f"got {self.pcoeff:g} + {self.icoeff:g} + {self.dcoeff:g}"
+            )
 
     @property
     def evaluations(self) -> int:

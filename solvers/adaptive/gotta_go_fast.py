@@ -1,4 +1,4 @@
-"""Per-sample steps on the reverse SDE dx = (f x - g^2 score) dt + g dw."""
+"""Gotta Go Fast: per-sample steps on the reverse SDE dx = (f x - g^2 score) dt + g dw."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ from .base import Adaptive, Attempt, Row, column
 
 
 class Increments:
-    """The Brownian motion of one sample, as far as it has been seen.
+    """The increments of one sample's Brownian motion that are drawn so far.
 
-    A rejected step has already shown the motion's increment over its interval. It is kept, and a shorter step takes its
-    part of it by a Brownian bridge: given w over an interval of length l, the first share q of it has the increment
-    q w + sqrt(q (1 - q) l) z (Rackauckas and Nie 2017, DCDS-B 22(7), rejection sampling with memory). Numbers drawn
-    anew would be a sample of the motions that the error estimate likes.
+    A rejected step has already drawn the increment over its interval. This increment is kept, and a shorter step takes
+    its part of it by a Brownian bridge. Given the increment w over an interval of length l, the first share q of the
+    interval has the increment q w + sqrt(q (1 - q) l) z (Rackauckas and Nie 2017, DCDS-B 22(7), rejection sampling with
+    memory). Fresh draws would bias the motion towards increments of small estimated error.
 
     Args:
-        draw: normalised increments (1, *): of intervals that do not overlap, and of none for the bridge.
+        draw: the source of normalised increments (1, *). The intervals do not overlap; the bridge draws over intervals
+            of zero length.
     """
 
     def __init__(self, draw: Callable[[Node, Node], Tensor]) -> None:
         self.draw = draw
-        self.seen: list[tuple[Node, Tensor]] = []  # (end, increment) of neighbouring intervals, from here on
+        self.seen: list[tuple[Node, Tensor]] = []  # (end, increment) of the intervals that follow, one after the other
         self.used: list[tuple[Node, Tensor]] = []
 
     def take(self, t: Node, s: Node, dtype: torch.dtype) -> Tensor:
-        """The increment (1, *) from t, where the motion stands, to s."""
+        """The increment (1, *) from t, the present end of the motion, to s."""
         self.used, at = [], t
         while at.t != s.t:
             if not self.seen:
@@ -50,7 +51,7 @@ class Increments:
         return torch.stack([w for _, w in self.used]).sum(0)
 
     def settle(self, accepted: bool) -> None:
-        """Moves to the end of what was taken, or keeps it for the next attempt."""
+        """Drops the increment that was taken if the step is accepted; otherwise keeps it for the next attempt."""
         self.seen = self.seen if accepted else self.used + self.seen
         self.used = []
 
@@ -74,10 +75,10 @@ class Increments:
 class GottaGoFast(Adaptive):
     """Gotta Go Fast: stochastic improved Euler on the reverse SDE, each sample with its own steps in t.
 
-    With b the reverse drift and one increment w: x' is Euler-Maruyama's, x'' the same with drift and diffusion at
-    (x', s), and the state goes on from their mean (``extrapolate``), or from x'. E is the root mean square of
-    (x' - mean) / max(atol, rtol max(|x'|, |x' of the last accepted step|)). A step is accepted where E <= 1; h becomes
-    safety h E^-exponent either way. ``first_step`` is in t; by default a hundredth of the first interval.
+    Both estimates of a step use the same increment w. x' is Euler-Maruyama's result; x'' is the same with drift and
+    diffusion at (x', s). The solve continues from their mean (``extrapolate``) or from x'. E is the root mean square of
+    (x' - mean) / max(atol, rtol max(|x'|, |x' of the last accepted step|)). A step is accepted where E <= 1. After
+    every step h becomes safety h E^-exponent. ``first_step`` is in t; the default is a hundredth of the first interval.
 
     With ``extrapolate`` the weak order is 2 (measured), otherwise 1.
     """

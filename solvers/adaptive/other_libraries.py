@@ -1,8 +1,9 @@
-"""Integrators of other libraries, by name, on dx/dt = alpha' x0 + sigma' eps.
+"""Integrators of scipy and torchdiffeq, by name, on dx/dt = alpha' x0 + sigma' eps.
 
-Adaptive ones choose their own steps, so one interval of the grid is enough; fixed-step ones take an interval as one
-step, or cut it by ``step_size``. A method whose steps depend on a norm integrates each sample on its own: a shared norm
-would make it depend on its neighbours. (``rk45`` and its kin carry all samples at once, each with its own steps.)
+Adaptive methods choose their own steps, so one interval of the grid is enough. Fixed-step methods take an interval as
+one step, or divide it by ``step_size``. A method whose steps depend on a norm of the state integrates each sample
+alone, because a shared norm would couple the samples. (``rk45`` and the other solvers of ``embedded_pairs`` integrate
+all samples at once, each with its own steps.)
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from ..types.solver import Noise, Solver, Step, solvers
 
 
 class Method(NamedTuple):
-    """What is known of a method: its order, the evaluations of a step (of implicit ones, at least), whether it chooses
-    its steps, and whether a norm over the state decides anything."""
+    """Properties of a method: its order, its evaluations per step (for implicit methods, the least number), whether it
+    chooses its steps, and whether a norm over the state affects its result."""
 
     order: int
     evaluations: int
@@ -42,7 +43,7 @@ SCIPY = {
     "BDF": Method(5, 1),
     "LSODA": Method(5, 1),
 }
-# the Adams methods start with Runge-Kutta's: of one step, they are that
+# the Adams methods start with a Runge-Kutta method: if they take a single step, it is that method's
 TORCHDIFFEQ = {
     "dopri8": Method(8, 13),
     "dopri5": Method(5, 6),
@@ -65,8 +66,8 @@ TORCHDIFFEQ = {
 class BlackBox(Solver):
     """A library's integrator with a relative and an absolute tolerance per component of the state.
 
-    ``first_step`` is the length in t of the first step of an interval (at most the interval); None leaves it to the
-    library.
+    ``first_step`` is the length in t of the first step of an interval (at most the interval); with None, the library
+    chooses it.
     """
 
     rtol: AnyPositive = 1e-5
@@ -75,12 +76,12 @@ class BlackBox(Solver):
 
     @property
     def name(self) -> str:
-        """The method."""
+        """The name of the method."""
         raise NotImplementedError
 
     @property
     def methods(self) -> dict[str, Method]:
-        """What the library has."""
+        """The library's methods, by name."""
         raise NotImplementedError
 
     @property
@@ -102,16 +103,16 @@ class BlackBox(Solver):
         return Step(torch.cat([self.integrate(problem.select(row), x[row], t, s) for row in rows]), carry)
 
     def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
-        """Samples x (n, *) from t to s."""
+        """The states at s of samples x (n, *) at t."""
         raise NotImplementedError
 
     def first(self, t: Node, s: Node) -> float | None:
-        """``first_step`` within an interval."""
+        """``first_step``, at most the length of the interval."""
         return None if self.first_step is None else min(self.first_step, abs(s.t - t.t))
 
 
 def velocity(problem: Problem, x: Tensor, time: float, t: Node, s: Node) -> Tensor:
-    """The probability-flow ODE's right-hand side at x (n, *); times are kept from rounding out of the interval."""
+    """The probability-flow ODE's right-hand side at x (n, *); ``time`` is clamped to the interval, against rounding."""
     if not math.isfinite(time):
         raise InputError("the model's predictions are not finite")
     node = problem.node(min(max(time, min(t.t, s.t)), max(t.t, s.t)))
@@ -127,8 +128,8 @@ def velocity(problem: Problem, x: Tensor, time: float, t: Node, s: Node) -> Tens
     adaptive=True,
     evaluations=6,
     reference="scipy.integrate.solve_ivp; RK45: Dormand and Prince 1980, J. Comput. Appl. Math. 6(1)",
-    formula="the named method of scipy's in t, each sample on its own",
-    note="Radau, BDF and LSODA difference the model for its Jacobian, an evaluation per component, all counted",
+    formula="scipy's method of that name, in t, each sample alone",
+    note="Radau, BDF and LSODA estimate the Jacobian by differences, an evaluation per component; all are counted",
 )
 @dataclass(frozen=True)
 class Scipy(BlackBox):
@@ -168,7 +169,7 @@ class _TorchDiffEq(BlackBox):
         return TORCHDIFFEQ
 
     def options(self) -> dict[str, Any]:
-        """The method's own options."""
+        """The options that are passed to the method."""
         return {}
 
     def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
@@ -176,7 +177,7 @@ class _TorchDiffEq(BlackBox):
         times = torch.tensor([t.t, s.t], dtype=dtype, device=x.device)
         options = self.options()
         if self.adaptive and self.name != "scipy_solver":
-            # without it the last step overshoots s, where the path may not be defined, and is interpolated back
+            # without step_t the last step ends beyond s, where the path may not be defined, and is interpolated back
             options["step_t"] = times[1:]
             if (first := self.first(t, s)) is not None:
                 options["first_step"] = first
@@ -186,10 +187,12 @@ class _TorchDiffEq(BlackBox):
 
         try:
             path: Tensor = odeint(rhs, x, times, method=self.name, rtol=self.rtol, atol=self.atol, options=options)
-        except AssertionError as error:  # of its own checks: an underflow, a state that is not finite, too many steps
+        except (
+            AssertionError
+        ) as error:  # torchdiffeq's checks: an underflow, a state that is not finite, too many steps
             line = str(error).partition("\n")[0].partition("tensor")[0]
             raise InputError(
-                f"{self} stopped between t={t.t:g} and {s.t:g}: {line or 'it refuses its input'}"
+                f"{self} stopped between t={t.t:g} and {s.t:g}: {line or 'torchdiffeq rejects its input'}"
             ) from error
         return path[-1].to(x.dtype)
 
@@ -203,16 +206,16 @@ class _TorchDiffEq(BlackBox):
     adaptive=True,
     evaluations=6,
     reference="Chen et al. 2018, arXiv:1806.07366; torchdiffeq 0.2.5",
-    formula="the named method of torchdiffeq's in t, each sample on its own",
-    note="the Adams methods build a history only within an interval, with step_size; of one step they are rk4",
+    formula="torchdiffeq's method of that name, in t, each sample alone",
+    note="the Adams methods need step_size: their history spans one interval, and with a single step they are rk4",
 )
 @dataclass(frozen=True)
 class TorchDiffEq(_TorchDiffEq):
     """torchdiffeq's methods by name.
 
-    Adaptive: dopri8, dopri5, bosh3, fehlberg2, adaptive_heun, scipy_solver (scipy's LSODA). Of fixed steps: euler,
-    midpoint, heun2, heun3, rk4, explicit_adams, implicit_adams, fixed_adams; they cross an interval in one step, or in
-    steps of length ``step_size`` in t.
+    Adaptive: dopri8, dopri5, bosh3, fehlberg2, adaptive_heun, scipy_solver (scipy's LSODA). Fixed-step: euler,
+    midpoint, heun2, heun3, rk4, explicit_adams, implicit_adams, fixed_adams. A fixed-step method crosses an interval in
+    one step, or in steps of length ``step_size`` in t.
     """
 
     method: Annotated[str, Choice(TORCHDIFFEQ)] = "dopri5"

@@ -1,4 +1,4 @@
-"""What every solver must hold, measured on problems whose answers are known in closed form."""
+"""Checks that every solver must pass, measured on problems with known exact solutions."""
 
 from __future__ import annotations
 
@@ -32,8 +32,14 @@ Verify = Callable[[Solver, Sequence[Schedule]], "Iterator[Check]"]
 
 @dataclass(frozen=True)
 class Check:
-    """One verdict: what was checked, whether it holds, the numbers (of an order, the error at each NFE), and where to
-    look when it does not."""
+    """The result of one check of a solver.
+
+    Attributes:
+        name: what was checked.
+        passed: whether the solver passes.
+        detail: the measured numbers; for an order, the error at each NFE.
+        hint: where to look if the check fails.
+    """
 
     name: str
     passed: bool
@@ -47,13 +53,13 @@ class Check:
 
 
 def verdicts(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> Iterator[Check]:
-    """Every check that applies to the solver, each as soon as it is made."""
+    """Runs every check that applies to the solver, and yields each result as soon as it is known."""
     for verify in CHECKS:
         yield from _verdicts(verify, solver, schedules)
 
 
 def check(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> list[Check]:
-    """Every check that applies to the solver.
+    """The results of every check that applies to the solver.
 
     >>> import solvers
     >>> [str(c) for c in check(solvers.make("ddim")) if not c.passed]
@@ -63,7 +69,7 @@ def check(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> list[Check]:
 
 
 def _verdicts(verify: Verify, solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """A check's verdicts; an error that the solver raises is one of them."""
+    """The results of one check; an error that the solver raises becomes a failed check."""
     try:
         yield from verify(solver, schedules)
     except Exception as error:
@@ -80,7 +86,7 @@ def _start(problem: Mixture, node: Node, shape: tuple[int, ...], dtype: torch.dt
 
 
 def check_spec(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """The spec names the solver, and the solver is a value."""
+    """The solver's spec makes an equal solver with the same hash."""
     text = str(solver)
     same = solvers.make(text) == solver and hash(solvers.make(text)) == hash(solver)
     yield Check("spec round trip", same, text, "every field needs a type that a spec can hold, and no state")
@@ -104,20 +110,22 @@ def _advice(solver: Solver, order: float) -> str:
     if not solver.order:
         return "the order is not declared: @solvers.register(name, order=...), or a property `order`"
     if order < 0.5:
-        return "it does not converge: compare one step with the formula, by hand, at one t and s; check signs and alpha"
+        return "it does not converge: compare one step at one t and s with the formula by hand; check signs and alpha"
     if solver.stochastic:
-        return "noise inside a step must be noise(t, m) and noise(m, s), composed; its variance must be the formula's"
+        return "noise inside a step must be composed of noise(t, m) and noise(m, s); its variance must be the formula's"
     if solver.evaluations < solver.nominal_order:
         return (
-            "the first steps of a multistep method (their order + 1 is the most it can reach); weights on uneven steps"
+            "the first steps of a multistep method (it can reach at most their order + 1); the weights on uneven steps"
         )
-    return "the nodes of the stages, and weights that integrate lam^k exactly for k < order"
+    return "the nodes of the stages; the weights, which must integrate lam^k exactly for k < order"
 
 
 def check_constant(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """A model that always answers the same x0 is solved exactly: the weights of a step sum to one. Methods to which
-    this is not a straight line (Euler's in t, v over its angle, an answer that is not the model's) solve it at their
-    order."""
+    """A model that always predicts the same x0 is solved exactly, because the weights of a step sum to one.
+
+    For some methods this solution is not a straight line: Euler's in t, v over its angle, methods that do not use the
+    model's own prediction. They need to solve it at their order only.
+    """
     if solver.stochastic or solver.adaptive:
         return
     for schedule in schedules:
@@ -132,12 +140,12 @@ def check_constant(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Ch
             f"constant prediction on {schedule}",
             errors[0] < 1e-12 or errors[1] / errors[2] > 4 ** (solver.order - 0.25),
             "error " + ", ".join(f"{error:.1e}" for error in errors),
-            "the weights of a step must sum to one, in x0 or eps",
+            "the weights of a step, in x0 or eps, must sum to one",
         )
 
 
 def check_mean(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """Without its noise, a stochastic solver carries the mean of Gaussian data, at its order or better."""
+    """With zero noise, a stochastic solver reproduces the mean of Gaussian data, at its order or better."""
     if not solver.stochastic:
         return
     for schedule in schedules:
@@ -152,7 +160,7 @@ def check_mean(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]
             f"mean on {schedule}",
             errors[1] < 1e-12 or errors[0] / errors[1] > 2 ** (solver.order - 0.2),
             f"off by {errors[0]:.1e}, on a finer grid by {errors[1]:.1e}",
-            "the drift, not the noise: on Gaussian data the mean follows it alone",
+            "the drift, not the noise: on Gaussian data the mean depends on the drift alone",
         )
 
 
@@ -167,7 +175,7 @@ def check_evaluations(solver: Solver, schedules: Sequence[Schedule]) -> Iterator
 
 
 def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """A sample is the same, to the last bit, among 64 and in a later run alone."""
+    """A sample is the same, to the last bit, in a batch of 64 and in a later run alone."""
     for schedule in schedules:
         problem, nodes = Mixture(schedule), grid("logsnr", schedule, 1 if solver.adaptive else 10)
 
@@ -176,7 +184,7 @@ def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
             x = math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()
             before = x.clone()
             moved = solve(solver, problem, x, nodes, noise).x
-            return moved if torch.equal(x, before) else moved + math.nan  # a step must not change the state it is given
+            return moved if torch.equal(x, before) else moved + math.nan  # a step must not change its input
 
         batch = run(range(64))
         alone = torch.cat([run([seed]) for seed in (0, 17, 63)])
@@ -184,20 +192,20 @@ def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
             f"alone and in a batch on {schedule}",
             torch.equal(alone, batch[[0, 17, 63]]),
             f"largest difference {float((alone - batch[[0, 17, 63]]).abs().max()):.1e}",
-            "something couples the rows (a norm, a step size, a noise draw), state is kept between runs, or a step "
-            "changes the tensor it is given",
+            "a norm, a step size or a noise draw couples the samples, the solver keeps state between runs, or a step "
+            "changes its input tensor",
         )
 
 
 def check_capabilities(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """A ``restartable`` solver steps from the state alone, whatever its steps before; one that does not say
-    ``plans_grid`` steps from t to s, whatever the other nodes of the grid."""
+    """A step of a ``restartable`` solver does not depend on the steps before it. A step of a solver without
+    ``plans_grid`` does not depend on the other nodes of the grid."""
     problem = Mixture(schedules[0])
     nodes = grid("logsnr", schedules[0], 6)
     x = _start(problem, nodes[2], (4, 3), torch.float64)
 
     def moved(before: Sequence[Node], after: Sequence[Node], taken: int) -> Tensor:
-        """The step from nodes[2] to nodes[3] at x, after ``taken`` others, on a grid of these other nodes."""
+        """The step from nodes[2] to nodes[3] at x, after ``taken`` steps, with ``before`` and ``after`` in the grid."""
         whole = (*before, nodes[2], nodes[3], *after)
         carry, noise = solver.init(problem, x, whole), SeededNoise(range(4), (3,), torch.float64)
         for t, s in itertools.pairwise(whole[: taken + 1]):
@@ -210,8 +218,8 @@ def check_capabilities(solver: Solver, schedules: Sequence[Schedule]) -> Iterato
         yield Check(
             "restartable",
             same,
-            f"a step begun anew is {'' if same else 'not '}the step after others",
-            "its carry changes from step to step: a property `restartable` that returns False",
+            f"a first step is {'' if same else 'not '}the same as the step after others",
+            "if its carry changes from step to step, define a property `restartable` that returns False",
         )
     if not solver.plans_grid and not solver.adaptive:
         same = torch.equal(moved((), nodes[4:], 0), moved((), (nodes[5], nodes[6], schedules[0].clean), 0))
@@ -219,12 +227,12 @@ def check_capabilities(solver: Solver, schedules: Sequence[Schedule]) -> Iterato
             "steps of any grid",
             same,
             f"a step does {'not ' if same else ''}depend on the other nodes",
-            "init plans steps from the grid: a property `plans_grid` that returns True",
+            "if init plans steps from the grid, define a property `plans_grid` that returns True",
         )
 
 
 def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """Encoding and decoding return to the start, and sooner on finer grids."""
+    """Encoding and then decoding returns to the start, with a smaller error on a finer grid."""
     if solver.stochastic:
         return
     for schedule in schedules:
@@ -242,7 +250,7 @@ def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[
             f"encode and decode on {schedule}",
             gaps[1] < 1e-10 or gaps[0] / gaps[1] > wanted,
             f"differs by {gaps[0]:.1e}, on a finer grid by {gaps[1]:.1e}",
-            "the step must hold for s > t as for s < t",
+            "the step must be valid for s > t as well as for s < t",
         )
 
 
@@ -256,7 +264,7 @@ def check_dtype(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
             x = (math.hypot(nodes[0].alpha, nodes[0].sigma) * noise.initial()).to(torch.float32).to(dtype)
             found.append(solve(solver, problem, x, nodes, noise).x)
         gap = float((found[0].double() - found[1]).abs().max())
-        limit = 1e-4 if solver.linear else 5e-3  # rules with norms or tolerances pass rounding on
+        limit = 1e-4 if solver.linear else 5e-3  # norms and tolerances amplify rounding
         yield Check(
             f"float32 on {schedule}",
             found[0].dtype == torch.float32 and gap < limit,
@@ -266,7 +274,7 @@ def check_dtype(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check
 
 
 def check_traced(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """The program of a linear solver gives the numbers of its steps, for as many evaluations."""
+    """The program of a linear solver gives the same numbers as its steps, with as many evaluations."""
     if not solver.linear:
         return
     for schedule in schedules:
@@ -283,15 +291,17 @@ def check_traced(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Chec
         yield Check(
             f"traced on {schedule}",
             max(gaps) < TRACED and counted,
-            f"differs from its steps by {max(gaps):.1e}" + ("" if counted else ", in other evaluations"),
-            "a step may add states, predictions and noise, and scale them by Python floats; one that does more says "
-            'so: @solvers.register(name, nonlinear="why")',
+            f"differs from its steps by {max(gaps):.1e}" + ("" if counted else ", with a different NFE"),
+            "a step may add states, predictions and noise, and scale them by Python floats; if it does more, declare "
+            'it: @solvers.register(name, nonlinear="why")',
         )
 
 
 def check_few_steps(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """Grids that end at sigma > 0 and at sigma = 0 give finite samples with any number of steps, with 20 near the data;
-    of linear solvers, the same in float32 as in float64 but for rounding."""
+    """Few steps give finite samples, on grids that end at sigma > 0 and at sigma = 0; 20 steps end near the data.
+
+    Linear solvers give the same samples in float32 as in float64, up to rounding.
+    """
     for schedule in schedules:
         for spec, end in (("logsnr", "sigma > 0"), ("karras", "sigma = 0")):
             farthest, losses = {}, [0.0]
@@ -307,8 +317,8 @@ def check_few_steps(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[C
                 "largest |x| "
                 + ", ".join(f"{far:.2f} in {steps}" for steps, far in farthest.items())
                 + (f"; float32 costs {max(losses):.1f} roundings" if solver.linear else ""),
-                "at sigma = 0 lam is infinite: define to_data; a first step has no history; avoid differences of large "
-                "numbers",
+                "lam is infinite at sigma = 0: define to_data; the first step has no history; avoid differences of "
+                "large numbers",
             )
 
 

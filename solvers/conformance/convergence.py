@@ -1,9 +1,9 @@
 """Measured orders of convergence.
 
-Deterministic solvers are run on a one-dimensional Gaussian mixture, against a reference solution accurate to rounding.
-Stochastic ones are run on Gaussian data, where the terminal variance is known: the k-th noise draw is sqrt(d) times the
-k-th basis vector of the state space, so that |x|^2 / d is exactly the variance that independent draws would have, and
-a weak order is read off one deterministic run, without Monte Carlo.
+Deterministic solvers run on a one-dimensional Gaussian mixture and are compared with a solution accurate to rounding.
+Stochastic solvers run on Gaussian data, where the terminal variance is known. There the k-th noise draw is sqrt(d)
+times the k-th basis vector of the state space, so |x|^2 / d is exactly the variance that independent draws would have.
+One deterministic run thus measures a weak order, without Monte Carlo.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from ..types.schedule import Schedule
 from ..types.solver import Solver
 from .problems import GaussianData, Mixture, OrthogonalNoise, exact_solution
 
-# fine enough to be near the asymptote, coarse enough for the error to stand above rounding
+# fine enough to be near the asymptote, coarse enough for the error to exceed rounding
 STEPS = (42, 84, 168, 336)  # multiples of three, since some methods take their steps in threes
 ROUNDING = 1e-12
-# of the data, for weak orders: the leading error of a method may vanish at one of them
+# variances of the data, for weak orders: two, because the leading error of a method may vanish at one of them
 VARIANCES = torch.tensor([[0.04], [0.3]], dtype=torch.float64)
 ADAPTIVE_STEPS = (20, 40, 80, 160)
 STOCHASTIC_STEPS = (160, 320, 640, 1280)
-FINER = 3  # how often the finest grid may be halved
+FINER = 3  # how often the steps of the finest grid may be halved
 
 
 def terminal_variance(solver: Solver, problem: GaussianData, nodes: Sequence[Node]) -> float:
-    """The exact variance at the last node of a stochastic solver started from the exact law, on Gaussian data."""
+    """The exact variance of a stochastic solver's outcome on Gaussian data, for a start with the exact law."""
     return float((_propagate(solver, problem, nodes).x ** 2).mean())
 
 
@@ -49,7 +49,7 @@ def _propagate(solver: Solver, problem: GaussianData, nodes: Sequence[Node]) -> 
 
 
 class _Draws:
-    """Counts what a solver draws."""
+    """A noise source of ones that counts a solver's draws."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -62,14 +62,16 @@ class _Draws:
 def measured_order(
     solver: Solver, schedule: Schedule, spacing: str = "logsnr"
 ) -> tuple[float, list[tuple[int, float]]]:
-    """The order of convergence, and the (NFE, error) pairs behind it.
+    """The measured order of convergence, and the (NFE, error) pairs that it is computed from.
 
-    The error is the largest over the samples for deterministic solvers, the relative error of the terminal variance
-    for stochastic ones; the order is minus the slope of log error against log steps, by least squares over the finest
-    three runs, less those whose error is rounding. There are four runs. Where these fall short of the declared order
-    there is one more, of twice the steps, and up to two after it while the slope still rises: errors of opposite sign
-    bend the line at a few hundred steps, the more so at high order. Adaptive solvers are held to one inner step an
-    interval, but those that begin at a low order, which are run at falling tolerances, by their evaluations.
+    The error is the largest over the samples for deterministic solvers, and the relative error of the terminal variance
+    for stochastic ones. The order is minus the slope of log error against log steps: the least-squares slope over the
+    finest three runs, without those whose error is rounding.
+
+    There are four runs. If the order is below the declared one, a further run has twice the steps, and up to two more
+    follow while the slope still rises. Errors of opposite sign bend the line at a few hundred steps, more so at high
+    order. Adaptive solvers take one inner step per interval. Those that begin at a low order instead run at decreasing
+    tolerances, and their NFE replaces the number of steps.
     """
     counts: tuple[int, ...] = STOCHASTIC_STEPS if solver.stochastic else STEPS
     if solver.adaptive:
@@ -91,20 +93,20 @@ def measured_order(
 
 
 def slope(pairs: Sequence[tuple[int, float]]) -> float:
-    """Minus the slope of log error against log steps, over the last three of (steps, error) that are not rounding."""
+    """Minus the slope of log error against log steps, over the last three (steps, error) that are above rounding."""
     clear = [pair for pair in pairs if pair[1] > ROUNDING][-3:]
     x, y = np.log(clear if len(clear) > 1 else pairs[:2]).T
     return -float(np.polyfit(x, y, 1)[0])
 
 
 def _rising(pairs: Sequence[tuple[int, float]]) -> bool:
-    """Whether the last slope exceeds the one before, none of the three errors being rounding."""
+    """Whether the last slope exceeds the one before, and all three errors exceed rounding."""
     last = pairs[-3:]
     return min(error for _, error in last) > ROUNDING and slope(last[1:]) > slope(last[:2])
 
 
 def path_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tuple[int, float]:
-    """NFE, and the largest error at the last node over nine samples of a mixture."""
+    """The NFE, and the largest error at the last node over nine samples of a mixture."""
     problem = Mixture(schedule)
     x = math.hypot(nodes[0].alpha, nodes[0].sigma) * torch.linspace(-2, 2, 9, dtype=torch.float64).view(9, 1)
     solution = solve(solver, problem, x, nodes)
@@ -113,7 +115,7 @@ def path_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> tup
 
 
 def _tolerance_error(solver: Solver, schedule: Schedule, n: int) -> tuple[int, float]:
-    """Of an adaptive solver, at a tolerance at which it takes some n steps."""
+    """The NFE and the error of an adaptive solver, at a tolerance at which it takes about n steps."""
     tolerance = (6 / n) ** (solver.order + 1)
     options = {"rtol": tolerance, "atol": tolerance, "first_step": None}
     return path_error(dataclasses.replace(solver, **options), schedule, grid("uniform", schedule, 1))  # type: ignore[type-var]
@@ -128,5 +130,5 @@ def _variance_error(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -
 
 
 def reaches(solver: Solver, order: float) -> bool:
-    """Whether a measured order bears out the declared one, less 0.2."""
+    """Whether a measured order is at least the declared one less 0.2."""
     return order >= solver.order - 0.2 and solver.order > 0

@@ -1,4 +1,4 @@
-"""Paths and problems whose answers are known, to measure solvers on."""
+"""Paths, and problems with known exact solutions, on which solvers are measured."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ PATHS: tuple[Schedule, ...] = (VP, SUB_VP, VE, EDM, RECTIFIED_FLOW)
 
 @dataclass(frozen=True)
 class Mixture(Problem):
-    """x0 ~ sum_k w_k N(m_k, v) in every coordinate: rows and coordinates are independent, sums run over k alone."""
+    """Data with law sum_k w_k N(m_k, v) in every coordinate; rows and coordinates are independent."""
 
     path: Schedule
     means: tuple[float, ...] = (-1.2, 0.3, 1.5)
@@ -88,7 +88,7 @@ class Mixture(Problem):
     v: float = 0.09
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        """The posterior mean of x0, eps, and nu = 1/2 as of a model that learned its variance."""
+        """The posterior means of x0 and eps, and nu = 1/2, as a model with a learned variance predicts."""
         node = node.like(x)
         y, spread = x / node.alpha, self.v + node.ratio**2
         logits = [math.log(w) - 0.5 * (y - m) ** 2 / spread for w, m in zip(self.weights, self.means, strict=True)]
@@ -101,9 +101,9 @@ class Mixture(Problem):
 
 @dataclass(frozen=True)
 class GaussianData(Problem):
-    """x0 ~ N(0, v): the law of x_t is known, and the outcome of every linear solver is Gaussian.
+    """Data with law N(0, v): the law of x_t is known, and the outcome of every linear solver is Gaussian.
 
-    v may be (B, 1), a variance for each row: an error whose leading term happens to vanish at one shows at another.
+    v may be (B, 1), a variance for each row: a leading error that vanishes at one variance is visible at another.
     """
 
     path: Schedule
@@ -114,18 +114,18 @@ class GaussianData(Problem):
         return GaussianData(self.path, self.v[rows]) if isinstance(self.v, Tensor) else self
 
     def variance(self, node: Node) -> Any:
-        """Var x_t, a float or (B, 1) as v is."""
+        """The variance of x_t, a float or (B, 1) like v."""
         return node.alpha**2 * self.v + node.sigma**2
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        """The posterior mean of x0, eps, and nu = 1/2."""
+        """The posterior means of x0 and eps, and nu = 1/2."""
         node = node.like(x)
         var = self.variance(node)
         return Prediction((node.alpha * self.v / var) * x, (node.sigma / var) * x, torch.full_like(x, 0.5))
 
 
 class OrthogonalNoise(NoiseSource):
-    """The k-th draw of a row is sqrt(d) e_k: |z| = sqrt(d), and different draws are orthogonal."""
+    """A noise source of orthogonal draws: the k-th draw of a row is sqrt(d) e_k, so |z| = sqrt(d)."""
 
     def __init__(self, d: int, rows: int = 1) -> None:
         self.d, self.drawn = d, torch.zeros(rows, dtype=torch.long)
@@ -138,7 +138,7 @@ class OrthogonalNoise(NoiseSource):
         return z
 
     def select(self, rows: Rows) -> OrthogonalNoise:
-        """The noise of some rows; their draws go on counting."""
+        """The noise of some rows; it continues their counts of draws."""
         part = OrthogonalNoise(self.d, 0)
         part.drawn, part.rows = self.drawn, self.rows[rows]
         return part
@@ -147,7 +147,7 @@ class OrthogonalNoise(NoiseSource):
 def exact_solution(problem: Mixture, x: Tensor, start: Node, end: Node) -> Tensor:
     """The probability-flow ODE's solution, by an eighth-order method in lam at a tolerance of 1e-13.
 
-    In x / alpha against sigma / alpha every path has the same solution, so it is found once.
+    As x / alpha over sigma / alpha, every path has the same solution, so it is computed once.
     """
     mixture = (problem.means, problem.weights, problem.v)
     y = tuple(round(float(v), 13) for v in (x / start.alpha).flatten())

@@ -1,4 +1,4 @@
-"""What other programs call things: labels of solvers and grids, diffusers' classes and flags, and eta."""
+"""Names of other programs for solvers, grids, diffusers' classes and flags, and eta, in terms of this library."""
 
 from .eta import convert_eta
 

@@ -1,7 +1,7 @@
-"""What diffusers' scheduler classes and their flags are called here: a solver, and a grid where a flag names one.
+"""Translates diffusers' scheduler classes and their flags to a solver, and to a grid if a flag names one.
 
-A class there is a solver, a grid and a chain in one. The flags that tell of the chain or the network are passed over:
-here the SDE and the denoiser say them. What has no counterpart is refused.
+A class of diffusers combines a solver, a grid and a chain. Flags of the chain or the network are ignored, because here
+the SDE and the denoiser define these. A flag without a counterpart raises an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import InputError, unknown
 from ..time_grids.beta_schedules import betas, half_log_snr
 
-# their specs at diffusers' own defaults
+# the spec of each class at diffusers' own defaults
 CLASSES: dict[str, str] = {
     "CogVideoXDDIMScheduler": "ddim",
     "CosineDPMSolverMultistepScheduler": "dpmpp_2m_sde",
@@ -78,7 +78,7 @@ SINGLESTEP: dict[tuple[str, int], str] = {
     ("sde-dpmsolver++", 3): "dpmpp_3s(mode=grid, eta=1.0)",
 }
 
-# flags that tell of the model and its chain, not of the solver: the SDE and the denoiser say those here
+# flags of the model and its chain, not of the solver: here the SDE and the denoiser define these
 MODEL_FLAGS = frozenset(
     (
         "num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type",
@@ -105,7 +105,7 @@ REFUSED = frozenset(
         "invert_sigmas", "stochastic_sampling",
     )
 )  # fmt: skip
-# KarrasVeScheduler's own flags, their names here and their defaults
+# KarrasVeScheduler's own flags, with their names in this library and their defaults
 CHURN = {
     "s_churn": ("s_churn", 80.0), "s_min": ("s_tmin", 0.05), "s_max": ("s_tmax", 50.0), "s_noise": ("s_noise", 1.007),
 }  # fmt: skip
@@ -114,23 +114,23 @@ LOWERING = (
     "dpmpp_2m", "dpmpp_3m", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpm_solver_2m", "dpm_solver_3m", "dpmpp_2s", "dpmpp_3s",
     "dpm_solver_2", "dpm_solver_3", "uni_pc", "uni_pc_bh2", "deis", "sa_solver",
 )  # fmt: skip
-# classes that lower the order at the end unless told not to; others do so below 15 steps, or not at all
+# classes that lower the order at the end by default; others do so below 15 steps, or never
 ALWAYS_LOWERING = ("UniPC", "SASolver")
-# classes that leave out the last of N + 1 points
+# classes that omit the last of N + 1 points
 SKIPPING = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPC", "DEIS", "SASolver")
 
 
 def read(name: str, text: str) -> tuple[str, str | None]:
-    """The solver's spec and the grid's, if a flag names one, of a class and the text of its flags.
+    """The specs of the solver and of the grid (None if no flag names one), from a class and the text of its flags.
 
-    The multistep DPM-Solver and DEIS classes lower the order of the last steps below 15 steps. The number of steps is
-    no flag, so ``lower_order_final`` stands in the spec only where it is given; write it for a solve that short.
+    With fewer than 15 steps, the multistep DPM-Solver and DEIS classes lower the order of the last steps. The number of
+    steps is not a flag, so the spec contains ``lower_order_final`` only if the text does; add it for such short solves.
 
     >>> read("DPMSolverMultistepScheduler", "algorithm_type=sde-dpmsolver++, use_karras_sigmas=True, solver_type=heun")
     ('dpmpp_2m_sde(variant=heun)', 'karras')
 
     Raises:
-        InputError: no such flag, or what it asks for has no counterpart here.
+        InputError: the class has no such flag, or the flag has no counterpart here.
     """
     flags = _flags(name, text)
     solver, options = _solver(name, flags)
@@ -153,7 +153,7 @@ def _flags(name: str, text: str) -> dict[str, Any]:
         try:
             flags[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            flags[key] = value  # a bare word, as sde-dpmsolver++
+            flags[key] = value  # a word without quotes, such as sde-dpmsolver++
         if key in REFUSED and flags[key]:
             raise InputError(f"{name}: {key}={value} has no counterpart here")
     return {key: value for key, value in flags.items() if value is not None}
@@ -172,15 +172,13 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         order = flags.get("solver_order", 2)
         if (kind, order) not in table:
             known = ", ".join(f"{k} {o}" for k, o in table)
-            raise InputError(
-                f"{name}: algorithm_type={kind} of order {order} has no counterpart; those of {known} have"
-            )
+            raise InputError(f"{name}: algorithm_type={kind} of order {order} has no counterpart; accepted are {known}")
         spec = table[kind, order]
         if flags.get("solver_type") == "heun" and order > 1:
             if order == 3 and table is MULTISTEP:
                 raise InputError(
                     f"{name}: algorithm_type={kind} of order 3 has no counterpart with solver_type=heun; "
-                    "with midpoint it has"
+                    "use solver_type=midpoint"
                 )
             released = "flipped" if order == 3 and kind.startswith("sde") else "taylor"
             options["variant"] = released if table is SINGLESTEP else "heun"
@@ -208,7 +206,7 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         kinds = {"fixed_small": "ddpm", "fixed_large": "ddpm(variance=beta)", "fixed_small_log": "ddpm"}
         if flags["variance_type"] not in kinds:
             raise InputError(
-                f"{name}: variance_type={flags['variance_type']} has no counterpart; {', '.join(kinds)} have"
+                f"{name}: variance_type={flags['variance_type']} has no counterpart; accepted are {', '.join(kinds)}"
             )
         spec = kinds[flags["variance_type"]]
     elif name.startswith("KarrasVe"):
@@ -223,7 +221,7 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _noisy_ratios(flags: dict[str, Any]) -> list[float]:
-    """sigma / alpha at the training times 199.5 and 800.5: SASolverScheduler's noise is that of 200 <= t <= 800."""
+    """sigma / alpha at the training times 199.5 and 800.5: SASolverScheduler draws noise for 200 <= t <= 800."""
     count = flags.get("num_train_timesteps", 1000)
     given = {key: flags[key] for key in ("beta_start", "beta_end") if key in flags}
     chain = flags.get("trained_betas")
@@ -252,7 +250,7 @@ def _grid(name: str, flags: dict[str, Any]) -> str | None:
         shift = {"shift": float(flags.get("shift", flags.get("flow_shift", 1.0)))}
         terminal = {"shift_terminal": flags["shift_terminal"]} if flags.get("shift_terminal") else {}
         return _with("flow_shift", {**options, **shift, **terminal})
-    # a class that goes from data to noise rounds its steps the other way: its spacings are no grids of ours
+    # a class that runs from data to noise rounds its steps in the opposite direction: its spacings have no grid here
     placed = {"timestep_spacing", "steps_offset", "final_sigmas_type"} & flags.keys()
     if "Inverse" in name or not (placed or flags.get("set_alpha_to_one") is False):
         return None
@@ -270,7 +268,7 @@ def _grid(name: str, flags: dict[str, Any]) -> str | None:
 
 
 def _with(spec: str, options: dict[str, Any]) -> str:
-    """A spec with more options."""
+    """The spec with further options."""
     name, _, inside = spec.rstrip(")").partition("(") if spec.endswith(")") else (spec, "", "")
     parts = [*filter(None, [inside]), *(f"{key}={value}" for key, value in options.items())]
     return f"{name}({', '.join(parts)})" if parts else name

@@ -1,12 +1,12 @@
-"""What eta means here, and in other places.
+"""Converts eta, the strength of the noise, between the conventions of this library and others.
 
-Here eta scales the noise's standard deviation in the family of reverse SDEs with the same marginals,
+Here eta scales the noise's standard deviation in the family of reverse SDEs with the same marginals:
 
-    dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dw:
+    dx = [f x - (1 + eta^2) / 2 g^2 score] dt + eta g dw
 
-eta = 0 is the probability-flow ODE, eta = 1 the reverse SDE. Over a step of length h = lam_s - lam_t in which x0 is
-constant the noise then has the variance sigma_s^2 (1 - exp(-2 eta^2 h)). Each other convention states that variance in
-its own number; they agree at 0 and at 1 and differ between.
+eta = 0 is the probability-flow ODE and eta = 1 the reverse SDE. Over a step of length h = lam_s - lam_t in which x0 is
+constant, the noise has the variance sigma_s^2 (1 - exp(-2 eta^2 h)). Each convention expresses this variance by a
+number of its own. All agree at 0 and at 1, and differ in between.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from ..types.node import Node
 
 @dataclass(frozen=True)
 class Convention:
-    """How a number relates to eta over a step of length h in lam; h = 0 is the limit of fine grids.
+    """The relation between a convention's number and eta over a step of length h in lam; h = 0 is the limit of fine
+    grids.
 
     Attributes:
-        users: what takes the number in this sense.
+        users: the programs and solvers that use the number.
         variance: the noise's variance over sigma_s^2, or its limit, as text.
-        of_eta, to_eta: (number, h) -> number.
+        of_eta, to_eta: functions (number, h) -> number, from eta and to eta.
     """
 
     users: str
@@ -46,7 +47,7 @@ def _from_per_step(value: float, h: float) -> float:
         return value
     kept = 1 + value**2 * math.expm1(-2 * h)
     if kept <= 0:
-        raise InputError(f"a per-step eta of {value:g} asks for more noise than a step of {h:g} in lam has room for")
+        raise InputError(f"a per-step eta of {value:g} asks for more noise than a step of {h:g} in lam can contain")
     return math.sqrt(-math.log1p(value**2 * math.expm1(-2 * h)) / (2 * h))
 
 
@@ -94,7 +95,7 @@ def convention(name: str) -> Convention:
     """The convention of that name.
 
     Raises:
-        InputError: no such convention; the message holds the nearest match.
+        InputError: no such convention; the message contains the nearest match.
     """
     key = normalise(name)
     key = _ALIASES.get(key, key)
@@ -104,17 +105,17 @@ def convention(name: str) -> Convention:
 
 
 def convert_eta(value: float, source: str, target: str = "sde", t: Node | None = None, s: Node | None = None) -> float:
-    """The number that asks, in the convention ``target``, for the noise that ``value`` asks for in ``source``.
+    """Converts eta between conventions: the number in ``target`` for the same noise as ``value`` in ``source``.
 
-    The conventions are the keys of ``CONVENTIONS``. Some state the noise of one step, so that the number depends on the
-    step: give its nodes t and s for the exact number, or neither for the limit of fine grids.
+    The conventions are the keys of ``CONVENTIONS``. In some of them the number depends on the step: pass its nodes t
+    and s for the exact number, or neither for the limit of fine grids.
 
     >>> convert_eta(0.25, "dpmpp_2m_sde"), convert_eta(0.5, "sde", "azula_ddim")
     (0.5, 0.25)
 
     Raises:
         InputError: an unknown convention, a value that is not a number of at least 0, one node without the other, nodes
-            that do not run from noise to data, or more noise than the step has room for.
+            that do not run from noise to data, or more noise than the step can contain.
     """
     to_eta, of_eta = convention(source).to_eta, convention(target).of_eta
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:

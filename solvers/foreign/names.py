@@ -1,14 +1,14 @@
-"""What other programs call the solvers and grids that we have: data, which ``names`` hands to the registries.
+"""Other programs' labels of solvers and grids, as data; ``resolve`` adds them to the registries.
 
-Keys are normalised (``normalise``); values are specs, options by name, so a label may stand for a name with
-options. A registered name or alias goes before them.
+Keys are normalised (``normalise``). Values are specs with options by name, so a label may stand for a name with
+options. Registered names and aliases have priority over these labels.
 """
 
 from __future__ import annotations
 
 # A1111, ComfyUI, k-diffusion, diff-sampler, score_sde and the solvers' own code
 SOLVERS: dict[str, str] = {
-    # A1111 and its short forms, less the suffix that names a grid
+    # A1111 and its short forms, without the suffix that names a grid
     "dpm2": "dpm_2",
     "dpm2_ancestral": "dpm_2_ancestral",
     "dpm_ad": "dpm_adaptive",
@@ -40,7 +40,7 @@ SOLVERS: dict[str, str] = {
     "dpm_solverpp_2m": "dpmpp_2m",
     "dpm_solver_12": "dpm_adaptive(order=2)",
     "dpm_solver_23": "dpm_adaptive(order=3)",
-    # DEIS' Runge-Kutta methods: the paper's names and its code's
+    # DEIS' Runge-Kutta methods: names of the paper and of its code
     "rho_euler": "rho_rk(tableau=euler)",
     "rho_mid": "rho_rk(tableau=midpoint)",
     "rho_midpoint": "rho_rk(tableau=midpoint)",
@@ -69,7 +69,7 @@ SOLVERS: dict[str, str] = {
     "ve_3_order": "er_sde(order=3, variant=published)",
     "ve_2_order_taylor": "er_sde(order=2, variant=published)",
     "ve_3_order_taylor": "er_sde(order=3, variant=published)",
-    # azula's classes at its defaults; its DDIM's eta is the square of ours
+    # azula's classes at its defaults; the eta of its DDIM is the square of eta here
     "ddpmsampler": "ddpm",
     "ddimsampler": "ddim",
     "eulersampler": "euler",
@@ -79,9 +79,9 @@ SOLVERS: dict[str, str] = {
     "xeabsampler": "adams(order=2, quantity=x0, start=lower)",
     "zeabsampler": "adams(order=2, quantity=eps, start=lower)",
     "vabsampler": "adams(order=2, quantity=velocity, coordinate=flow, start=lower)",
-    "reabsampler": "adams(order=2, quantity=v, start=lower)",  # with sigma_s where its last line has sigma_t
+    "reabsampler": "adams(order=2, quantity=v, start=lower)",  # azula's last line has sigma_t where this has sigma_s
     "itosampler": "seeds_1(quantity=eps)",
-    "pcsampler": "pc(predictor=ddim, corrector=noise_renewal)",  # it corrects before the step
+    "pcsampler": "pc(predictor=ddim, corrector=noise_renewal)",  # azula's class corrects before the step
     # diff-sampler
     "dpm": "dpm_2",
     # score_sde's predictors and methods
@@ -91,7 +91,7 @@ SOLVERS: dict[str, str] = {
     "predictor_corrector": "pc",
     "eulermaruyamapredictor": "euler_maruyama",
     "reversediffusionpredictor": "reverse_diffusion",
-    "ancestralsamplingpredictor": "ddpm",  # on VP its variance is beta: ddpm(variance=beta)
+    "ancestralsamplingpredictor": "ddpm",  # on VP score_sde's variance is beta: ddpm(variance=beta)
     # EDM
     "edm": "heun",
     "edm_heun": "heun",
@@ -120,8 +120,8 @@ GRIDS: dict[str, str] = {
     "get_sigmas_vp": "vp",
 }
 
-# grids that front ends append to a solver's label, as in "DPM++ 2M Karras" or k_dpmpp_2m_ka, and what these programs'
-# functions place there: all append sigma = 0, so a grid of ours that stops at t_min by default is told to go on
+# grids that front ends append to a solver's label, as in "DPM++ 2M Karras" or k_dpmpp_2m_ka, and the same grids here.
+# Their functions all append sigma = 0, so a grid that ends at t_min by default here gets end=zero
 SUFFIXES: dict[str, str] = {
     "karras": "karras",
     "ka": "karras",

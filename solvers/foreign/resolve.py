@@ -1,4 +1,4 @@
-"""Labels of other programs that name a solver and a grid in one, and the labels handed to the registries."""
+"""Reads other programs' labels, which may name a solver and a grid in one; adds the labels to the registries."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _CLASSES = {normalise(name): name for name in diffusers.CLASSES}
 
 
 def read(label: str) -> tuple[str, str | None]:
-    """A label's solver and grid, the solver's part as it was typed or, of diffusers' classes, as a spec.
+    """Splits a label into its solver and its grid (None if it names none).
 
-    A registered solver's name is never taken apart, nor is a label that stands for a solver as a whole.
+    The solver's part is returned as it was typed, or as a spec for diffusers' classes. A registered solver's name is
+    never split, nor is a label that as a whole stands for a solver.
     """
     head, paren, tail = label.partition("(")
     if ":" in head or solvers.knows(head):
@@ -39,7 +40,7 @@ def _solver_alone(label: str) -> str:
     """The solver's part of a label that names no grid.
 
     Raises:
-        InputError: it names one.
+        InputError: the label names a grid.
     """
     typed, grid = read(label)
     if grid is not None:
@@ -52,10 +53,10 @@ grids.add_labels(names.GRIDS)
 
 
 def resolve(label: str) -> tuple[str, str | None]:
-    """The spec of a solver and the spec of the grid that a label names, or None; logged where they are spelled anew.
+    """The specs of the solver and of the grid (None if none) that a label names; logs them if they differ from it.
 
     It reads A1111's and ComfyUI's labels, k-diffusion's functions, diffusers' classes with their flags, and the names
-    of the solvers' own code.
+    in the solvers' published code.
 
     >>> resolve("DPM++ 2M SDE Karras"), resolve("k_dpmpp_2m_sde_heun_exp")
     (('dpmpp_2m_sde', 'karras'), ('dpmpp_2m_sde(variant=heun)', 'logsnr(end=zero)'))
@@ -63,7 +64,7 @@ def resolve(label: str) -> tuple[str, str | None]:
     ('dpmpp_3m(variant=released, start=lower)', 'karras')
 
     Raises:
-        InputError: no such solver; the message holds the nearest matches.
+        InputError: no such solver; the message contains the nearest matches.
     """
     typed, named = read(label)
     spec, grid = str(solvers.read(typed)), None if named is None else str(grids.read(named))

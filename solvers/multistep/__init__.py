@@ -1,4 +1,4 @@
-"""Multistep solvers: a step is a row of weights on the predictions made so far."""
+"""Multistep solvers: a step is a weighted sum of the state and of the predictions made so far."""
 
 from .adams import DEIS, IPNDM, IPNDMV, LMS, PLMS, PNDM, RES2M, Adams, GradientEstimation
 from .dpm_solver import DPMpp2M, DPMpp2MSDE, DPMpp3M, DPMpp3MSDE, DPMSolver2M, DPMSolver3M

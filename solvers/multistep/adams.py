@@ -1,4 +1,4 @@
-"""Adams-Bashforth methods of the probability-flow ODE: what they interpolate, in which coordinate, with which start."""
+"""Adams-Bashforth methods for the probability-flow ODE. They differ in quantity, coordinate and start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from .base import Coordinate, Memory, Multistep, Row, Start, adams
 
 
 class Polynomial(Multistep):
-    """Integrates exactly the polynomial through the last ``depth`` predictions of ``quantity`` in ``coordinate``."""
+    """Adams-Bashforth: the exact integral of the polynomial in ``coordinate`` through ``depth`` values of ``quantity``.
+
+    The values are those of the last ``depth`` predictions.
+    """
 
     depth: int = 4
     coordinate: Coordinate = "ratio"
@@ -48,11 +51,12 @@ class Polynomial(Multistep):
 )
 @dataclass(frozen=True)
 class Adams(Polynomial):
-    """Adams-Bashforth with every choice open: the quantity that is interpolated, the coordinate, the order.
+    """Adams-Bashforth with free choice of the interpolated quantity, the coordinate and the order.
 
-    (eps, ratio) is ``lms``, (eps, lam) ``deis(variant=logrho)``, (x0, lam) at order 3 ``dpmpp_3m``. The velocity
-    eps - x0 and its clock ``flow``, r / (1 + r) with r = sigma / alpha, are rectified flow's; v and ``angle``, atan r,
-    the cosine path's. (v, lam) is the Rosenbrock-type method: the linear part of N(0, 1) data solved exactly.
+    With (quantity, coordinate), (eps, ratio) is ``lms``, (eps, lam) is ``deis(variant=logrho)``, and (x0, lam) at order
+    3 is ``dpmpp_3m``. The velocity eps - x0 and the coordinate ``flow``, r / (1 + r) with r = sigma / alpha, belong to
+    rectified flow; v and ``angle``, atan r, to the cosine path. (v, lam) is the Rosenbrock-type method: it solves the
+    linear part of N(0, 1) data exactly.
     """
 
     depth: Annotated[int, Range(1, 6)] = named("order", 3)
@@ -90,7 +94,7 @@ class LMS(Polynomial):
 )
 @dataclass(frozen=True)
 class IPNDMV(Polynomial):
-    """iPNDM with variable-step Adams-Bashforth weights, the same numbers as ``lms``."""
+    """iPNDM with the Adams-Bashforth weights of uneven steps; identical to ``lms``."""
 
     depth: Annotated[int, Range(1, 6)] = named("order", 4)
     start: Start = "lower"
@@ -113,7 +117,7 @@ class IPNDMV(Polynomial):
 class DEIS(Polynomial):
     """DEIS: eps interpolated in t (``tab``), in sigma / alpha (``rhoab``) or in its logarithm (``logrho``).
 
-    ``order`` counts the predictions, so the paper's tAB3 is order=4.
+    ``order`` is the number of predictions, so the paper's tAB3 is order=4.
     """
 
     depth: Annotated[int, Range(1, 6)] = named("order", 3)
@@ -143,7 +147,7 @@ class DEIS(Polynomial):
 )
 @dataclass(frozen=True)
 class RES2M(Multistep):
-    """The refined exponential solver's multistep method: the exact integral of x0's line in lam."""
+    """The refined exponential solver's multistep method: the exact integral of the line through two x0 in lam."""
 
     lower_order_final: bool = False
     depth: ClassVar[int] = 2
@@ -152,13 +156,12 @@ class RES2M(Multistep):
         return self.integral(problem, s, past[0], past)
 
 
-# Adams-Bashforth weights of equal steps, newest first
+# Adams-Bashforth weights for equal steps, newest first
 FIXED = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
 class FixedWeights(Multistep):
-    """The Adams-Bashforth weights of equal steps, on whatever steps there are: order 2 unless the ratios are equally
-    spaced."""
+    """Fixed Adams-Bashforth weights, those of equal steps: order 2 unless the ratios are equally spaced."""
 
     depth: int = 4
     quantity: Quantity = "eps"
@@ -174,12 +177,14 @@ class FixedWeights(Multistep):
     reference="Permenter and Yuan 2024, arXiv:2306.04848, the gradient-estimation sampler",
     formula="x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) (gamma eps + (1 - gamma) eps_before)",
     equals=("gradient_estimation(gamma=1.5) = ipndm(order=2)", "gradient_estimation(gamma=1) = ddim"),
-    note="of order 1 but for gamma=1.5, the second-order weights of even steps",
+    note="order 1; gamma=1.5 gives the second-order weights of even steps",
 )
 @dataclass(frozen=True)
 class GradientEstimation(Multistep):
-    """DDIM along the last prediction of eps, pushed on from the one before it by ``gamma``: fixed weights, whatever the
-    steps. Raises InputError for a gamma below 1 or infinite."""
+    """DDIM with eps extrapolated from the last two predictions: gamma eps + (1 - gamma) eps_before.
+
+    The weights do not depend on the steps. Raises InputError for a gamma below 1 or infinite.
+    """
 
     gamma: Annotated[float, Range(1, ends="[)")] = 2.0
     depth: ClassVar[int] = 2
@@ -200,11 +205,11 @@ class GradientEstimation(Multistep):
     order=2,
     reference="Zhang and Chen 2023, arXiv:2204.13902, appendix H.2",
     formula="x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) (55 eps - 59 eps_1 + 37 eps_2 - 9 eps_3) / 24",
-    note="of order 4 where the ratios are equally spaced, else of order 2",
+    note="order 4 where the ratios are equally spaced, otherwise 2",
 )
 @dataclass(frozen=True)
 class IPNDM(FixedWeights):
-    """Improved PNDM: fixed Adams-Bashforth weights, with lower orders at the start."""
+    """Improved PNDM: fixed Adams-Bashforth weights. The first steps use the weights of lower orders."""
 
     depth: Annotated[int, Range(1, 4)] = named("order", 4)
     lower_order_final: bool = False
@@ -215,8 +220,8 @@ class IPNDM(FixedWeights):
     kind="ODE",
     order=2,
     reference="Liu et al. 2022, arXiv:2202.09778, eq. 12 (weights); Rombach et al. 2022, arXiv:2112.10752 (start)",
-    formula="as ipndm; the first step by the mean of eps at its two ends",
-    note="of order 2 unless the ratios are equally spaced; one evaluation more than steps",
+    formula="as ipndm; the first step uses the mean of eps at its two ends",
+    note="order 2 unless the ratios are equally spaced; one evaluation more than steps",
 )
 @dataclass(frozen=True)
 class PLMS(FixedWeights):
@@ -236,14 +241,14 @@ class PLMS(FixedWeights):
     kind="ODE",
     order=2,
     reference="Liu et al. 2022, arXiv:2202.09778, eq. 11-13 and algorithm 2",
-    formula="as ipndm; the first three steps by pseudo Runge-Kutta of four evaluations",
-    note="of order 2 unless the ratios are equally spaced; nine evaluations more than steps",
+    formula="as ipndm; the first three steps are pseudo Runge-Kutta steps of four evaluations",
+    note="order 2 unless the ratios are equally spaced; nine evaluations more than steps",
 )
 @dataclass(frozen=True)
 class PNDM(FixedWeights):
     """PNDM: fixed Adams-Bashforth weights after three steps of a four-stage Runge-Kutta method.
 
-    The middle stages are at the middle of the step in t, as published.
+    The middle stages lie at the middle of the step in t, as published.
     """
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Memory, noise: Noise | None) -> Step:

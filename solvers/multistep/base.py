@@ -1,8 +1,8 @@
-"""Multistep methods: a step is a row of weights on the predictions made so far.
+"""Multistep methods: a step is a weighted sum of the state and of the predictions made so far.
 
-In x / alpha every one of them reads x_s / alpha_s = keep x / alpha_t + sum_j weights_j q_j + noise z, with q_j the
-predictions at t and at earlier nodes, newest first. A method is its row; the history, the start, the corrector and the
-order of the last steps are the same for all.
+In x / alpha every method has the form x_s / alpha_s = keep x / alpha_t + sum_j weights_j q_j + noise z, with q_j the
+predictions at t and at earlier nodes, newest first. A method defines the row of these numbers. The base class does the
+rest: the history, the start, the corrector and the order of the last steps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Coordinate = Literal["lam", "ratio", "t", "flow", "angle"]
 
 
 class Row(NamedTuple):
-    """The numbers of a step in x / alpha; the weights go with the predictions, newest first."""
+    """The coefficients of a step in x / alpha: of the state, of the predictions (newest first) and of the noise."""
 
     keep: float
     weights: Sequence[float]
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Predictions (newest first), the weights of the step that led here, and how many steps remain."""
+    """The carry: earlier predictions (newest first), the weights of the last step, the number of remaining steps."""
 
     past: tuple[tuple[Node, Tensor], ...] = ()
     weights: Sequence[float] = ()
@@ -42,13 +42,18 @@ class Memory(NamedTuple):
 
 
 class Multistep(Solver):
-    """A multistep method; a subclass writes ``row``, and ``corrector`` if it has one.
+    """Base class of multistep methods; a subclass defines ``row``, and ``corrector`` if it has one.
 
-    The first steps have too few predictions. With ``start="lower"`` they use those there are: no extra evaluations, and
-    an order of at most 2, because the first step is Euler's. ``corrector`` lifts them by the prediction at their end,
-    which the next step needs anyway: no extra evaluations, an order of at most 3. ``runge_kutta`` takes them by a
-    one-step method of one order less: an order of at most 4, for 1 extra evaluation at order 3 and 4 at order 4.
-    ``lower_order_final`` uses as many predictions as there are steps left, the last step being Euler's.
+    The first steps have too few earlier predictions. ``start`` decides what they do:
+
+    - ``lower`` uses the available predictions. It costs no extra evaluations. The order is at most 2, because the first
+      step is Euler's.
+    - ``corrector`` corrects these steps with the prediction at their end, which the next step needs anyway. It costs no
+      extra evaluations. The order is at most 3.
+    - ``runge_kutta`` takes these steps with a one-step method of one order less. It costs 1 extra evaluation at order 3
+      and 4 at order 4. The order is at most 4.
+
+    ``lower_order_final`` uses no more predictions than steps remain, so the last step is Euler's.
     """
 
     quantity: Quantity = "x0"
@@ -62,17 +67,17 @@ class Multistep(Solver):
 
     @property
     def memory(self) -> int:
-        """How many predictions to remember."""
+        """How many predictions the carry keeps."""
         return self.depth
 
     @property
     def start_stages(self) -> int:
-        """How many stages the one-step method of ``start="runge_kutta"`` has, at least: it has two or three."""
+        """The least number of stages of the one-step method of ``start="runge_kutta"``, which has two or three."""
         return self.depth - 1
 
     @property
     def evaluate_again(self) -> bool:
-        """Whether the model is asked again after the corrector."""
+        """Whether the model is evaluated again after the corrector."""
         return False
 
     @property
@@ -81,7 +86,7 @@ class Multistep(Solver):
 
     @property
     def ceiling(self) -> float:
-        """What the start lets the order be at most."""
+        """The highest order that the start allows."""
         return {"lower": 2, "corrector": 3, "runge_kutta": 4}[self.start]
 
     @property
@@ -94,18 +99,20 @@ class Multistep(Solver):
         return False
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
-        """The step to s from past[0] with the predictions at ``past``, newest first."""
+        """The row of the step from past[0] to s, for the predictions at ``past``, newest first."""
         raise NotImplementedError
 
     def corrector(self, problem: Problem, past: Sequence[Node], used: int) -> Sequence[float]:
-        """Weights, over the predictions at ``past``, of the step that led to past[0] and used ``used`` of the others;
-        none leave the step as it is."""
+        """The corrected weights of the step that led to past[0], one for each prediction at ``past``.
+
+        The step itself used ``used`` predictions, all before past[0]. Empty weights leave the step as it is.
+        """
         if self.start == "corrector" and len(past) < self.depth:
             return self.integral(problem, past[0], past[1], past).weights
         return ()
 
     def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
-        """The step from t to s that integrates the polynomial through the predictions at ``nodes``."""
+        """The row of the step from t to s that integrates the polynomial through the predictions at ``nodes``."""
         return adams(problem, s, t, nodes, self.quantity)
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Memory:
@@ -135,9 +142,9 @@ class Multistep(Solver):
     def corrected(
         self, problem: Problem, x: Tensor, past: Sequence[tuple[Node, Tensor]], taken: Sequence[float]
     ) -> Tensor:
-        """x moved by the difference of the corrector's weights and those of the step that led to it.
+        """x after the corrector: moved by the corrector's weights less the weights of the step that led to x.
 
-        The two share what is kept of the state and the noise, so the state before the step is not needed.
+        Corrector and step have the same ``keep`` and the same noise, so the state before the step is not needed.
         """
         weights = self.corrector(problem, [node for node, _ in past], len(taken))
         if not weights:
@@ -150,12 +157,12 @@ class Multistep(Solver):
 
 
 def _one_step(stages: int, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
-    """A step of DPM-Solver++ 2S or 3S whose first prediction has been made."""
+    """A step of DPM-Solver++ 2S or 3S, given its first prediction."""
     return (DPMpp2S() if stages == 2 else DPMpp3S()).advance(problem, x, t, s, first)
 
 
 def place(node: Node, coordinate: Coordinate) -> float:
-    """Where a node lies in a coordinate."""
+    """The value of a coordinate at a node."""
     if coordinate == "flow":
         return node.ratio / (1 + node.ratio)
     return math.atan(node.ratio) if coordinate == "angle" else float(getattr(node, coordinate))
@@ -170,12 +177,17 @@ def adams(
     coordinate: Coordinate = "lam",
     eta: float = 0.0,
 ) -> Row:
-    """The step from t to s with the predictions interpolated by Lagrange's polynomials in ``coordinate``.
+    """The row of the step from t to s with the predictions interpolated by Lagrange's polynomials in ``coordinate``.
 
-    Every quantity q has a scale in which the path is d(x / scale) = q dm. With r = ratio: for x0, scale sigma and
-    m = 1 / r; for eps, alpha and r; for the velocity, alpha + sigma and r / (1 + r); for v, sqrt(alpha^2 + sigma^2)
-    and atan r. eta > 0 is the SDE of that eta, in x0 (scale sigma r^(eta^2)) or eps. The integrals are
-    Gauss-Legendre sums in lam, to rounding. The coordinates ``flow`` and ``angle`` are the velocity's and v's own m.
+    Every quantity q has a scale and a variable m in which the ODE is d(x / scale) = q dm. With r = ratio:
+
+    - x0: scale sigma, m = 1 / r
+    - eps: scale alpha, m = r
+    - velocity: scale alpha + sigma, m = r / (1 + r)
+    - v: scale sqrt(alpha^2 + sigma^2), m = atan r
+
+    eta > 0 is the SDE of that eta, in x0 (scale sigma r^(eta^2)) or eps. The integrals are Gauss-Legendre sums in lam,
+    exact to rounding. The coordinate ``flow`` is the velocity's m, and ``angle`` is v's.
     """
     if name == "eps" and coordinate == "ratio" and eta == 0:  # finite at sigma = 0 too
         h, at = s.ratio - t.ratio, [(node.ratio - t.ratio) for node in nodes]

@@ -1,4 +1,4 @@
-"""DPM-Solver's multistep methods: x0 (++) or eps interpolated in lam, the linear part of the ODE or SDE exact."""
+"""DPM-Solver's multistep methods: they interpolate x0 (++) or eps in lam and solve the linear part exactly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .base import Multistep, Row, Start, adams
 
 
 class Moments(NamedTuple):
-    """What the integral makes of a polynomial in u = (lam - lam_t) / h: weights of 1, u and u^2 / 2."""
+    """The integrals of 1, u and u^2 / 2 over a step, with u = (lam - lam_t) / h and the method's exponential weight."""
 
     constant: float
     linear: float
@@ -28,11 +28,11 @@ class Moments(NamedTuple):
 
 
 class Exponential(Multistep):
-    """x_s / alpha_s = keep x / alpha_t + m0 q + the terms of the differences + noise.
+    """Exponential multistep method: x_s / alpha_s = keep x / alpha_t + m0 q + terms of differences of q + noise.
 
-    In x0, DPM-Solver++: keep = (sigma_s / sigma_t) (alpha_t / alpha_s) and m0 = -expm1(-h), so that
-    x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) D, with D what ``two_point`` or ``three_point`` makes of the
-    predictions. On the SDE of eta, h grows to (1 + eta^2) h, and keep by the factor exp(-eta^2 h).
+    In x0 this is DPM-Solver++: keep = (sigma_s / sigma_t) (alpha_t / alpha_s) and m0 = -expm1(-h), so that
+    x_s = (sigma_s / sigma_t) x - alpha_s expm1(-h) D. ``two_point`` and ``three_point`` compute D from the predictions.
+    On the SDE of eta, (1 + eta^2) h replaces h, and keep has the further factor exp(-eta^2 h).
     """
 
     eta: NonNegative = 0.0
@@ -45,7 +45,7 @@ class Exponential(Multistep):
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         keep, moments, noise = (self._data if self.quantity == "x0" else self._noise)(past[0], s)
-        steps = [after.lam - before.lam for after, before in pairwise((s, *past))]  # h, h_before, the one before that
+        steps = [after.lam - before.lam for after, before in pairwise((s, *past))]  # h, h_before, h_earlier
         rule = (lambda *_: (moments.constant,), two_point, three_point)[len(past) - 1]
         return Row(keep, rule(moments, steps, self.variant), self.s_noise * noise)
 
@@ -53,7 +53,7 @@ class Exponential(Multistep):
         return adams(problem, s, t, nodes, self.quantity, "lam", self.eta)
 
     def _data(self, t: Node, s: Node) -> tuple[float, Moments, float]:
-        """keep, moments and noise of x0: arXiv:2211.01095, algorithm 2, and with eta = 1 its eq. 18, in x / alpha."""
+        """keep, moments and noise in x0: arXiv:2211.01095, algorithm 2, and with eta = 1 its eq. 18, in x / alpha."""
         h, extra = s.lam - t.lam, self.eta**2
         keep = s.ratio / t.ratio * math.exp(-extra * h)  # sigma_s / sigma_t, once x / alpha is undone
         grown = (1 + extra) * h
@@ -61,7 +61,7 @@ class Exponential(Multistep):
         return keep, Moments(-math.expm1(-grown), phi2(grown), phi3(grown)), noise
 
     def _noise(self, t: Node, s: Node) -> tuple[float, Moments, float]:
-        """keep, moments and noise of eps: arXiv:2206.00927, eq. 3.4, with the terms in 1 + eta^2 on the SDE."""
+        """keep, moments and noise in eps: arXiv:2206.00927, eq. 3.4, with the terms in 1 + eta^2 on the SDE."""
         h, extra = s.lam - t.lam, self.eta**2
         constant = -(1 + extra) * s.ratio * math.expm1(h)
         points, weights = GAUSS
@@ -75,8 +75,8 @@ class Exponential(Multistep):
 def two_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequence[float]:
     """Weights of (q, q_before): m0 q + m1 (q - q_before) / r, r = h_before / h (``heun``, ``exact``).
 
-    ``midpoint``, as most releases, has m0 / 2 for m1, so m0 D with D = (1 + 1 / (2 r)) q - 1 / (2 r) q_before: the D of
-    arXiv:2211.01095, algorithm 2.
+    ``midpoint``, which most releases use, replaces m1 by m0 / 2. The step is then m0 D with
+    D = (1 + 1 / (2 r)) q - 1 / (2 r) q_before, the D of arXiv:2211.01095, algorithm 2.
     """
     h, h_before = steps
     one_over_r = h / h_before
@@ -87,8 +87,8 @@ def two_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequenc
 def three_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequence[float]:
     """Weights of (q, q_1, q_2): m0 q + m1 D1 + m2 D2, D1 and D2 the parabola's derivatives times h and h^2.
 
-    D2 is twice the second divided difference. ``released`` leaves the 2 out: order 2. ``flipped`` has, besides, the
-    constant 1/2 of m2 with the wrong sign: order 1. Both are in wide use.
+    D2 is twice the second divided difference. ``released`` omits the factor 2: order 2. ``flipped`` also omits it and
+    has the constant 1/2 of m2 with the wrong sign: order 1. Both are in wide use.
     """
     h, h_before, h_earlier = steps
     r0, r1 = h_before / h, h_earlier / h
@@ -114,8 +114,8 @@ class DPMpp2M(Exponential):
     """DPM-Solver++(2M): two predictions of x0, interpolated linearly in lam.
 
     With h = lam_s - lam_t and d = (x0 - x0_before) h / h_before:
-    x_s = (sigma_s / sigma_t) x + alpha_s (phi1(h) x0 + w d), w = phi1(h) / 2 (``midpoint``) or the exact integral
-    phi2(h) (``heun``). The first step has no earlier prediction and is Euler's, which keeps the global order.
+    x_s = (sigma_s / sigma_t) x + alpha_s (phi1(h) x0 + w d), where w is phi1(h) / 2 (``midpoint``) or the exact
+    integral phi2(h) (``heun``). The first step has no earlier prediction and is Euler's; the global order stays 2.
     """
 
     variant: Literal["midpoint", "heun"] = "midpoint"
@@ -132,13 +132,14 @@ class DPMpp2M(Exponential):
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B.2; the integral of x0's parabola in lam",
     formula="x_s = (sigma_s / sigma_t) x + alpha_s (phi1 x0 + phi2 D1 + phi3 D2), D1 and D2 of three predictions",
     equals=("adams(order=3, quantity=x0, start=corrector)",),
-    note="as released, with D2 halved and an Euler start, of order 2: variant=released, start=lower",
+    note="variant=released, start=lower is the released code, with D2 halved and an Euler start: order 2",
 )
 @dataclass(frozen=True)
 class DPMpp3M(Exponential):
     """DPM-Solver++(3M): three predictions of x0, interpolated by a parabola in lam.
 
-    ``released`` halves the second difference, and steps by two predictions as ``dpmpp_2m`` does: the released code.
+    ``released`` is the released code: it halves the second difference, and its second step, which has only two
+    predictions, is that of ``dpmpp_2m``.
     """
 
     variant: Literal["exact", "released"] = "exact"
@@ -167,7 +168,7 @@ class DPMpp3M(Exponential):
 )
 @dataclass(frozen=True)
 class DPMpp2MSDE(Exponential):
-    """SDE-DPM-Solver++(2M): dpmpp_2m on the reverse SDE, of order 2 in the covariance."""
+    """SDE-DPM-Solver++(2M): ``dpmpp_2m`` on the reverse SDE, of order 2 in the covariance."""
 
     eta: NonNegative = 1.0
     s_noise: NonNegative = 1.0
@@ -184,14 +185,14 @@ class DPMpp2MSDE(Exponential):
     native="x0",
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B.2, on the reverse SDE",
     formula="dpmpp_3m's with H = (1 + eta^2) h for h, and + sigma_s sqrt(1 - exp(-2 eta^2 h)) z",
-    note="of order 2 as measured; eta scales the noise's standard deviation, k-diffusion's is its square "
+    note="measured order 2; eta scales the noise's standard deviation; k-diffusion's eta is its square "
     "(solvers.convert_eta)",
 )
 @dataclass(frozen=True)
 class DPMpp3MSDE(Exponential):
     """DPM-Solver++(3M) on the reverse SDE.
 
-    ``released`` halves the second difference; ``flipped`` has a sign wrong besides, as one library ships it: order 1.
+    ``released`` halves the second difference. ``flipped``, as one library ships it, also has one wrong sign: order 1.
     """
 
     eta: NonNegative = 1.0
@@ -216,7 +217,7 @@ class DPMpp3MSDE(Exponential):
     order=2,
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B.1 (the multistep form of DPM-Solver-2, in eps)",
     formula="x_s / alpha_s = x / alpha_t - ratio_s ((e^h - 1) eps + w (eps - eps_1) h / h_1)",
-    note="with eta > 0 the noisy end is stiff: at few steps from high noise take dpmpp_2m_sde",
+    note="with eta > 0 the noisy end is stiff: for few steps from high noise use dpmpp_2m_sde",
 )
 @dataclass(frozen=True)
 class DPMSolver2M(Exponential):
@@ -236,8 +237,8 @@ class DPMSolver2M(Exponential):
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B.2, in eps",
     formula="x_s / alpha_s = x / alpha_t + m0 eps + m1 D1 + m2 D2, m_k = -int ratio (u/h)^k / k! d lam",
     equals=("adams(order=3, quantity=eps)", "dpm_solver_3m(start=lower) = deis(variant=logrho)"),
-    note="as released, with D2 halved and an Euler start, of order 2: variant=released, start=lower; with eta > 0 the "
-    "noisy end is stiff: at few steps from high noise take dpmpp_3m_sde",
+    note="variant=released, start=lower is the released code, with D2 halved and an Euler start: order 2; with eta > 0 "
+    "the noisy end is stiff: for few steps from high noise use dpmpp_3m_sde",
 )
 @dataclass(frozen=True)
 class DPMSolver3M(Exponential):

@@ -34,7 +34,7 @@ def _power(p: float) -> Callable[[Array], tuple[Array, Array]]:
     return lambda r: (r**p, p / r)
 
 
-# noise-scale functions phi, each with d log phi / d ratio; phi / ratio must not decrease
+# each noise-scale function returns phi and d log phi / d ratio; phi / ratio must not decrease
 NOISE_SCALES: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     "ode": _power(1.0),
     "sde": _power(2.0),
@@ -55,15 +55,15 @@ NOISE_SCALES: dict[str, Callable[[Array], tuple[Array, Array]]] = {
     formula="x_s/alpha_s = k x/alpha_t + phi_s sum_j x0_j int l_j phi'/phi^2 d ratio + sqrt(r_s^2 - (k r_t)^2) z, "
     "k = phi_s / phi_t",
     equals=("er_sde(order=1, noise_scale=sde) = ddpm", "er_sde(order=1, noise_scale=ode) = ddim"),
-    note="of order 2 in the covariance at order 2 and 3",
+    note="with order=2 and order=3, of order 2 in the covariance",
 )
 @dataclass(frozen=True)
 class ERSDE(Multistep):
     """ER-SDE: x0 interpolated in ratio = sigma / alpha, with noise given by phi(ratio).
 
-    phi = ratio is the ODE (``ode``), ratio^2 the reverse SDE (``sde``); the default, ratio (exp(ratio^0.3) + 10), lies
-    between. The integrals are exact; the paper sums them. At order 3 ``published`` leaves the first derivative as the
-    last difference quotient instead of the parabola's slope.
+    phi = ratio is the ODE (``ode``) and phi = ratio^2 the reverse SDE (``sde``). The default,
+    ratio (exp(ratio^0.3) + 10), lies between them. The integrals are exact here; the paper approximates them by sums.
+    At order 3, ``published`` uses the last difference quotient as the first derivative instead of the parabola's slope.
     """
 
     depth: Annotated[int, Range(1, 3)] = named("order", 3)
@@ -93,7 +93,7 @@ class ERSDE(Multistep):
         return Row(keep, weights, self.s_noise * math.sqrt(max(0.0, variance)) if self.stochastic else 0.0)
 
     def _published(self, measure: Array, r: Array, at: Sequence[float]) -> list[float]:
-        """Weights of x0 + D1 (r - r_t) + D2 (r - r_t)^2 / 2, D1 the last difference quotient."""
+        """The weights that integrate x0 + D1 (r - r_t) + D2 (r - r_t)^2 / 2, with D1 the last difference quotient."""
         whole, first, second = (float(measure @ (r - at[0]) ** k) for k in range(3))
         bend = second / (at[0] - at[2])  # D2 / 2 = (D1 - D1 before) / (r_t - r_before_before)
         a, b = (first + bend) / (at[0] - at[1]), bend / (at[1] - at[2])

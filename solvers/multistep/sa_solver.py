@@ -1,4 +1,4 @@
-"""SA-Solver: stochastic Adams methods with a predictor and a corrector, for the SDE."""
+"""SA-Solver: stochastic Adams methods with a predictor and a corrector."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from .base import Multistep, Row, adams
         "sa_solver(predictor_order=1, corrector_order=0) = ddpm",
         "sa_solver(predictor_order=3, corrector_order=0) = dpmpp_3m_sde",
     ),
-    note="of order 2 at most in the covariance, whatever the orders of its parts, of 3 with eta=0; a corrector "
-    "of order 1 makes the whole one of order 1; quantity=eps is stiff at the noisy end; the paper's tau is eta",
+    note="the order in the covariance is at most 2, with eta=0 at most 3; corrector_order=1 gives order 1; "
+    "quantity=eps is stiff at the noisy end; the paper's tau is eta",
 )
 @dataclass(frozen=True)
 class SASolver(Multistep):
-    """SA-Solver: stochastic Adams, predictor and corrector, with noise of strength eta where the ratio lies in a range.
+    """SA-Solver: a stochastic Adams predictor and corrector, with noise of strength eta where the ratio is in a range.
 
-    The corrector of order k uses the newest prediction and k - 1 before it; 0 leaves it out. ``pece`` evaluates again
-    after it: two evaluations a step. ``few_steps`` weighs the difference of two predictions of x0 by (1 + eta^2) h / 2
-    instead of its integral, as the released code does.
+    The corrector of order k uses the newest prediction and the k - 1 before it; ``corrector_order=0`` means no
+    corrector. ``pece`` evaluates the model again after the corrector: two evaluations a step. ``few_steps`` weighs the
+    difference of two predictions of x0 by (1 + eta^2) h / 2 instead of its integral, as the released code does.
     """
 
     predictor_order: Annotated[int, Range(1, 4)] = 3
@@ -75,14 +75,14 @@ class SASolver(Multistep):
 
     @property
     def nominal_order(self) -> float:
-        # the corrector has the last word, and is one order better than what it was predicted from, at most
+        # the corrector sets the result; its order is at most one more than the predictor's
         predictor, corrector = self.predictor_order, self.corrector_order
         reached = min(corrector, predictor + 1) if corrector else predictor
         return min(reached, 2) if self.stochastic else reached
 
     @property
     def ceiling(self) -> float:
-        return 3 if self.corrector_order else 2  # a corrector lifts the first step, Euler's, by one
+        return 3 if self.corrector_order else 2  # the first step is Euler's; a corrector raises its order by one
 
     def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
         return self.integral(problem, s, past[0], past)
@@ -97,7 +97,7 @@ class SASolver(Multistep):
         row = adams(problem, s, t, nodes, self.quantity, "lam", eta)
         if self.variant == "exact" or self.quantity == "eps" or len(nodes) != 2:
             return row
-        # of the difference of the newer prediction and the older: h' is the way from the older
+        # the weight of newer less older: (1 + eta^2) h / 2, times h over their distance in lam
         newer, older = nodes
         share = (1 + eta**2) * (s.lam - t.lam) / 2 * (s.lam - t.lam) / (newer.lam - older.lam)
         return row._replace(

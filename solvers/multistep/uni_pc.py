@@ -1,4 +1,4 @@
-"""UniPC: a predictor and a corrector that share their evaluations, for the ODE."""
+"""UniPC: a predictor and a corrector for the ODE, which share their evaluations."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from .base import Multistep, Row
 
 
 class Unified(Multistep):
-    """UniPC: exponential Adams-Bashforth predictor, then Adams-Moulton once the prediction at its end is there.
+    """UniPC: an exponential Adams-Bashforth predictor, corrected by Adams-Moulton when the next prediction is made.
 
-    Where two predictions (the predictor of order 2, the corrector of order 1) leave a free choice, the difference is
-    weighted by B / 2: B = h (``bh1``) or exp(h) - 1, in x0 1 - exp(-h) (``bh2``). Otherwise B cancels.
+    The predictor of order 2 and the corrector of order 1 use two predictions and leave a free choice: the weight of
+    their difference, B / 2. B is h (``bh1``) or, for ``bh2``, exp(h) - 1 in eps and 1 - exp(-h) in x0. At other orders
+    B cancels.
     """
 
     depth: int = 3
@@ -72,13 +73,13 @@ class Unified(Multistep):
     order=3,
     native="x0",
     reference="Zhao et al. 2023, arXiv:2302.04867, eq. 5-10 and algorithms 1-4",
-    formula="x_s = (sigma_s / sigma_t) x + alpha_s sum_j w_j x0_j; at the next step, the weights with x0_s among them",
+    formula="x_s = (sigma_s / sigma_t) x + alpha_s sum_j w_j x0_j; the next step corrects x_s, with x0_s in the sum",
     equals=("uni_pc(order=1, correct=False) = ddim",),
     note="order + 1 with the corrector; an Euler start caps it at 3, start=runge_kutta lifts the cap to 4",
 )
 @dataclass(frozen=True)
 class UniPC(Unified):
-    """UniPC: predictor and corrector of one order share their evaluations; ``correct=False`` is UniP."""
+    """UniPC: a predictor and a corrector of one order share their evaluations; ``correct=False`` is UniP."""
 
     depth: Annotated[int, Range(1, 4)] = named("order", 3)
     variant: Literal["bh1", "bh2"] = "bh1"

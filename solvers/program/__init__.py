@@ -1,4 +1,4 @@
-"""Programs: a linear solver on a grid as a list of numbers, which can be run, compared, saved and loaded."""
+"""Programs: a linear solver on a grid as a table of numbers, which can be run, compared, saved and loaded."""
 
 from .analysis import difference, equal, response, terminal_covariance
 from .from_file import File

@@ -1,4 +1,4 @@
-"""What the numbers of a program say: the response to its inputs, equality with another, the covariance it leaves."""
+"""Analysis of programs: the response to their inputs, the difference of two programs, the covariance of the outcome."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 
 
 class Response(NamedTuple):
-    """A program's values as rows of coefficients over its inputs x, m_1 .. m_P, z_1 .. z_Q: the start, the model's P
-    outputs and the Q noise draws, in the order in which they are asked for.
+    """A program's values as rows of coefficients over its inputs x, m_1 .. m_P, z_1 .. z_Q.
 
-    ``registers`` (1 + R, 1 + P + Q) is every register, the start first; ``asked`` (P, 1 + P + Q) the states that the
-    model is shown, of which row k has nothing to the right of m_k; ``states`` (N, 1 + P + Q) those at the ends of the
-    steps, the last of which is the outcome.
+    The inputs are the start, the model's P outputs and the Q noise draws, in the order in which the program uses them.
+
+    Attributes:
+        registers: every register, the start first (1 + R, 1 + P + Q).
+        asked: the states at which the model is evaluated (P, 1 + P + Q). Of the outputs, row k, counted from 0, depends
+            on m_1 .. m_k only.
+        states: the states at the ends of the steps (N, 1 + P + Q); the last one is the outcome.
     """
 
     registers: Matrix
@@ -33,7 +36,8 @@ class Response(NamedTuple):
 
 
 def response(program: Program, output: Output | None = None) -> Response:
-    """A program's response to its inputs, in terms of what the model puts out, or of another ``output``.
+    """The coefficients of a program's values over its inputs. The model's inputs are of the kind ``output``, which is
+    the program's own output if None.
 
     >>> import scoresde, solvers
     >>> nodes = solvers.grid("uniform", scoresde.VE(0.1, 10), steps=1)
@@ -65,9 +69,10 @@ def response(program: Program, output: Output | None = None) -> Response:
 
 
 def difference(one: Program, other: Program) -> float:
-    """The largest difference between two programs' numbers: the outcome's and the asked states' coefficients in eps,
-    each relative to the largest of its row, and the lam where the model is asked and where noise is drawn. Infinite
-    where they ask or draw a different number of times.
+    """The largest difference between two programs' numbers; infinite if their numbers of evaluations or draws differ.
+
+    It compares the coefficients, with the model's output as eps, of the outcome and of every state at which the model
+    is evaluated, relative to the largest of their row. It also compares the lam of every evaluation and noise draw.
 
     >>> import scoresde, solvers
     >>> nodes = solvers.grid("karras", scoresde.VP(), steps=8)
@@ -86,7 +91,7 @@ def difference(one: Program, other: Program) -> float:
 
 
 def _places(program: Program) -> list[float]:
-    """lam where the model is asked, where each draw begins and ends, and where the program arrives."""
+    """lam at every evaluation, at the start and end of every draw, and at the last node."""
     nodes = program.nodes
     asked = [nodes[i.node].lam for i in program.instructions if isinstance(i, Evaluate)]
     drawn = [nodes[k].lam for i in program.instructions if not isinstance(i, (Combine, Evaluate)) for k in (i.t, i.s)]
@@ -94,21 +99,23 @@ def _places(program: Program) -> list[float]:
 
 
 def equal(one: Program, other: Program, tolerance: float = 1e-12) -> bool:
-    """Whether two programs are one method on this grid: ``difference`` is below the tolerance."""
+    """Whether two programs are the same method on this grid: ``difference`` is below the tolerance."""
     return difference(one, other) < tolerance
 
 
 def terminal_covariance(program: Program, covariance: float | Tensor) -> Tensor:
-    """The exact covariance of the outcome where the data are N(0, C) and the start has the law of x_t there.
+    """The exact covariance of the outcome for data with law N(0, C) and a start with the law of x_t.
 
-    On Gaussian data every prediction is linear in the state, so in a basis in which C is diagonal the outcome is a sum
-    of independent normal numbers, the start's and each draw's, and its variance the sum of their squared weights.
+    On Gaussian data every prediction is linear in the state. In a basis in which C is diagonal, the outcome is
+    therefore a weighted sum of independent normal numbers: the start and the draws. Its variance is the sum of the
+    squared weights.
 
     Args:
-        covariance: C (d, d), or a variance: then the answer is one too.
+        program: the solver on its grid.
+        covariance: C (d, d), or a variance.
 
     Returns:
-        (d, d), or a scalar; float64.
+        The covariance (d, d), or a scalar for a variance; float64.
 
     >>> import scoresde, solvers
     >>> sde = scoresde.VP()
@@ -125,7 +132,7 @@ def terminal_covariance(program: Program, covariance: float | Tensor) -> Tensor:
         raise InputError(f"a covariance is a variance or a symmetric matrix (d, d), got shape {tuple(c.shape)}")
     variances, basis = (c.view(1), torch.eye(1, dtype=torch.float64)) if c.ndim == 0 else torch.linalg.eigh(c)
     if not (torch.isfinite(variances).all() and variances.min() >= -1e-12 * variances.abs().max()):
-        raise InputError("a covariance has no negative or infinite variances")
+        raise InputError(f"a covariance has no negative or infinite variances, got {variances.tolist()[:4]}")
     left = torch.as_tensor(_variances(program, variances.clamp_min(0).numpy()))
     return left[0] if c.ndim == 0 else (basis * left) @ basis.T
 

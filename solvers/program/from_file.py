@@ -1,4 +1,4 @@
-"""A program in a file as a solver: "file:my_solver.json" wherever a solver's name is taken."""
+"""The solver ``file``: runs a program from a file; "file:my_solver.json" is accepted like any solver's name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .program import Program, Registers, answered, asker
 
 
 class Place(NamedTuple):
-    """How far a program has come: the number of its next step, and the registers that are still to be read."""
+    """The carry: the number of the next step, and the registers that later instructions read."""
 
     step: int
     registers: Registers
@@ -33,17 +33,17 @@ class Place(NamedTuple):
 )
 @dataclass(frozen=True)
 class File(Solver):
-    """A program that was written by ``Program.to_json``, here or by somebody else, run on its own nodes."""
+    """Runs a program from a file that ``Program.to_json`` or other software has written, on the nodes in the file."""
 
     path: str
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.program  # noqa: B018  (a file that is none is told at once)
+        self.program  # noqa: B018  (fails early if the file is not a program)
 
     @property
     def program(self) -> Program:
-        """What the file holds.
+        """The program in the file.
 
         Raises:
             InputError: there is no such file, or it is not a program.
@@ -76,12 +76,12 @@ class File(Solver):
 
     @property
     def evaluations(self) -> int:
-        """Of a step on average, rounded up."""
+        """The mean number of evaluations of a step, rounded up."""
         return -(-self.program.nfe // len(self.program.states))
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Place:
         if not _agree(self.program.grid, nodes):
-            raise InputError(f"{self} runs on the {len(self.program.grid)} nodes of its own, not on another grid")
+            raise InputError(f"{self} runs on the {len(self.program.grid)} nodes of its own, not on a different grid")
         return Place(0, Registers(x))
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Place, noise: Noise | None) -> Step:
@@ -105,7 +105,7 @@ def _read(path: Path, stamp: int) -> Program:
 
 
 def _agree(mine: Sequence[Node], others: Sequence[Node]) -> bool:
-    """Whether two grids are one, but for the rounding of another machine's numbers."""
+    """Whether two grids are the same up to the rounding of a different machine."""
 
     def near(a: float, b: float) -> bool:
         return abs(a - b) <= 1e-9 * max(abs(a), abs(b))

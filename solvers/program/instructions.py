@@ -1,4 +1,4 @@
-"""The three instructions of a program; instruction k makes register k + 1."""
+"""The three instructions of a program. Instruction k, counted from 0, makes register k + 1."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 
 class Combine(NamedTuple):
-    """The register sum of coefficient x register."""
+    """Makes the sum of the terms (register, coefficient): each coefficient times its register."""
 
     terms: tuple[tuple[int, float], ...]
 
 
 class Evaluate(NamedTuple):
-    """The model's output at the register ``x`` and the node of that index."""
+    """Evaluates the model: its output at the state in register ``x`` and the node of index ``node``."""
 
     x: int
     node: int
 
 
 class Draw(NamedTuple):
-    """Standard normal numbers for the interval between the nodes of those indices."""
+    """Draws standard normal numbers for the interval between the nodes of indices ``t`` and ``s``."""
 
     t: int
     s: int
@@ -30,7 +30,7 @@ Instruction = Combine | Evaluate | Draw
 
 
 class State(NamedTuple):
-    """The state at the end of a step: its register and its node."""
+    """The state at the end of a step: the indices of its register and its node."""
 
     register: int
     node: int

@@ -1,4 +1,4 @@
-"""Programs as JSON, version 1: docs/program_format.md says what a file means."""
+"""Reads and writes programs as JSON, version 1; docs/program_format.md defines the format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT, VERSION = "scoresde-program", 1
 
 
 class Parts(NamedTuple):
-    """What a text holds, in the order of ``Program``'s fields."""
+    """The parts of a program, in the order of ``Program``'s fields."""
 
     solver: str
     output: Output
@@ -26,7 +26,7 @@ class Parts(NamedTuple):
 
 
 class HasParts(Protocol):
-    """A program, as far as it is written."""
+    """The attributes of a program that a file contains."""
 
     @property
     def solver(self) -> str: ...
@@ -41,10 +41,11 @@ class HasParts(Protocol):
 
 
 def write(program: HasParts, note: str = "") -> str:
-    """The text of a program, a node and a row a line.
+    """The text of a program, with one line per node and per row.
 
     Args:
-        note: for people; no reader looks at it.
+        program: the program to write.
+        note: for people; readers ignore it.
     """
 
     def listed(rows: list[Any]) -> str:
@@ -78,14 +79,14 @@ def _row(instruction: Instruction) -> dict[str, Any]:
 
 
 def read(text: str) -> Parts:
-    """The parts of the program that a text holds.
+    """The parts of the program in a text.
 
     Raises:
-        InputError: the text is not a program, or of a version that is not known here.
+        InputError: the text is not a program, or has an unknown version.
     """
     document = _parsed(text)
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError(f'not a program: it does not say "format": "{FORMAT}"')
+        raise InputError(f'not a program: it does not contain "format": "{FORMAT}"')
     version = document.get("version")
     if type(version) is not int or version != VERSION:
         raise InputError(f"a program of version {_shown(version)}; this library reads version {VERSION}")
@@ -103,11 +104,11 @@ def read(text: str) -> Parts:
 
 
 def _parsed(text: str) -> Any:
-    """The JSON document; one in which no name stands twice, since readers disagree on what that means."""
+    """The JSON document. Rejects repeated names in an object, because JSON readers treat them differently."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(made := dict(pairs)) < len(pairs):
-            raise _refused("a name stands twice in one object")
+            raise _refused("a name occurs twice in one object")
         return made
 
     try:
@@ -125,7 +126,7 @@ def _refused(what: str) -> InputError:
 
 
 def _shown(value: Any) -> str:
-    """A value in an error: of a long or nested one, only what it is."""
+    """A value as text for an error message; a list or an object is shown as its kind and length."""
     if isinstance(value, (list, dict)):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
     text = json.dumps(value)
@@ -170,7 +171,7 @@ def _node(where: str, values: Any) -> Node:
 
 
 def _instruction(k: int, row: Any, nodes: tuple[Node, ...]) -> Instruction:
-    """Row k, which makes register k + 1 of those before it."""
+    """The instruction of row k, which makes register k + 1 and may read only the registers 0 to k."""
 
     def register(value: Any) -> int:
         if _index(f"row {k}", value) > k:
@@ -179,7 +180,7 @@ def _instruction(k: int, row: Any, nodes: tuple[Node, ...]) -> Instruction:
 
     def node(value: Any) -> int:
         if _index(f"row {k}", value) >= len(nodes):
-            raise _refused(f"row {k} names the node {_shown(value)} of {len(nodes)}")
+            raise _refused(f"row {k} names the node {_shown(value)}; there are {len(nodes)} nodes")
         return int(value)
 
     kind = sorted(row) if isinstance(row, dict) else []
@@ -187,13 +188,13 @@ def _instruction(k: int, row: Any, nodes: tuple[Node, ...]) -> Instruction:
         pairs = [_list(f"a term of row {k}", pair, 2) for pair in _list(f"row {k}", row["sum"])]
         terms = tuple((register(r), _number(f"row {k}", c)) for r, c in pairs)
         if not terms or len(dict(terms)) < len(terms):
-            raise _refused(f"row {k} is a sum of nothing or of one register twice")
+            raise _refused(f"row {k} is an empty sum or contains one register twice")
         return Combine(terms)
     if kind == ["model", "node"]:
-        asked = Evaluate(register(row["model"]), node(row["node"]))
-        if nodes[asked.node].sigma == 0:
-            raise _refused(f"row {k} asks the model at sigma = 0")
-        return asked
+        evaluation = Evaluate(register(row["model"]), node(row["node"]))
+        if nodes[evaluation.node].sigma == 0:
+            raise _refused(f"row {k} evaluates the model at sigma = 0")
+        return evaluation
     if kind == ["noise"]:
         t, s = _list(f"row {k}", row["noise"], 2)
         return Draw(node(t), node(s))
@@ -205,15 +206,15 @@ def _state(k: int, pair: Any, rows: int) -> State:
     if not 1 <= register <= rows:
         raise _refused(f"state {k} is the register {_shown(register)}; the rows make the registers 1 to {rows}")
     if node != k + 1:
-        raise _refused(f"state {k} stands at the node {_shown(node)}; the grid's nodes come first, so it is {k + 1}")
+        raise _refused(f"state {k} is at the node {_shown(node)}; the grid's nodes come first, so it must be {k + 1}")
     return State(register, node)
 
 
 def _check_grid(states: tuple[State, ...], nodes: tuple[Node, ...]) -> None:
-    """Refuses states that do not follow the steps, and a grid that does not go one way in sigma / alpha."""
+    """Rejects states that are not in the order of the steps, and grids on which sigma / alpha is not monotonic."""
     if not states or len(states) >= len(nodes):
         raise _refused(
-            f"{len(states)} states on {len(nodes)} nodes; each step ends at a node, and there is one at least"
+            f"{len(states)} states on {len(nodes)} nodes; at least one step is needed, and each step ends at a node"
         )
     for k, (one, other) in enumerate(pairwise(states)):
         if other.register <= one.register:

@@ -1,7 +1,7 @@
-"""A linear solver on a grid as a short table of numbers: run, driven step by step, written to a file.
+"""``Program``: a linear solver on a grid as a short table of numbers. It can be run, driven step by step, and saved.
 
 Every value is a register, made once: register 0 is the start, and instruction k makes register k + 1. ``trace`` makes
-programs of solvers.
+the program of a solver.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from .instructions import Combine, Draw, Evaluate, Instruction, State, reads
 
 @dataclass(frozen=True)
 class Program:
-    """A solver's numbers on a grid.
+    """A linear solver on a grid, as a list of instructions with numeric coefficients.
 
     Attributes:
-        solver: the spec that it was traced from, for people.
-        output: what the model is expected to put out; the coefficients are those of that output.
-        nodes: every node that the program speaks of: those of the grid first, then the ones between them.
+        solver: the spec of the traced solver, for people.
+        output: the output that the model must have; the coefficients apply to it.
+        nodes: every node that the program uses: the grid's first, then those between them.
         instructions: instruction k makes register k + 1.
         states: the state at the end of every step; the last one is the outcome.
     """
@@ -44,12 +44,12 @@ class Program:
 
     @property
     def nfe(self) -> int:
-        """Model evaluations of a sample."""
+        """The number of model evaluations of a sample."""
         return sum(isinstance(i, Evaluate) for i in self.instructions)
 
     @property
     def draws(self) -> int:
-        """Noise draws of a sample."""
+        """The number of noise draws of a sample."""
         return sum(isinstance(i, Draw) for i in self.instructions)
 
     @property
@@ -64,30 +64,32 @@ class Program:
 
     @property
     def start(self) -> Node:
-        """Where the program begins."""
+        """The node of the start."""
         return self.nodes[0]
 
     @property
     def end(self) -> Node:
-        """Where it arrives."""
+        """The node of the outcome."""
         return self.nodes[self.states[-1].node]
 
     @cached_property
     def last_use(self) -> tuple[tuple[int, ...], ...]:
-        """For every instruction, the registers that it is the last to read: found by a backward pass."""
+        """For every instruction, the registers that no later instruction reads; a backward pass finds them."""
         seen: set[int] = {self.states[-1].register}
         dying: list[tuple[int, ...]] = []
         for k in range(len(self.instructions) - 1, -1, -1):
             read = dict.fromkeys(reads(self.instructions[k]))
-            unread = () if k + 1 in seen else (k + 1,)  # a value that nobody reads: noise drawn to keep the order
+            unread = () if k + 1 in seen else (k + 1,)  # a value that is never read: noise drawn to keep the order
             dying.append((*(r for r in read if r not in seen), *unread))
             seen.update(read)
         return tuple(reversed(dying))
 
     @cached_property
     def _ordered(self) -> tuple[Instruction, ...]:
-        """The instructions, in every sum the first register that dies there put first: its tensor takes the sum. The
-        order does not depend on who holds the tensors, so neither does the rounding."""
+        """The instructions with the terms of each sum reordered: first a register that no later instruction reads.
+
+        The sum is accumulated in that register's tensor. The order depends on the program alone, and so does rounding.
+        """
         made: list[Instruction] = []
         for instruction, dying in zip(self.instructions, self.last_use, strict=True):
             if isinstance(instruction, Combine):
@@ -97,18 +99,18 @@ class Program:
         return tuple(made)
 
     def run(self, problem: Problem, x: Tensor, noise: Noise | None = None, hooks: Sequence[Hook] = ()) -> Tensor:
-        """The state at the last node, from x (B, *) at the first: the numbers of ``solve`` with the traced solver.
+        """Runs the program from x (B, *) at the first node and returns the state at the last one.
 
-        Sums are accumulated in place in registers that are no longer needed, so memory does not grow with the number of
-        steps, and nothing is computed on the way but the sums; with gradients enabled every sum is a new tensor. 16-bit
-        states are carried in float32. A model that keeps the tensor that it was shown, or writes over one that it has
-        answered with, has to copy it. A problem with ``raw`` (see ``Problem``) is asked for its model's own output.
+        The numbers are those of ``solve`` with the traced solver. Sums are accumulated in place in registers that are
+        no longer needed, so memory does not grow with the number of steps. With gradients enabled every sum is a new
+        tensor. 16-bit states are kept in float32. Models that store their input or reuse output buffers must copy them.
+        If the model's output is the program's, the program uses it as it is (``Problem.raw``) and converts nothing.
 
         Args:
             problem: the path and the model.
-            x: the state (B, *) at the first node; it is left as it is.
-            noise: needed where the program draws.
-            hooks: each is called with (x, node) after every step; what it returns, if not None, replaces x.
+            x: the state (B, *) at the first node; it is not changed.
+            noise: the noise source, needed if the program draws.
+            hooks: each is called with (x, node) after every step; its result, if not None, replaces x.
 
         Raises:
             InputError: noise is missing.
@@ -131,26 +133,26 @@ class Program:
             return outcome
 
     def solve(self, problem: Problem, x: Tensor, noise: Noise | None = None, hooks: Sequence[Hook] = ()) -> Solution:
-        """``run``, with what ``solvers.solve`` tells besides the state."""
+        """Runs the program like ``run`` and returns a ``Solution``, as ``solvers.solve`` does."""
         return self.solution(self.run(problem, x, noise, hooks))
 
     def solution(self, x: Tensor) -> Solution:
-        """The outcome x (B, *) of a run, with the evaluations that it took."""
+        """The ``Solution`` for the outcome x (B, *) of a run, with its number of evaluations."""
         none = torch.zeros(len(x), dtype=torch.long)
         return Solution(x, self.end, none + self.nfe, self.nfe, None, none, none)
 
     def steps(
         self, x: Tensor, noise: Noise | None = None
     ) -> Generator[Request, Prediction | Tensor | Answer | None, Tensor]:
-        """Yields where the model is to be asked; send the answer back, and any foreign loop drives the solver.
+        """A generator that yields a request for each model evaluation, so that a foreign loop can drive the solver.
 
-        The answer is a ``Prediction``, the model's own output (B, *) if it is the one that the program was traced for,
-        or an ``Answer`` whose ``x`` replaces the state that was yielded (a loop that blends it with a known image,
-        say). In a ``for`` loop, call ``request.answer``. What the generator returns is the state at the last node, and
-        the last request keeps it as ``outcome``.
+        Send the answer back, or call ``request.answer`` in a ``for`` loop. The answer is a ``Prediction``, the model's
+        own output (B, *) if the program was traced for it, or an ``Answer``. The ``x`` of an ``Answer`` replaces the
+        yielded state, for loops that blend it with a known image, for example. The generator returns the state at the
+        last node; the last request contains it as ``outcome``.
 
         Raises:
-            InputError: noise is missing, or no answer came.
+            InputError: noise or an answer is missing.
         """
         inner = self._advance(x, noise, True, False)
         request: Request | None = None
@@ -173,15 +175,15 @@ class Program:
                 answer = given if isinstance(given, Answer) else Answer(given)
 
     def to_json(self) -> str:
-        """The program as text, see docs/program_format.md; ``from_json`` gives an equal one back."""
+        """The program as text, see docs/program_format.md; ``from_json`` returns an equal program."""
         return json_format.write(self)
 
     @staticmethod
     def from_json(text: str) -> Program:
-        """The program that a text holds.
+        """The program in a text.
 
         Raises:
-            InputError: the text is not a program, or of a version that is not known here.
+            InputError: the text is not a program, or has an unknown version.
         """
         return Program(*json_format.read(text))
 
@@ -191,15 +193,16 @@ class Program:
     def rows(
         self, registers: Registers, step: int, noise: Noise | None, in_place: bool = False
     ) -> Generator[Request, Any, None]:
-        """Executes the rows of one step: the one interpreter of instructions.
+        """Executes the instructions of one step: the only interpreter of instructions.
 
-        Yields a ``Request`` where the model is to be asked, and is sent the output (B, *), a Prediction or an Answer.
+        It yields a ``Request`` for each model evaluation and receives the output (B, *), a Prediction or an Answer.
 
         Args:
-            registers: what the steps before have left; the step's values are added, those read for the last time leave.
+            registers: the values after the steps before. Values of this step are added; those that no later
+                instruction reads are removed.
             step: the number of the step.
-            noise: needed where the program draws.
-            in_place: write over registers that nobody else holds.
+            noise: the noise source, needed if the program draws.
+            in_place: whether to overwrite registers whose tensors are used nowhere else.
         """
         first = self.states[step - 1].register if step else 0
         last = self.states[step].register
@@ -223,7 +226,7 @@ class Program:
                     value = self.output.of(value, state, node)
                 value = registers.inwards(value)
                 if register in registers.mine and shares(value, state):
-                    value = value.clone()  # a model that answers with its input
+                    value = value.clone()  # the model returned its input
             else:
                 assert noise is not None
                 value = registers.inwards(noise(nodes[instruction.t], nodes[instruction.s]))
@@ -233,8 +236,10 @@ class Program:
     def _advance(
         self, x: Tensor, noise: Noise | None, shown: bool, in_place: bool
     ) -> Generator[Request | Shown, Any, Tensor]:
-        """Every step: yields a Request and is sent the output, an Answer or a Prediction; yields Shown after every step
-        where ``shown``, and is sent the state to go on with, or None."""
+        """Executes every step. Yields a Request for each evaluation and receives an output, a Prediction or an Answer.
+
+        With ``shown`` it also yields Shown after every step and receives the state that replaces it, or None.
+        """
         if noise is None and self.stochastic:
             raise InputError(f"{self.solver} draws noise: give it a noise source")
         registers = Registers(x)
@@ -244,22 +249,22 @@ class Program:
                 replaced = yield Shown(registers.outwards(registers.values[register]), self.nodes[node])
                 if replaced is not None:
                     registers.values[register] = registers.inwards(replaced)
-                registers.mine.discard(register)  # somebody may have kept it
+                registers.mine.discard(register)  # the receiver may keep the tensor
         outcome: Tensor = registers.outwards(registers.values[self.states[-1].register])
         return outcome
 
 
 class Registers:
-    """The values of a run that are still to be read.
+    """The values of a run that later instructions read.
 
-    All have one dtype, whatever the model, the noise and the hooks come with: that of the start, or float32 for a start
-    of 16 bits, which are too few to sum in, and which some kernels round otherwise at the end of a row than within.
-    Symbolic values, those of a trace, have none.
+    All have one dtype, for any dtype of the model, the noise and the hooks: that of the start, or float32 for a 16-bit
+    start. 16 bits are too few for sums, and some kernels round them differently at the end of a row than within it.
+    Symbolic values, those of a trace, have no dtype.
 
     Attributes:
-        values: by register.
-        mine: registers in tensors that nobody else holds.
-        free: tensors of registers that were read for the last time.
+        values: the value of each register.
+        mine: the registers whose tensors are used nowhere else.
+        free: tensors that may be overwritten: no later instruction reads their registers.
     """
 
     __slots__ = ("dtype", "free", "mine", "outer", "values")
@@ -272,21 +277,21 @@ class Registers:
         self.free: list[Tensor] = []
 
     def inwards(self, value: Any) -> Any:
-        """A value in the registers' dtype."""
+        """A value converted to the registers' dtype."""
         return value if self.dtype is None or value.dtype == self.dtype else value.to(self.dtype)
 
     def outwards(self, value: Any) -> Any:
-        """A value in the dtype of the start."""
+        """A value converted to the dtype of the start."""
         return value if self.outer == self.dtype else value.to(self.outer)
 
     def copy(self) -> Registers:
-        """The same values, for a step that must leave these as they are."""
+        """A copy with the same values, for a step that must not change these registers."""
         made = Registers(self.values[next(iter(self.values))])
         made.outer, made.dtype, made.values = self.outer, self.dtype, dict(self.values)
         return made
 
     def sum(self, terms: Sequence[tuple[int, float]], dying: Sequence[int], in_place: bool) -> Any:
-        """The sum of coefficient x register, with the same bits in place and as a new tensor."""
+        """The sum of coefficient times register; in place and as a new tensor it has the same bits."""
         (first, c), *rest = terms
         values = self.values
         if not in_place:
@@ -307,7 +312,7 @@ class Registers:
         return value
 
     def release(self, dying: Sequence[int], keep: int) -> None:
-        """Drops registers that were read for the last time; their tensors may be written over."""
+        """Removes the registers ``dying``, except ``keep``; later sums may overwrite their tensors."""
         for register in dying:
             if register == keep:
                 continue
@@ -325,19 +330,19 @@ class Shown(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer of the model with the state that it was really asked at, if that is another than the program's."""
+    """A model's answer, with the state ``x`` at which the model was evaluated if it differs from the program's."""
 
     output: Any
     x: Tensor | None = None
 
 
 class Request:
-    """Where the model is to be asked.
+    """A program's request for a model evaluation.
 
     Attributes:
         x: the state (B, *).
-        node: its time.
-        outcome: the state at the last node, once the last request was answered and the generator has ended.
+        node: its node.
+        outcome: the state at the last node, after the last request is answered and the generator has ended.
     """
 
     __slots__ = ("given", "node", "outcome", "x")
@@ -348,22 +353,22 @@ class Request:
         self.outcome: Any = None
 
     def answer(self, given: Prediction | Tensor | Answer) -> None:
-        """For loops that cannot send: the answer is taken when the loop comes round."""
+        """Sets the answer, for ``for`` loops, which cannot send; the generator reads it when the loop continues."""
         self.given = given
 
 
 def shares(one: Any, other: Any) -> bool:
-    """Whether two tensors lie in the same memory."""
+    """Whether two tensors share their memory."""
     return bool(one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr())
 
 
 def asker(output: Output, problem: Problem) -> Callable[[Tensor, Node], Any]:
-    """(x, node) -> the model's output: its own where it is the program's, else a prediction, to be converted."""
+    """The function (x, node) that evaluates the model: ``raw`` if its output is the program's, else ``predict``."""
     return problem.raw if problem.output == output else problem.predict
 
 
 def answered(requests: Generator[Request, Any, None], ask: Callable[[Tensor, Node], Any]) -> None:
-    """Answers every request of a generator."""
+    """Runs a generator to its end and answers every request with ``ask``."""
     answer: Any = None
     try:
         while True:

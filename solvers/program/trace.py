@@ -1,4 +1,4 @@
-"""Tracing: the one loop run with symbolic values that know addition and multiplication by a number."""
+"""Tracing: runs a solver's own steps on symbolic values, which support only sums and products with numbers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from ..types.solver import Solver, solvers
 from .instructions import Combine, Draw, Evaluate, Instruction, State
 from .program import Program
 
-# rows that read a prediction before it gets a register: fewer read x and the output in its place at less cost
+# a prediction gets its own register if at least this many rows read it; fewer rows read x and the output at less cost
 SHARED = 3
 
 
 class Linear:
-    """A value that is linear in the registers of a program; it stands for a batch of one number."""
+    """A symbolic value: a linear combination of a program's registers, with the shape of a batch of one number."""
 
     __slots__ = ("terms",)
-    __array_ufunc__ = None  # numpy's numbers leave the product to us
+    __array_ufunc__ = None  # products with NumPy numbers then use __rmul__
     shape, ndim = (1, 1), 2
 
     def __init__(self, terms: dict[int, float]) -> None:
@@ -53,7 +53,7 @@ class Linear:
     __rmul__ = __mul__
 
     def add(self, other: Linear, *, alpha: float) -> Linear:
-        """self + alpha other, as of a tensor."""
+        """self + alpha other, as ``Tensor.add``."""
         return self + alpha * other
 
     def __truediv__(self, c: float) -> Linear:
@@ -80,11 +80,11 @@ class NoProgram(InputError):
 
 
 class NotLinear(AttributeError):
-    """A solver did something else to a state than add and scale it."""
+    """An operation on a state other than addition and scaling."""
 
 
 class _Tracer(Problem):
-    """The problem and the noise of a symbolic solve: writes the instructions down."""
+    """The problem and the noise source of a symbolic solve; it records the instructions."""
 
     def __init__(self, nodes: Sequence[Node], schedule: Schedule | None, output: Output) -> None:
         self.schedule, self.written = schedule, output
@@ -97,7 +97,7 @@ class _Tracer(Problem):
     @property
     def path(self) -> Schedule:
         if self.schedule is None:
-            raise InputError("this solver looks between the grid's nodes: give trace the schedule as well")
+            raise InputError("this solver evaluates the path between the grid's nodes: pass the schedule to trace")
         return self.schedule
 
     def emit(self, instruction: Instruction) -> int:
@@ -105,7 +105,7 @@ class _Tracer(Problem):
         return len(self.instructions)
 
     def place(self, node: Node) -> int:
-        """The node's index; a node that was not met before comes to the end."""
+        """The node's index; a new node is appended."""
         key = (node.t, node.alpha, node.sigma)
         if key not in self.index:
             self.index[key] = len(self.nodes)
@@ -113,7 +113,7 @@ class _Tracer(Problem):
         return self.index[key]
 
     def register(self, x: Linear, fresh: bool = False) -> int:
-        """The register of a value, which is a sum of others until somebody needs it; ``fresh``: its own."""
+        """The register of a value; a value that is a sum gets its register here. ``fresh``: not an already used one."""
         if len(x.terms) == 1:
             ((register, c),) = x.terms.items()
             if c == 1.0 and register >= 0 and not (fresh and register in self.used):
@@ -137,14 +137,14 @@ class _Tracer(Problem):
         return Linear({draw: 1.0})
 
     def end_of_step(self, x: Any, node: Node) -> None:
-        """A hook: the state becomes a register, lest rows grow with the number of steps."""
+        """A hook that gives the state a register, so that the length of sums does not grow with the number of steps."""
         self.states.append(State(self.register(x, fresh=True), self.place(node)))
 
     def program(self, solver: Solver) -> Program:
-        """The program, its rows in registers of the model's own output.
+        """The program of the recorded instructions, with the model's own output in its registers.
 
-        While tracing, -2 r and -2 r - 1 stand for the x0 and the eps of the output in register r. One that several
-        rows read is made a register; else each row reads x and the output in its place.
+        While tracing, the keys -2 r and -2 r - 1 stand for the x0 and the eps of the output in register r. A prediction
+        that ``SHARED`` or more rows read gets its own register; otherwise each row reads x and the output instead.
         """
         readers = Counter(r for i in self.instructions if isinstance(i, Combine) for r, _ in i.terms if r < 0)
         renamed: dict[int, tuple[tuple[int, float], ...]] = {0: ((0, 1.0),)}
@@ -182,14 +182,13 @@ def trace(
     schedule: Schedule | None = None,
     output: str | Output = "x0",
 ) -> Program:
-    """The program of a linear solver on a grid: the solver's own steps, taken by ``solve`` with symbolic values.
+    """The program of a linear solver on a grid, found by running ``solve`` on symbolic values.
 
     Args:
-        solver: a linear one; ``solvers.info(name).linear`` says which are.
+        solver: a linear solver, see ``solvers.info(name).linear``.
         nodes: the grid, see ``solvers.grid``.
-        schedule: the path, for solvers that look between the nodes (``dpm_2``, ``churn``, ...).
-        output: what the model puts out. The program's coefficients are then those of that output: nothing is converted
-            at run time.
+        schedule: the path, for solvers that evaluate it between the nodes (``dpm_2``, ``churn``, ...).
+        output: the model's output. The program's coefficients apply to it, so nothing is converted at run time.
 
     >>> import scoresde, solvers
     >>> program = trace("dpmpp_2m", solvers.grid("karras", scoresde.VP(), steps=20))
@@ -197,7 +196,7 @@ def trace(
     (20, 40)
 
     Raises:
-        NoProgram: an InputError: the solver is not linear.
+        NoProgram: an InputError; the solver is not linear.
         InputError: the solver needs the schedule; the output is unknown.
     """
     method, nodes = solvers.make(solver), checked(tuple(nodes))
@@ -209,5 +208,5 @@ def trace(
     try:
         solve(method, tracer, x, nodes, noise, [tracer.end_of_step])  # type: ignore[arg-type]
     except (NotLinear, TypeError) as error:
-        raise NoProgram(f"{method} has no program: its steps ask a state for {str(error)!r}") from error
+        raise NoProgram(f"{method} has no program: its steps are not linear, they use {str(error)!r}") from error
     return tracer.program(method)

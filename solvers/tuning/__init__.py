@@ -1,4 +1,4 @@
-"""Time grids chosen for a model: trajectories of one solve, and searches for the grid with the least error."""
+"""Grids tuned for a solver on a model: reference trajectories, and searches for the grid with the least error."""
 
 from .grids import Trajectory, TunedGrid, trajectory, tune_grid
 

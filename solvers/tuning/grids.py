@@ -1,8 +1,8 @@
-"""Grids tuned for a solver on a model: few steps, each where it helps most.
+"""Grids tuned for a solver on a model: few steps, placed where they reduce the error most.
 
-A fine solution of the probability-flow ODE from a batch of starts is the truth. First, dynamic programming over its
-nodes finds the steps whose one-step errors sum to the least (Chen et al. 2024, arXiv:2405.11326, "Geometry-Inspired
-Time Scheduling"). One-step errors know nothing of how errors travel, cancel, or of a multistep method's history: so
+The reference is a fine solution of the probability-flow ODE from a batch of starts. First, dynamic programming over its
+nodes finds the steps whose one-step errors have the least sum (Chen et al. 2024, arXiv:2405.11326, "Geometry-Inspired
+Time Scheduling"). One-step errors ignore how errors propagate and cancel, and a multistep method's history. So
 then the nodes are moved by a direct search on what counts, the error of the whole solve at its end.
 
 >>> import torch
@@ -41,7 +41,7 @@ from ..types.schedule import Schedule
 from ..types.solver import Solver, solvers
 from .search import Array, cheapest_path, descend
 
-# what a tuned grid is measured beside, and where the search may start
+# grids that a tuned grid is compared with, and from which the search may start
 BUILT_IN = (
     "karras", "logsnr", "uniform", "quadratic", "kl_optimal", "beta", "flow_shift", "flow_shift(shift=1)",
     "polyexponential(rho=2)",
@@ -52,15 +52,15 @@ _COSTED = 64  # samples whose one-step errors are averaged; the search that foll
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A fine solution of the probability-flow ODE, taken for the truth; ``trajectory`` makes one.
+    """A fine solution of the probability-flow ODE, the reference of a tuning; ``trajectory`` computes it.
 
     Attributes:
         schedule: the path.
-        nodes: from noise to data; where the last is sigma = 0, grids tuned on it go there.
+        nodes: from noise to data; if the last one has sigma = 0, grids tuned on this reference end there too.
         states: the states at the nodes (len(nodes), B, *).
 
     Raises:
-        InputError: states that do not fit the nodes or are not finite, or nodes from data to noise.
+        InputError: the states do not fit the nodes or are not finite, or the nodes run from data to noise.
     """
 
     schedule: Schedule
@@ -70,11 +70,11 @@ class Trajectory:
     def __post_init__(self) -> None:
         checked(self.nodes, "the reference")
         if self.nodes[0].ratio < self.nodes[-1].ratio:
-            raise InputError("the reference runs from data to noise: give it the other way")
+            raise InputError("the reference runs from data to noise: reverse its nodes and states")
         if self.states.ndim < 3 or len(self.states) != len(self.nodes) or not self.states.numel():
             raise InputError(f"a reference of {len(self.nodes)} nodes has states of {tuple(self.states.shape)}")
         if not torch.isfinite(self.states).all():
-            raise InputError("the reference holds numbers that are not finite")
+            raise InputError("the reference contains numbers that are not finite")
 
     @property
     def to_zero(self) -> bool:
@@ -83,24 +83,23 @@ class Trajectory:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The times of its last node with sigma > 0 and of its first."""
+        """The times of its last node with sigma > 0 and of its first node."""
         return self.nodes[-2 if self.to_zero else -1].t, self.nodes[0].t
 
     def place(self, rule: str | Grid, steps: int) -> tuple[Node, ...]:
-        """The nodes of a grid on the same range, to the same end."""
+        """The nodes of a grid on the same range of times and with the same end."""
         made = replace(grids.make(rule), end="zero" if self.to_zero else "t_min")
         return made.nodes(self.schedule, steps, *self.range)
 
     @torch.no_grad()
     def errors(self, solver: str | Solver, problem: Problem, nodes: Sequence[Node]) -> Tensor:
-        """The mean square distance per coordinate (B,), float64, between a solver's outcome and the truth; infinite
-        where the outcome is not finite.
+        """Mean square distance per coordinate (B,), float64, between a solver's outcome and the reference's last state.
 
-        Where ``nodes`` begin at less noise than the truth, the solve begins there with the same noise, as samplers do:
-        its start has the standard deviation of the path, sqrt(alpha^2 + sigma^2).
+        It is infinite where the outcome is not finite. If ``nodes`` begin at less noise than the reference, the start
+        is the reference's, scaled to the path's standard deviation there, sqrt(alpha^2 + sigma^2), as samplers do.
 
         Raises:
-            InputError: the solver draws noise or has no ``Program``, or the nodes end elsewhere.
+            InputError: the solver draws noise or has no ``Program``, or the nodes end at a different sigma.
         """
         begin, end = self.nodes[0], self.nodes[-1]
         if not math.isclose(nodes[-1].ratio, end.ratio, rel_tol=1e-9):
@@ -125,21 +124,22 @@ def trajectory(
     t_min: float | None = None,
     t_max: float | None = None,
 ) -> Trajectory:
-    """The reference of a tuning: where an accurate solver carries a batch.
+    """The reference of a tuning: the states of a batch at every node of an accurate solve.
 
     Args:
         problem: the path and the model.
-        x: the starts (B, *) at t_max, in the dtype that the solve is to have; float64 where the model allows it.
+        x: the starts (B, *) at t_max, in the dtype of the solve; float64 if the model allows it.
         schedule: the path.
-        grid, steps: the nodes. ``logsnr(end=zero)`` goes on to sigma = 0, and so will the grids tuned on it.
-        solver: a deterministic one; of an adaptive one, every interval is solved to its tolerances.
+        grid, steps: the nodes. ``logsnr(end=zero)`` ends at sigma = 0, and so do the grids tuned on this reference.
+        solver: a deterministic solver; an adaptive one solves every interval to its tolerances.
+        t_min, t_max: the range of times; None means the grid's default.
 
     Raises:
-        InputError: the solver draws noise, and whatever the grid refuses.
+        InputError: the solver draws noise, or the grid rejects its arguments.
     """
     method, nodes = solvers.make(solver), grids.make(grid).nodes(schedule, steps, t_min, t_max)
     if method.stochastic:
-        raise InputError(f"{method} draws noise: a reference takes a deterministic solver")
+        raise InputError(f"{method} draws noise: a reference needs a deterministic solver")
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise InputError("x must be floats (B, *)")
     states = [x]
@@ -149,16 +149,16 @@ def trajectory(
 
 @dataclass(frozen=True)
 class TunedGrid:
-    """A grid found by ``tune_grid``, and how well it does.
+    """A grid found by ``tune_grid``, with its errors and those of other grids.
 
     Attributes:
-        solver: the spec that it was tuned for.
+        solver: the spec of the solver that the grid was tuned for.
         nfe: model evaluations of a solve on it, as counted.
         ratios: the noise levels sigma / alpha, greatest first; a last 0 is sigma = 0.
-        samples: how many samples it was tuned on, and how many were held out.
-        errors: root-mean-square distance per coordinate to the truth on the tuning samples: "tuned", "dynamic
-            programming", then the built-in grids by their specs.
-        held_out: the same on samples that the tuning did not see; empty where none were given.
+        samples: the number of samples for the tuning, and the number held out.
+        errors: root-mean-square distance per coordinate to the reference on the tuning samples, by grid: "tuned",
+            "dynamic programming", then the built-in grids by their specs.
+        held_out: the same on samples that the tuning did not use; empty without held-out samples.
     """
 
     solver: str
@@ -170,22 +170,23 @@ class TunedGrid:
 
     @property
     def steps(self) -> int:
-        """How many there are, one to sigma = 0 included."""
+        """The number of steps, including one to sigma = 0."""
         return len(self.ratios) - 1
 
     @property
     def grid(self) -> Explicit:
-        """The grid as every entry point takes it: ``sample(..., grid=tuned.grid)``."""
+        """The grid in the form that every entry point accepts: ``sample(..., grid=tuned.grid)``."""
         return Explicit(ratios=self.ratios)
 
     def save(self, path: str | Path, **facts: Any) -> None:
-        """Writes the grid to a file that ``grid="file:PATH"`` names in a config, on the command line and in Python.
+        """Writes the grid to a file; ``grid="file:PATH"`` then names it in a config, on the command line and in Python.
 
         Args:
-            facts: what else a reader should know, such as ``seeds`` and the model; anything that JSON knows.
+            path: the file.
+            facts: further entries of the file, such as ``seeds`` and the model; any values that JSON can represent.
 
         Raises:
-            InputError: the file cannot be written, or a fact has the name of one of the grid's own.
+            InputError: the file cannot be written, or a fact has the name of an entry that the file has already.
         """
         own = {
             "solver": self.solver,
@@ -197,7 +198,7 @@ class TunedGrid:
         }
         for name in facts:
             if name in own or name in ("format", "version", "ratios"):
-                raise InputError(f"the grid's file has {name!r} of its own; take another name")
+                raise InputError(f"the grid's file has {name!r} of its own; use a different name")
         write_grid(path, self.ratios, {**own, **facts})
 
     def __str__(self) -> str:
@@ -325,7 +326,7 @@ def _mean(squares: Tensor) -> float:
 
 
 def _nodes(reference: Trajectory, levels: Array) -> tuple[Node, ...]:
-    """The reference's ends, and between them the nodes with log(sigma / alpha) at ``levels``."""
+    """The reference's first and last nodes, and between them nodes with log(sigma / alpha) at ``levels``."""
     schedule, (lo, hi) = reference.schedule, reference.range
     inner = (schedule(time_of(schedule, math.exp(float(level)), lo, hi)) for level in levels)
     return (reference.nodes[0], *inner, reference.nodes[-1])
@@ -348,8 +349,10 @@ class _Remembered(ProblemWrapper):
 
 @torch.no_grad()
 def step_costs(solver: Solver, problem: Problem, reference: Trajectory) -> Array:
-    """What a step from node i to node j costs (n, n): the root mean square per coordinate of its error in x / alpha,
-    begun at the truth. Infinite where j <= i. Of a multistep method the step is that of its start."""
+    """The error of a step from node i to node j (n, n): root mean square per coordinate of the error in x / alpha.
+
+    Each step starts from the reference's state, for a multistep method without history. Infinite where j <= i.
+    """
     nodes, count = reference.nodes, min(_COSTED, reference.states.shape[1])
     states, part = reference.states[:, :count], as_problem(problem).select(slice(0, count))
     costs = np.full((len(nodes), len(nodes)), math.inf)

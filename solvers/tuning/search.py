@@ -1,4 +1,4 @@
-"""Two searches for a grid: dynamic programming over given nodes, and a direct search that moves nodes freely."""
+"""Two searches for a grid: dynamic programming over given nodes, and a direct search that moves the nodes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def cheapest_path(costs: Array, steps: int) -> list[int]:
-    """The path of ``steps`` steps from the first node to the last whose costs (n, n) sum to the least.
+    """The path of ``steps`` steps from the first node to the last with the least sum of ``costs`` (n, n).
 
     >>> costs = np.array([[9, 1, 4, 9], [9, 9, 1, 5], [9, 9, 9, 1], [9, 9, 9, 9.0]])
     >>> cheapest_path(costs, 2), cheapest_path(costs, 3)
     ([0, 2, 3], [0, 1, 2, 3])
     """
-    least = np.full(len(costs), math.inf)  # of the paths from the first node to each, in k steps
+    least = np.full(len(costs), math.inf)  # the least cost of a path from the first node to each, in k steps
     least[0] = 0.0
     before = []
     for _ in range(steps):
@@ -40,19 +40,20 @@ def descend(
     runs: int,
     closed: bool = False,
 ) -> tuple[float, Array]:
-    """The least error found by moving levels, and those levels: the direct search of Hooke and Jeeves (1961, J. ACM
-    8(2), p. 212-229).
+    """Moves levels to reduce an error, and returns the least error found and its levels.
 
-    One level at a time goes a share of the way to its neighbour, which keeps them in order; what helped as a whole is
-    then repeated; where little helps any more, the share is halved. The error of few steps is rough (a sample that
-    falls to the other side of a divide makes a jump), which leads astray a search that follows derivatives.
+    This is the direct search of Hooke and Jeeves (1961, J. ACM 8(2), p. 212-229). It moves one level at a time by a
+    share of the distance to its neighbour, which keeps the levels in order. After each pass it repeats the pass's total
+    move while this reduces the error. When a pass brings little, it halves the share. A search that follows derivatives
+    would fail: with few steps the error is rough, since it jumps when a sample falls to a different mode.
 
     Args:
+        error: the function of the levels to minimise.
         levels: log(sigma / alpha) of the nodes to move (n,), descending.
-        start: their error.
+        start: the error at ``levels``.
         high, low: the levels of the fixed ends.
-        runs: evaluations of ``error`` that may be made.
-        closed: whether the last level may lie on ``low``, which is then no node of the grid.
+        runs: the most evaluations of ``error``.
+        closed: whether the last level may equal ``low``, which is then not a node of the grid.
     """
     left = runs
 
@@ -68,7 +69,7 @@ def descend(
         return value if value < than else None
 
     least, share = 1e-3 * (high - low) / (len(levels) + 1), 0.45
-    floor = np.full(len(levels) + 1, least)  # of the gaps, lest a multistep method divide by nothing
+    floor = np.full(len(levels) + 1, least)  # the least gaps, so that a multistep method never divides by zero
     if closed:
         floor[-1] = 0.0
     best, value = levels.copy(), start

@@ -1,4 +1,4 @@
-"""Solvers made of other solvers, and the correctors that they take."""
+"""Wrappers: solvers built around another solver; and the correctors that ``pc`` uses."""
 
 from .analytical_first_step import AFS
 from .churn import Churn

@@ -1,4 +1,4 @@
-"""The analytical first step: the model is not asked where it sees little but noise."""
+"""The analytical first step: a formula replaces the first model evaluation, where the state is nearly all noise."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from .base import Wrapper, require
 )
 @dataclass(frozen=True)
 class AFS(Wrapper):
-    """Any solver whose first prediction is eps = x / sqrt(alpha^2 + sigma^2), for which the model is not asked.
+    """Runs any solver with the first prediction eps = x / sqrt(alpha^2 + sigma^2) instead of a model evaluation.
 
-    At the noisy end x is nearly noise alone, of that size. What this is off by is multiplied by one step: order 1,
-    with a small constant. From data to noise the model is asked throughout. Raises InputError around a solver that
-    chooses its own steps, or asks for several steps at once.
+    At the noisy end x is nearly all noise, of that size. The error of this prediction enters one step only: order 1,
+    with a small constant. From data to noise every prediction is the model's. Raises InputError around a solver that
+    chooses its own steps or evaluates several steps at once.
     """
 
     solver: Solver = dataclasses.field(default=DPMpp2M())
@@ -42,7 +42,7 @@ class AFS(Wrapper):
         super().__post_init__()
         require("afs", self.solver)
         if self.solver.parallel:
-            raise InputError(f"afs: {self.solver} asks for several steps at once; take a solver of one after the other")
+            raise InputError(f"afs: {self.solver} evaluates several steps at once; take a solver that steps one by one")
 
     @property
     def order(self) -> float:
@@ -50,7 +50,7 @@ class AFS(Wrapper):
 
     @property
     def nominal_order(self) -> float:
-        """The solver's, were the first prediction right."""
+        """The solver's order; it would hold if the first prediction were exact."""
         return self.solver.order
 
     @property
@@ -75,7 +75,7 @@ class AFS(Wrapper):
 
 
 class _Answered(ProblemWrapper):
-    """A problem whose first prediction is that of pure noise."""
+    """A problem whose first prediction assumes that the state is pure noise."""
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)

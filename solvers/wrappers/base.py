@@ -1,4 +1,4 @@
-"""A solver around another one: what wrappers share, and what they refuse."""
+"""Base class of wrappers, which are solvers built around another solver, and their checks of the inner solver."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..types.solver import Noise, Solver, Step
 
 
 class Wrapper(Solver):
-    """A solver that adds to the one in its field ``solver``; whatever it does not override is the inner solver's."""
+    """A solver around the one in its field ``solver``; it delegates all that it does not override."""
 
     solver: Solver
 
     @property
     def inner(self) -> Solver:
-        """The solver inside."""
+        """The wrapped solver."""
         return self.solver
 
     @property
@@ -75,15 +75,17 @@ class Wrapper(Solver):
 def require(
     name: str, solver: Solver, restartable: bool = False, fixed_noise: bool = True, other_steps: bool = False
 ) -> None:
-    """Refuses a solver that a wrapper makes no sense around.
+    """Checks that a wrapper can wrap this solver.
 
     Args:
-        restartable: the wrapper needs steps that can be taken one by one, from any state.
-        fixed_noise: False where the wrapper needs a deterministic solver.
-        other_steps: the wrapper takes steps that are not the grid's.
+        name: the wrapper, for the error.
+        solver: the inner solver. It must not be adaptive.
+        restartable: True if the wrapper needs steps that depend on the state alone, not on the steps before.
+        fixed_noise: False if the wrapper needs a deterministic solver.
+        other_steps: True if the wrapper takes steps that are not the grid's.
 
     Raises:
-        InputError: the solver is adaptive, multistep, stochastic or bound to the grid, where that is refused.
+        InputError: the solver does not fit.
     """
     if solver.adaptive:
         raise InputError(f"{name}: {solver} chooses its own steps; take a solver of fixed steps")
@@ -96,9 +98,9 @@ def require(
 
 
 def renoise(x: Tensor, t: Node, up: Node, s_noise: float, noise: Noise) -> tuple[Tensor, Node]:
-    """x (B, *) at t with the noise that the forward process adds up to the noisier node ``up``, and that node.
+    """Adds the noise of the forward process from t to the noisier node ``up``; returns the new state and its node.
 
-    The state stays where it is if ``up`` is not the noisier one: the schedule may end before.
+    If ``up`` is not noisier than t, x (B, *) and t are returned as they are: the schedule may end before ``up``.
     """
     if up.ratio <= t.ratio:
         return x, t

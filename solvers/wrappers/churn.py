@@ -29,16 +29,16 @@ from .base import Wrapper, renoise, require
     reference="Karras et al. 2022, arXiv:2206.00364, algorithm 2",
     formula="x' / alpha' = x / alpha + s_noise sqrt(ratio'^2 - ratio^2) z, ratio' = (1 + gamma) ratio; "
     "x_s = solver(x', t' -> s)",
-    note="more noise than s_noise = 1 adds does not vanish on finer grids",
+    note="with s_noise above 1 the excess noise does not vanish on finer grids",
 )
 @dataclass(frozen=True)
 class Churn(Wrapper):
-    """EDM's stochastic sampler: fresh noise raises the level a little before each step of the solver.
+    """EDM's stochastic sampler: fresh noise raises the noise level a little before each step of the solver.
 
-    The level sigma / alpha is raised by the factor 1 + gamma, gamma = min(s_churn / N, sqrt(2) - 1) on a grid of N
-    steps, while it lies in [s_tmin, s_tmax]; never beyond the schedule's own end. The published settings: for
-    ImageNet 64 ``churn(s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003)``, for CIFAR-10
-    ``churn(s_churn=30, s_tmin=0.01, s_tmax=1, s_noise=1.007)``.
+    Where the level sigma / alpha lies in [s_tmin, s_tmax], it is multiplied by 1 + gamma, but never raised beyond the
+    end of the schedule. On a grid of N steps, gamma = min(s_churn / N, sqrt(2) - 1). Published settings are
+    ``churn(s_churn=40, s_tmin=0.05, s_tmax=50, s_noise=1.003)`` for ImageNet 64 and
+    ``churn(s_churn=30, s_tmin=0.01, s_tmax=1, s_noise=1.007)`` for CIFAR-10.
     """
 
     solver: Solver = dataclasses.field(default=Heun())

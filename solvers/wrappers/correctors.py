@@ -1,4 +1,4 @@
-"""Correctors: Markov chain Monte Carlo steps within one noise level."""
+"""Correctors: Markov chain Monte Carlo steps within one noise level, used by ``pc``."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..types.solver import Corrector, Noise, correctors
 
 
 def row_norm(x: Tensor) -> Tensor:
-    """The norm of every sample of x (B, *), as (B, 1, ..., 1)."""
+    """The Euclidean norm of each sample of x (B, *), as (B, 1, ..., 1)."""
     norm: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
     return norm.view(-1, *(1,) * (x.ndim - 1))
 
 
 def widened(x: Tensor) -> Tensor:
-    """x in float64: on its own device, or on the CPU where the device has no float64."""
+    """x in float64, on its own device; on the CPU if that device has no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
@@ -36,10 +36,10 @@ def widened(x: Tensor) -> Tensor:
 class Langevin(Corrector):
     """Unadjusted Langevin: x + step score + sqrt(2 step) z, step = 2 (snr |z| / |score|)^2.
 
-    The norms are each sample's own, so that a sample does not depend on its neighbours. In high dimension the
-    stationary variance exceeds the target's by the fraction snr^2, whatever the number of steps. In few dimensions
-    |z| / |score| has heavy tails, and single samples are thrown far; this rule is for images rather than for points.
-    A sample whose score is zero stays where it is: the rule has no step for it.
+    The norms are computed per sample, so a sample does not depend on the rest of its batch. In high dimension the
+    stationary variance exceeds the target's by the fraction snr^2, for any number of steps. In few dimensions
+    |z| / |score| has heavy tails and moves single samples far away: use this rule for images, not for points. A sample
+    whose score is zero does not move, because the rule then defines no step.
     """
 
     snr: AnyPositive = 0.16
@@ -64,10 +64,10 @@ class Langevin(Corrector):
 class AnnealedLangevin(Corrector):
     """Unadjusted Langevin with a step set by the noise level: x + step score + sqrt(2 step) z, step = 2 (snr sigma)^2.
 
-    Linear in x and z. Where the target is Gaussian with variance V at the level, the stationary variance is
-    V / (1 - step / (2 V)): in excess by at most the fraction snr^2 / (1 - snr^2), and by little where the data's own
-    variance outweighs the noise. (The released code of arXiv:2011.13456 has one more factor, that of its discrete
-    chain's last step, which is 1 up to the step's size.)
+    It is linear in x and z. If the target is Gaussian with variance V at the level, the stationary variance is
+    V / (1 - step / (2 V)). The excess is at most the fraction snr^2 / (1 - snr^2), and small where the data's variance
+    is larger than the noise's. (The released code of arXiv:2011.13456 has one more factor, that of its discrete chain's
+    last step, which is 1 up to the step's size.)
     """
 
     snr: Inside = 0.16
@@ -86,11 +86,11 @@ class AnnealedLangevin(Corrector):
 )
 @dataclass(frozen=True)
 class NoiseRenewal(Corrector):
-    """A share ``delta`` of the noise drawn anew: x' = alpha x0 + sigma (sqrt(1 - delta) eps + sqrt(delta) z).
+    """Replaces a share ``delta`` of the noise: x' = alpha x0 + sigma (sqrt(1 - delta) eps + sqrt(delta) z).
 
-    Linear in x and z. Where the target is Gaussian with variance V at the level, the share q = sigma^2 / V of it is
-    noise, and the stationary variance is delta sigma^2 / (1 - (1 - (1 - sqrt(1 - delta)) q)^2): too small by the
-    fraction delta (1 - q) / 4 or so. Raises InputError unless 0 < delta <= 1.
+    It is linear in x and z. If the target is Gaussian with variance V at the level, of which the share q = sigma^2 / V
+    is noise, the stationary variance is delta sigma^2 / (1 - (1 - (1 - sqrt(1 - delta)) q)^2). This is too small by
+    about the fraction delta (1 - q) / 4. Raises InputError unless 0 < delta <= 1.
     """
 
     delta: Share = 0.01
@@ -100,13 +100,13 @@ class NoiseRenewal(Corrector):
         return math.sqrt(1 - self.delta)
 
     def limit_variance(self, variance: Any, node: Node) -> Any:
-        # x' = gain x + sigma sqrt(delta) z, for gain = 1 - lost; 1 - gain^2 = lost (2 - lost), without cancellation
+        # x' = gain x + sigma sqrt(delta) z with gain = 1 - lost; 1 - gain^2 = lost (2 - lost), without cancellation
         lost = self.delta / (1 + self._kept) * node.sigma**2 / variance
         return self.delta * node.sigma**2 / (lost * (2 - lost))
 
     def correct(self, problem: Problem, x: Tensor, node: Node, noise: Noise) -> Tensor:
-        said = problem.predict(x, node)
-        kept = node.alpha * said.x0 + (node.sigma * self._kept) * said.eps
+        prediction = problem.predict(x, node)
+        kept = node.alpha * prediction.x0 + (node.sigma * self._kept) * prediction.eps
         return kept + (node.sigma * math.sqrt(self.delta)) * noise(node, node)
 
 
@@ -119,12 +119,12 @@ class NoiseRenewal(Corrector):
 )
 @dataclass(frozen=True)
 class MALA(Corrector):
-    """Metropolis-adjusted Langevin: the proposal x' = x + h score + sqrt(2 h) z, h = step sigma^2 / d^(1/3), is taken
-    with probability min(1, p(x') q(x | x') / (p(x) q(x' | x))), and otherwise the sample stays.
+    """Metropolis-adjusted Langevin: each proposal is accepted or rejected, so the stationary law is the target's.
 
-    Its stationary law is the target's own, whatever the step. It needs the density: the problem's
-    ``log_prob(x, node)``, (B,), of x_t at a node. The uniform number of the decision is a sample's own, from its noise;
-    d is the size of a sample.
+    The proposal is x' = x + h score + sqrt(2 h) z with h = step sigma^2 / d^(1/3), d the number of components of a
+    sample. It is accepted with probability min(1, p(x') q(x | x') / (p(x) q(x' | x))); otherwise the sample stays. The
+    stationary law is exact for any step. The problem must have ``log_prob(x, node)``, the log-density (B,) of x_t at a
+    node. The uniform number of each decision comes from the sample's own noise.
     """
 
     step: Positive = 0.5
@@ -144,8 +144,8 @@ class MALA(Corrector):
         try:
             gain = widened(problem.log_prob(proposal, node)) - widened(problem.log_prob(x, node))
         except NoDensity as error:
-            raise InputError(f"mala needs the target's density: {error}; langevin needs only the score") from None
+            raise InputError(f"mala needs the target's density: {error}; langevin needs the score only") from None
         gain = gain + log_kernel(x, mean(proposal)) - log_kernel(proposal, there)
-        # log of a uniform number, from the first component of a normal draw of the sample's own
+        # log of a uniform number, from the first component of a normal draw from the sample's noise
         accepted = torch.special.log_ndtr(widened(noise(node, node).flatten(1)[:, 0])) < gain
         return torch.where(accepted.to(x.device).view(-1, *(1,) * (x.ndim - 1)), proposal, x)

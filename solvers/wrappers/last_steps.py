@@ -1,4 +1,4 @@
-"""A policy for the end: the last steps of the grid by another solver."""
+"""``final``: a different solver takes the last steps of the grid."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ from .base import Wrapper, require
     kind="ODE",
     order=2,
     reference="Karras et al. 2022, arXiv:2206.00364, algorithm 1 (its last step is Euler's)",
-    formula="x_s = solver(x), but last(x) over the last steps",
+    formula="x_s = solver(x), and in the last steps x_s = last(x)",
 )
 @dataclass(frozen=True)
 class Final(Wrapper):
-    """A policy for the end: the last ``steps`` steps of the grid are taken by another solver.
+    """Runs ``solver``, and ``last`` for the last ``steps`` steps of the grid.
 
-    ``last`` starts anew there, so a multistep one has no history. A step of it makes a local error of its own order,
-    and there are a fixed number of them: the whole has the lower of the solver's order and one more than the last's.
+    ``last`` starts there without history, even if it is a multistep method. The local error of a step has one order
+    more than the method, and the number of these steps is fixed. So the whole has the order of ``solver``, or that of
+    ``last`` plus 1 if this is lower.
     """
 
     solver: Solver = dataclasses.field(default=DPMpp2M())

@@ -1,4 +1,4 @@
-"""Parallel in time: many steps of a solver at once, iterated until they agree with the steps taken one by one."""
+"""Parallel in time: evaluates many steps of a solver at once and iterates until they agree with sequential steps."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Draws = tuple[Tensor, ...]
 
 
 class _Ask(Exception):
-    """A step's request for a prediction that has not been made yet."""
+    """Raised where a step needs a prediction that has not been made yet."""
 
     def __init__(self, x: Tensor, node: Node) -> None:
         self.x, self.node = x, node
 
 
 class _Replay(ProblemWrapper):
-    """A problem that answers a step with the predictions made so far, and asks for the next; and its noise again."""
+    """A problem and noise source that replay a step: stored predictions, then ``_Ask`` for the next; stored draws."""
 
     def __init__(self, problem: Problem, answers: Sequence[Prediction], draws: Sequence[Tensor]) -> None:
         super().__init__(problem)
@@ -47,7 +47,7 @@ class _Replay(ProblemWrapper):
 
 
 class _Tape(ProblemWrapper):
-    """A problem that predicts nothing and a noise source that keeps what it gives: what one step draws, in order."""
+    """A problem that predicts zeros and a noise source that records its draws: those of one step, in order."""
 
     def __init__(self, problem: Problem, noise: Noise) -> None:
         super().__init__(problem)
@@ -64,16 +64,16 @@ class _Tape(ProblemWrapper):
 
 @dataclass(frozen=True)
 class _Window:
-    """What the sweeps have found so far.
+    """The carry of ``picard``: the states that the sweeps have computed so far.
 
     Attributes:
         nodes: the grid.
-        carry: what the solver found in it.
-        index: the node where the solve stands.
-        points: states (B, *) by node: final up to ``reached``, guesses after it.
-        draws: what the step from each node draws.
-        reached: the last node whose state is final, for every sample (B,).
-        guessed: the last node that has a guess, for every sample (B,).
+        carry: the inner solver's carry, from its ``init``.
+        index: the index of the node that the solve has reached.
+        points: the state (B, *) at each node: final up to ``reached``, a guess after it.
+        draws: the noise draws of the step from each node.
+        reached: for every sample, the index of its last final state (B,).
+        guessed: for every sample, the index of its last guess (B,).
     """
 
     nodes: tuple[Node, ...]
@@ -94,26 +94,27 @@ class _Window:
     evaluations=20,
     reference="Shih et al. 2023, arXiv:2305.16317, algorithm 1",
     formula="y_{j+1} = y_i + sum_{l=i..j} (Phi_l(y_l) - y_l), y = x / alpha, for the whole window at once",
-    note="saves time and not evaluations: a Solution's calls are fewer than its steps, its nfe more",
+    note="saves time, not evaluations: a Solution has fewer calls than steps, and a larger nfe",
 )
 @dataclass(frozen=True)
 class Picard(Wrapper):
-    """Parallel sampling: a window of steps is evaluated in one call of the model, and swept until it agrees.
+    """Parallel sampling: one call of the model evaluates a window of steps; sweeps repeat until the window converges.
 
     With Phi_l the solver's step from node l and y = x / alpha, a sweep sets
-    y_{j+1} = y_i + sum_{l=i..j} (Phi_l(y_l) - y_l) for every j of the window, all the Phi_l evaluated at the guesses of
-    the sweep before. The first state is then exact; the states behind it are final as long as they moved by no more
-    than ``tolerance`` times sqrt(alpha^2 + sigma^2), in root mean square, and the window moves on past them.
+    y_{j+1} = y_i + sum_{l=i..j} (Phi_l(y_l) - y_l) for every j of the window. All Phi_l are evaluated at the guesses of
+    the previous sweep. The first state is then exact. The states after it are final up to the first one that moved by
+    more than ``tolerance`` times sqrt(alpha^2 + sigma^2), in root mean square. The window then moves past them.
 
-    tolerance = 0 means up to rounding: the outcome is that of the solver alone. 1e-3 is enough for images. A sample's
-    sweeps depend on itself alone, and every sample is swept once a call, each in its own window. The noise of a step is
-    drawn once, in the order of the steps. Where a hook changes the state, what was guessed behind it is dropped.
+    tolerance = 0 means up to rounding: the outcome is that of the solver alone. 1e-3 is enough for images. Each sample
+    has its own window, one call of the model sweeps every sample once, and a sample's sweeps do not depend on the
+    others. The noise of a step is drawn once, in the order of the steps. If a hook replaces the state, the guesses
+    after it are dropped.
 
     Args:
         solver: any single-step solver of fixed steps.
-        window: how many steps to evaluate at once, the memory of as many states.
+        window: how many steps to evaluate at once; as many states are kept in memory.
         tolerance: see above.
-        sweeps: if given, every window is swept so many times, whatever the tolerance, and the next one starts at its
+        sweeps: if given, every window is swept this many times, for any tolerance, and the next window starts at its
             end. The outcome is then linear in the state, the predictions and the noise.
     """
 
@@ -144,7 +145,7 @@ class Picard(Wrapper):
 
     @property
     def evaluations(self) -> int:
-        """The most that a step can take, a sweep of the whole window; fewer are taken the sooner the sweeps agree."""
+        """The most evaluations that a step can take: a sweep of the whole window. Fast convergence takes fewer."""
         return self.window * self.solver.evaluations
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
@@ -166,11 +167,11 @@ class Picard(Wrapper):
         return self.step(problem, x, t, s, carry, noise)
 
     def replaced(self, carry: Any, x: Tensor) -> Any:
-        here = torch.full_like(carry.reached, carry.index)  # what was guessed behind x is dropped
+        here = torch.full_like(carry.reached, carry.index)  # the guesses after x are dropped
         return dataclasses.replace(carry, points={carry.index: x}, reached=here, guessed=here)
 
     def _advance(self, window: _Window, j: int, problem: Any, x: Tensor) -> Tensor:
-        """The solver's step from node j; ``problem`` is its noise too."""
+        """The solver's step from node j; ``problem`` is also its noise source."""
         t, s = window.nodes[j : j + 2]
         take = self.solver.to_data if s.clean else self.solver.step
         return take(problem, x, t, s, window.carry, problem).x
@@ -180,7 +181,7 @@ class Picard(Wrapper):
         return (window.reached + self.window).clamp_max(len(window.nodes) - 1)
 
     def _extend(self, problem: Problem, window: _Window, noise: Noise | None) -> _Window:
-        """Guesses for the nodes that the windows have come to, constant in y, and the noise of the steps to them."""
+        """Adds guesses, constant in y, for the nodes that enter the windows; draws the noise of the steps to them."""
         nodes, ends = window.nodes, self._ends(window)
         points, draws = dict(window.points), dict(window.draws)
         for j in range(int(window.guessed.min()), int(ends.max())):
@@ -195,7 +196,7 @@ class Picard(Wrapper):
         return dataclasses.replace(window, points=points, draws=draws, guessed=ends.maximum(window.guessed))
 
     def _sweep(self, problem: Problem, window: _Window) -> _Window:
-        """One evaluation of every sample's window, and what follows from it."""
+        """One sweep: evaluates every sample's window once and updates its states and its final node."""
         nodes, points, ends = window.nodes, dict(window.points), self._ends(window)
         rows = {
             j: torch.nonzero((window.reached <= j) & (j < ends)).flatten()
@@ -206,7 +207,7 @@ class Picard(Wrapper):
         for j, moved in steps.items():
             chosen, node, old = rows[j], nodes[j + 1], window.points[j + 1]
             at = chosen.to(old.device)
-            # the recursion of the sum; where a state did not move, that of the solver to the bit
+            # the recursion of the sum; where a state did not move, this is the solver's step to the last bit
             new = moved + (node.alpha / nodes[j].alpha) * (points[j][at] - window.points[j][at])
             shift = widened(new - old[at]).flatten(1).pow(2).mean(1).sqrt().cpu()
             tolerance = max(self.tolerance, 4 * torch.finfo(old.dtype).eps) * math.hypot(node.alpha, node.sigma)
@@ -218,7 +219,7 @@ class Picard(Wrapper):
         return dataclasses.replace(window, points=points, reached=reached)
 
     def _sweep_often(self, problem: Problem, window: _Window) -> _Window:
-        """The sweeps of one window, all its states final after them. The k-th finds the k-th state exactly."""
+        """All sweeps of one window; all its states are final afterwards. The k-th sweep makes the k-th state exact."""
         nodes, end = window.nodes, int(self._ends(window).max())
         points = dict(window.points)
         for first in range(window.index, min(window.index + (self.sweeps or 0), end)):
@@ -248,14 +249,14 @@ class Picard(Wrapper):
                     except _Ask as ask:
                         asked[j] = ask
             if asked:
-                told = _together(problem, [(rows[j], ask.x, ask.node) for j, ask in asked.items()])
-                for j, prediction in zip(asked, told, strict=True):
+                made = _together(problem, [(rows[j], ask.x, ask.node) for j, ask in asked.items()])
+                for j, prediction in zip(asked, made, strict=True):
                     answers[j].append(prediction)
         return {j: found[j] for j in rows}
 
 
 def _where(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """The rows of ``new`` (B, *) where ``rows`` (B,) holds, of ``old`` elsewhere."""
+    """The rows of ``new`` (B, *) where ``rows`` (B,) is true, and of ``old`` elsewhere."""
     return torch.where(rows.to(old.device).view(-1, *(1,) * (old.ndim - 1)), new, old)
 
 
@@ -264,7 +265,7 @@ def _chosen(x: Tensor, rows: Rows) -> Tensor:
 
 
 def _together(problem: Problem, asked: Sequence[tuple[Rows, Tensor, Node]]) -> list[Prediction]:
-    """The predictions at several states and nodes, in one call of the model; of symbolic states in several."""
+    """The predictions at several states and nodes, in one call of the model; for symbolic states, in one call each."""
     if not all(isinstance(x, Tensor) for _, x, _ in asked):
         return [problem.predict(x, node) for _, x, node in asked]
     each = [len(x) for _, x, _ in asked]

@@ -1,4 +1,4 @@
-"""Predictor-corrector: steps of a solver, and Markov chain Monte Carlo within each level that it arrives at."""
+"""Predictor-corrector: after each step of a solver, Markov chain Monte Carlo steps at the new noise level."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ from .correctors import Langevin
 )
 @dataclass(frozen=True)
 class PC(Wrapper):
-    """Predictor-corrector: a step of any solver, then corrector steps at the level it arrived at.
+    """Predictor-corrector: a step of any solver, then corrector steps at the new noise level.
 
-    What it tends to is the corrector's law, see ``limit_variance``, and it does so at order 1 whatever the predictor's.
+    On fine grids the outcome converges to the corrector's stationary law, see ``limit_variance``; the order is 1 for
+    any predictor.
     """
 
     predictor: Solver = dataclasses.field(default=ReverseDiffusion())
@@ -42,7 +43,7 @@ class PC(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.predictor.adaptive:
-            raise InputError(f"pc: {self.predictor} chooses its own steps and cannot be a predictor")
+            raise InputError(f"pc: {self.predictor} chooses its own steps; take a predictor of fixed steps")
 
     @property
     def inner(self) -> Solver:
@@ -54,7 +55,7 @@ class PC(Wrapper):
 
     @property
     def order(self) -> float:
-        # a corrector's law is its own, and lags behind the level by a step's width
+        # the law after the corrector lags behind the noise level by about one step
         return min(1, self.predictor.order)
 
     @property

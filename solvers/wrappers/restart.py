@@ -1,4 +1,4 @@
-"""Restart sampling: noise up and integrate down again, several times over the same levels."""
+"""Restart sampling: adds noise up to a higher level and integrates down again, several times over the same levels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ..types.solver import Noise, Solver, Step, solvers
 from .base import Wrapper, renoise, require
 
 Interval = tuple[float, ...]
-RHO = 7.0  # the paper spaces the restarts as EDM its grids
-COARSE = 3  # a grid of so few steps may miss any interval
+RHO = 7.0  # the paper spaces the nodes of a round as EDM does its grids
+COARSE = 3  # a grid of at most this many steps may miss any interval
 
 
 @solvers.register(
@@ -32,21 +32,24 @@ COARSE = 3  # a grid of so few steps may miss any interval
     evaluations=2,
     reference="Xu et al. 2023, arXiv:2306.14878, algorithms 1 and 2",
     formula="at ratio_min, K times: x / alpha + s_noise sqrt(ratio_max^2 - ratio^2) z, then the solver down again",
-    note="the restarts' evaluations come on top of those of the grid's steps",
+    note="restarts cost evaluations in addition to those of the grid's steps",
 )
 @dataclass(frozen=True)
 class Restart(Wrapper):
-    """Restart: ODE steps, and between chosen noise levels K rounds of fresh noise up and ODE steps down again.
+    """Restart: ODE steps, and between chosen noise levels K rounds of fresh noise followed by ODE steps down again.
 
-    Each of ``intervals`` is [n, K, ratio_min, ratio_max], levels of sigma / alpha, as in the paper: at the grid's first
-    node with ratio <= ratio_min (and sigma > 0) noise is added up to ratio_max, and the solver comes down over n nodes,
-    equally spaced in ratio^(1/7); K times. Where the grid itself has several times as many steps between the two
-    levels, every step of a round is divided as often: with a fixed n the rounds' error would not vanish on fine grids.
+    Each of ``intervals`` is [n, K, ratio_min, ratio_max], levels of sigma / alpha, as in the paper. A round begins at
+    the grid's first node with ratio <= ratio_min (and sigma > 0). It adds noise up to ratio_max, and the solver returns
+    over n nodes, equally spaced in ratio^(1/7). There are K rounds. If the grid itself has m times as many steps
+    between the two levels, every step of a round is divided into m: with a fixed n the rounds' error would not vanish
+    on fine grids.
 
     The default is a published setting for CIFAR-10, for a grid of 18 steps (43 evaluations with Heun). A multistep
-    solver starts anew in and after every round, which keeps order 2. Raises InputError where an interval would never be
-    taken up, because the grid begins at or below ratio_min or has no node of sigma > 0 that low; grids of three steps
-    or fewer, and those that pass over the interval in their last step to sigma = 0, go without it.
+    solver starts without history in and after every round, which keeps order 2.
+
+    Raises InputError if the grid never reaches an interval: if it begins at or below ratio_min or has no node of
+    sigma > 0 that low. The interval is skipped without an error on grids of three steps or fewer, and on grids that
+    pass over it in their last step to sigma = 0.
     """
 
     solver: Solver = dataclasses.field(default=Heun())
@@ -82,7 +85,7 @@ class Restart(Wrapper):
         return True
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
-        # the last step to sigma = 0 triggers nothing; if it passes over a whole interval the grid is coarse there
+        # the last step to sigma = 0 starts no round; if it passes over a whole interval, the grid is coarse there
         low, high = min(node.ratio for node in nodes if node.sigma > 0), nodes[0].ratio
         for interval in self.intervals:
             below, above = interval[2:]
@@ -91,7 +94,7 @@ class Restart(Wrapper):
                 shown = ", ".join(f"{v:g}" for v in interval)
                 raise InputError(
                     f"restart: the interval [{shown}] is never reached: the grid's levels sigma / alpha above 0 go "
-                    f"from {high:g} to {low:g}, and one at most {below:g} must come after a higher one"
+                    f"from {high:g} to {low:g}, and a level of at most {below:g} must follow a higher one"
                 )
         return 0, tuple(nodes), self.solver.init(problem, x, nodes)
 

@@ -1,4 +1,4 @@
-"""Step doubling: an error estimate for any solver of fixed steps."""
+"""Step doubling: an error estimate for any solver of fixed steps, from two half steps and one whole step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .correctors import widened
 
 
 class _Recorded:
-    """The noise of the fine steps, kept so that the coarse step sees the same path."""
+    """A noise source that records the draws of the half steps, so that the whole step uses the same noise path."""
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
@@ -36,7 +36,7 @@ class _Recorded:
         return z
 
     def composed(self, t: Node, s: Node) -> Tensor:
-        """The increment from t to s, of the recorded ones."""
+        """The increment from t to s, composed of the recorded ones."""
         if t.ratio == s.ratio or isinstance(self.noise, BrownianNoise):
             return self.noise(t, s)
         inside = [(a, b, z) for a, b, z in self.pieces if a.lam > t.lam - 1e-9 and b.lam < s.lam + 1e-9]
@@ -44,7 +44,7 @@ class _Recorded:
         shares = [clock(a.lam, b.lam) / whole for a, b, _ in inside]
         if abs(sum(shares) - 1) > 1e-6:
             raise InputError(
-                "step_doubling: this solver draws noise between the half steps' own times; use BrownianNoise"
+                "step_doubling: this solver draws noise at times between those of the half steps; use BrownianNoise"
             )
         return sum((math.sqrt(share) * z for share, (_, _, z) in zip(shares, inside, strict=True)), torch.zeros(()))
 
@@ -61,17 +61,17 @@ class _Recorded:
 )
 @dataclass(frozen=True)
 class StepDoubling(Wrapper):
-    """An error estimate for any solver of fixed steps: two half steps, in lam, beside one whole step.
+    """Estimates the error of any solver of fixed steps: compares two half steps, in lam, with one whole step.
 
-    Returns the half steps' state, and as the step's ``error`` (B,) each sample's root mean square of its difference
-    from the whole step over 2^order - 1, the leading error of an ODE solver's two half steps. ``extrapolate`` adds that
-    difference to the state: one order more, for single-step deterministic solvers.
+    The state is that of the half steps. The step's ``error`` (B,) is each sample's root mean square of the difference
+    from the whole step over 2^order - 1: for an ODE solver, the leading error of the two half steps. ``extrapolate``
+    adds this difference to the state: one order more, for single-step deterministic solvers.
 
-    The noise of the whole step is composed of that of the half steps, over the clock alpha^2 / sigma^2: both see the
-    same path. The whole step of a multistep solver starts from the same history as the first half step, which
-    stands at half its distance: the estimate is then only an upper bound. The last step, to sigma = 0, has no middle
-    and no estimate. Raises InputError around a solver that plans its steps from the whole grid: the half steps are not
-    the grid's.
+    The noise of the whole step is composed of that of the half steps, over the clock alpha^2 / sigma^2, so both use the
+    same noise path. With a multistep solver, the whole step and the first half step start from the same history, whose
+    nodes are half a whole step apart: the estimate is then only an upper bound. The last step, to sigma = 0, has no
+    middle and no estimate. Raises InputError around a solver that plans its steps from the whole grid, because the half
+    steps are not the grid's.
     """
 
     solver: Solver = dataclasses.field(default=Heun())
