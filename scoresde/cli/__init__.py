@@ -1,3 +1,3 @@
-"""The command line."""
+"""The command line: the parser of its arguments and its commands."""
 
 __all__ = []
