@@ -1,7 +1,7 @@
 """Times BrownianNoise against SeededNoise, side by side: python benchmarks/brownian.py
 
-Writes benchmarks/results/brownian.json. One run draws the noise of a solve of 20 or 100 steps, sources made anew; the
-two sources take turns, and the figures are medians over the repetitions.
+Writes benchmarks/results/brownian.json. One run makes a new source and draws the noise of a solve of 20 or 100 steps.
+Runs of the two sources alternate, and the figures are medians over the repetitions.
 """
 
 from __future__ import annotations

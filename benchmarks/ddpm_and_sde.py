@@ -1,8 +1,8 @@
-"""Where a DDPM's chain and its SDE are equal and where they differ, in numbers: python benchmarks/ddpm_and_sde.py
+"""Measures where a DDPM's chain and its SDE are equal and where they differ: python benchmarks/ddpm_and_sde.py
 
-Exact scores throughout: Gaussian data, for which every number is a closed form, and a mixture of two Gaussians on the
-line, whose integrals are taken on a fine grid. Writes ddpm_and_sde.json to benchmarks/results and four pictures beside
-it, of which docs/ddpm_and_sde.md is made.
+All scores are exact: of Gaussian data, for which every number has a closed form, and of a mixture of two Gaussians on
+the line, whose integrals are computed on a fine grid. Writes ddpm_and_sde.json and four pictures to benchmarks/results;
+docs/ddpm_and_sde.md shows them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def error_of(found: Tensor, exact: Tensor) -> float:
 
 
 def embeddings() -> Rows:
-    """The chain that betas make, beside the path: the largest difference of alpha, and sigma of the second node."""
+    """Chains of betas compared with the path: the largest difference of alpha, and sigma of the second node."""
     rows: Rows = []
     for count in (30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000):
         index = torch.arange(count, dtype=torch.float64)
@@ -64,10 +64,10 @@ def embeddings() -> Rows:
 
 
 def labels() -> Rows:
-    """A network of data N(0, std^2), trained on the label ``index`` and told another: the spread that all steps of
-    the ODE leave, and by how much the mean log-likelihood of the data falls short, in bits/dim.
+    """The cost of a wrong label: the spread of samples after all steps of the ODE, and the loss of log-likelihood.
 
-    The flow is linear, so that x = std is as good as the mean over all x.
+    The network is that of data N(0, std^2), trained on the label ``index`` and given a different one. The loss is that
+    of the mean log-likelihood of the data, in bits/dim. The flow is linear, so x = std replaces the mean over all x.
     """
     rows: Rows = []
     std = 0.05
@@ -127,13 +127,13 @@ def powers(chain: Chain, target: GaussianMixture | float) -> Tensor:
 
 
 def optimal(chain: Chain, target: GaussianMixture | float) -> DDPM:
-    """The kernel with the optimal variance."""
+    """The ancestral kernel with the optimal variance."""
     pairs = torch.stack([chain.stacked.lam[1:], powers(chain, target)], 1).flip(0)
     return DDPM(variance="optimal", eps_power=tuple(map(tuple, pairs.tolist())))
 
 
 def variances() -> Rows:
-    """The variance of a step over beta."""
+    """The ratio of a step's variance to beta."""
     rows: Rows = []
     for count in (25, 1000):
         chain = VP.chain(count)
@@ -149,8 +149,10 @@ def variances() -> Rows:
 
 
 def spread_left(chain: Chain, variance: float, solver: str) -> float:
-    """The variance that a chain leaves of N(0, 1) with the exact model of N(0, variance), its last step drawn as all
-    others are."""
+    """The variance at the end of a chain that starts from N(0, 1), with the exact model of N(0, variance).
+
+    The last step draws noise as all other steps do.
+    """
     kernels = {"beta": DDPM("beta"), "beta_tilde": DDPM(), "optimal": optimal(chain, variance)}
     kernel = kernels.get(solver)  # of reverse diffusion, none
     total = 1.0
@@ -194,8 +196,8 @@ def terms(chain: Chain, variance: float, kernel: DDPM) -> Tensor:
 
 
 def gaps() -> Rows:
-    """The bound less the data's entropy, in bits/dim, all with the optimal first step; and the terms of beta_tilde over
-    the optimal variance's, by index."""
+    """The bound minus the data's entropy in bits/dim, always with the optimal first step; and the excess of each term
+    with beta_tilde over that with the optimal variance, by index."""
     rows: Rows = []
     for variance in (0.25, 4.0):
         entropy = 0.5 * math.log(2 * math.pi * math.e * variance)
@@ -214,7 +216,7 @@ def gaps() -> Rows:
 
 
 def sums() -> Rows:
-    """The terms with beta_tilde from t = 0.2 on, less the integral that they tend to, for data N(0, 0.25)."""
+    """The sum of the terms with beta_tilde from t = 0.2 on, and the integral that it tends to, for data N(0, 0.25)."""
     low, high = (0.25 * math.exp(2 * VP(t).lam) for t in (1.0, 0.2))
     integral = 0.5 * (math.log1p(high) - math.log1p(low))
     rows: Rows = []
@@ -225,21 +227,21 @@ def sums() -> Rows:
 
 
 def line(axes: Axes, rows: Rows, key: str, name: str, *style: str, **options: Any) -> None:
-    """A number against N."""
+    """Draws a number against N."""
     axes.loglog(
         [row["N"] for row in rows], [abs(row[key]) for row in rows], *style, label=name, markersize=4, **options
     )
 
 
 def dress(axes: Axes, title: str, across: str) -> None:
-    """Title, name of the horizontal axis and grid."""
+    """Sets title, name of the horizontal axis and grid."""
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(across)
     axes.grid(alpha=0.3, linewidth=0.5)
 
 
 def slope(axes: Axes, start: tuple[float, float], factor: float) -> None:
-    """A line of slope -1."""
+    """Draws a line of slope -1."""
     axes.plot([start[0], start[0] * factor], [start[1], start[1] / factor], color="0.5", linewidth=1, linestyle="--")
     middle = start[0] * factor**0.5, start[1] / factor**0.5
     axes.annotate("1 / N", middle, (-14, -12), textcoords="offset points", ha="center", fontsize=9, color="0.35")

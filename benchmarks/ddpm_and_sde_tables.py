@@ -1,4 +1,4 @@
-"""The tables of docs/ddpm_and_sde.md, of the rows of benchmarks/results/ddpm_and_sde.json; readme.py writes them."""
+"""The tables of docs/ddpm_and_sde.md, made from benchmarks/results/ddpm_and_sde.json; readme.py writes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Rows = list[dict[str, Any]]
 
 
 def pick(rows: Rows, study: str, **wanted: Any) -> Rows:
-    """The rows of a study that hold all of these."""
+    """The rows of a study that contain all of these values."""
     return [row for row in rows if row["study"] == study and all(row[key] == value for key, value in wanted.items())]
 
 
@@ -22,7 +22,7 @@ def over(rows: Rows, key: str, study: str, **wanted: Any) -> dict[int, float]:
 
 
 def kinds(rows: Rows, study: str, *keys: str) -> list[Any]:
-    """What a study goes over, in its order."""
+    """The different values of some columns in a study, in their order."""
     return list(dict.fromkeys(tuple(row[key] for key in keys) for row in pick(rows, study)))
 
 
@@ -52,12 +52,12 @@ def embeddings(rows: Rows) -> str:
 
 
 def labels(rows: Rows) -> str:
-    told = {(row["label"], row["N"]): row for row in pick(rows, "labels")}
+    known = {(row["label"], row["N"]): row for row in pick(rows, "labels")}
     lines = []
     for (label,) in kinds(rows, "labels", "label"):
-        line = [f"`{label}`", f"{told[label, 1000]['first']:.4g}, {told[label, 1000]['last']:.4g}"]
+        line = [f"`{label}`", f"{known[label, 1000]['first']:.4g}, {known[label, 1000]['last']:.4g}"]
         for n in (100, 1000):
-            row, right = told[label, n], told["index", n]
+            row, right = known[label, n], known["index", n]
             lost, wider = row["bits"] - right["bits"], (1 + row["spread"]) / (1 + right["spread"]) - 1
             line += [f"{lost:.1g}" if lost < 1 else f"{lost:.0f}", f"{100 * wider:+.1f} %" if wider else "0"]
         lines.append(line)
@@ -77,7 +77,7 @@ def strong(rows: Rows) -> str:
         found = over(rows, "difference", "strong", beside=beside)
         order = math.log(found[steps[0]] / found[steps[-1]]) / math.log(steps[-1] / steps[0])
         lines.append((name, *(f"{found[n]:.4f}" for n in steps), f"{order:.2f}"))
-    return table(("beside", *(f"N = {n}" for n in steps), "order"), lines)
+    return table(("compared solver", *(f"N = {n}" for n in steps), "order"), lines)
 
 
 def spreads(rows: Rows) -> str:
@@ -107,7 +107,7 @@ def sums(rows: Rows) -> str:
 
 
 def tables(rows: Rows) -> dict[str, str]:
-    """Every table by the name of its place."""
+    """Every table by the name of its marker in the page."""
     return {each.__name__: each(rows) for each in (embeddings, labels, strong, spreads, gaps, sums)}
 
 
@@ -124,18 +124,18 @@ def digits(found: dict[str, Any]) -> dict[str, str]:
             distance = row["sliced_wasserstein"]
             interval = f"{distance['value']:.3f} ({distance['low']:.3f} to {distance['high']:.3f})"
             samples.append((title, f"`{row['solver']}`", f"`{row['grid']}`", row["nfe"], interval))
-    values = {"ode": "the ODE's value", "beta": "the chain's bound, `beta`", "beta_tilde": "the same, `beta_tilde`"}
-    values |= {"optimal": "the same, `optimal`", "continuous": "the continuous bound"}
+    bounds = {kernel: f"the chain's bound, `{kernel}`" for kernel in ("beta", "beta_tilde", "optimal")}
+    values = {"ode": "the ODE's value", **bounds, "continuous": "the continuous bound"}
     scores = [(text, *(cell(found[name]["bits_per_dim"][key]) for name in names)) for key, text in values.items()]
     parts = {
         "beta - optimal": "`beta` instead of `optimal`",
         "optimal - continuous": "steps instead of continuous time, and the last step's decoder",
         "continuous - ode": "the SDE's bound instead of the ODE's value",
-        "beta - ode": "in all",
+        "beta - ode": "total",
     }
     between = [(text, *(cell(found[name]["parts"][key]) for name in names)) for key, text in parts.items()]
     between.append(
-        ("change of the ODE's value on half the steps", *(f"{found[name]['ode_error']:.4f}" for name in names))
+        ("change of the ODE's value with half the steps", *(f"{found[name]['ode_error']:.4f}" for name in names))
     )
     head = ("", *names.values())
     return {
@@ -168,5 +168,5 @@ def learned(found: dict[str, Any]) -> dict[str, str]:
     head = "first ends", "path", "ends after training", "bound, bits/dim", "difference", "prior", "diffusion", "decoder"
     return {
         "learned schedules": table((*head, "variance"), lines),
-        "learned control": f"It is worse than the monotone path by {' and '.join(controls)} bits/dim.",
+        "learned control": f"The control is worse than the monotone path by {' and '.join(controls)} bits/dim.",
     }

@@ -1,11 +1,11 @@
-"""A DDPM and an SMLD chain of the 8x8 digits, sampled and scored in every way: python benchmarks/digits_chains.py
+"""Samples and scores a DDPM and an SMLD chain of the 8x8 digits in every way: python benchmarks/digits_chains.py
 
-Trains configs/digits_ddpm.py (1000 steps) and configs/digits_smld.py (232 noise scales), each network told the index of
-the step. Samples through the chain itself and through solvers of 10 and 20 evaluations; the distance to held-out digits
-is the sliced Wasserstein distance, with a 95 % interval. Scores the held-out digits, spread over their bins: the
-ODE's value with the exact trace, the bound of the reverse chain with the variances beta, beta_tilde and the
-optimal one (Analytic-DPM, with the model's eps_power on the training digits), and the continuous bound, the limit of
-ever finer chains. All bits/dim are of the same digits and the same offsets, so that differences are paired.
+Trains configs/digits_ddpm.py (1000 steps) and configs/digits_smld.py (232 noise scales); each network receives the
+index of the step. Samples with the chain itself and with solvers at 10 and 20 evaluations; the distance to held-out
+digits is the sliced Wasserstein distance, with a 95 % interval. Scores the held-out digits, spread over their bins, by
+the ODE's value with the exact trace, the bound of the reverse chain, and the continuous bound, the limit of ever finer
+chains. The chain's variances are beta, beta_tilde and the optimal one (Analytic-DPM, with the model's eps_power on the
+training digits). All bits/dim are of the same digits and the same offsets, so that differences are paired.
 
 Writes digits_chains.json and digits_chains.png to benchmarks/results. The networks are trained in --workdir, or in a
 temporary folder.
@@ -140,7 +140,7 @@ def picture(found: dict[str, Any]) -> Figure:
 def main() -> None:
     """Trains, samples, scores, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, help="keep the networks here, or find them")
+    parser.add_argument("--workdir", type=Path, help="folder of the networks: trained there, or loaded from there")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     document: dict[str, Any] = {

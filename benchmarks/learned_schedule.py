@@ -1,11 +1,12 @@
-"""Learned noise schedules on the 8x8 digits, by their variational bound: python benchmarks/learned_schedule.py
+"""Compares learned noise schedules on the 8x8 digits by their variational bound: python benchmarks/learned_schedule.py
 
 Trains one network per schedule through the continuous-time bound, with the same seed, data order and number of steps:
-a fixed line of gamma, a line between learned ends, and a learned monotone function between learned ends. A fourth, the
-control, has a fixed line between the ends that the monotone function ended with: it tells what the ends do from what
-the shape between them does. The digits keep their 17 levels, 1/8 apart. Two choices of the ends before training: those
-of Kingma et al. 2021 (arXiv:2107.00630), -13.3 and 5, meant for 256 levels; and the same moved to 17 levels, which lie
-16 times as far apart, so that sigma / alpha at t = 0 is the same part of that: -13.3 + 2 log 16 = -7.75 and 5.
+a fixed line of gamma, a line between learned ends, and a learned monotone function between learned ends. A fourth
+schedule, the control, is a fixed line between the final ends of the monotone function; it separates the effect of the
+ends from the effect of the shape between them. The digits keep their 17 levels, 1/8 apart. There are two choices of the
+ends before training. One is that of Kingma et al. 2021 (arXiv:2107.00630) for 256 levels: -13.3 and 5. The other is the
+same for 17 levels, which are 16 times as far apart, so that sigma / alpha at t = 0 is the same fraction of their
+distance: -13.3 + 2 log 16 = -7.75 and 5.
 
 Scores the held-out digits with the averaged weights: the bound in bits/dim, its parts, paired differences to the fixed
 line, and the variance of the loss of one sample at one time, uniform in t.

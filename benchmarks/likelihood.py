@@ -1,25 +1,26 @@
-"""Error of a likelihood against its cost, side by side in one run: python benchmarks/likelihood.py
+"""Measures the error of a likelihood against its cost, for several methods: python benchmarks/likelihood.py
 
 On the VP path, held-out 8x8 digits spread over their bins are scored under two models: a mixture of 10 Gaussians that
-scikit-learn fitted to the training digits, whose density is known, and the network that configs/digits_vp.py trains
-(here, in --workdir or a temporary folder). The competitors are
+scikit-learn fitted to the training digits, whose density is known, and the network of configs/digits_vp.py (trained in
+--workdir or a temporary folder). The methods are
 
 * score_sde's recipe (Song et al. 2021, arXiv:2011.13456, appendix D.2): scipy's RK45 in t on the flattened batch with
   the log-densities appended, so that all samples share an error norm and a step, and two passes through the network for
   each right-hand side: one for the drift, one for its divergence; its tolerance is 1e-5;
 * torchdiffeq's dopri5 in t on the batch, drift and divergence from one pass;
-* ``log_prob`` with solvers that step each sample on its own (rk45, tsit5, adams_adaptive), and with solvers on fixed
-  grids.
+* ``log_prob`` with solvers that choose the steps of each sample separately (rk45, tsit5, adams_adaptive), and with
+  solvers on fixed grids.
 
-All integrate from the same states at t_min to the same density at t_max with the same traces: all 64 products, or one
-random probe as score_sde takes, so that an error is the solver's alone. On the mixture it is the distance to the exact
-density, on the network that to a solve in float64 with tolerance 1e-8 (the methods see the network in float32).
+All methods integrate from the same states at t_min to the same density at t_max with the same traces: all 64 products,
+or one random probe, as in score_sde. An error is therefore that of the solver alone. On the mixture it is the distance
+to the exact density; on the network it is the distance to a solve in float64 with tolerance 1e-8 (the methods run the
+network in float32).
 
-For every tolerance or number of steps: the worst and the mean error in bits/dim; right-hand sides, forward passes and
-vector-Jacobian products per sample, on average over the samples and at most; how often the model was called; seconds of
-one thread's processor time, the least of a few runs. ``same_error`` compares each method, at its cheapest setting whose
-worst error is that of the recipe at 1e-5 or less, with the recipe at 1e-5. Writes likelihood.json and likelihood.png to
-benchmarks/results.
+The results for every tolerance or number of steps are: the worst and the mean error in bits/dim; the mean and the
+largest numbers of right-hand sides, forward passes and vector-Jacobian products per sample; the number of calls of the
+model; and the seconds of one thread's processor time, the minimum over a few runs. ``same_error`` compares the recipe
+at 1e-5 with each method at its cheapest setting whose worst error is at most that of the recipe. Writes likelihood.json
+and likelihood.png to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -323,7 +324,7 @@ def measure(task: Task) -> dict[str, Any]:
 def main() -> None:
     """Trains, scores, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, help="keep the network here, or find it")
+    parser.add_argument("--workdir", type=Path, help="folder of the network: trained there, or loaded from there")
     parser.add_argument("--samples", type=int, default=64, help="held-out digits")
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The tables of docs/likelihood.md, of likelihood.json and trace_estimators.json; readme.py writes them."""
+"""The tables of docs/likelihood.md, made from likelihood.json and trace_estimators.json; readme.py writes them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from scoresde.show.solver_cards import markdown
 
 
 def frontier(document: dict[str, Any]) -> str:
-    """What each method takes for the recipe's error, as shares of what the recipe takes."""
+    """The cost of each method for the error of the recipe, as fractions of the recipe's cost."""
     head = ("", "method", "setting", "worst error", "right-hand sides", "forward passes", "seconds")
     lines = []
     for title, task in document["tasks"].items():
@@ -25,7 +25,7 @@ def frontier(document: dict[str, Any]) -> str:
 
 
 def estimators(document: dict[str, Any]) -> str:
-    """The error of log p by estimator and products, in nats."""
+    """The error of log p in nats, by estimator and number of products."""
     errors = document["errors"]
     names = list(dict.fromkeys(key.split(", ")[0] for key in errors))
     products = list(dict.fromkeys(key.split(", ")[1] for key in errors))

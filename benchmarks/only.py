@@ -1,4 +1,4 @@
-"""``--only NAME ...``: measures a few solvers anew and leaves the rows of all others as they are, byte for byte."""
+"""The option ``--only NAME ...``: measures a few solvers again and keeps the rows of all others, byte for byte."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ PINNED = ("torch", "numpy")  # rows of one file are measured with one version of
 
 
 def add_only(parser: argparse.ArgumentParser) -> None:
-    """Gives a script the option."""
+    """Adds the option to a script's parser."""
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="measure these solvers and keep the rows of all others"
     )
 
 
 def names(given: Sequence[str]) -> list[str]:
-    """The registered names of what was given, each once.
+    """The registered names of the given names and aliases, without repeats.
 
     Raises:
         InputError: a name that is not registered.
@@ -51,25 +51,25 @@ def merged(
     order: Iterable[tuple[object, ...]],
     timings: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A committed result file with the rows of some solvers in place of those it had, in the order of a whole run.
+    """A committed result file in which the rows of some solvers are replaced, in the order of a whole run.
 
     Args:
         path: the file, a header and rows.
-        header: what this run would write; the file keeps its own.
+        header: the header of this run; the file keeps its header.
         fresh: the rows of the solvers ``only``.
-        columns, order: those that tell rows apart, and their values in the order of a whole run.
-        timings: columns that change from run to run. A row in which nothing but these and the rounding of another
-            processor has changed stays as it is.
+        columns, order: the columns that identify a row, and their values in the order of a whole run.
+        timings: columns that change from run to run. A row is kept if only these and the rounding of a different
+            processor have changed.
 
     Raises:
-        InputError: the file was written by another command, or with other versions of torch or numpy.
+        InputError: the file was written by a different command, or with different versions of torch or numpy.
     """
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     before = document["header"]
     for key in ("command", *PINNED):
         was, now = (str(part[key]).split("+")[0] for part in (before, header))
         if was != now:
-            raise InputError(f"{path.name} is of {key} {was!r}, this run of {now!r}: measure all solvers anew")
+            raise InputError(f"{path.name} has {key} {was!r}, this run has {now!r}: measure all solvers again")
     known = [row for row in document["rows"] if name_of(row["solver"]) in only]
     others = [row for row in document["rows"] if name_of(row["solver"]) not in only]
     rows = [next((old for old in known if _same(old, row, timings)), row) for row in fresh]
@@ -82,8 +82,10 @@ def merged(
 
 
 def _same(old: Any, new: Any, timings: Sequence[str]) -> bool:
-    """Whether two values of JSON are equal but for timings and for what another processor rounds differently: 1e-12,
-    the rounding that conformance leaves out, and a millionth."""
+    """Whether two values of JSON are equal except for timings and for the rounding of a different processor.
+
+    The tolerances are 1e-12, the rounding that conformance ignores, and a relative 1e-6.
+    """
     if isinstance(old, float) and isinstance(new, float):
         return math.isclose(old, new, rel_tol=1e-6, abs_tol=1e-12)
     if isinstance(old, dict) and isinstance(new, dict):
@@ -94,7 +96,7 @@ def _same(old: Any, new: Any, timings: Sequence[str]) -> bool:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script; an error of its user's is one line and exit status 2."""
+    """Runs a script; invalid user input is reported in one line, with exit status 2."""
     try:
         main()
     except InputError as error:

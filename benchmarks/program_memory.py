@@ -1,9 +1,9 @@
-"""Peak memory of programs of 20 and of 1000 steps: python benchmarks/program_memory.py
+"""Measures the peak memory of programs of 20 and of 1000 steps: python benchmarks/program_memory.py
 
-Each run is a process of its own, with one thread and a trivial network (eps = 0.9 x) on 4 samples of 3x512x512 in
-float32, 12.6 MB a state. Reported are the process's greatest resident size, and what the run added to it. The C library
-is told to give every large block back when it is freed; left alone it keeps some, more or fewer by chance. Writes
-benchmarks/results/program_memory.json. Takes a few minutes; not on Windows.
+Each run is a separate process, with one thread and a trivial network (eps = 0.9 x) on 4 samples of 3x512x512 in
+float32, 12.6 MB per state. It reports the largest resident size of the process, and how much the run added to it. The C
+library is configured to return every large block when it is freed; by default it keeps a random number of them. Writes
+benchmarks/results/program_memory.json. Takes a few minutes; does not run on Windows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def network(x: Tensor, label: Tensor) -> Tensor:
 
 
 def megabytes() -> float:
-    """The greatest resident size of this process so far."""
+    """The largest resident size of this process so far."""
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
@@ -50,7 +50,7 @@ def one(method: str, steps: int) -> dict[str, float]:
     noise = solvers.SeededNoise(range(SHAPE[0]), SHAPE[1:])
     x = noise.initial()
     program = solvers.trace(method, nodes, PATH, "eps")
-    program.run(problem, noise.initial()[:1, :1, :1, :1], solvers.SeededNoise([0], (1, 1, 1)))  # what is loaded late
+    program.run(problem, noise.initial()[:1, :1, :1, :1], solvers.SeededNoise([0], (1, 1, 1)))  # late imports
     gc.collect()
     before = megabytes()
     program.run(problem, x, noise)

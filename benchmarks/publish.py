@@ -2,7 +2,7 @@
 
 Measures its order and its steps-versus-quality rows, and writes solvers/conformance/orders.json, solver_orders.json and
 steps_vs_quality.{csv,json,png} in benchmarks/results, docs/solvers.md and the README's table. The rows of all other
-solvers stay as they are. A solver that measures what it measured before leaves every file as it is.
+solvers do not change. If the new measurements of the solver equal the old ones, no file changes.
 """
 
 from __future__ import annotations

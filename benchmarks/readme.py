@@ -1,7 +1,7 @@
 """Writes the README's table of solvers, docs/solvers.md and the figures of docs/programs.md, docs/ddpm_and_sde.md and
 docs/likelihood.md from the registry and the committed results: python benchmarks/readme.py
 
-With --check it only tells whether they are up to date (exit status 1 if not).
+With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
 
 from __future__ import annotations
@@ -26,20 +26,30 @@ PAGE = """\
 Written by `benchmarks/readme.py` from the registry and from the measurements of `benchmarks/solver_orders.py`. One
 solver with its formula, options and an example: `scoresde solvers NAME`.
 
-- **order** is declared. "2 of 4": a method of order 4 that its start, weights or options hold at 2; its card says why.
-- **measured** is the least and the largest over VP, sub-VP, VE, EDM and rectified flow: of the error on a Gaussian
-  mixture, or, for methods that draw noise, of the covariance on Gaussian data; both in float64, against exact answers.
-  Other libraries' integrators are measured on VP and VE alone. Over 42 to 336 steps, with noise 160 to 1280, a
-  method whose leading error is small measures more than its order; one that comes late to it is measured over up to
-  eight times as many. `adams_adaptive`, whose steps and order grow, is run at falling tolerances.
-- **NFE/step** counts the model evaluations of a step, **start** those of a run beyond its steps, on 20 steps that end
-  at sigma > 0.
-- **noise** "eta": if that option is above 0. **native** is what the method interpolates.
+- **order** is declared. "2 of 4": a method of nominal order 4 that its start, weights or options limit to order 2; its
+  card explains why.
+- **measured** is the smallest and the largest order over VP, sub-VP, VE, EDM and rectified flow. It is the order of the
+  error on a Gaussian mixture or, for methods that draw noise, of the covariance on Gaussian data; both in float64,
+  against exact answers. Integrators of other libraries are measured on VP and VE only. Solves have 42 to 336 steps, or
+  160 to 1280 for methods that draw noise; methods with a long pre-asymptotic range get up to eight times as many. A
+  method whose leading error is small measures more than its order. `adams_adaptive`, whose steps and order grow, is run
+  at falling tolerances.
+- **NFE/step** is the number of model evaluations of a step, **start** the start-up cost of a solve of 20 steps that
+  ends at sigma > 0.
+- **noise** is "eta" for methods that draw noise if that option is above 0. **native** is what the method interpolates.
+
+The terms are explained in the [glossary](glossary.md).
 """
+NAMED = 5  # the README names up to so many tied solvers
+BUDGETS = (5, 10, 20, 50)
+RANKINGS = (  # whether solvers draw noise, the measure that ranks them, and what the README calls them
+    (False, "error", "deterministic"),
+    (True, "sliced_wasserstein", "with noise"),
+)
 
 
 def read(name: str) -> dict[str, Any]:
-    """A committed result file."""
+    """A committed result file, read from JSON."""
     document: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
     return document
 
@@ -56,7 +66,7 @@ def code(text: str) -> str:
 
 
 def whole() -> str:
-    """The table of the page: a heading and a table a group."""
+    """The table of solvers: a heading and a table for each group."""
     lines = solver_cards.rows()
     parts = []
     for key, title in solver_cards.GROUPS.items():
@@ -71,7 +81,7 @@ def whole() -> str:
 
 
 def options() -> str:
-    """Measured orders of solvers with options."""
+    """A table of the measured orders of solvers with options."""
     made = []
     for spec in solver_cards.orders():
         if "(" in spec:
@@ -80,19 +90,18 @@ def options() -> str:
 
 
 def equalities() -> str:
-    """A line for every method with more than one name."""
+    """A list of the methods with more than one name."""
     return "\n".join(f"- {' = '.join(map(code, known))}" for known in solver_cards.equal_methods())
 
 
-def ranks(column: list[dict[str, Any]], measure: str) -> set[str]:
-    """Who is best in a column, and who is tied with it: whose 95 % interval reaches the best's."""
-    rows = [row for row in column if row[measure] is not None]
-    best = min(rows, key=lambda row: float(row[measure]), default=None)
-    return {row["solver"] for row in rows if best and row[f"{measure}_low"] <= best[f"{measure}_high"]}
+def ranks(column: list[dict[str, Any]], measure: str) -> list[str]:
+    """The best solver of a column and those tied with it, best first: their 95 % interval reaches that of the best."""
+    rows = sorted((row for row in column if row[measure] is not None), key=lambda row: float(row[measure]))
+    return [row["solver"] for row in rows if row[f"{measure}_low"] <= rows[0][f"{measure}_high"]]
 
 
 def distances(measure: str, stochastic: bool | None = None) -> str:
-    """A number by solver, problem and budget: "error" or "sliced_wasserstein"."""
+    """A table of a measure, "error" or "sliced_wasserstein", by solver, problem and budget."""
     header, rows = results("steps_vs_quality.json")
     rows = [row for row in rows if not row["skipped"] and stochastic in (None, row["stochastic"])]
     found = {(row["solver"], row["problem"], row["nfe_asked"]): row for row in rows if row[measure] is not None}
@@ -121,13 +130,13 @@ def distances(measure: str, stochastic: bool | None = None) -> str:
     ]
     head = ("solver", *(f"{problem}, {budget}" for problem, budget in columns))
     return (
-        f"{solver_cards.markdown(head, lines)}\n\nAdaptive solvers, with the most evaluations that a sample took:\n\n"
+        f"{solver_cards.markdown(head, lines)}\n\nAdaptive solvers, with the largest NFE of a sample:\n\n"
         f"{solver_cards.markdown(('solver', *problems), adaptive)}"
     )
 
 
 def floors() -> str:
-    """The distances of fresh draws."""
+    """The distances between fresh draws and the data, with their intervals."""
     header, _ = results("steps_vs_quality.json")
     return ", ".join(
         f"{name} {value:.3f} ({low:.3f} to {high:.3f})" for name, (value, low, high) in header["floor"].items()
@@ -135,55 +144,63 @@ def floors() -> str:
 
 
 def leaders() -> str:
-    """Under the README's picture: who leads where one does."""
+    """The README's table of the best solvers: a row for each budget, a column for each problem and kind of solver."""
     header, rows = results("steps_vs_quality.json")
     rows = [row for row in rows if row["nfe_asked"] and not row["skipped"]]
 
-    def told(problem: str, budget: int, noise: bool, measure: str) -> str:
-        column = [
-            row for row in rows if (row["problem"], row["nfe_asked"], row["stochastic"]) == (problem, budget, noise)
-        ]
-        names = ranks(column, measure)
-        return f"{budget}: " + (" or ".join(map(code, sorted(names))) if len(names) <= 2 else f"{len(names)} tied")
+    def cell(budget: int, problem: str, noise: bool, measure: str) -> str:
+        wanted = (problem, budget, noise)
+        column = [row for row in rows if (row["problem"], row["nfe_asked"], row["stochastic"]) == wanted]
+        return named(ranks(column, measure))
 
-    lines = []
-    for noise, measure, title in (
-        (False, "error", "Nearest to the exact solution of the ODE"),
-        (True, "sliced_wasserstein", "Of those that draw noise, nearest to the data"),
-    ):
-        for problem in header["floor"]:
-            parts = [told(problem, budget, noise, measure) for budget in (5, 10, 20, 50)]
-            lines.append(f"{title}, {problem}: {'; '.join(parts)}.")
-    return "*By evaluations, adaptive solvers aside. " + "\n".join(lines) + "*"
+    columns = [(problem, noise, measure, title) for noise, measure, title in RANKINGS for problem in header["floor"]]
+    lines = [
+        (f"{budget} NFE", *(cell(budget, problem, noise, measure) for problem, noise, measure, _ in columns))
+        for budget in BUDGETS
+    ]
+    return solver_cards.markdown(("", *(f"{title}, {problem}" for problem, _, _, title in columns)), lines)
+
+
+def named(best: list[str]) -> str:
+    """The best solvers of a column, by name where they are few.
+
+    >>> named(["heun"]), named(["deis", "plms"])
+    ('`heun`', '`deis`, `plms` (tied)')
+    >>> named(["a", "b", "c", "d", "e", "f"])
+    '6 solvers tied, see [docs/solvers.md](docs/solvers.md)'
+    """
+    if len(best) > NAMED:
+        return f"{len(best)} solvers tied, see [docs/solvers.md](docs/solvers.md)"
+    return ", ".join(map(code, best)) + " (tied)" * (len(best) > 1)
 
 
 def overhead() -> str:
-    """What a step costs besides the network: the table of docs/programs.md."""
+    """The cost of a step without the network: the table of docs/programs.md."""
     header, rows = results("solver_overhead.json")
     _, memory = results("program_memory.json")
     names = ("floor", "program", "steps", "eager", "diffusers", "trace")
     lines = []
     for row in rows:
         least = row["least_microseconds"]
-        told = (f"{least[name]:.1f}" if name in least else "" for name in names)
+        times = (f"{least[name]:.1f}" if name in least else "" for name in names)
         ratios = f"{row['program_over_floor']:.2f}", f"{row['diffusers_over_program']:.1f}"
-        lines.append((code(row["method"]), " x ".join(map(str, row["shape"])), *told, *ratios))
+        lines.append((code(row["method"]), " x ".join(map(str, row["shape"])), *times, *ratios))
     head = ("solver", "state", *names, "program / floor", "diffusers / program")
     peak = max(row["peak_ratio"] for row in memory)
     added = max(abs(row["added_ratio"] - 1) for row in memory)
     return (
-        f"Microseconds a step, {header['steps']} steps with a trivial network on one thread of a {header['platform']} "
-        f"machine (`{header['command'].removeprefix('python ')}`). The floor is the network and two operations in "
-        "place; `steps` are the solver's own steps one by one, `eager` a loop that computes coefficients from tensors, "
-        f"`diffusers` its scheduler of the method; `trace` makes the "
-        f"program.\n\n{solver_cards.markdown(head, lines)}\n\n"
-        f"Peak memory of 1000 steps over that of 20 (`benchmarks/program_memory.py`): at most {peak:.3f} of the whole "
-        f"process; what the run itself added differs by at most {100 * added:.1f} %."
+        f"Microseconds per step, {header['steps']} steps with a trivial network on one thread of a "
+        f"{header['platform']} machine (`{header['command'].removeprefix('python ')}`). `floor` is the network and two "
+        "operations in place; `steps` are the solver's own steps one by one; `eager` is a loop that computes "
+        "coefficients from tensors; `diffusers` is the scheduler of diffusers for the same method; `trace` is the time "
+        f"to make the program.\n\n{solver_cards.markdown(head, lines)}\n\n"
+        f"Peak memory of 1000 steps divided by that of 20 (`benchmarks/program_memory.py`): at most {peak:.3f} for the "
+        f"whole process; the memory that the run itself adds differs by at most {100 * added:.1f} %."
     )
 
 
 def tuned() -> str:
-    """The error of tuned grids beside the best of the built-in ones, on held-out seeds."""
+    """A table of the errors of tuned grids and of the best built-in grids, on held-out seeds."""
     _, rows = results("tuned_grids.json")
     ends = {"t_min": "to t_min", "zero": "to sigma = 0"}
     columns = list(dict.fromkeys((row["problem"], row["end"]) for row in rows))
@@ -203,68 +220,70 @@ def tuned() -> str:
 
 
 def page() -> str:
-    """docs/solvers.md."""
+    """The text of docs/solvers.md."""
     return f"""{PAGE}
 {whole()}
 ## Options that change the method
 
 {options()}
 
-## Names of one method
+## Different names of the same method
 
-Equal coefficients, to rounding, on every path; each equality is a test.
+Their coefficients are equal up to rounding, on every path; a test proves each equality.
 
 {equalities()}
 
 ## Distance to the data
 
-A mixture of eight Gaussians and scikit-learn's digits, exact scores, the VP path, the Karras grid, 5, 10, 20 and 50
-evaluations (`benchmarks/steps_vs_quality.py`, which also has the intervals). Names of one method are listed once. In
-bold: the best of a column, and whose 95 % interval reaches the best's, apart for solvers with and without noise. Left
-out are the integrators of other libraries, which ask the model for one sample at a time: `rk23`, `rk45` and `tsit5` are
-their methods, on batches.
+A mixture of eight Gaussians and scikit-learn's digits, with exact scores, the VP path, the Karras grid, and 5, 10, 20
+and 50 evaluations (`benchmarks/steps_vs_quality.py`; its result file also contains the intervals). Different names of
+the same method are listed once. Bold: the best of a column and those tied with it, whose 95 % interval reaches that of
+the best; solvers with and without noise are compared separately. The integrators of other libraries are not included,
+because they evaluate the model for one sample at a time; `rk23`, `rk45` and `tsit5` are the same methods, on batches.
 
-Deterministic solvers approximate one map, so their distance to its exact solution tells them apart: root-mean-square
-per dimension, from the same starts.
+Deterministic solvers all approximate the solution of the same ODE. This table shows their distance to the exact
+solution from the same starts: root-mean-square per dimension.
 
 {distances("error", False)}
 
-Sliced Wasserstein distance between samples and data. Of fresh draws (and the 95 % interval): {floors()}. A row that is
-as near as those is as near as this many samples can show.
+This table shows the sliced Wasserstein distance between samples and data. Fresh draws from the data have the distances
+(with 95 % intervals) {floors()}. A
+row at these distances is as close to the data as this number of samples can show.
 
 {distances("sliced_wasserstein")}
 
 ## Tuned grids
 
-What `solvers.tune_grid` gains over the best of 30 built-in grids (`benchmarks/tuned_grids.py`). Error: root-mean-square
-distance per coordinate to the exact solution of the ODE, on seeds that the tuning did not see, for the tuned grid and
-for the built-in one that is best on those very seeds; then the improvement, with a 95 % interval over the seeds.
-"exact" is the exact score of scikit-learn's digits, "trained" the network of `scoresde demo`; grids that stop at t_min
-and grids that go on to sigma = 0 are tuned and compared apart. The [guide](guide.md) tells how to tune one.
+The gain of `solvers.tune_grid` over the best of 30 built-in grids (`benchmarks/tuned_grids.py`). Each cell shows the
+error of the tuned grid, the error of the best built-in grid, and the improvement with a 95 % interval over the seeds.
+The error is the root-mean-square distance per coordinate to the exact solution of the ODE, on held-out seeds; the best
+built-in grid is chosen on these same seeds. "exact" is the exact score of scikit-learn's digits, "trained" the network
+of `scoresde demo`. Grids that stop at t_min and grids that continue to sigma = 0 are tuned and compared separately. The
+[guide](guide.md) explains how to tune a grid.
 
 {tuned()}
 """
 
 
 def table() -> str:
-    """The README's table: a line a family."""
+    """The README's table of solvers: a row for each family."""
     return solver_cards.families(solver_cards.rows())
 
 
 def updated(text: str, parts: Mapping[str, str]) -> str:
-    """A page with its marked parts written anew."""
+    """A page whose marked parts are replaced."""
     for name, body in parts.items():
         start, end = f"<!-- {name}: written by benchmarks/readme.py -->", f"<!-- end of {name} -->"
         before, found, rest = text.partition(start)
         if not found:
-            raise SystemExit(f"no place for {name!r}")
+            raise SystemExit(f"the page contains no marker {start!r}")
         _, _, after = rest.partition(end)
         text = f"{before}{start}\n{body}\n{end}{after}"
     return text
 
 
 def main(check: bool = False) -> int:
-    """Writes the pages, or tells by 1 that one of them is not up to date."""
+    """Writes the pages and returns 0; with ``check`` writes nothing and returns 1 if a page is not up to date."""
     readme, programs, chains, likelihood = (
         ROOT / name for name in ("README.md", "docs/programs.md", "docs/ddpm_and_sde.md", "docs/likelihood.md")
     )

@@ -1,10 +1,10 @@
 """Measures the order of every registered solver: python benchmarks/solver_orders.py [--jobs 2] [--only NAME ...]
 
 Writes benchmarks/results/solver_orders.json and, for the installed package, solvers/conformance/orders.json. The
-problems are those of ``solvers.conformance.checks``: deterministic solvers by their error on an analytic mixture, those
-that draw noise by the exact terminal variance on Gaussian data, on all five paths; other libraries' integrators, which
-take one sample at a time, on VP and VE. About four minutes on one core; a few seconds for one solver and its options,
-with ``--only``.
+problems are those of ``solvers.conformance.checks``: the error on an analytic mixture for deterministic solvers, and
+the exact terminal variance on Gaussian data for solvers that draw noise, on all five paths. Integrators of other
+libraries, which solve one sample at a time, are measured on VP and VE only. Takes about four minutes on one core, or a
+few seconds for one solver and its options with ``--only``.
 """
 
 from __future__ import annotations
@@ -91,12 +91,12 @@ def measure(spec: str) -> dict[str, Any]:
 
 
 def least(row: dict[str, Any]) -> float:
-    """The least order over the paths."""
+    """The smallest order over the paths."""
     return min(float(row[str(path)]["order"]) for path in PATHS if str(path) in row)
 
 
 def compact(rows: Sequence[dict[str, Any]], header: dict[str, str]) -> str:
-    """What the package carries: a line a solver, its order on each path."""
+    """The file of the package: a line for each solver, with its order on each path."""
     lines = []
     for row in sorted(rows, key=lambda row: row["solver"]):
         found = {str(path): row[str(path)]["order"] for path in PATHS if str(path) in row}
@@ -106,7 +106,7 @@ def compact(rows: Sequence[dict[str, Any]], header: dict[str, str]) -> str:
 
 
 def specs() -> list[str]:
-    """What is measured: every registered solver, and the variants."""
+    """The specs to measure: every registered solver, and the variants."""
     return list(dict.fromkeys(str(solvers.make(spec)) for spec in [*solvers.names(), *VARIANTS]))
 
 
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path.parent.mkdir(exist_ok=True)
     write_json(path, document)
     write_atomically(ROOT / "solvers" / "conformance" / "orders.json", compact(document["rows"], document["header"]))
-    # a defect that is an option declares no order
+    # options that reproduce a defect declare no order
     low = [row["solver"] for row in rows if row["declared"] and not reaches(solvers.make(row["solver"]), least(row))]
     print(f"{len(rows)} solvers measured; below the declared order: {', '.join(low) or 'none'}")
 

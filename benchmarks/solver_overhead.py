@@ -1,11 +1,12 @@
-"""What a step costs besides the network, side by side in one run: python benchmarks/solver_overhead.py
+"""Measures the cost of a step without the network, for several implementations: python benchmarks/solver_overhead.py
 
 Times 50 steps with a trivial network (one multiplication) in one thread: the traced program, ``scoresde.sample`` with
-its noise and checks, the solver's own steps taken one by one, code that computes its coefficients from tensors on the
-way (the usual hand-written loop), and diffusers' scheduler of the same method (from the extra ``images``). The floor is
-the network and two elementwise operations in place, the least that a step can be. All take turns in every repetition;
-a figure is the least over the repetitions, which other work on the machine disturbs least, a ratio that of two such
-figures; medians are in the file. ``--device cuda`` times on a GPU. Writes benchmarks/results/solver_overhead.json.
+its noise and checks, the solver's own steps one by one, code that computes its coefficients from tensors in the loop
+(the usual hand-written loop), and diffusers' scheduler of the same method (from the extra ``images``). The floor is the
+network and two elementwise operations in place, the minimum for a step. All implementations alternate in every
+repetition. A figure is the minimum over the repetitions, which other work on the machine disturbs least; a ratio is
+that of two such figures; the file also contains medians. ``--device cuda`` times on a GPU. Writes
+benchmarks/results/solver_overhead.json.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Run = Callable[[], Any]
 
 
 def network(x: Tensor, label: Any) -> Tensor:
-    """The trivial network: its output is eps, as every competitor reads it."""
+    """The trivial network: every implementation reads its output as eps."""
     return 0.9 * x
 
 
@@ -128,7 +129,7 @@ def peer(method: str, x: Tensor) -> Run:
 
 
 def competitors(method: str, x: Tensor) -> dict[str, Run]:
-    """What is timed for a method, by name."""
+    """The implementations to time for a method, by name."""
     nodes = solvers.grid("logsnr", PATH, STEPS)
     solver, problem = solvers.make(method), Trivial()
     program = solvers.trace(solver, nodes, PATH, Trivial.output)
@@ -153,7 +154,7 @@ def competitors(method: str, x: Tensor) -> dict[str, Run]:
 
 
 def measure(runs: dict[str, Run], device: torch.device) -> dict[str, list[float]]:
-    """Microseconds a step of each, in every repetition."""
+    """Microseconds per step of each implementation, in every repetition."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repetition in range(REPETITIONS + 2):
         for name, run in runs.items():
@@ -163,7 +164,7 @@ def measure(runs: dict[str, Run], device: torch.device) -> dict[str, list[float]
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if repetition >= 2:  # the first warm up
+            if repetition >= 2:  # the first two warm up
                 times[name].append((time.perf_counter() - began) / STEPS * 1e6)
     return times
 

@@ -1,22 +1,23 @@
-"""Steps versus quality over the whole registry, where the score is exact: python benchmarks/steps_vs_quality.py
+"""Steps versus quality of the whole registry, with exact scores: python benchmarks/steps_vs_quality.py
 
 Two problems on the VP path: a 2-D mixture of Gaussians, and scikit-learn's 1797 digits of 8x8 pixels as point masses
-(``targets.Empirical``). Every distance is the solver's: no network has been trained. For each row
+(``targets.Empirical``). No network is trained, so every distance is due to the solver. Each row contains
 
-* ``error``: the root-mean-square distance to the exact solution of the probability-flow ODE from the same starts, for
-  deterministic solvers. They all approximate that one map, so this is what tells them apart;
-* ``sliced_wasserstein``: the distance of its samples to the data, with an interval. Its floor is that of fresh draws.
+* ``error``: for deterministic solvers, the root-mean-square distance to the exact solution of the probability-flow ODE
+  from the same starts. All deterministic solvers approximate this solution;
+* ``sliced_wasserstein``: the distance of its samples to the data, with an interval. Fresh draws have the distance that
+  no solver can improve on.
 
-Deterministic solvers are ranked by the first, those that draw noise by the second. Whose 95 % interval reaches that of
-the best is tied with it.
+Deterministic solvers are ranked by the first, those that draw noise by the second. A solver is tied with the best if
+its 95 % interval reaches that of the best.
 
-Adaptive solvers take no budget; they run at a ladder of tolerances and stand in a budget's panel with the most
-evaluations that fit. Names with the same numbers (see docs/solvers.md) are run once. Left out are other libraries'
-integrators: they ask the model for one sample at a time; ``rk23``, ``rk45`` and ``tsit5`` are their methods, on
-batches.
+Adaptive solvers have no budget; they run at several tolerances. In the panel of a budget they appear with the most
+evaluations that it allows. Names of the same method (see docs/solvers.md) are run once. Integrators of other libraries
+are not included, because they evaluate the model for one sample at a time; ``rk23``, ``rk45`` and ``tsit5`` are the
+same methods, on batches.
 
 Writes steps_vs_quality.{csv,json,png} to benchmarks/results, in about a quarter of an hour on one core. --samples 8192
-runs a bigger one, --only NAME ... measures a few solvers, in about a minute each, and keeps the rows of all others.
+runs a larger one. --only NAME ... measures a few solvers, in about a minute each, and keeps the rows of all others.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ NFE = (5, 10, 20, 50)
 TOLERANCES = {"ODE": (1e-1, 1e-2, 1e-3), "SDE": (1.0, 0.3)}  # a stochastic one of 1e-2 takes hundreds of steps
 SHOWN = 7  # rows of a panel
 METRICS = ("sliced_wasserstein",)
-COLUMNS = ("problem", "solver", "nfe_asked")  # tell rows apart
+COLUMNS = ("problem", "solver", "nfe_asked")  # which identify a row
 TIMINGS = ("seconds", "seconds_per_sample")
-MEASURE = {False: "error", True: "sliced_wasserstein"}  # by which solvers are ranked: whether they draw noise
+MEASURE = {False: "error", True: "sliced_wasserstein"}  # the measure that ranks solvers, by whether they draw noise
 
 
 def mixture() -> scoresde.targets.GaussianMixture:
@@ -67,17 +68,17 @@ def digits() -> scoresde.targets.Empirical:
 
 
 def contenders() -> list[str]:
-    """One name for each method, and the adaptive ones at every tolerance."""
+    """One name for each method; adaptive methods at every tolerance."""
     chosen: list[str] = []
     classes = {spec: known for known in solver_cards.equal_methods() for spec in known}
-    names = [name for name in solvers.names() if name != "final"]  # its default, on grids to sigma = 0, is dpmpp_2m
+    names = [name for name in solvers.names() if name != "final"]  # on grids to sigma = 0 its default is dpmpp_2m
     for name in sorted(names, key=lambda n: (n not in ("ddim", "ddpm", "heun", "lms"), n)):
         info = solvers.info(name)
         if any(other in classes.get(name, ()) for other in chosen):
             continue
         if not solvers.make(name).adaptive:
             chosen.append(name)
-        elif info.kind != "black box ODE":  # one sample at a time: the pairs of the same order stand for them
+        elif info.kind != "black box ODE":  # those are slow: our pairs represent them
             chosen += [
                 f"{name}(rtol={t:g}, atol={t:g})" for t in TOLERANCES["SDE" if solvers.make(name).stochastic else "ODE"]
             ]
@@ -100,7 +101,7 @@ def truth(problem: str, seeds: Sequence[int]) -> Truth:
 
 
 def whole_truth(problem: str, samples: int) -> Truth:
-    """The exact solution from the starts of all seeds; two processes take half of them each."""
+    """The exact solution from the starts of all seeds, computed by two processes."""
     halves = [(problem, range(samples // 2)), (problem, range(samples // 2, samples))]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         one, two = pool.starmap(truth, halves)
@@ -138,11 +139,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     only.add_only(parser)
     arguments = parser.parse_args(argv)
     samples, names = arguments.samples, only.names(arguments.only)
-    # an adaptive solver's name stands for it at all its tolerances
+    # the name of an adaptive solver selects it at all tolerances
     chosen = [spec for spec in contenders() if not names or only.name_of(spec) in names]
     for name in set(names).difference(map(only.name_of, chosen)):
         same = {other for known in solver_cards.equal_methods() if name in known for other in known} & set(contenders())
-        print(f"{name}: no rows of its own, " + (f"those of {', '.join(same)} are its" if same else "see --help"))
+        print(f"{name} has no rows: " + (f"it is the same method as {', '.join(same)}" if same else "see --help"))
     if not chosen:
         return
     records, floors = measure(chosen, samples)
@@ -164,8 +165,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def standing(records: list[dict[str, Any]], problem: str, budget: int, stochastic: bool) -> list[dict[str, Any]]:
-    """The rows of a budget, best first: each solver once, with the most evaluations that fit. ``tied`` says whether a
-    row's interval reaches the best's."""
+    """The rows of a budget, best first: each solver once, with the most evaluations that the budget allows.
+
+    ``tied`` is true if the interval of a row reaches the interval of the best.
+    """
     best: dict[str, dict[str, Any]] = {}
     measure = MEASURE[stochastic]
     for row in records:

@@ -1,19 +1,18 @@
-"""Which estimator of the trace errs least for its products: python benchmarks/trace_estimators.py
+"""Compares the errors of trace estimators at equal numbers of products: python benchmarks/trace_estimators.py
 
-The Jacobians are those of the network that configs/digits_vp.py trains (here, in --workdir or a temporary folder), in
-float64, along the probability-flow ODE of held-out 8x8 digits spread over their bins. What is known of them, a multiple
-of the identity, is taken out first, as ``log_prob`` does. Every estimator is given the same numbers of vector-Jacobian
-products:
+The Jacobians are those of the network of configs/digits_vp.py (trained in --workdir or a temporary folder), in float64,
+along the probability-flow ODE of held-out 8x8 digits spread over their bins. Their known part, a multiple of the
+identity, is subtracted first, as in ``log_prob``. Every estimator gets the same numbers of vector-Jacobian products:
 
-* hutchinson with random signs, and orthogonal, a random frame: one product each probe;
-* hutchpp (Meyer et al. 2021, arXiv:2010.09649, algorithm 1): three products for each of its vectors;
-* xtrace (Epperly, Tropp, Webber 2024, arXiv:2301.07825, section 2.1): two products for each of its vectors. Each vector
-  probes what the span of J^T times the others leaves, so that none of them serves one purpose only.
+* hutchinson with random signs, and orthogonal with a random frame: one product per probe;
+* hutchpp (Meyer et al. 2021, arXiv:2010.09649, algorithm 1): three products per vector;
+* xtrace (Epperly, Tropp, Webber 2024, arXiv:2301.07825, section 2.1): two products per vector. Each vector probes the
+  complement of the span of J^T times the other vectors, so that every vector serves both purposes.
 
-``at`` has the root of the mean square error of tr(dD/dy) at a few r = sigma / alpha, which is what a unit of log r adds
-to log p, in nats; ``along`` that of the whole integral over log r with the vectors kept for the solve, in nats and
-in bits/dim. The mean is over samples and draws of the vectors. ``spectrum`` tells what there was to gain: the share of
-the Jacobian's squared Frobenius norm that its largest singular values have, and that its diagonal has.
+``at`` contains the root-mean-square error of tr(dD/dy) at a few r = sigma / alpha, which is the error per unit of log r
+in log p, in nats. ``along`` contains that of the whole integral over log r with the same vectors for the whole solve,
+in nats and in bits/dim. The mean is over samples and draws of the vectors. ``spectrum`` shows the possible gain: the
+fractions of the Jacobian's squared Frobenius norm in its largest singular values and in its diagonal.
 
 Writes trace_estimators.json to benchmarks/results.
 """
@@ -39,7 +38,7 @@ RESULTS = Path(__file__).parent / "results"
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)
 PRODUCTS = (6, 12, 24)
 NODES = 61  # of the integral, evenly spread in log r
-TOP = 4  # singular values whose share is told
+TOP = 4  # singular values whose share is reported
 
 
 def xtrace(products: Products, vectors: Tensor) -> Tensor:
@@ -64,7 +63,7 @@ def xtrace(products: Products, vectors: Tensor) -> Tensor:
 
 
 def estimators(products: int) -> dict[str, tuple[Divergence, Callable[[Products, Tensor], Tensor]]]:
-    """By name: what draws the vectors, and the estimate (B,) from them."""
+    """The estimators by name: a function that draws the vectors, and one that returns the estimate (B,)."""
 
     def of(rule: Divergence) -> tuple[Divergence, Callable[[Products, Tensor], Tensor]]:
         return rule, lambda ask, vectors: rule.trace(ask, vectors, vectors[:, 0]).mean(1)

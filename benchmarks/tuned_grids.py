@@ -1,15 +1,15 @@
-"""Grids tuned for a solver against every built-in one, on seeds that the tuning did not see:
+"""Compares grids tuned for a solver with every built-in grid, on held-out seeds:
 python benchmarks/tuned_grids.py --processes 2
 
 Two models on the VP path: the exact score of scikit-learn's digits, and the network that ``scoresde demo`` trains on
 them. ``solvers.tune_grid`` places the nodes of ddim, dpmpp_2m and ipndm for 5, 6, 8 and 10 evaluations, on grids that
-go on to sigma = 0. The error is the root-mean-square distance per coordinate between a
-solve's end and that of the probability-flow ODE from the same start: RK4 in 96 steps of log(alpha / sigma), and for
-sigma = 0 one more step, E[x0 | x] at t_min. It is measured on held-out seeds, for the tuned grid and for every built-in
-one that has so few steps; each is compared with grids of the same end alone.
+continue to sigma = 0. The error is the root-mean-square distance per coordinate between the result of a solve and the
+exact solution of the probability-flow ODE from the same start: RK4 in 96 steps of log(alpha / sigma), and for sigma = 0
+one more step, E[x0 | x] at t_min. It is measured on held-out seeds, for the tuned grid and for every built-in grid that
+allows so few steps. Grids are compared only with grids that have the same end.
 
-The interval of the improvement resamples the held-out seeds in pairs, and chooses the best built-in grid anew in every
-resample: the tuned grid's choice was made on other seeds, theirs is made on these, to their advantage.
+The interval of the improvement resamples the held-out seeds in pairs, and chooses the best built-in grid again in every
+resample. This favours the built-in grids: they are chosen on the same seeds, the tuned grid on different ones.
 
 Writes tuned_grids.{json,csv} to benchmarks/results. The network is trained in --workdir, or in a temporary folder.
 """
@@ -45,7 +45,7 @@ REFERENCE: dict[str, Any] = {"solver": "rk4", "grid": "logsnr", "steps": 96}
 TRAINING_STEPS = 4500  # those of `scoresde demo`
 RESAMPLES = 1000
 # One spec of each rule, with options where other values are in use; leading and ddim_quad begin below t_max, where
-# they are given the same noise. explicit, resampled and file are lists of one's own; ve is logsnr's, vp uniform's.
+# they get the same noise. explicit, resampled and file are custom lists; ve equals logsnr, vp equals uniform.
 BUILT_IN = (
     "uniform", "quadratic", "quadratic(power=3)", "logsnr", "karras", "karras(rho=3)", "karras(rho=5)",
     "polyexponential(rho=0.7)", "polyexponential(rho=1.5)", "polyexponential(rho=2)", "beta", "beta(on=time)",
@@ -59,8 +59,10 @@ made: dict[str, tuple[Diffusion, dict[str, tuple[solvers.Trajectory, solvers.Tra
 
 
 def references(problem: Diffusion, seeds: range) -> tuple[dict[str, solvers.Trajectory], float]:
-    """The ODE's solution by end, and its error: the distance at t_min to a solve in half as many steps, more than its
-    own as long as that falls by half or more."""
+    """The ODE's solution by end, and the distance at t_min to a solve in half as many steps.
+
+    The distance exceeds the error of the solution if twice the steps at least halve that error.
+    """
     sde = problem.denoiser.sde
     top = sde(sde.t_max)
     z = solvers.SeededNoise(seeds, (64,), torch.float64).initial()
@@ -76,7 +78,7 @@ def references(problem: Diffusion, seeds: range) -> tuple[dict[str, solvers.Traj
 
 
 def prepare(workdir: Path) -> dict[str, Any]:
-    """Makes both problems and their references; returns what the header says of them."""
+    """Makes both problems and their references; returns their description for the header."""
     from sklearn.datasets import load_digits
 
     digits = torch.as_tensor(load_digits().data / 8 - 1, dtype=torch.float64)
@@ -117,7 +119,7 @@ class _Flat:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """A row: one solver at one budget."""
+    """The row of one solver at one budget."""
     torch.set_num_threads(1)
     name, end, solver, nfe = case
     problem, known = made[name]

@@ -1,7 +1,7 @@
-"""8x8 digits as a DDPM of 1000 steps: Ho et al.'s betas and loss (arXiv:2006.11239), the network told the step's index.
+"""8x8 digits as a DDPM of 1000 steps, with the betas and the loss of Ho et al. (arXiv:2006.11239).
 
-Its own chain: --config.sampling.solver="ddpm(variance=beta)" --config.sampling.grid=leading
---config.sampling.steps=1000.
+The network receives the index of the step. To sample with the chain itself, use
+--config.sampling.solver="ddpm(variance=beta)" --config.sampling.grid=leading --config.sampling.steps=1000.
 """
 
 from scoresde.configs.default import ConfigDict
@@ -11,7 +11,7 @@ from scoresde.configs.default import get_config as default
 def get_config() -> ConfigDict:
     config = default()
     config.sde = "ddpm_chain(schedule=linear, beta_start=0.0001, beta_end=0.02, num_train_timesteps=1000)"
-    config.model.network = "mlp(label_scale=0.016)"  # tells one step from the next
+    config.model.network = "mlp(label_scale=0.016)"  # fine enough to distinguish neighbouring steps
     config.model.predicts = "eps"
     config.model.time_label = "index"
     config.training.loss = "dsm(target=eps, times=discrete)"

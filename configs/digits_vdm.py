@@ -1,7 +1,7 @@
 """8x8 digits on a learned path, trained through the variational bound (Kingma et al. 2021, arXiv:2107.00630).
 
-The digits keep their 17 levels. The ends of gamma before training are those of the paper, moved from 256 levels to 17:
--13.3 + 2 log 16.
+The digits keep their 17 levels. Before training, gamma ends at 5 as in the paper, and starts at -7.75 = -13.3 + 2 log
+16: the paper's -13.3 is for 256 levels, and 17 levels are 16 times as far apart.
 """
 
 from scoresde.configs.default import ConfigDict

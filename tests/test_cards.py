@@ -195,7 +195,7 @@ def test_cards_take_what_people_type():
 
 
 def test_costs_are_counted():
-    assert solver_cards.cost(solvers.make("heun")) == "2 a step; 20 steps take 40 to sigma > 0 and 39 to sigma = 0"
-    pndm = "take 29 to sigma > 0 and 29 to sigma = 0; 9 of these beyond the steps' own"
+    assert solver_cards.cost(solvers.make("heun")) == "2 per step; 20 steps take 40 to sigma > 0 and 39 to sigma = 0"
+    pndm = "take 29 to sigma > 0 and 29 to sigma = 0; 9 of them are start-up cost"
     assert solver_cards.cost(solvers.make("pndm")).endswith(pndm)
-    assert solver_cards.cost(solvers.make("rk45")).startswith("6 an inner step; as many steps as its tolerances ask: ")
+    assert solver_cards.cost(solvers.make("rk45")).startswith("6 per inner step; the tolerances decide how many")

@@ -188,7 +188,7 @@ def test_what_a_loss_needs():
     for loss, name in ((Hybrid(), "hybrid"), (ChainBound(DDPM("learned")), "chain_bound")):
         with pytest.raises(InputError, match=f"^{name} needs a decoder: gaussian for continuous data, discretised for"):
             loss(model, x0, g)
-    with pytest.raises(InputError, match=r"^hybrid trains a model that learns its variance: Denoiser\(learned_var"):
+    with pytest.raises(InputError, match=r"^hybrid needs a model that learns its variance: Denoiser\(learned_var"):
         Hybrid(decoder=Gaussian())(plain, x0, g)
     with pytest.raises(InputError, match="needs a model that learned its variance"):
         ChainBound(DDPM("learned"), Gaussian())(plain, x0, g)
@@ -356,7 +356,7 @@ def test_a_learned_variance_from_a_config_alone(tmp_path):
 
 def test_a_run_that_cannot_be(tmp_path, capsys):
     assert main(arguments(tmp_path / "a", "digits_ddpm", 0.004, "--config.training.loss=hybrid")) == 2
-    assert "hybrid trains a model that learns its variance" in capsys.readouterr().err
+    assert "hybrid needs a model that learns its variance" in capsys.readouterr().err
     assert main(arguments(tmp_path / "b", "digits_ddpm", 0.004, "--config.training.loss=chain_bond")) == 2
     assert "no loss 'chain_bond'; did you mean chain_bound" in capsys.readouterr().err
 

@@ -150,7 +150,7 @@ def test_the_demo_walks_the_whole_path(tmp_path, capsys):
 def test_check_solver(capsys):
     assert main(["check-solver", "ddim"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("ddim: order 1, 1 evaluation a step, deterministic\n")
+    assert text.startswith("ddim: order 1, 1 evaluation per step, deterministic\n")
     assert "measured 0.92, declared 1" in text
     assert "FAIL" not in text
     count = text.count("PASS")
@@ -303,12 +303,14 @@ def test_a_config_file_that_does_not_run(tmp_path, capsys):
 def test_another_config_in_the_same_folder(run, capsys):
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
     train = ["train", f"--workdir={run}", *SMALL]
-    fails(capsys, [*train, "--config=configs/digits_ve.py"], "another config", "sde is 'vp' there")
+    fails(capsys, [*train, "--config=configs/digits_ve.py"], "a different config", "sde is 'vp' there")
     changed = [*train, "--config=configs/digits_vp.py", "--config.training.batch_size=5"]
     fails(capsys, changed, "training.batch_size is 128 there and 5 here")
     for other in ("--config.sde=ve", "--config.model.predicts=eps", "--config.seed=7"):
         for command in ("sample", "likelihood", "benchmark"):
-            fails(capsys, [command, f"--workdir={run}", f"--out={run}", other], "another config", "can be overridden")
+            fails(
+                capsys, [command, f"--workdir={run}", f"--out={run}", other], "a different config", "can be overridden"
+            )
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 

@@ -350,7 +350,7 @@ def test_bad_steps():
     with pytest.raises(InputError, match="call set_timesteps before step"):
         scheduler.step(x, 999, x)
     for bad, message in (
-        ({}, "give num_inference_steps, sigmas or timesteps"),
+        ({}, "pass num_inference_steps, sigmas or timesteps"),
         ({"num_inference_steps": 0}, "positive integer"),
         ({"num_inference_steps": 2000}, "2000 steps, but the network has 1000"),
         ({"sigmas": [1.0], "timesteps": [5]}, "not both"),
@@ -361,7 +361,7 @@ def test_bad_steps():
         ({"sigmas": [500.0, 1.0]}, r"sigma=500 is outside \[0.0100005, 157.4"),
         ({"sigmas": [1.0, 5.0]}, "nodes 0 and 1"),
         ({"timesteps": [1999, 1]}, r"timestep 1999 is outside \[0, 999\]"),
-        ({"timesteps": [9, 1], "num_inference_steps": 3}, "2 timesteps, for num_inference_steps=3"),
+        ({"timesteps": [9, 1], "num_inference_steps": 3}, "got 2 timesteps for num_inference_steps=3"),
     ):
         with pytest.raises(InputError, match=message):
             scheduler.set_timesteps(**bad)
@@ -369,17 +369,17 @@ def test_bad_steps():
     first, second, third = scheduler.timesteps[:3]
     for call, message in (
         ((x[:, :2], first, x), r"model_output is \(2, 2, 4\) for samples \(2, 3, 4\)"),
-        ((x, 998, x), "the timestep 998 is none of timesteps"),
+        ((x, 998, x), "the timestep 998 is not in timesteps"),
         ((x, torch.tensor([999, 899]), x), "one timestep for all samples"),
         ((x, scheduler.timesteps[:2], x), r"one timestep for all samples, got \[999, 899\]"),
         ((x, None, x), "timestep must be an entry of timesteps, got None"),
         ((x, "a", x), "timestep must be an entry of timesteps, got 'a'"),
-        ((x.long(), first, x.long()), "sample must be a tensor of floating point, got torch.int64"),
-        ((x, first, None), "sample must be a tensor of floating point, got NoneType"),
+        ((x.long(), first, x.long()), "sample must be a floating-point tensor, got torch.int64"),
+        ((x, first, None), "sample must be a floating-point tensor, got NoneType"),
     ):
         with pytest.raises(InputError, match=message):
             scheduler.step(*call)
-    with pytest.raises(InputError, match=r"step\(eta=0.5\) is not for ddim"):
+    with pytest.raises(InputError, match=r"step\(eta=0.5\) is not supported by ddim"):
         scheduler.step(x, first, x, eta=0.5)
     scheduler.step(x, first, x, eta=0.0, use_clipped_model_output=None, s_noise=1.0)
     with pytest.raises(

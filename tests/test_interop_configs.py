@@ -212,7 +212,7 @@ def test_the_defaults_of_a_class_fill_what_a_saved_config_leaves_out():
         ({"_class_name": "EulerDiscretScheduler"}, "did you mean EulerDiscreteScheduler"),
         ({"prediction_type": "epsilon"}, "names no path"),
         ("vq", "no SDE 'vq'; did you mean vp"),
-        (3, "source is an SDE, its spec, a scheduler or a scheduler's config, got int"),
+        (3, "source must be an SDE, its spec, a scheduler or a scheduler's config, got int"),
     ],
 )
 def test_what_has_no_counterpart(source, message):
@@ -231,11 +231,11 @@ def test_other_bad_input():
         DiffusersScheduler("ddim", "vp", prediction_type="epsilo")
     with pytest.raises(InputError, match="the config names no solver"):
         DiffusersScheduler.from_config(diffusers.DDIMScheduler().config)
-    with pytest.raises(InputError, match="takes a config; of a folder, from_pretrained"):
+    with pytest.raises(InputError, match="needs a config; from_pretrained reads a folder"):
         DiffusersScheduler.from_config("folder", solver="ddim")
-    with pytest.raises(InputError, match="give mu"):
+    with pytest.raises(InputError, match="pass mu"):
         DiffusersScheduler("ddim", flow(use_dynamic_shifting=True)).set_timesteps(5)
-    with pytest.raises(InputError, match=r"sigmas of a flow lie in \(0, 1\], got 1.5"):
+    with pytest.raises(InputError, match=r"sigmas of a flow must lie in \(0, 1\], got 1.5"):
         DiffusersScheduler("ddim", flow()).set_timesteps(sigmas=[1.5, 0.5])
     with pytest.raises(InputError, match="needs the timestep"):
         DiffusersScheduler("ddim", "edm", prediction_type="edm").scale_model_input(start())

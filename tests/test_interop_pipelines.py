@@ -158,7 +158,7 @@ def test_the_ddim_pipeline_takes_it_once_it_is_made(spec, sampled):  # noqa: F81
     model = scoresde.Denoiser(plain(pipeline.unet), CHAIN, "eps", "index")
     ours = (sampled(model, spec, "trailing", x, generator, steps=6) / 2 + 0.5).clamp(0, 1)
     assert gap(torch.from_numpy(picture), ours.permute(0, 2, 3, 1)) < TOLERANCE
-    with pytest.raises(scoresde.InputError, match=r"step\(eta=0.5\) is not for"):
+    with pytest.raises(scoresde.InputError, match=r"step\(eta=0.5\) is not supported by"):
         pipeline(2, eta=0.5, num_inference_steps=6)
 
 

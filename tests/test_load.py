@@ -113,7 +113,7 @@ def test_own_solvers(tmp_path):
         "ours": "heun",
     }
     saved(tmp_path / "clipped", diffusers.DDIMScheduler(**BETAS), pipeline=diffusers.DDIMPipeline)
-    with pytest.raises(InputError, match="goes on with an eps that does not fit the clipped x0"):
+    with pytest.raises(InputError, match="keeps an eps that does not fit the clipped x0"):
         own_solver(tmp_path / "clipped")
     assert scoresde.load(f"diffusers:{tmp_path / 'ours'}").sde == ChainSDE("linear", 0.002, 0.25, N)
 
@@ -161,9 +161,9 @@ def edit(path, **changes):
         (
             "model_index.json",
             {"_class_name": None},
-            "is a None, which load does not take; DDPMPipeline, DDIMPipeline it",
+            "is a None, which load does not support; it supports DDPMPipeline",
         ),
-        ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}, "is a pipeline that follows a text"),
+        ("model_index.json", {"text_encoder": ["transformers", "CLIPTextModel"]}, "is a pipeline conditioned on text"),
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "in the latent space of an autoencoder"),
         ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding=True has no counterpart here"),
         ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "variance_type='learned' has no counterpart"),
@@ -178,11 +178,11 @@ def edit(path, **changes):
         (
             "scheduler/scheduler_config.json",
             {"variance_type": "learned_range"},
-            "the UNet answers 2 channels for 2, but the scheduler's variance_type is 'learned_range'",
+            "the UNet returns 2 channels for 2, but the scheduler's variance_type is 'learned_range'",
         ),
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "is a UNet2DConditionModel, which load does not"),
         ("unet/config.json", {"out_channels": 4}, r"unet: .*size mismatch|unet: .*shape"),
-        ("unet/config.json", {"add_attention": False}, "the weights are not those of its config, which differ in"),
+        ("unet/config.json", {"add_attention": False}, "the weights do not fit the config; they differ in"),
     ],
 )
 def test_what_has_no_counterpart(tmp_path, file, changes, message):
@@ -196,13 +196,13 @@ def test_what_has_no_counterpart(tmp_path, file, changes, message):
 def test_a_variance_that_the_scheduler_does_not_know(tmp_path):
     saved(tmp_path, diffusers.DDPMScheduler(**BETAS), unet(4))
     with pytest.raises(
-        InputError, match="the UNet answers 4 channels for 2, but the scheduler's variance_type is 'fixed"
+        InputError, match="the UNet returns 4 channels for 2, but the scheduler's variance_type is 'fixed"
     ):
         scoresde.load(f"diffusers:{tmp_path}")
 
 
 def test_damaged_folders(tmp_path):
-    with pytest.raises(InputError, match=r"is not a pipeline of diffusers: it holds no model_index\.json"):
+    with pytest.raises(InputError, match=r"is not a pipeline of diffusers: it contains no model_index\.json"):
         scoresde.load(f"diffusers:{tmp_path}")
     saved(tmp_path, diffusers.DDPMScheduler(**BETAS))
     (weights,) = (tmp_path / "unet").glob("*.safetensors")
@@ -211,16 +211,18 @@ def test_damaged_folders(tmp_path):
     with pytest.raises(InputError, match="unet: "):
         scoresde.load(f"diffusers:{tmp_path}")
     weights.unlink()
-    with pytest.raises(InputError, match="holds no weights in safetensors, none; save it with safe_serialization=True"):
+    with pytest.raises(
+        InputError, match="has no weights in safetensors, and no other weights; save it with safe_serialization=True"
+    ):
         scoresde.load(f"diffusers:{tmp_path}")
     torch.save(unet().state_dict(), tmp_path / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(InputError, match=r"only diffusion_pytorch_model\.bin, which could run programs when read"):
+    with pytest.raises(InputError, match=r"only diffusion_pytorch_model\.bin, which could run code when read"):
         scoresde.load(f"diffusers:{tmp_path}")
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
     with pytest.raises(InputError, match=r"scheduler_config\.json cannot be read"):
         scoresde.load(f"diffusers:{tmp_path}")
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("[]")
-    with pytest.raises(InputError, match="is not the config that diffusers writes"):
+    with pytest.raises(InputError, match="is not a config of diffusers"):
         scoresde.load(f"diffusers:{tmp_path}")
     with pytest.raises(InputError, match=r"is a pipeline of diffusers: load\('diffusers:"):
         scoresde.load(tmp_path)
@@ -237,7 +239,7 @@ def test_folders_that_are_no_models(tmp_path):
         InputError, match="no folder 'hub:some/model'; load takes the folder of a run, or diffusers:FOLD"
     ):
         scoresde.load("hub:some/model")
-    with pytest.raises(InputError, match=r"is not a run: it holds no config\.json"):
+    with pytest.raises(InputError, match=r"is not a run: it contains no config\.json"):
         scoresde.load(tmp_path)
 
 

@@ -71,7 +71,7 @@ def test_a_new_solver_stands_where_a_whole_run_puts_it_and_an_old_row_of_its_nam
 
 @pytest.mark.parametrize("key", ["torch", "numpy", "command"])
 def test_rows_of_other_versions_are_not_mixed(key):
-    with pytest.raises(InputError, match=f"is of {key} .*, this run of '0.1': measure all solvers anew"):
+    with pytest.raises(InputError, match=f"has {key} .*, this run has '0.1': measure all solvers again"):
         only.merged(ORDERS, {**header(ORDERS), key: "0.1"}, rows(ORDERS, "heun"), *OF_ORDERS)
 
 
@@ -88,7 +88,7 @@ def test_an_unknown_name_is_one_line_with_the_nearest_match(main, monkeypatch, c
     assert told.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(("name", "words"), [("euler", "those of ddim are its"), ("dopri5", "see --help")])
+@pytest.mark.parametrize(("name", "words"), [("euler", "it is the same method as ddim"), ("dopri5", "see --help")])
 def test_a_solver_without_rows_of_its_own_says_why(name, words, capsys):
     before = QUALITY.read_bytes()
     steps_vs_quality.main(["--only", name])

@@ -150,7 +150,7 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
 def test_pictures_are_the_samples_in_their_cells(tmp_path):
     found, _ = page(tmp_path, reference=pictures(9), low=-1, high=1)
     grid = [[cell[1].strip() for cell in line] for line in found.tables[0]]
-    assert grid[0] == ["", "NFE 5", "NFE 10", "its own steps"]
+    assert grid[0] == ["", "NFE 5", "NFE 10", "adaptive"]
     assert [line[0] for line in grid[1:]] == ["real data", "ddim", "ddpm", "rk45", "heun"]
     assert grid[5][1] == "nfe=5 is too small for <heun>"
     shown = [np.array(picture) for picture in found.pictures()]
@@ -258,7 +258,7 @@ def test_image_grid_of_colours_keeps_channels_and_size():
 @pytest.mark.parametrize(
     ("samples", "limits", "message"),
     [
-        (torch.zeros(2, 2), (-1, 1), r"takes \(N, 1, H, W\) or \(N, 3, H, W\), got \(2, 2\)"),
+        (torch.zeros(2, 2), (-1, 1), r"needs samples \(N, 1, H, W\) or \(N, 3, H, W\), got \(2, 2\)"),
         (torch.zeros(2, 4, 8, 8), (-1, 1), r"got \(2, 4, 8, 8\)"),
         (torch.zeros(0, 1, 8, 8), (-1, 1), r"got \(0, 1, 8, 8\)"),
         (torch.zeros(2, 1, 8, 8), (1, 1), "low=1 must be less than high=1"),

@@ -187,7 +187,7 @@ def test_other_bad_input():
         sample_function("rk45")
     with pytest.raises(InputError, match="no solver 'eulr'; did you mean euler"):
         sample_function("eulr")
-    with pytest.raises(InputError, match=r"x must be a tensor of floating point, got torch\.int64"):
+    with pytest.raises(InputError, match=r"x must be a floating-point tensor, got torch\.int64"):
         sample_function("euler")(model, start().long(), SIGMAS, disable=True)
-    with pytest.raises(InputError, match=r"the model answers \(2, 3, 2\) for samples \(2, 3, 4\)"):
+    with pytest.raises(InputError, match=r"the model returns \(2, 3, 2\) for samples \(2, 3, 4\)"):
         sample_function("euler")(lambda x, sigma: x[..., :2], start(), SIGMAS, disable=True)

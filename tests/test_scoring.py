@@ -74,7 +74,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bits(run, tmp_path, monke
     assert main(command(run, whole)) == 0
     stop_after(monkeypatch, 2)
     assert main(command(run, halves)) == 130
-    assert f"stopped: 2 of 3 shards are in {halves / 'parts'}; the same command goes on" in capsys.readouterr().err
+    assert f"stopped: 2 of 3 shards are in {halves / 'parts'}; the same command resumes" in capsys.readouterr().err
     assert sorted(p.name for p in halves.rglob("*") if p.is_file()) == ["00000.npz", "00001.npz"]
     monkeypatch.undo()
     done = stop_after(monkeypatch, 99)
@@ -144,9 +144,9 @@ def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
 def test_parts_of_another_evaluation_are_refused_and_named(run, tmp_path, monkeypatch, capsys):
     assert main(command(run, tmp_path)) == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    there = f"{tmp_path / 'parts'} holds parts of another evaluation"
+    there = f"{tmp_path / 'parts'} contains parts of a different evaluation"
     steps = command(run, tmp_path, "--config.likelihood.steps=6")
-    fails(capsys, steps, there, "likelihood.steps is 4 there and 6 here", "take another --out")
+    fails(capsys, steps, there, "likelihood.steps is 4 there and 6 here", "use a different --out")
     fails(capsys, command(run, tmp_path, "--split=train"), "the split is 'test' there and 'train' here")
     fails(capsys, command(run, tmp_path, limit=9), "the number of samples is 10 there and 9 here")
     fails(capsys, command(run, tmp_path, "--config.likelihood.batch_size=5"), "batch_size is 4 there and 5 here")
@@ -171,7 +171,7 @@ def test_damaged_parts_and_parts_in_the_wrong_place(run, tmp_path, capsys):
     (parts / "00001.npz").write_bytes(whole[:-50])
     fails(capsys, command(run, tmp_path), "00001.npz is damaged", "remove it")
     (parts / "00001.npz").write_bytes((parts / "00000.npz").read_bytes())
-    fails(capsys, command(run, tmp_path), "00001.npz holds other samples than 4 to 7")
+    fails(capsys, command(run, tmp_path), "00001.npz contains other samples than 4 to 7")
     (parts / "00001.npz").unlink()
     before = saved(tmp_path)
     assert main(command(run, tmp_path)) == 0
@@ -252,7 +252,7 @@ def test_the_page_holds_the_block_the_budget_and_both_ends(run, tmp_path, capsys
     assert row in words
     assert f"{ours['bound_prior'].mean():.3f}" in words
     assert "solver's error" in printed
-    assert "NFE a sample 14.0, 14 at most" in printed
+    assert "NFE per sample: 14.0, at most 14" in printed
 
 
 def test_the_page_of_numbers_has_no_pictures_of_them_and_is_escaped(continuous, tmp_path):
@@ -284,9 +284,9 @@ def test_uncertainty_adds_up_by_hand():
     assert math.isnan(single["solver"])
     assert single["of_these"] == 0.5
     text = likelihood_page.block(made([1.0, 2.0], [0.0, 0.0], None))
-    assert "besides what the solver errs, which was not measured" in text
-    assert "besides" not in likelihood_page.block(made([1.0, 2.0], [0.0, 0.0], [0.1, 0.1]))
-    assert "not known of a single sample" in likelihood_page.block(made([1.0], [0.5], None))
+    assert "not included: the solver error, which was not measured" in text
+    assert "not included" not in likelihood_page.block(made([1.0, 2.0], [0.0, 0.0], [0.1, 0.1]))
+    assert "unknown from a single sample" in likelihood_page.block(made([1.0], [0.5], None))
 
 
 def test_joined_shards():
@@ -371,7 +371,7 @@ def test_data_outside_the_levels_of_the_training(tmp_path, capsys):
         moved[3, 1] = value
         np.savez(tmp_path / "moved.npz", train=levels, test=moved)
         arguments = [*score, f"--out={tmp_path / 'outside'}", f"--config.data.path={tmp_path / 'moved.npz'}"]
-        fails(capsys, arguments, "the test data go from", f"{value:g}", "the model's levels, 1 apart, from 0 to 3")
+        fails(capsys, arguments, "the test data range from", f"{value:g}", "the model's levels, 1 apart, from 0 to 3")
 
 
 def test_by_default_the_results_lie_in_the_run(run, tmp_path, capsys):

@@ -262,7 +262,7 @@ def test_json_alone_is_a_program_on_the_screen(folder, capsys):
         (["pc", "--steps=4", "--show"], "pc has no program: Langevin's step is set by the norms"),
         (["rk45", "--steps=4", "--json=a.json"], "rk45 has no program"),
         (["scipy", "--steps=4", "--show"], "another library takes the steps"),
-        (["heun", "--steps=4"], "--steps is of a solver's program: add --show to print and draw it, or --json FILE"),
+        (["heun", "--steps=4"], "--steps needs a solver's program: add --show to print and draw it, or --json FILE"),
         (["heun", "--grid=uniform"], "add --show"),
         (["heun", "--sde=ve"], "add --show"),
         (["heun", "--output=eps"], "add --show"),
@@ -276,8 +276,8 @@ def test_json_alone_is_a_program_on_the_screen(folder, capsys):
         (["heun", "--show", "--steps=4", "--grid=karas"], "did you mean karras"),
         (["heun", "--show", "--steps=4", "--sde=vpp"], "no SDE 'vpp'"),
         (["heun", "--show", "--steps=4", "--output=noise"], "no prediction type 'noise'"),
-        (["heun", "--show", "--steps=4", "--out=a.jpg"], "--out is the PNG file of --show, got a.jpg"),
-        (["heun", "--json=-", "--steps=4", "--out=a.png"], "--out is the PNG file of --show"),
+        (["heun", "--show", "--steps=4", "--out=a.jpg"], "--out must be a PNG file, and needs --show; got a.jpg"),
+        (["heun", "--json=-", "--steps=4", "--out=a.png"], "--out must be a PNG file, and needs --show"),
         (["heun", "--json=-", "--steps=4", "--show"], "give --json a file"),
         (["heun", "--json", "--steps=4"], "--json"),
         (["heun", "--show", "--steps=4", "--shows"], "--shows"),
@@ -321,4 +321,4 @@ def test_a_program_in_a_file_is_shown_on_its_own_nodes(tmp_path, monkeypatch, ca
     assert shown.startswith("file:mine.json\n4 steps, 4 NFE")
     assert (tmp_path / "mine.png").exists()
     assert main(["solvers", "file:mine.json", "--show", "--steps", "4"]) == 2
-    assert "has nodes and an output of its own: leave out --steps" in capsys.readouterr().err
+    assert "already fixes its nodes and its output: leave out --steps" in capsys.readouterr().err

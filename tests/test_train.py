@@ -223,12 +223,12 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
     options = replace(OPTIONS, workdir=tmp_path)
     run(options)
     network = MLP(width=8, depth=1).build((3,))
-    with pytest.raises(InputError, match=r"is a checkpoint of another network: .*Missing key"):
+    with pytest.raises(InputError, match=r"is a checkpoint of a different network: .*Missing key"):
         run(options, network)
     file = checkpoint.latest(tmp_path) / "ema.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     more = replace(options, steps=30)
-    with pytest.raises(InputError, match=r"ema\.safetensors' is damaged.*; remove step_00000024 to go on"):
+    with pytest.raises(InputError, match=r"ema\.safetensors' is damaged.*; remove step_00000024 to resume"):
         run(more)
     for part in file.parent.iterdir():
         part.unlink()

@@ -1,4 +1,4 @@
-"""Benchmarks: solvers on one model side by side, and the metrics that compare samples."""
+"""Benchmarks: solvers compared on one model, and distances between sets of samples."""
 
 from .metrics import Estimate, compare
 from .runner import Row, Truth, benchmark, ode_solution, record

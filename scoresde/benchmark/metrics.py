@@ -1,9 +1,9 @@
 """Distances between two sets of samples, each with an interval.
 
 A set is a tensor (N, *); its samples are flattened to vectors of d numbers and compared in float64. ``features`` maps
-samples to other vectors first (a classifier's activations, say). All three distances are *estimators*: ``frechet`` and
-``sliced_wasserstein`` have an upward bias that falls with the number of samples, so compare only values taken at the
-same numbers of samples; ``mmd`` has none, and may be negative.
+samples to other vectors first (a classifier's activations, say). All three distances are *estimators*. ``frechet`` and
+``sliced_wasserstein`` have an upward bias that falls with the number of samples, so compare only values from the same
+numbers of samples. ``mmd`` is unbiased, and may be negative.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from solvers.errors import positive_integer, unknown
 Features = Callable[[Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], float]
 
-_BLOCK = 4096  # rows of a kernel matrix that are in memory at once
+_BLOCK = 4096  # rows of a kernel matrix that are in memory at the same time
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and the ends of its interval."""
+    """An estimated number and the ends of its confidence interval."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class Estimate:
 
 
 def frechet(x: Tensor, y: Tensor, features: Features | None = None) -> float:
-    """Frechet distance of the two normal laws with the sets' means and covariances.
+    """Frechet distance between the two normal distributions with the sets' means and covariances.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1^{1/2} C2 C1^{1/2})^{1/2}), Heusel et al. 2017, arXiv:1706.08500, eq. 6: the FID, if
     the features are Inception's. In squared units of the data. The covariances (with N - 1) may be singular.
@@ -47,12 +47,12 @@ def frechet(x: Tensor, y: Tensor, features: Features | None = None) -> float:
         features: maps (N, *) to (N, k) first.
 
     Raises:
-        InputError: fewer than two samples, samples that are not finite or not of one size.
+        InputError: fewer than two samples, samples that are not finite, or sets with samples of different sizes.
     """
     x, y = _prepare(x, y, features)
     a, b = _centred(x), _centred(y)
-    # With C1 = A'A and C2 = B'B the last trace is the sum of the singular values of A B'. The triangular factors stand
-    # for A and B: no covariance is formed, so that none of its square roots loses half the digits.
+    # With C1 = A'A and C2 = B'B the last trace is the sum of the singular values of A B'. Triangular factors replace
+    # A and B, and no covariance is formed: its square root would lose half of the digits.
     r, s = torch.linalg.qr(a, mode="r").R, torch.linalg.qr(b, mode="r").R
     shift = (x.mean(0) - y.mean(0)).square().sum()
     overlap = torch.linalg.svdvals(r @ s.T).sum()
@@ -71,10 +71,10 @@ def sliced_wasserstein(
         x, y: (N, *) and (M, *).
         features: maps (N, *) to (N, k) first.
         projections: how many directions, uniform on the sphere.
-        seed: of the directions, which depend on it and on d alone.
+        seed: the seed of the directions, which depend on it and on d alone.
 
     Raises:
-        InputError: as ``frechet``; also a number of projections that is not a positive integer.
+        InputError: as in ``frechet``; also a number of projections that is not a positive integer.
     """
     positive_integer("projections", projections)
     x, y = _prepare(x, y, features)
@@ -84,7 +84,7 @@ def sliced_wasserstein(
     n, m = len(x), len(y)
     if n == m:
         return float((p - q).square().mean().sqrt())
-    # steps end at i / n and at j / m: in units of 1 / (n m) these are integers, and nothing is lost to rounding
+    # steps end at i / n and at j / m: in units of 1 / (n m) these are integers, without rounding errors
     ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).sort().values
     widths = ends.diff(prepend=ends.new_zeros(1)).to(x) / (n * m)
     last = ends - 1
@@ -94,15 +94,15 @@ def sliced_wasserstein(
 def mmd(x: Tensor, y: Tensor, features: Features | None = None) -> float:
     """Squared maximum mean discrepancy with the kernel (<a, b> / d + 1)^3, unbiased.
 
-    The estimator is Gretton et al. 2012, eq. 3; the kernel that of the KID (Binkowski et al. 2018, arXiv:1801.01401),
-    which is this number on Inception features.
+    The estimator is Gretton et al. 2012, eq. 3. The kernel is that of the KID (Binkowski et al. 2018,
+    arXiv:1801.01401), which is this number on Inception features.
 
     Args:
         x, y: (N, *) and (M, *).
         features: maps (N, *) to (N, k) first.
 
     Raises:
-        InputError: as ``frechet``.
+        InputError: as in ``frechet``.
     """
     x, y = _prepare(x, y, features)
     return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
@@ -125,23 +125,23 @@ def bootstrap(
     level: float = 0.95,
     floor: float = -math.inf,
 ) -> Estimate:
-    """The metric of two sets, with an interval for its expectation at these numbers of samples.
+    """A metric of two sets, with an interval for its expectation at these numbers of samples.
 
     The interval is the value plus or minus a Student quantile times the standard deviation of the metric over random
-    halves of x and of y, drawn without replacement. Halves vary about their whole as the whole does about the
-    population (the delete-half jackknife: Shao and Wu 1989, section 2), so nothing is rescaled; and they
-    hold no sample twice, while the usual bootstrap's repeated samples act as extra distance between x and y. Only the
-    spread is taken from the halves, whose values are biased more than the whole's. Where x and y have one law and the
-    distance is quadratic in their difference, the standard deviation is up to sqrt(3) too large; the interval errs on
-    the wide side. It says nothing of the bias that all rows of a table share, see the top of this module.
+    halves of x and of y, drawn without replacement. Halves vary about the whole set as the whole set varies about the
+    population (the delete-half jackknife: Shao and Wu 1989, section 2), so nothing is rescaled. A half contains no
+    sample twice; the repeated samples of the usual bootstrap act as extra distance between x and y. The halves supply
+    only the spread, because their values are more biased than the value of the whole sets. Where x and y have the same
+    distribution and the distance is quadratic in their difference, the standard deviation is up to sqrt(3) too large,
+    and the interval is too wide. The interval does not include the bias of the estimator, see the top of this module.
 
     Args:
         metric: ``metric(x, y)``, for instance one of ``METRICS``.
         x, y: (N, *) and (M, *).
         repeats: how many pairs of halves.
-        seed: of the halves.
-        level: the probability with which the interval covers.
-        floor: what no value of the metric can be below; the interval ends there.
+        seed: the seed of the halves.
+        level: the probability that the interval contains the expectation.
+        floor: a lower bound of the metric's values; the interval is cut off there.
 
     Raises:
         InputError: fewer than four samples in a set, fewer than two repeats, a level outside (0, 1).
@@ -175,7 +175,7 @@ def compare(
     2.0
 
     Raises:
-        InputError: an unknown metric, and whatever the metrics and ``bootstrap`` refuse.
+        InputError: an unknown metric; see also the metrics and ``bootstrap``.
     """
     check_names(metrics)
     x, y = _prepare(x, y, features)
@@ -186,10 +186,10 @@ def compare(
 
 
 def check_names(metrics: Sequence[str]) -> None:
-    """Nothing, if every name is a metric's.
+    """Checks that every name is the name of a metric.
 
     Raises:
-        InputError: one is not; the message holds the nearest matches.
+        InputError: an unknown name; the message contains the nearest matches.
     """
     for name in metrics:
         if name not in METRICS:
@@ -225,7 +225,7 @@ def _vectors(name: str, samples: Tensor, features: Features | None) -> Tensor:
 
 
 def _centred(x: Tensor) -> Tensor:
-    """A (N, d) with A'A the covariance of x."""
+    """The matrix A (N, d) for which A'A is the covariance of x."""
     return (x - x.mean(0)) / math.sqrt(len(x) - 1)
 
 

@@ -1,9 +1,9 @@
 """Steps versus quality: every solver at every budget, from the same starts, measured against the same reference.
 
-A budget is a number of model evaluations (NFE), and what a row reports is the number that was counted. Rows share
-their seeds, so that two rows differ by the solver and not by luck. Deterministic solvers all approximate one map, the
-probability-flow ODE's: their distance to its exact solution is an error in the proper sense, seen long before a
-distance between sample sets can tell two solvers apart.
+A budget is a number of model evaluations (NFE); a row reports the number that was counted. Rows share their seeds, so
+that two rows differ by the solver and not by chance. Deterministic solvers all approximate the same map, that of the
+probability-flow ODE. Their distance to its exact solution is their error, and it distinguishes two solvers long before
+a distance between sample sets does.
 
 >>> import scoresde
 >>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)
@@ -38,27 +38,27 @@ from ..sampling.plan import Plan
 from ..sampling.sample import Sample, sample
 from .metrics import METRICS, Estimate, Features, check_names, compare
 
-_RESAMPLES = 400  # of the errors' interval; each costs a mean of N numbers
+_RESAMPLES = 400  # for the interval of an error; each costs a mean of N numbers
 _NESTED = ("metrics", "error", "samples")  # fields of a row that are not columns
 
 
 @dataclass(frozen=True)
 class Row:
-    """One solver at one budget.
+    """The result of one solver at one budget.
 
     Attributes:
         solver, grid: canonical specs.
         nfe_asked: the budget; None for an adaptive solver, which has none.
         nfe: model evaluations per sample, as counted; None if the row was skipped.
-        steps: of the grid, a step to sigma = 0 included.
+        steps: steps of the grid, including a last step to sigma = 0.
         stochastic: whether the solver draws noise.
         n_samples: how many samples were drawn.
         metrics: distances from the reference, by name.
         error: root-mean-square distance per dimension to the exact solution; None for stochastic solvers.
         seconds, seconds_per_sample: wall-clock time.
-        skipped: why there are no numbers, or "": a budget below the cost of one step, a grid whose nodes collapse,
-            samples that are not finite.
-        samples: the first few samples (K, *), on the CPU; not part of a result file.
+        skipped: the reason why the row has no numbers, or "": a budget below the cost of one step, a grid whose nodes
+            coincide, or samples that are not finite.
+        samples: the first few samples (K, *), on the CPU; not written to result files.
     """
 
     solver: str
@@ -78,14 +78,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Truth:
-    """The probability-flow ODE's solution from the starts of some seeds.
+    """The exact solution of the probability-flow ODE from the starts of some seeds.
 
     Attributes:
-        x: after the last step to sigma = 0, E[x0 | x_t] at t_min (N, *).
-        at_t_min: at t_min (N, *).
-        error: root-mean-square distance per dimension of ``at_t_min`` to the same solve in half as many steps: more
-            than its own error, as long as that falls by half or more with twice the steps.
-        nfe: model evaluations per sample, spent on all of this.
+        x: the solution after the last step to sigma = 0, E[x0 | x_t] at t_min (N, *).
+        at_t_min: the solution at t_min (N, *).
+        error: root-mean-square distance per dimension between ``at_t_min`` and a solve with half as many steps. It
+            exceeds the error of ``at_t_min`` if twice the steps at least halve that error.
+        nfe: model evaluations per sample, for all solves together.
     """
 
     x: Tensor
@@ -105,20 +105,20 @@ def ode_solution(
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
 ) -> Truth:
-    """Where the ODE carries the samplers' own starts.
+    """Solves the ODE accurately from the same starts as the samplers.
 
-    Heun's method in equal steps of log(alpha / sigma), in n, n / 2 and n / 4 of them. Richardson extrapolation
-    (4 x_n - x_{n/2}) / 3 removes the leading error; doing the same with n / 2 and n / 4 tells how much was left.
+    Uses Heun's method with n, n / 2 and n / 4 equal steps of log(alpha / sigma). Richardson extrapolation
+    (4 x_n - x_{n/2}) / 3 removes the leading error; the same with n / 2 and n / 4 steps estimates the remaining error.
 
     Args:
-        shape: of one sample.
+        shape: the shape of one sample.
         seeds: one per sample.
         steps: n, from t_max to t_min; a multiple of four.
         condition, device, batch_size: as for ``sample``.
-        dtype: of the state.
+        dtype: the dtype of the state.
 
     Raises:
-        InputError: steps is not a positive multiple of four, and whatever ``sample`` refuses.
+        InputError: steps is not a positive multiple of four; see also ``sample``.
     """
     if positive_integer("steps", steps) % 4:
         raise InputError(f"the steps of the exact solution must be a multiple of four, got {steps}")
@@ -169,21 +169,23 @@ def benchmark(
     keep: int = 8,
     progress: bool = True,
 ) -> list[Row]:
-    """One row per solver and budget; one per adaptive solver, at the evaluations it takes.
+    """Compares solvers: one row per solver and budget, and one per adaptive solver, which chooses its evaluations.
 
     Args:
         reference: real samples (M, *); keep M fixed among tables that you compare.
-        solvers, grid: names or specs; by default the grid is the sampler's.
-        nfe: budgets of model evaluations; each row takes the most steps that its budget affords.
+        solvers, grid: names or specs; the default grid is the one that a label names, else ``karras``.
+        nfe: budgets of model evaluations; each row takes the most steps that its budget allows.
         seeds, shape, condition, batch_size, dtype, device: as for ``sample``; every row has the same seeds.
-        truth, truth_steps: the exact solution for these seeds; by default ``ode_solution`` in so many steps, if a
-            solver is deterministic and they are not 0.
-        metrics, features: as for ``metrics.compare``, on samples after ``rounding``: a rule that makes them 8-bit, say.
-        keep: how many samples a row holds; ``progress`` shows a bar over the rows.
+        truth, truth_steps: the exact solution for these seeds; by default ``ode_solution`` with ``truth_steps`` steps,
+            if a solver is deterministic and ``truth_steps`` is not 0.
+        metrics, features: as for ``metrics.compare``.
+        rounding: a function applied to the samples before the metrics, such as rounding to 8 bits.
+        keep: how many samples a row contains.
+        progress: show a bar over the rows.
 
     Raises:
-        InputError: an unknown name, fewer than four seeds or reference samples, a budget that is no positive integer;
-            also what ``sample`` and ``compare`` refuse.
+        InputError: an unknown name, fewer than four seeds or reference samples, a budget that is not a positive
+            integer; see also ``sample`` and ``compare``.
     """
     seeds, shape = list(seeds), tuple(shape)
     check_names(metrics)
@@ -197,7 +199,7 @@ def benchmark(
 
     rows = []
     for job in (bar := tqdm(jobs, desc="benchmark", disable=not progress, leave=False)):
-        bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'its own'}")
+        bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'adaptive'}")
         try:
             plan = Plan.make(denoiser, job.method, job.rule, nfe=job.nfe)
             result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **carried)
@@ -218,13 +220,12 @@ class _Job(NamedTuple):
     nfe: int | None
 
     def row(self, count: int) -> Row:
-        """The row of ``count`` samples before they are drawn."""
+        """The row for ``count`` samples, before they are drawn."""
         return Row(str(self.method), str(self.rule), self.nfe, None, None, self.method.stochastic, count)
 
 
 def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[_Job]:
-    """Every solver with its grid, each pair once, at every budget; a label may name its own grid ("DPM++ 2M
-    Karras")."""
+    """Every solver with its grid at every budget, without repeats; a label may name a grid ("DPM++ 2M Karras")."""
     pairs: dict[tuple[Solver, Grid], None] = {}
     for spec in specs:
         label, named = resolve(spec)
@@ -233,7 +234,7 @@ def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[_J
 
 
 def _filled(row: Row, plan: Plan, result: Sample, keep: int, scores: dict[str, Estimate], truth: Truth | None) -> Row:
-    """The row with its plan's samples: what they cost, and what they are worth."""
+    """The row completed with the cost, the scores and the error of its samples."""
     x = result.x.cpu()
     exact = None if truth is None or row.stochastic else _exact(truth, plan)
     return replace(
@@ -252,13 +253,13 @@ def _filled(row: Row, plan: Plan, result: Sample, keep: int, scores: dict[str, E
 def _check(
     reference: Tensor, solvers: Sequence[str], nfe: Sequence[int], seeds: Sequence[int], shape: tuple[int, ...]
 ) -> None:
-    """Refuses what no benchmark can be made of.
+    """Rejects inputs that a benchmark cannot use.
 
     Raises:
         InputError: see ``benchmark``.
     """
     if reference.shape[1:] != shape:
-        raise InputError(f"the reference holds samples of shape {tuple(reference.shape[1:])}, the model's are {shape}")
+        raise InputError(f"the reference has samples of shape {tuple(reference.shape[1:])}, the model's are {shape}")
     if min(len(seeds), len(reference)) < 4:
         raise InputError(f"a benchmark needs at least four samples, got {len(seeds)} seeds and {len(reference)} real")
     if not solvers or not nfe:
@@ -268,7 +269,7 @@ def _check(
 
 
 def _exact(truth: Truth, plan: Plan) -> Tensor | None:
-    """The solution where the plan ends; None if the plan covers another range than the solution does."""
+    """The exact solution at the end of the plan; None if the plan and the solution cover different ranges."""
     start, end, sde = plan.nodes[0], plan.nodes[-1], plan.sde
     last = plan.nodes[-2] if end.sigma == 0 else end
     if start.t != sde.t_max or (last.t != sde.t_min and len(plan.nodes) > 2):
@@ -285,7 +286,7 @@ def _error(x: Tensor, exact: Tensor) -> Estimate:
 
 
 def record(row: Row) -> dict[str, Any]:
-    """A row as flat columns: numbers, strings, None; without its samples."""
+    """A row as flat columns of numbers, strings and None, without its samples."""
     columns: dict[str, Any] = {f.name: getattr(row, f.name) for f in fields(row) if f.name not in _NESTED}
     for name, estimate in {**row.metrics, "error": row.error}.items():
         for part in ("value", "low", "high"):
@@ -298,11 +299,11 @@ def _column(name: str, part: str) -> str:
 
 
 def write(rows: Sequence[Row], folder: str | Path, header: Mapping[str, Any]) -> None:
-    """Writes ``results.json``, the header and the rows, and ``results.csv``, the rows.
+    """Writes ``results.json`` (the header and the rows) and ``results.csv`` (the rows).
 
     Args:
-        folder: made if it is not there; files in it are replaced only once the new ones are complete.
-        header: what another person needs to run a row again: the command, the config, the seeds, the reference and its
+        folder: created if needed; files in it are replaced only when the new ones are complete.
+        header: what a reader needs to run a row again: the command, the config, the seeds, the reference and its
             ``fingerprint``, ... Written as given, after ``environment()``.
     """
     folder = Path(folder)
@@ -313,10 +314,10 @@ def write(rows: Sequence[Row], folder: str | Path, header: Mapping[str, Any]) ->
 
 
 def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
-    """The header and the rows that ``write`` left in a folder; the rows without samples.
+    """Reads the header and the rows that ``write`` wrote into a folder; the rows have no samples.
 
     Raises:
-        InputError: there is no ``results.json``, or it is not one of ours.
+        InputError: ``results.json`` is missing, or ``write`` did not write it.
     """
     path = Path(folder) / "results.json"
     try:

@@ -1,4 +1,4 @@
-"""The command line."""
+"""The command line: the parser of its arguments and its commands."""
 
 from .parser import main
 

@@ -1,4 +1,4 @@
-"""What each command of the command line does."""
+"""The commands of the command line."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ from ..training.loop import train as run_training
 
 
 def writable(folder: Path) -> Path:
-    """``folder``, made if it is not there.
+    """Returns ``folder``, created if needed.
 
     Raises:
-        InputError: it cannot be made or written to.
+        InputError: the folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def writable(folder: Path) -> Path:
 
 
 def record(path: Path, command: str, run: Run, **facts: Any) -> None:
-    """A JSON file with everything that another person needs to make the same files."""
+    """Writes a JSON file with everything that a reader needs to make the same files again."""
     document = {
         "command": command,
         **facts,
@@ -62,7 +62,7 @@ def record(path: Path, command: str, run: Run, **facts: Any) -> None:
 
 
 def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Trains, or goes on."""
+    """Trains a model, or resumes its training."""
     cfg = config.read_config(arguments.config, overrides)
     workdir = writable(arguments.workdir)
     fit(cfg, workdir)
@@ -84,7 +84,7 @@ def fit(cfg: Any, workdir: Path) -> None:
         result = run_training(denoiser, network, data.train, loss, options)
     except KeyboardInterrupt:
         last = checkpoint.latest(workdir)
-        raise KeyboardInterrupt(f"{last.name} is written; the same command goes on" if last else "") from None
+        raise KeyboardInterrupt(f"{last.name} is written; the same command resumes" if last else "") from None
     note = "already complete" if math.isnan(result.loss) else f"loss {result.loss:.4f}"
     print(f"{workdir}: step {result.step}, {note}")
 
@@ -127,7 +127,7 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
 
 
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Scores a split, or this process's share of it."""
+    """Computes the log-likelihood of a split, or of this process's share of it."""
     run = load_run(arguments.workdir, overrides)
     if arguments.limit is not None:
         positive_integer("--limit", arguments.limit)
@@ -140,7 +140,7 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
 
 
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Solvers against budgets into results.csv, results.json and report.html."""
+    """Compares solvers at several budgets; writes results.csv, results.json and report.html."""
     run = load_run(arguments.workdir, overrides)
     out = writable(arguments.out)
     compare(run, out, arguments.solvers, arguments.nfe, arguments.seeds, command, f"{arguments.workdir}")
@@ -156,7 +156,7 @@ def compare(
     title: str,
     result: LogProb | None = None,
 ) -> None:
-    """Runs the benchmark of a run against its held-out data and writes the page."""
+    """Benchmarks solvers on a run's model against its held-out data; writes the results and the page."""
     reference = build.load_data(run.config, run.card).test
     rows = run_benchmark(
         run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
@@ -188,7 +188,7 @@ def compare(
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as text."""
+    """The rows of a benchmark as text."""
     lines = [
         f"{'solver':28s} {'NFE':>4s} {'steps':>5s} {'sliced W2':>22s} {'Frechet':>9s} {'ODE error':>10s} {'s':>6s}"
     ]
@@ -220,15 +220,15 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
 
 
 def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Prints the table, or one card, or a solver's program."""
+    """Prints the table of solvers, one solver's card, or one solver's program."""
     if arguments.space is not None and arguments.name is not None:
-        raise InputError("--space is of the table: leave out the solver's name")
+        raise InputError("--space filters the table of solvers: leave out the solver's name")
     if arguments.show or arguments.json is not None:
         show_program(arguments, command)
         return
     given = [name for name in ("steps", "grid", "sde", "output", "out") if getattr(arguments, name) is not None]
     if given:
-        raise InputError(f"--{given[0]} is of a solver's program: add --show to print and draw it, or --json FILE")
+        raise InputError(f"--{given[0]} needs a solver's program: add --show to print and draw it, or --json FILE")
     if (arguments.name or "").startswith("file:"):
         print(program_view.text(File(arguments.name.removeprefix("file:")).program))
         return
@@ -244,13 +244,13 @@ def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: s
 
 
 def show_program(arguments: argparse.Namespace, command: str) -> None:
-    """Traces a solver on a grid; prints and draws the program, or writes it down."""
+    """Traces a solver on a grid; prints and draws the program, or writes it to a file."""
     if arguments.name is None:
-        raise InputError("a program is of one solver: scoresde solvers NAME --steps 8 --show")
+        raise InputError("a program needs the name of one solver: scoresde solvers NAME --steps 8 --show")
     if arguments.show and arguments.json == "-":
-        raise InputError("--show and --json - would mix on the screen: give --json a file")
+        raise InputError("--show and --json - would both print: give --json a file")
     if arguments.out is not None and (not arguments.show or arguments.out.suffix.lower() != ".png"):
-        raise InputError(f"--out is the PNG file of --show, got {arguments.out}")
+        raise InputError(f"--out must be a PNG file, and needs --show; got {arguments.out}")
     program, title = _program(arguments)
     if arguments.json == "-":
         print(json_format.write(program, note=command), end="")
@@ -265,24 +265,24 @@ def show_program(arguments: argparse.Namespace, command: str) -> None:
 
 
 def _program(arguments: argparse.Namespace) -> tuple[solvers.Program, str]:
-    """The program that a command line asks for, and its title."""
+    """The program that the arguments describe, and its title."""
     solver_spec, named = solvers.resolve(arguments.name)
     solver = solvers.make(solver_spec)
     if isinstance(solver, File):
         given = [name for name in ("steps", "grid", "sde", "output") if getattr(arguments, name) is not None]
         if given:
-            raise InputError(f"{solver} has nodes and an output of its own: leave out --{given[0]}")
+            raise InputError(f"{solver} already fixes its nodes and its output: leave out --{given[0]}")
         return solver.program, str(solver)
     rule = solvers.grids.make(arguments.grid or named or "karras")
     if arguments.steps is None and not rule.fixed:
-        raise InputError(f"a program is of a number of steps: add --steps, such as --steps 8 (the grid is {rule})")
+        raise InputError(f"a program needs a number of steps: add --steps, such as --steps 8 (the grid is {rule})")
     sde = make_sde(arguments.sde or "vp")
     program = solvers.trace(solver, rule.nodes(sde, arguments.steps), sde, arguments.output or "x0")
     return program, f"{solver} on {rule} of {sde}"
 
 
 def check_solver(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
-    """Prints a verdict a line as they come, then how many passed; status 1 if one fails."""
+    """Prints the verdict of each check, then how many passed; returns status 1 if one fails."""
     solver = solvers.make(arguments.name if ":" in arguments.name else solvers.resolve(arguments.name)[0])
     print(f"{solver}: {solver_cards.declared(solver)}", flush=True)
     passed = []

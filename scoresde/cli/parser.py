@@ -1,7 +1,7 @@
-"""The command line: scoresde demo | train | sample | likelihood | benchmark | solvers | check-solver.
+"""The parser of the command line: scoresde demo | train | sample | likelihood | benchmark | solvers | check-solver.
 
-Every command that takes a config also takes ``--config.section.field=value``. Bad input ends with one line and exit
-status 2, Ctrl-C with 130.
+Every command that takes a config also takes ``--config.section.field=value``. Invalid input ends with a message of one
+line and exit status 2, Ctrl-C with exit status 130.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _shown(read: Callable[[str], T]) -> Callable[[str], T]:
-    """A reader whose errors argparse shows as they are; other ValueErrors it would replace."""
+    """A reader whose error messages argparse shows unchanged; it would replace those of other ValueErrors."""
 
     def reader(text: str) -> T:
         try:
@@ -38,13 +38,13 @@ def _shown(read: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def seeds_of(text: str) -> list[int]:
-    """Seeds as people write them: single ones and ranges.
+    """Reads seeds: single numbers and ranges, separated by commas.
 
     >>> seeds_of("0-3,7")
     [0, 1, 2, 3, 7]
 
     Raises:
-        InputError: anything else, or a range that runs backwards.
+        InputError: any other text, or a range that runs backwards.
     """
     seeds: list[int] = []
     for part in text.split(","):
@@ -58,10 +58,10 @@ def seeds_of(text: str) -> list[int]:
 
 
 def counts_of(text: str) -> list[int]:
-    """A list of positive integers.
+    """Reads positive integers, separated by commas.
 
     Raises:
-        InputError: anything else.
+        InputError: any other text.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
@@ -70,13 +70,13 @@ def counts_of(text: str) -> list[int]:
 
 
 def share_of(text: str) -> tuple[int, int]:
-    """Which of how many processes this one is.
+    """Reads k/n: the number of this process, and the number of all processes.
 
     >>> share_of("2/4")
     (2, 4)
 
     Raises:
-        InputError: anything else.
+        InputError: any other text.
     """
     which, slash, count = text.partition("/")
     if not (slash and which.isdecimal() and count.isdecimal() and 1 <= int(which) <= int(count)):
@@ -85,7 +85,7 @@ def share_of(text: str) -> tuple[int, int]:
 
 
 def specs_of(text: str) -> list[str]:
-    """Specs separated by commas outside of brackets.
+    """Reads specs, separated by commas outside brackets.
 
     >>> specs_of("ddim(eta=1), pc(predictor=ddpm, corrector_steps=2), heun")
     ['ddim(eta=1)', 'pc(predictor=ddpm, corrector_steps=2)', 'heun']
@@ -116,24 +116,24 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", "train on real digits, sample, score, and write a report; about a minute, offline")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results")
-    demo.add_argument("--config", default="digits_vp", help="a config file, or the name of one of the library's")
-    demo.add_argument("--fast", action="store_true", help="fewer training steps: to see that everything works")
+    demo.add_argument("--config", default="digits_vp", help="a config file, or the name of a config of the library")
+    demo.add_argument("--fast", action="store_true", help="fewer training steps: a quick check that everything works")
 
-    train = command("train", "train a model, or go on with one")
-    train.add_argument("--config", required=True, help="a config file, or the name of one of the library's")
+    train = command("train", "train a model, or resume its training")
+    train.add_argument("--config", required=True, help="a config file, or the name of a config of the library")
     train.add_argument("--workdir", type=Path, required=True, help="the run's folder; a run in it is resumed")
 
     sample = command("sample", "draw samples from a trained model")
     workdir_and_out(sample)
     sample.add_argument("--seeds", type=_shown(seeds_of), default="0-63", help="one sample per seed: 0-63 or 0,5,9")
 
-    likelihood = command("likelihood", "log-likelihood of data under a trained model; started again, it goes on")
+    likelihood = command("likelihood", "log-likelihood of data under a trained model; resumes if started again")
     likelihood.add_argument("--workdir", type=Path, required=True, help="the run's folder")
     likelihood.add_argument("--out", type=Path, help="folder for the results; by default WORKDIR/likelihood")
     likelihood.add_argument("--split", choices=("train", "test"), default="test", help="which part of the data")
-    likelihood.add_argument("--limit", type=int, default=None, help="only the first samples of it")
-    likelihood.add_argument("--tolerance", type=float, help="total error, bits/dim or nats; instead of the steps")
-    shards = "k/n: do every n-th batch, from the k-th, beside n - 1 other processes on the same --out"
+    likelihood.add_argument("--limit", type=int, default=None, help="score only this many samples, from the first")
+    likelihood.add_argument("--tolerance", type=float, help="total error, bits/dim or nats; replaces the steps")
+    shards = "k/n: score every n-th batch, from the k-th, together with n - 1 other processes on the same --out"
     likelihood.add_argument("--shards", type=_shown(share_of), default="1/1", metavar="K/N", help=shards)
 
     bench = command("benchmark", "steps versus quality: every solver at every number of evaluations")
@@ -144,13 +144,13 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = command("solvers", "the table of solvers, one solver's card, or its program on a grid")
     listing.add_argument("name", nargs="?", help="a solver's name")
-    listing.add_argument("--space", help="only the solvers of these states: gaussian or discrete")
-    listing.add_argument("--show", action="store_true", help="print its program, and draw it into a PNG file")
-    listing.add_argument("--json", metavar="FILE", help="write its program into a file; - prints it")
-    listing.add_argument("--steps", type=int, help="the length of the grid")
-    listing.add_argument("--grid", help="the grid; by default the one that the name holds, or karras")
+    listing.add_argument("--space", help="list only the solvers for these states: gaussian or discrete")
+    listing.add_argument("--show", action="store_true", help="print the solver's program, and draw it into a PNG file")
+    listing.add_argument("--json", metavar="FILE", help="write the solver's program into a file; - prints it")
+    listing.add_argument("--steps", type=int, help="the number of steps of the grid")
+    listing.add_argument("--grid", help="the grid; by default the one that the name contains, or karras")
     listing.add_argument("--sde", help="the path; by default vp")
-    listing.add_argument("--output", help="what the model puts out: x0 (by default), eps, v, score, velocity or edm")
+    listing.add_argument("--output", help="the model's output: x0 (by default), eps, v, score, velocity or edm")
     listing.add_argument("--out", type=Path, help="the picture's file; by default NAME.png")
 
     check = command("check-solver", "measure a solver: order, batch invariance, evaluations, dtype, spec")
@@ -162,14 +162,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that mymodule:Mine is found beside the user, as with python -m
+        sys.path.insert(0, os.getcwd())  # so that mymodule:Mine is found in the current folder, as with python -m
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
         parsed, rest = _parser().parse_known_args(argv)
         strange = [argument for argument in rest if not argument.startswith("--config.")]
         if strange or (rest and parsed.command in ("solvers", "check-solver")):
             raise InputError(f"unknown argument {(strange or rest)[0]!r} (see scoresde {parsed.command} --help)")
-        from .commands import COMMANDS  # here, so that --help and bad arguments answer at once
+        from .commands import COMMANDS  # here, so that --help and errors in the arguments respond at once
 
         return int(COMMANDS[parsed.command](parsed, rest, shlex.join(["scoresde", *argv])) or 0)
     except (InputError, OSError) as error:

@@ -1,8 +1,8 @@
-"""Foreign loops, driven by this library's solvers.
+"""This library's solvers inside the sampling loops of other libraries.
 
 ``DiffusersScheduler`` is a scheduler object for diffusers' pipelines, ``sample_function`` a sampler with k-diffusion's
-signature. Both drive ``Program.steps``, so they serve every linear solver of the registry, and no solver is written
-twice. Needs diffusers for the first only, which is imported when it is asked for.
+signature. Both drive ``Program.steps``, so they support every linear solver of the registry without a second
+implementation. Only ``DiffusersScheduler`` needs diffusers, and its first use imports it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["DiffusersScheduler", "sample_function"]
 
 
 def __getattr__(name: str) -> Any:
-    # SchedulerMixin is what a pipeline asks this module for when it loads a scheduler from here
+    # a pipeline that loads a scheduler from this module also looks up SchedulerMixin here
     if name in ("DiffusersScheduler", "SchedulerMixin"):
         try:
             from . import diffusers_scheduler

@@ -1,4 +1,4 @@
-"""What a diffusers scheduler's config says of the model: its path, what the network puts out, its labels, its grid."""
+"""Reads a diffusers scheduler's config: the model's path, its output, its time labels and its grid."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from ..paths.chain_paths import ChainSDE
 from ..paths.standard import EDM, RectifiedFlow
 from .k_diffusion import numbers
 
-# diffusers' words for what a network puts out
+# diffusers' words for the network's output
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
-# lam is -inf at sigma = 1 of a flow, and nearer to it than this methods in eps multiply rounding by sigma / alpha
+# lam is -inf at sigma = 1 of a flow; closer than FLOW_START, methods in eps amplify rounding by sigma / alpha
 FLOW_END, FLOW_START = 1 - 1e-6, 0.999
 # flags that change the network's output or its path in ways that have no counterpart here
 REFUSED: dict[str, tuple[Any, ...]] = {
@@ -48,7 +48,7 @@ GRID_FLAGS = (
 
 
 def config_of(source: Any) -> dict[str, Any]:
-    """The config of a source: of an SDE or its spec, of a scheduler, or of a scheduler's own config, made complete.
+    """The complete config of a source: an SDE or its spec, a scheduler, or a scheduler's config.
 
     Raises:
         InputError: the source is none of these.
@@ -58,7 +58,7 @@ def config_of(source: Any) -> dict[str, Any]:
     config = getattr(source, "config", source)
     if not isinstance(config, Mapping):
         raise InputError(
-            f"source is an SDE, its spec, a scheduler or a scheduler's config, got {type(source).__name__}"
+            f"source must be an SDE, its spec, a scheduler or a scheduler's config, got {type(source).__name__}"
         )
     name = config.get("_class_name") or (type(source).__name__ if source is not config else None)
     known = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -68,7 +68,7 @@ def config_of(source: Any) -> dict[str, Any]:
 
 
 def _completed(name: str | None, config: dict[str, Any]) -> dict[str, Any]:
-    """The config with the defaults of its class in the places that it leaves out."""
+    """The config, completed with the defaults of its scheduler class."""
     import diffusers
 
     made = getattr(diffusers, name, None) if name else None
@@ -81,14 +81,14 @@ def _completed(name: str | None, config: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a config says.
+    """The meaning of a config: path, output and time label of the model.
 
     Attributes:
         sde: the path.
-        output: what the network puts out.
+        output: the network's output.
         label: the name of its time label, one of ``scoresde.models.time_labels``.
         num_train_timesteps: N of the labels that count the network's steps.
-        shift: of a flow's sigmas, as FlowMatchEulerDiscreteScheduler's; None on other paths.
+        shift: the shift of a flow's sigmas, as in FlowMatchEulerDiscreteScheduler; None on other paths.
     """
 
     sde: SDE
@@ -99,10 +99,10 @@ class Reading:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], given: SDE | None = None) -> Reading:
-        """The reading of a complete config; ``given`` is the SDE that it names, where there is one at hand.
+        """The reading of a complete config; ``given`` is the SDE that it names, if the caller has that object.
 
         Raises:
-            InputError: what it says has no counterpart here.
+            InputError: an entry of the config has no counterpart here.
         """
         for key, values in REFUSED.items():
             if config.get(key) in values:
@@ -130,12 +130,12 @@ class Reading:
         """The node of a label.
 
         Raises:
-            InputError: the label is outside the range of the path's.
+            InputError: the label is outside the path's range of labels.
         """
         return time_labels.node_of_label(self.label, label, self.sde, self.num_train_timesteps)
 
     def level(self, node: Node) -> float:
-        """What diffusers calls sigma at a node: sigma of a flow, sigma / alpha of the other paths."""
+        """What diffusers calls sigma at a node: sigma on a flow, sigma / alpha on other paths."""
         return node.sigma if self.shift is not None else node.ratio
 
     def nodes(
@@ -147,20 +147,20 @@ class Reading:
         timesteps: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> tuple[Node, ...]:
-        """The nodes of a solve: of the levels or the labels that are given, then sigma = 0, or else of a grid.
+        """The nodes of a solve: at the given sigmas or timesteps and then at sigma = 0, or else those of a grid.
 
-        The levels of a flow are shifted as the config says, as FlowMatchEulerDiscreteScheduler's are. A first level of
-        1 is put at 0.999, or half-way from the second level to 1 where that is nearer to 1.
+        The levels of a flow are shifted as the config says, as in FlowMatchEulerDiscreteScheduler. A first level of 1
+        is moved to 0.999, or to half-way between the second level and 1 if that is closer to 1.
 
         Raises:
-            InputError: not one of them is given, or they leave the path.
+            InputError: none of steps, sigmas and timesteps is given, or they lie outside the path.
         """
         given = timesteps if sigmas is None else sigmas
         if sigmas is not None and timesteps is not None:
-            raise InputError("give sigmas or timesteps, not both")
+            raise InputError("pass sigmas or timesteps, not both")
         if given is None:
             if steps is None:
-                raise InputError("give num_inference_steps, sigmas or timesteps")
+                raise InputError("pass num_inference_steps, sigmas or timesteps")
             if grid is not None or self.shift is None or "sde" in config:
                 return self._gridded(grid or self.spacing(config), steps)
             levels = self._plain_levels(config, solvers.errors.positive_integer("num_inference_steps", steps))
@@ -172,7 +172,7 @@ class Reading:
             if not levels or not all(map(math.isfinite, levels)):
                 raise InputError(f"{name} must be a list of finite numbers, at least one")
             if steps not in (None, len(levels)):
-                raise InputError(f"{len(levels)} {name}, for num_inference_steps={steps}")
+                raise InputError(f"got {len(levels)} {name} for num_inference_steps={steps}; the numbers must agree")
             if name == "timesteps":
                 return self._listed([self.node_of_label(label).t for label in levels])
         if self.shift is None:
@@ -180,20 +180,20 @@ class Reading:
         return self._listed(self._shifted(config, levels, mu))
 
     def spacing(self, config: Mapping[str, Any]) -> str:
-        """The grid that the config's own flags name, of a path that is no flow; karras for an SDE."""
+        """The grid that the config's flags name, on a path that is not a flow; karras for an SDE."""
         if "sde" in config:
             return "karras"
         flags = {key: config[key] for key in GRID_FLAGS if config.get(key) is not None}
         flags["num_train_timesteps"] = self.num_train_timesteps
         name = config.get("source_class")
-        if name not in diffusers_labels.CLASSES or name == "PNDMScheduler":  # whose repeated steps are its solver's own
+        if name not in diffusers_labels.CLASSES or name == "PNDMScheduler":  # the solver makes PNDM's repeated steps
             name = "DDIMScheduler"
         text = ", ".join(f"{key}={value!r}" for key, value in flags.items())
         default = f"trailing(num_train_timesteps={self.num_train_timesteps})"
         return diffusers_labels.read(name, text)[1] or ("karras" if isinstance(self.sde, EDM) else default)
 
     def _gridded(self, grid: str, steps: int) -> tuple[Node, ...]:
-        """Of a flow's config, up to 0.999: rules in lam would spend their nodes near lam = -inf."""
+        """The nodes of a grid; on a flow they start at 0.999, since rules in lam would put them near lam = -inf."""
         return solvers.grid(grid, self.sde, steps, t_max=FLOW_START if self.sde.t_max == FLOW_END else None)
 
     def _listed(self, times: Sequence[float]) -> tuple[Node, ...]:
@@ -208,8 +208,11 @@ class Reading:
         return min(max(self.sde.t_of_lam(-math.log(ratio)), low.t), high.t)
 
     def _plain_levels(self, config: Mapping[str, Any], steps: int) -> list[float]:
-        """The levels before their shift, as diffusers places them: FlowMatchEuler's end at a shifted 1 / N, those of
-        the classes with flow sigmas a step before 1 / N."""
+        """The levels before their shift, as diffusers places them.
+
+        Those of FlowMatchEulerDiscreteScheduler end at a shifted 1 / N, those of classes with flow sigmas one step
+        before 1 / N.
+        """
         least = 1 / self.num_train_timesteps
         if config.get("use_flow_sigmas"):
             return [float(u) for u in np.linspace(1, least, steps + 1)[:-1]]
@@ -218,11 +221,11 @@ class Reading:
 
     def _shifted(self, config: Mapping[str, Any], levels: list[float], mu: float | None) -> list[float]:
         if bad := [level for level in levels if not 0 < level <= 1]:
-            raise InputError(f"the sigmas of a flow lie in (0, 1], got {bad[0]:g}")
+            raise InputError(f"the sigmas of a flow must lie in (0, 1], got {bad[0]:g}")
         factor = self.shift or 1.0
         if config.get("use_dynamic_shifting"):
             if mu is None:
-                raise InputError("the config says use_dynamic_shifting: give mu")
+                raise InputError("the config says use_dynamic_shifting: pass mu")
             factor = mu if config.get("time_shift_type") == "linear" else math.exp(mu)
         shifted = [_shift(factor, level) for level in levels]
         terminal = config.get("shift_terminal")
@@ -237,7 +240,7 @@ def _shift(factor: float, level: float) -> float:
 
 
 def _path(config: Mapping[str, Any], given: SDE | None) -> tuple[SDE, str, str, float | None]:
-    """(path, prediction type where none is given, time label, shift) of a config."""
+    """(path, default prediction type, time label, shift) of a config."""
     if "sde" in config:
         sde = given or make_sde(config["sde"])
         return (sde, "velocity", "Nt", 1.0) if isinstance(sde, RectifiedFlow) else (sde, "eps", "index", None)
@@ -267,5 +270,5 @@ def _path(config: Mapping[str, Any], given: SDE | None) -> tuple[SDE, str, str, 
         return edm, "edm", "c_noise", None
     raise InputError(
         f"the config{f' of {name}' if name else ''} names no path: it has neither beta_schedule, nor sigma_data, nor a "
-        "flow's shift; give an SDE as the source"
+        "flow's shift; pass an SDE as the source"
     )

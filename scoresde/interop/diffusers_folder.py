@@ -1,8 +1,8 @@
-"""Unconditional pixel-space pipelines of diffusers, as their ``save_pretrained`` leaves them in a folder.
+"""Unconditional pixel-space pipelines of diffusers, read from a folder that ``save_pretrained`` wrote.
 
-A folder holds ``model_index.json``, ``scheduler/scheduler_config.json`` and ``unet/`` with a config and weights. The
-scheduler's config says the chain of betas, what the network puts out, whether x0 is clipped and whether the network
-learned its variance; the weights are read from safetensors alone, which hold numbers and no programs.
+A folder contains ``model_index.json``, ``scheduler/scheduler_config.json`` and ``unet/`` with a config and weights. The
+scheduler's config defines the chain of betas, the network's output, the clipping of x0, and whether the network learned
+its variance. The weights are read only from safetensors files, which contain numbers and no code.
 """
 
 from __future__ import annotations
@@ -20,26 +20,27 @@ from ..paths.chain_paths import ChainSDE
 from .diffusers_config import Reading, config_of
 
 PIPELINES = ("DDPMPipeline", "DDIMPipeline")
-# parts of a pipeline by which it does more than a network on pixels
+SUPPORTED = " and ".join(PIPELINES)
+# components of pipelines that do more than apply a network to pixels
 PARTS = {
     "vae": "a pipeline in the latent space of an autoencoder",
     "vqvae": "a pipeline in the latent space of an autoencoder",
-    "text_encoder": "a pipeline that follows a text",
-    "bert": "a pipeline that follows a text",
+    "text_encoder": "a pipeline conditioned on text",
+    "bert": "a pipeline conditioned on text",
 }
 
 
 def read(folder: Path) -> Denoiser:
     """The denoiser of a pipeline's folder: its UNet on the ``ChainSDE`` of its scheduler, label "index".
 
-    The network is in evaluation and its weights ask for no gradient. ``clip`` is the scheduler's ``clip_sample_range``
-    where it says ``clip_sample``, ``learned_variance`` stands for ``variance_type="learned_range"``, ``shape`` is
-    (C, H, W) of the UNet. ``own_solver`` says by which solver the pipeline itself would sample.
+    The network is in evaluation mode and its weights need no gradient. ``clip`` is the scheduler's
+    ``clip_sample_range`` if ``clip_sample`` is true, ``learned_variance`` stands for ``variance_type="learned_range"``,
+    and ``shape`` is (C, H, W) of the UNet. ``own_solver`` returns the solver that the pipeline itself would use.
 
     Raises:
-        InputError: no such pipeline; one that follows a text or lies in a latent space; weights only as pickles; a
-            scheduler that clips in another way (``thresholding``), or has no chain of betas, or a variance that does
-            not fit the network.
+        InputError: no such pipeline; a pipeline that is conditioned on text or works in a latent space; weights only as
+            pickles; a scheduler with ``thresholding``, without a chain of betas, or with a variance that does not fit
+            the network.
     """
     config = _scheduler(folder)
     ranged = config.get("variance_type") == "learned_range"
@@ -48,7 +49,7 @@ def read(folder: Path) -> Denoiser:
     inputs, outputs = int(unet.config.in_channels), int(unet.config.out_channels)
     if outputs != (1 + ranged) * inputs:
         raise InputError(
-            f"{folder}: the UNet answers {outputs} channels for {inputs}, but the scheduler's variance_type is "
+            f"{folder}: the UNet returns {outputs} channels for {inputs}, but the scheduler's variance_type is "
             f"{config.get('variance_type')!r}"
         )
     size = unet.config.sample_size
@@ -66,14 +67,14 @@ def read(folder: Path) -> Denoiser:
 
 
 def own_solver(folder: str | Path) -> str:
-    """The spec by which a pipeline of diffusers, saved in a folder, would sample by itself, at its defaults.
+    """The spec of the solver that a saved pipeline of diffusers itself would use, at its defaults.
 
     On ``ddpm_chain`` a DDPMScheduler is "ddpm" (``fixed_small``), "ddpm(variance=beta)" (``fixed_large``) or
     "ddpm(variance=learned)" (``learned_range``); a DDIMScheduler is "ddim". Over all N steps of the network its grid is
     ``leading``.
 
     Raises:
-        InputError: see ``read``; or what the scheduler does has no counterpart here.
+        InputError: see ``read``; or the scheduler's method has no counterpart here.
     """
     path = Path(str(folder).removeprefix("diffusers:"))
     config = _scheduler(path)
@@ -83,14 +84,14 @@ def own_solver(folder: str | Path) -> str:
     name = config["source_class"]
     if name == "DDIMScheduler" and config.get("clip_sample"):
         raise InputError(
-            f"{path}: DDIMScheduler with clip_sample=True goes on with an eps that does not fit the clipped x0, which "
-            "has no counterpart here; its samples differ from those of ddim"
+            f"{path}: DDIMScheduler with clip_sample=True keeps an eps that does not fit the clipped x0, which has no "
+            "counterpart here; its samples differ from those of ddim"
         )
     if config.get("variance_type") == "learned_range":
         return "ddpm(variance=learned)"
-    told = {key: value for key, value in config.items() if key in diffusers_labels.FLAGS or key == "variance_type"}
-    told = {key: value for key, value in told.items() if value is not None and value != ""}
-    return diffusers_labels.read(name, ", ".join(f"{key}={value!r}" for key, value in told.items()))[0]
+    flags = {key: value for key, value in config.items() if key in diffusers_labels.FLAGS or key == "variance_type"}
+    flags = {key: value for key, value in flags.items() if value is not None and value != ""}
+    return diffusers_labels.read(name, ", ".join(f"{key}={value!r}" for key, value in flags.items()))[0]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not isinstance(document, dict):
-        raise InputError(f"{path} is not the config that diffusers writes")
+        raise InputError(f"{path} is not a config of diffusers: it must contain a JSON object")
     return document
 
 
@@ -107,32 +108,32 @@ def _scheduler(folder: Path) -> dict[str, Any]:
     """The complete config of the pipeline's scheduler.
 
     Raises:
-        InputError: the folder holds no pipeline, or one that is more than a UNet on pixels.
+        InputError: the folder contains no pipeline, or one that is more than a UNet on pixels.
     """
     try:
         import diffusers  # noqa: F401
     except ModuleNotFoundError:
         raise InputError(f'{folder}: reading it needs diffusers: pip install "scoresde[images]"') from None
     if not (folder / "model_index.json").is_file():
-        raise InputError(f"{folder} is not a pipeline of diffusers: it holds no model_index.json")
+        raise InputError(f"{folder} is not a pipeline of diffusers: it contains no model_index.json")
     index = _json(folder / "model_index.json")
     name = index.get("_class_name")
     for part, words in PARTS.items():
         if isinstance(index.get(part), list) and index[part][0] is not None:
-            raise InputError(f"{folder} is {words} ({name}), which load does not take; {', '.join(PIPELINES)} it does")
+            raise InputError(f"{folder} is {words} ({name}), which load does not support; it supports {SUPPORTED}")
     if name not in PIPELINES:
-        raise InputError(f"{folder} is a {name}, which load does not take; {', '.join(PIPELINES)} it does")
+        raise InputError(f"{folder} is a {name}, which load does not support; it supports {SUPPORTED}")
     return config_of(_json(folder / "scheduler" / "scheduler_config.json"))
 
 
 def _reading(folder: Path, config: Mapping[str, Any]) -> Reading:
-    """What the scheduler's config says of the model.
+    """The path, output and time label of the scheduler's config.
 
     Raises:
-        InputError: it has no counterpart here.
+        InputError: an entry of the config has no counterpart here.
     """
     known = dict(config)
-    if known.get("variance_type") == "learned_range":  # which a denoiser knows and a scheduler does not
+    if known.get("variance_type") == "learned_range":  # a denoiser supports it, a scheduler does not
         del known["variance_type"]
     try:
         reading = Reading.of(known)
@@ -147,18 +148,18 @@ def _unet(folder: Path) -> Any:
     """The pipeline's UNet2DModel.
 
     Raises:
-        InputError: another network, no weights in safetensors, or weights that do not fit.
+        InputError: a different network, no weights in safetensors, or weights that do not fit.
     """
     import diffusers
 
     path = folder / "unet"
     name = _json(path / "config.json").get("_class_name")
     if name != "UNet2DModel":
-        raise InputError(f"{path} is a {name}, which load does not take; UNet2DModel it does")
+        raise InputError(f"{path} is a {name}, which load does not support; it supports UNet2DModel")
     if not any(path.glob("*.safetensors")):
         found = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".ckpt", ".msgpack"))
-        held = f"only {', '.join(found)}, which could run programs when read" if found else "none"
-        raise InputError(f"{path} holds no weights in safetensors, {held}; save it with safe_serialization=True")
+        others = f"only {', '.join(found)}, which could run code when read" if found else "and no other weights"
+        raise InputError(f"{path} has no weights in safetensors, {others}; save it with safe_serialization=True")
     make: Any = diffusers.UNet2DModel
     try:
         unet, found = make.from_pretrained(
@@ -168,8 +169,10 @@ def _unet(folder: Path) -> Any:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except Exception as error:  # of diffusers, safetensors or torch: a damaged file or another network's
+    except (
+        Exception
+    ) as error:  # from diffusers, safetensors or torch: a damaged file, or weights of a different network
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}") from None
     if astray := [*found["missing_keys"], *found["unexpected_keys"]]:
-        raise InputError(f"{path}: the weights are not those of its config, which differ in {astray[0]}")
+        raise InputError(f"{path}: the weights do not fit the config; they differ in {astray[0]}")
     return unet.eval().requires_grad_(False)

@@ -24,17 +24,17 @@ from .diffusers_config import PREDICTIONS, Reading, config_of
 from .foreign_loop import Run
 from .k_diffusion import linear_solver, steps_of_evaluations, working
 
-# what pipelines pass to step on behalf of other schedulers, with the values that ask for nothing
+# options of other schedulers that pipelines pass to step, with the values that have no effect
 NEUTRAL: dict[str, tuple[Any, ...]] = {"s_noise": (1.0,), "s_tmax": (math.inf,)}
 OPTIONS = ("grid", "prediction_type", "time_label", "num_train_timesteps")
 
 
 @dataclasses.dataclass
 class SolverOutput(BaseOutput):
-    """What ``step`` returns.
+    """The result of ``step``.
 
     Attributes:
-        prev_sample: the state (B, *) at which the model is to be asked next, or the outcome.
+        prev_sample: the state (B, *) at the next evaluation of the model, or the result of the solve.
         pred_original_sample: the model's x0 (B, *) at this evaluation.
     """
 
@@ -45,26 +45,26 @@ class SolverOutput(BaseOutput):
 class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A linear solver of the registry as a scheduler of diffusers' pipelines.
 
-    ``timesteps`` lists the label of every model evaluation, in order, so a two-stage method has about two for a step of
-    the grid; ``step`` takes the model's output at one and returns the state for the next. The state is x_t = alpha x0 +
-    sigma eps on every path: of a config with betas the variance-preserving one, whose ``init_noise_sigma`` is 1 and
-    whose ``scale_model_input`` changes nothing; of a flow's config alpha = 1 - t and sigma = t. ``sigmas`` are sigma /
-    alpha, of a flow sigma. Networks inside EDM's preconditioning get their input scaled.
+    ``timesteps`` lists the label of every model evaluation, in order, so a two-stage method has about two for each step
+    of the grid. ``step`` takes the model's output at one evaluation and returns the state for the next. The state is
+    x_t = alpha x0 + sigma eps on every path. For a config with betas it is variance-preserving: ``init_noise_sigma`` is
+    1 and ``scale_model_input`` changes nothing. For a flow's config alpha = 1 - t and sigma = t. ``sigmas`` contains
+    sigma / alpha, or sigma on a flow. Networks inside EDM's preconditioning get their input scaled.
 
-    States of 16 bits are carried in float32 and returned in the dtype that was given. Stochastic solvers draw with
-    the generator that the pipeline passes, one draw where the program has one. A run begins with the first timestep
-    (or with that of ``set_begin_index``), and nothing of it outlives its last step or another ``set_timesteps``. A loop
-    that begins at a later timestep (image-to-image) runs the solver from that node of the grid on.
+    States of 16 bits are carried in float32 and returned in the dtype of the input. Stochastic solvers draw with the
+    generator that the pipeline passes, one draw for each draw of the program. A run begins at the first timestep (or
+    that of ``set_begin_index``); its last step and ``set_timesteps`` discard its state. If a loop begins at a later
+    timestep (image-to-image), the solver starts at that node of the grid.
 
     Args:
         solver: a spec, a label ("DPM++ 2M Karras"), or a solver.
         source: an SDE or its spec; or a diffusers scheduler, or its config.
-        grid: by default that of the solver's label, else the spacing that the config says, ``trailing`` where it says
-            none, and ``karras`` for an SDE. A flow's config takes its own shifted levels; where they begin at sigma
-            = 1, where lam is not finite, the first is put at 0.999.
-        prediction_type: what the network puts out: "epsilon", "sample", "v_prediction", "flow_prediction" or one of
+        grid: by default the grid of the solver's label, else the spacing of the config, ``trailing`` if it names none,
+            and ``karras`` for an SDE. A flow's config uses its own shifted levels. Where these begin at sigma = 1,
+            where lam is not finite, the first level is moved to 0.999.
+        prediction_type: the network's output: "epsilon", "sample", "v_prediction", "flow_prediction" or one of
             ``Denoiser``'s words; by default the config's, else "epsilon", or "flow_prediction" on a flow.
-        time_label: what it sees of the time: one of ``scoresde.models.time_labels``. By default "Nt"
+        time_label: the network's time label, one of ``scoresde.models.time_labels``. By default "Nt"
             (num_train_timesteps t) on a flow, "c_noise" inside EDM's preconditioning, and otherwise "index".
         num_train_timesteps: N of the labels; by default the config's, else 1000.
 
@@ -95,7 +95,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if config.get("grid") is not None:
             config["grid"] = str(solvers.grids.make(config["grid"]))
             if self._reading.shift is not None:
-                config["use_flow_sigmas"] = True  # by which flow pipelines know to leave the levels to us
+                config["use_flow_sigmas"] = True  # so that flow pipelines leave the levels to this class
         config["solver"] = str(self._solver)
         config["num_train_timesteps"] = self._reading.num_train_timesteps
         words = {ours: word for word, ours in PREDICTIONS.items()}
@@ -105,20 +105,21 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._generator: Any = None
         self._run: Run | None = None
         self._begin_index: int | None = None
-        self._broken_off: int | None = None  # where the run stood of which this is a copy
+        self._broken_off: int | None = None  # the place of the run that was copied, if this is a copy
         every = torch.arange(self._reading.num_train_timesteps - 1, -1, -1)
         self.timesteps, self.sigmas = every, torch.zeros(len(every) + 1)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """A scheduler of a config: of one of ours, or of another's with ``solver=...``. Keywords take the place of the
-        config's entries.
+        """A scheduler from a config of this class, or from a config of diffusers with ``solver=...``.
+
+        Keywords replace entries of the config.
 
         Raises:
             InputError: there is no solver, or the config has no counterpart here.
         """
         if not isinstance(config, Mapping):
-            raise InputError("from_config takes a config; of a folder, from_pretrained")
+            raise InputError("from_config needs a config; from_pretrained reads a folder")
         solver = kwargs.pop("solver", None) or config.get("solver")
         if solver is None:
             raise InputError('the config names no solver: from_config(config, solver="dpmpp_2m")')
@@ -128,7 +129,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def order(self) -> int:
-        """Model evaluations of a step, by which pipelines that begin part-way count."""
+        """Model evaluations per step; pipelines that begin at a later timestep count with it."""
         return self._solver.evaluations
 
     @property
@@ -140,16 +141,16 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @property
     def begin_index(self) -> int | None:
-        """Where in ``timesteps`` the loop begins, if it was said."""
+        """The index in ``timesteps`` at which the loop begins, if ``set_begin_index`` set it."""
         return self._begin_index
 
     @property
     def step_index(self) -> int | None:
-        """Where in ``timesteps`` the run is; None outside a run."""
+        """The current index in ``timesteps``; None outside a run."""
         return None if self._run is None else self._run.place
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Says where in ``timesteps`` the loop will begin."""
+        """Sets the index in ``timesteps`` at which the loop will begin."""
         self._begin_index = begin_index
 
     def set_timesteps(
@@ -160,17 +161,18 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         timesteps: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Lays the grid out and traces the solver on it; what was running is forgotten.
+        """Makes the grid and traces the solver on it; a current run is discarded.
 
         Args:
             num_inference_steps: steps of the grid.
-            device: where ``timesteps`` are to lie.
-            sigmas: levels instead of a grid, one a step, descending; a last 0 may stand or not. A flow's are shifted.
-            timesteps: labels instead of a grid, one a step, descending.
-            mu: of a flow with dynamic shifting.
+            device: the device of ``timesteps``.
+            sigmas: levels instead of a grid, one per step, descending; a last 0 is optional. Those of a flow are
+                shifted.
+            timesteps: labels instead of a grid, one per step, descending.
+            mu: the parameter of a flow with dynamic shifting.
 
         Raises:
-            InputError: none of the three is given, or they leave the path.
+            InputError: none of steps, sigmas and timesteps is given, or they lie outside the path.
         """
         self.num_inference_steps = None
         self._run = self._begin_index = self._broken_off = None
@@ -181,7 +183,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._steps = steps_of_evaluations(self._program)
         labels = torch.tensor([self._reading.label_of(node) for node in self._evaluated], dtype=torch.float64)
         whole = bool((labels == labels.round()).all())
-        self._labels = labels.to(torch.int64 if whole else torch.float32)  # on the CPU, for looking up
+        self._labels = labels.to(torch.int64 if whole else torch.float32)  # on the CPU, for look-ups
         self.timesteps = self._labels.to(device or "cpu", copy=True)
         levels = [self._reading.level(node) for node in (*self._evaluated, self._program.end)]
         self.sigmas = torch.tensor(levels, dtype=torch.float32)
@@ -191,7 +193,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return solvers.trace(self._solver, nodes, self._reading.sde, self._reading.output)
 
     def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
-        """The network's input (B, *): the state, scaled inside EDM's preconditioning alone."""
+        """The network's input (B, *): the state, which is scaled only inside EDM's preconditioning."""
         if self._reading.output.name != "edm":
             return sample
         if timestep is None:
@@ -208,34 +210,35 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return_dict: bool = True,
         **ignored: Any,
     ) -> SolverOutput | tuple[Tensor]:
-        """The state at which the model is to be asked next, or, after the last evaluation, the outcome.
+        """The state at the next evaluation of the model, or, after the last evaluation, the result of the solve.
 
         Args:
-            model_output: what the network puts out at ``sample`` (B, *), of its shape.
+            model_output: the network's output at ``sample`` (B, *), of the same shape.
             timestep: the entry of ``timesteps``.
-            sample: the state (B, *) that the network was asked at. If it is not the one that the last step returned, it
-                takes its place.
-            generator: of the noise; a list has one for each sample.
-            return_dict: whether to return an object with ``prev_sample`` or a tuple of it.
-            ignored: options of other schedulers' steps, at values that ask for nothing.
+            sample: the state (B, *) at which the network was evaluated. If it is not the state that the last step
+                returned, it replaces that state.
+            generator: the generator of the noise, or a list with one for each sample.
+            return_dict: whether to return an object with ``prev_sample``, or a tuple of it.
+            ignored: options of other schedulers' steps, at values that have no effect.
 
         Raises:
-            InputError: out of order; before ``set_timesteps``; another shape than the output's or than the run's; a
-                timestep that is none; a copy that was made in the middle of a run; an option that asks for something.
+            InputError: a call out of order or before ``set_timesteps``; a shape that differs from the output's or the
+                run's; a timestep that is not in ``timesteps``; a copy that was made in the middle of a run; an option
+                that would have an effect.
         """
         for name, value in ignored.items():
             neutral = (None, False, 0, *NEUTRAL.get(name, ()))
             if isinstance(value, Tensor) or value not in neutral:
-                raise InputError(f"step({name}={value!r}) is not for {self._solver}; its options stand in its spec")
+                raise InputError(f"step({name}={value!r}) is not supported by {self._solver}: set options in its spec")
         if not isinstance(sample, Tensor) or not sample.is_floating_point():
             raise InputError(
-                f"sample must be a tensor of floating point, got {getattr(sample, 'dtype', type(sample).__name__)}"
+                f"sample must be a floating-point tensor, got {getattr(sample, 'dtype', type(sample).__name__)}"
             )
         if not isinstance(model_output, Tensor) or model_output.shape != sample.shape:
             shown = tuple(model_output.shape) if isinstance(model_output, Tensor) else type(model_output).__name__
             raise InputError(
-                f"model_output is {shown} for samples {tuple(sample.shape)}; a network that puts out its variance too "
-                "has it cut off first"
+                f"model_output is {shown} for samples {tuple(sample.shape)}; if the network also returns a variance, "
+                "remove it first"
             )
         self._generator = generator
         run = self._run = self._run_at(timestep, sample)
@@ -259,28 +262,29 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return float(self.config.get("clip_sample_range", 1.0))
 
     def _run_at(self, timestep: float | Tensor, sample: Tensor) -> Run:
-        """The run that waits for the answer at this timestep, or a new one that begins there."""
+        """The current run if this timestep is its next, or else a new run that begins at this timestep."""
         if self.num_inference_steps is None:
             raise InputError("call set_timesteps before step")
         places = self._places(timestep)
         if self._run is not None and self._run.place in places:
             if sample.shape != self._run.shape:
                 raise InputError(
-                    f"sample is {tuple(sample.shape)} in a run of {tuple(self._run.shape)}; set_timesteps begins anew"
+                    f"sample is {tuple(sample.shape)} in a run of {tuple(self._run.shape)}; "
+                    "set_timesteps starts a new run"
                 )
             return self._run
         begin = 0 if self._begin_index is None else self._begin_index
         if self._run is not None and begin not in places:
             raise InputError(
                 f"out of order: step expects {self._entry([self._run.place])} of timesteps, got "
-                f"{self._entry(places) if places else f'{_value(timestep):g}'}; set_timesteps begins anew"
+                f"{self._entry(places) if places else f'{_value(timestep):g}'}; set_timesteps starts a new run"
             )
         if not places:
-            raise InputError(f"the timestep {_value(timestep):g} is none of timesteps")
+            raise InputError(f"the timestep {_value(timestep):g} is not in timesteps")
         if self._broken_off is not None and begin not in places:
             raise InputError(
                 f"this scheduler was copied in the middle of a run, at {self._entry([self._broken_off])} of timesteps, "
-                "and a copy does not go on with it; set_timesteps begins anew"
+                "and a copy cannot continue it; set_timesteps starts a new run"
             )
         self._broken_off = None
         place = next((i for i in places if self._begins(i)), places[0])
@@ -294,8 +298,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return place == 0 or self._steps[place] > self._steps[place - 1]
 
     def _places(self, timestep: float | Tensor) -> list[int]:
-        """Where in ``timesteps`` an entry stands: known by its place in memory, which asks nothing of the device, or by
-        its value."""
+        """The indices of an entry in ``timesteps``, found by its memory address (no device transfer) or its value."""
         if isinstance(timestep, Tensor):
             if timestep.numel() == 1 and shares(timestep, self.timesteps):
                 return [int(timestep.storage_offset())]
@@ -307,10 +310,10 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return [int(i) for i in (self._labels.float() == torch.tensor(_value(timestep))).nonzero()]
 
     def _program_from(self, place: int) -> Program:
-        """The program whose first evaluation is that one of the whole program.
+        """The program that begins at the evaluation ``place`` of the whole program.
 
         Raises:
-            InputError: the solver takes other evaluations when it begins there, or draws on what came before.
+            InputError: a solve that begins there needs other evaluations than the rest of the whole program.
         """
         program = self._program
         if place:
@@ -318,13 +321,13 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 program = self._trace(program.grid[self._steps[place] :])
             if not self._begins(place) or evaluated(program) != self._evaluated[place:]:
                 raise InputError(
-                    f"{self._solver} cannot begin at entry {place} of timesteps: begun there it takes other "
-                    "evaluations than are left; take a solver whose steps all take the same"
+                    f"{self._solver} cannot begin at entry {place} of timesteps: from there it needs other evaluations "
+                    "than are left; use a solver whose steps all have the same number of evaluations"
                 )
         return program
 
     def _draw(self, sample: Tensor) -> Any:
-        """The noise of a run, of the generator that came with the step under way."""
+        """The noise source of a run, which draws from the generator of the current call of ``step``."""
         shape, device, dtype = tuple(sample.shape), sample.device, working(sample[:0]).dtype
 
         def noise(t: Node, s: Node) -> Tensor:
@@ -334,7 +337,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return noise
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma eps (B, *) at the labels ``timesteps``, of which there are one or B."""
+        """alpha x0 + sigma eps (B, *) at the labels ``timesteps``, one or B of them."""
         nodes = self._nodes_of(torch.as_tensor(timesteps).flatten())
         x0, eps = working(original_samples), working(noise.to(original_samples.dtype))
         shape = (-1,) + (1,) * (x0.ndim - 1)
@@ -345,11 +348,11 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return (alpha * x0 + sigma * eps).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """``add_noise``, as flow pipelines call it."""
+        """``add_noise`` under the name that flow pipelines use."""
         return self.add_noise(sample, noise, timestep)
 
     def _nodes_of(self, timesteps: Tensor) -> list[Node]:
-        """The node of each label: that of an evaluation where it is one, else of the path."""
+        """The node of each label: the node of an evaluation if it has this label, else the node of the path."""
         nodes = []
         for label in timesteps.detach().cpu():
             places = self._places(label) if self.num_inference_steps else []
@@ -360,7 +363,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return self._reading.num_train_timesteps
 
     def __getstate__(self) -> dict[str, Any]:
-        # a run holds a generator, which cannot be copied; a copy begins anew, and knows it
+        # a run contains a generator, which cannot be copied; a copy records that it must start a new run
         place = self._broken_off if self._run is None else self._run.place
         return {**self.__dict__, "_run": None, "_generator": None, "_broken_off": place}
 
@@ -379,5 +382,5 @@ def evaluated(program: Program) -> list[Node]:
     ]
 
 
-# pipelines write down where a scheduler is to be found: in the module that users import
+# pipelines save the module of a scheduler's class: the one that users import
 DiffusersScheduler.__module__ = "scoresde.interop"

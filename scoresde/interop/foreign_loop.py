@@ -1,4 +1,4 @@
-"""One pass of a program through a loop that belongs to somebody else."""
+"""A program run inside the sampling loop of another library."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .k_diffusion import working
 
 
 class Run:
-    """A program on its way: it shows a state, is told what the model says of it, and shows the next.
+    """A program in progress: it returns a state, receives the model's output for it, and returns the next state.
 
-    The foreign loop asks the model at ``shown`` (B, *), which has the loop's dtype; inside, states of 16 bits are kept
-    in float32. A loop that answers for another state than the one shown (it blended it with a known image, say)
-    has that state taken over. Nothing that is kept lies in the loop's memory, nor the other way round, so that a loop
-    may write into its tensors as it likes.
+    The foreign loop evaluates the model at ``shown`` (B, *), which has the loop's dtype; inside, states of 16 bits are
+    kept in float32. If the loop changed the state before the evaluation (it blended it with a known image, say), the
+    changed state replaces the one shown. The program and the loop share no memory, so the loop may write into its
+    tensors.
 
     Args:
-        program: what to run.
-        sample: the state (B, *) at the first evaluation, which is where the loop asks first. The few programs that
-            do something before (churn draws noise, afs takes a step) are begun where they would have come to it.
+        program: the program to run.
+        sample: the state (B, *) at the first evaluation. For the few programs that do something before it (churn draws
+            noise, afs takes a step), this is the state after that.
         noise: the source of the program's draws.
         place: the index of the first evaluation in the loop's list of timesteps.
     """
@@ -36,11 +36,11 @@ class Run:
         self._version = 0
 
     def state(self, sample: Tensor) -> Tensor:
-        """The state (B, *) that the model was asked at, as this pass keeps it."""
+        """The state (B, *) at which the model was evaluated, in the dtype of the computation."""
         return working(sample) if self._replaced(sample) else self.request.x
 
     def answer(self, output: Tensor | Prediction, sample: Tensor) -> Tensor:
-        """The next state to show (B, *) in the dtype of ``sample``, or, after the last answer, the outcome."""
+        """The state (B, *) at the next evaluation, or the result after the last one, in the dtype of ``sample``."""
         kept = output.clone() if isinstance(output, Tensor) else Prediction(output.x0.clone(), output.eps.clone())
         answer = Answer(kept, working(sample).clone() if self._replaced(sample) else None)
         try:
@@ -54,14 +54,14 @@ class Run:
         return self.shown
 
     def _replaced(self, sample: Tensor) -> bool:
-        """Whether the state is not what was shown: other numbers, in another tensor or written into the same one."""
-        if sample is self.shown and not sample.is_inference():  # which counts the changes, so that nothing is compared
+        """Whether the state differs from the one shown: a tensor of other numbers, or the same tensor written over."""
+        if sample is self.shown and not sample.is_inference():  # torch counts the writes, so no numbers are compared
             return bool(sample._version != self._version)
         return self.shown is None or not torch.equal(sample, self.request.x.to(sample.dtype))
 
 
 def scale_before(program: Program) -> float:
-    """By what the first state is multiplied before the first evaluation; 1 where nothing comes before that."""
+    """The factor of the first state before the first evaluation; 1 if nothing comes before that."""
     values = [1.0]
     for instruction in program.instructions:
         if isinstance(instruction, Evaluate):

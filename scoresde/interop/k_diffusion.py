@@ -19,7 +19,7 @@ from ..paths.standard import EDM
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
-# a path wider than any list of sigmas: solvers look between the sigmas, and churn above them
+# a path wider than any list of sigmas: solvers need nodes between the sigmas, and churn needs nodes above them
 PATH = EDM(t_min=1e-12, t_max=1e12)
 
 
@@ -46,19 +46,19 @@ def steps_of_evaluations(program: Program) -> list[int]:
 
 
 def working(x: Tensor) -> Tensor:
-    """x (B, *) in the dtype that sums are formed in: float32 for 16-bit numbers, otherwise its own."""
+    """x (B, *) in the dtype of the computation: float32 for 16-bit numbers, otherwise unchanged."""
     return x.to(torch.float32) if x.dtype.itemsize < 4 else x
 
 
 def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
     """The solver as ``sample_fn(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None)``.
 
-    The path is k-diffusion's: x = x0 + sigma eps. ``model(x, sigma, **extra_args)`` answers x (B, *) at sigma (B,) with
-    the denoised x0 (B, *); ``sigmas`` (N + 1,) descend from the level of x to the last, which may be 0. After the first
-    evaluation of step i, ``callback`` gets a dictionary of x, i, sigma, sigma_hat (where the model was asked) and
-    denoised. ``noise_sampler(sigma, sigma_next)`` gives the standard normal numbers (B, *) of an interval, by default
-    ``torch.randn_like(x)``. A bar shows the steps unless ``disable``. States of 16 bits are carried in float32; what
-    comes back has the dtype of x.
+    The path is k-diffusion's: x = x0 + sigma eps. ``model(x, sigma, **extra_args)`` returns the denoised x0 (B, *) of x
+    (B, *) at sigma (B,). ``sigmas`` (N + 1,) descend from the level of x to the last, which may be 0. After the first
+    evaluation of step i, ``callback`` gets a dictionary of x, i, sigma, sigma_hat (the level of the evaluation) and
+    denoised. ``noise_sampler(sigma, sigma_next)`` returns the standard normal numbers (B, *) of an interval, by default
+    ``torch.randn_like(x)``. A bar shows the steps unless ``disable``. States of 16 bits are carried in float32; the
+    result has the dtype of x.
 
     >>> import torch
     >>> sample = sample_function("DPM++ 2M")
@@ -67,8 +67,9 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
     1.0
 
     Raises:
-        InputError: no such solver, or one that has no program; by the function, sigmas that are not a list of at least
-            two that strictly descend, an x that is not of floating point, and a model that answers with another shape.
+        InputError: no such solver, or one that has no program. The returned function raises it for sigmas that are not
+            a strictly descending list of at least two, for an x that is not floating point, and for a model that
+            returns a different shape.
     """
     method, _ = linear_solver(solver)
 
@@ -83,15 +84,15 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
         noise_sampler: NoiseSampler | None = None,
     ) -> Tensor:
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise InputError(f"x must be a tensor of floating point, got {getattr(x, 'dtype', type(x).__name__)}")
+            raise InputError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         nodes = _nodes(sigmas)
         program = solvers.trace(method, nodes, PATH)
         work = working(x)
         with tqdm(total=len(nodes) - 1, disable=disable) as bar:
-            ask = asker(program.output, _Asked(model, x.dtype, extra_args or {}, callback, program, bar))
-            # not run, which sums in place: models and callbacks may keep what they see
+            answer = asker(program.output, _Reporting(model, x.dtype, extra_args or {}, callback, program, bar))
+            # not program.run, which sums in place: models and callbacks may keep the tensors that they get
             for request in program.steps(work, _Noise(work, noise_sampler)):
-                request.answer(ask(request.x, request.node))
+                request.answer(answer(request.x, request.node))
             outcome: Tensor = request.outcome
             return outcome.to(x.dtype)
 
@@ -101,7 +102,7 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
 
 
 def numbers(given: Any) -> list[float] | None:
-    """The numbers of a list or a tensor (N,) of any dtype; None where it is something else."""
+    """The numbers of a list or a tensor (N,) of any dtype; None for anything else."""
     try:
         return [float(value) for value in (given.tolist() if isinstance(given, Tensor) else given)]
     except (TypeError, ValueError):
@@ -121,7 +122,7 @@ def _nodes(sigmas: Tensor | Sequence[float]) -> list[Node]:
 
 
 class _Noise:
-    """A noise sampler of sigmas as a noise source of nodes."""
+    """A k-diffusion noise sampler, a function of two sigmas, as a noise source, a function of two nodes."""
 
     def __init__(self, x: Tensor, sampler: NoiseSampler | None) -> None:
         self.x, self.sampler = x, sampler
@@ -132,8 +133,8 @@ class _Noise:
         return self.sampler(self.x.new_tensor(t.sigma), self.x.new_tensor(s.sigma)).to(self.x)
 
 
-class _Asked(Problem):
-    """k-diffusion's model as a problem; it tells the callback and the bar of every step."""
+class _Reporting(Problem):
+    """k-diffusion's model as a problem; it reports every step to the callback and the bar."""
 
     path = PATH
     output = Output("x0")
@@ -156,17 +157,17 @@ class _Asked(Problem):
         return self.output.read(self.raw(x, node), x, node)
 
     def raw(self, x: Tensor, node: Node) -> Tensor:
-        asked = x.to(self.dtype)
-        denoised = self.model(asked, asked.new_full((len(x),), node.sigma), **self.extra_args)
+        state = x.to(self.dtype)
+        denoised = self.model(state, state.new_full((len(x),), node.sigma), **self.extra_args)
         if denoised.shape != x.shape:
-            raise InputError(f"the model answers {tuple(denoised.shape)} for samples {tuple(x.shape)}")
+            raise InputError(f"the model returns {tuple(denoised.shape)} for samples {tuple(x.shape)}")
         i = next(self.firsts)
         if i is not None:
             self.bar.update()
             if self.callback is not None:
                 sigma, sigma_hat = x.new_tensor(self.grid[i].sigma), x.new_tensor(node.sigma)
-                # a copy: what a callback writes into it is not the run's
+                # a copy, so that a callback may write into it
                 self.callback(
-                    {"x": asked.clone(), "i": i, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": denoised}
+                    {"x": state.clone(), "i": i, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": denoised}
                 )
         return denoised.to(x.dtype)

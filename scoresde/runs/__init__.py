@@ -1,4 +1,4 @@
-"""Runs: a config and its overrides, the objects built from it, a run's folder, its likelihood scores."""
+"""Runs: the config and its overrides, the objects built from it, the run's folder, likelihood scores."""
 
 from .config import DataCard
 from .run import Run, load_run

@@ -1,4 +1,4 @@
-"""Objects from a config: data, denoiser, loss, decoder, training options, solves."""
+"""Objects built from a config: data, denoiser, loss, decoder, training options, plans."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
     """The data set that a config names.
 
     Raises:
-        InputError: it cannot be read, or its samples are not of the card's shape.
+        InputError: it cannot be read, or its samples do not have the shape of the card.
     """
     data = load(config.data.name, config.data.path, config.seed)
     if card is not None and data.shape != card.shape:
@@ -39,7 +39,7 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
 
 
 def card_of(config: ConfigDict, data: Dataset) -> DataCard:
-    """The card of a data set; the config's bin width goes before the data's own."""
+    """The data card of a data set; a bin width in the config takes precedence over that of the data."""
     width = config.data.bin_width
     return DataCard(data.shape, data.low, data.high, data.bin_width if width is None else width)
 
@@ -48,20 +48,20 @@ def device_of(config: ConfigDict) -> torch.device:
     """The device that a config names.
 
     Raises:
-        InputError: it is not a device, or not one of this machine.
+        InputError: it is not a device, or this machine does not have it.
     """
     try:
         device = torch.device(config.device)
         torch.empty(0, device=device)
         if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it stores no numbers")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {config.device!r} is not to be had: {line(error).partition('. ')[0]}") from None
+        raise InputError(f"device {config.device!r} is not available: {line(error).partition('. ')[0]}") from None
     return device
 
 
 def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser, nn.Module]:
-    """The denoiser of a config and the network inside it, its weights drawn from the seed."""
+    """The denoiser of a config and the network inside it, with weights initialised from the seed."""
     if not 0 <= config.seed < 2**63:
         raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
     torch.manual_seed(config.seed)
@@ -84,11 +84,13 @@ def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser
 
 
 def build_loss(config: ConfigDict, card: DataCard) -> Loss:
-    """The training loss of a config: its spec, with the config's target and times where they are given, and the decoder
-    that its data need where the spec names none.
+    """The training loss of a config.
+
+    The loss is made from its spec. ``training.target`` and ``training.times`` replace those of the spec where they are
+    given. The data decide the decoder if the spec names none.
 
     Raises:
-        InputError: a target or times are given to a loss that does not use them.
+        InputError: a target or times are given for a loss that does not use them.
     """
     loss: Any = losses.make(config.training.loss)
     names = [field.name for field in fields(loss)]
@@ -108,8 +110,7 @@ def build_loss(config: ConfigDict, card: DataCard) -> Loss:
 
 
 def build_decoder(config: ConfigDict, card: DataCard) -> Decoder:
-    """The last step of a bound: the mass of a level's bin where the data are discrete and not spread over their bins,
-    else the density."""
+    """The decoder of a bound: a bin's probability for discrete data that are not dequantised, otherwise a density."""
     if card.bin_width is None or config.data.dequantise:
         return Gaussian()
     return Discretised(card.bin_width, card.low, card.high)
@@ -125,11 +126,13 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
 def plan_of(
     denoiser: Denoises, section: ConfigDict, default: tuple[str, str | None] = ("dpmpp_2m", None), stop: bool = False
 ) -> Plan:
-    """The plan of ``sampling`` or ``likelihood``; ``nfe`` goes before ``steps``, which solvers and grids that set their
-    own do not use.
+    """The plan of a config's section ``sampling`` or ``likelihood``.
+
+    ``nfe`` takes precedence over ``steps``. Solvers and grids that choose their own steps ignore ``steps``.
 
     Args:
-        default: the solver and the grid where the section names none.
+        section: the section.
+        default: the solver and the grid to use if the section names none.
         stop: end at t_min.
 
     Raises:

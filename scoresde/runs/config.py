@@ -1,4 +1,4 @@
-"""Configs: read from files, changed from the command line, kept in the folder of a run."""
+"""Configs: read from files, changed from the command line, saved in the folder of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..configs import default
 from ..result_files import write_json
 from ..training import checkpoint
 
-# what may change between the sessions of one training run
+# fields that may change when a training run is resumed
 _FREE = (
     "device",
     "data.path",
@@ -36,7 +36,7 @@ _FREE_SECTIONS = ("sampling", "likelihood")
 
 @dataclass(frozen=True)
 class DataCard:
-    """What the other commands need to know of the training data: shape, range, bin width, standard deviation."""
+    """The properties of the training data that other commands need: shape, range and bin width."""
 
     shape: tuple[int, ...]
     low: float
@@ -45,19 +45,19 @@ class DataCard:
 
 
 def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The config of a file (or, by its bare name, of one that comes with the library) with ``--config.x=y`` applied.
+    """Reads a config from a file, or one of the library's configs by name, and applies ``--config.x=y`` arguments.
 
     Raises:
-        InputError: no such file, no ``get_config`` in it, or an override of an unknown field or the wrong type.
+        InputError: no such file, no ``get_config`` in it, or an override of an unknown field or with the wrong type.
     """
     path = Path(name)
     packaged = Path(str(importlib.resources.files("scoresde.configs")))
     if not path.is_file():
-        beside = packaged / f"{path.stem}.py"
-        if path.parent.name not in ("", "configs") or not beside.is_file():
+        included = packaged / f"{path.stem}.py"
+        if path.parent.name not in ("", "configs") or not included.is_file():
             known = [p.stem for p in packaged.glob("*.py") if not p.stem.startswith("_")]
             raise unknown("config file", name, known, "(or give the path of a file)")
-        path = beside
+        path = included
     spec = importlib.util.spec_from_file_location(f"scoresde_config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise InputError(f"{name} is not a Python file")
@@ -73,10 +73,10 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """A config with ``--config.section.field=value`` arguments applied.
+    """Applies ``--config.section.field=value`` arguments to a config.
 
     Raises:
-        InputError: an unknown field, or a value of another type.
+        InputError: an unknown field, or a value of the wrong type.
     """
     fields = dict(flat(config))
     for argument in overrides:
@@ -102,7 +102,7 @@ def line(error: BaseException) -> str:
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The fields of a config by their full names: ``("training.steps", 6000)``, ..."""
+    """The fields of a config with their full names: ``("training.steps", 6000)``, ..."""
     for name, value in config.items():
         if isinstance(value, (ConfigDict, dict)):
             yield from flat(value, f"{prefix}{name}.")
@@ -111,44 +111,44 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def claim(workdir: Path, config: ConfigDict, card: DataCard) -> None:
-    """Writes ``config.json`` into a run's folder, new or of the same config.
+    """Writes ``config.json`` into a run's folder, which must be new or contain a run of the same config.
 
     Raises:
-        InputError: the folder holds a run of another config; the message names the first field that differs.
+        InputError: the folder contains a run of a different config; the message names the first field that differs.
     """
     if checkpoint.latest(workdir) is not None:
         if not (workdir / "config.json").exists():
-            raise InputError(f"{workdir} holds checkpoints but no config.json; take another --workdir")
-        refuse_another(workdir, saved(workdir)[0], config, "take another --workdir")
+            raise InputError(f"{workdir} contains checkpoints but no config.json; use a different --workdir")
+        refuse_another(workdir, saved(workdir)[0], config, "use a different --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": config.to_dict(), "data": asdict(card)})
 
 
 def refuse_another(workdir: Path, there: ConfigDict, config: ConfigDict, advice: str) -> None:
-    """Refuses to go on with a run under another config.
+    """Refuses to resume a run with a different config.
 
     Raises:
-        InputError: a field differs that has to stay; the message names it.
+        InputError: a field differs that must not change; the message names it.
     """
     old, new = dict(flat(there)), dict(flat(config))
     for field in new:
         if field in _FREE or field.partition(".")[0] in _FREE_SECTIONS or old[field] == new[field]:
             continue
         raise InputError(
-            f"{workdir} holds a run of another config: {field} is {old[field]!r} there and {new[field]!r} here; "
+            f"{workdir} contains a run of a different config: {field} is {old[field]!r} there and {new[field]!r} here; "
             f"{advice}"
         )
 
 
 def saved(workdir: Path) -> tuple[ConfigDict, DataCard]:
-    """The config and the data card of a run's folder.
+    """The config and the data card saved in a run's folder.
 
     Raises:
-        InputError: it holds no ``config.json``, or a damaged one.
+        InputError: the folder contains no ``config.json``, or a damaged one.
     """
     path = workdir / "config.json"
     if not path.is_file():
-        raise InputError(f"{workdir} is not a run: it holds no config.json")
+        raise InputError(f"{workdir} is not a run: it contains no config.json")
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         config = default.get_config()
@@ -157,4 +157,4 @@ def saved(workdir: Path) -> tuple[ConfigDict, DataCard]:
         shape = tuple(positive_integer("shape", length) for length in data["shape"])
         return config, DataCard(shape, data["low"], data["high"], data["bin_width"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is damaged or of another version: {line(error)}") from None
+        raise InputError(f"{path} is damaged or of a different version: {line(error)}") from None

@@ -1,4 +1,4 @@
-"""The page of a likelihood: its text, budget and histogram, and the samples at either end."""
+"""The page of a likelihood: text, budget, histogram, and the least and the most likely samples."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ..likelihood.result import LogProb, error_of_mean, uncertainty
 from ..show.page import histogram, image_grid, inline, is_image, number
 from .config import DataCard
 
-SHOWN = 12  # samples at either end of the page
+SHOWN = 12  # how many of the least and of the most likely samples the page shows
 
 
 def block(result: LogProb) -> str:
-    """A likelihood as text, for people."""
+    """A likelihood as text, with its uncertainties."""
     parts, bits = uncertainty(result), result.dimensions * math.log(2)
 
     def shown(name: str) -> str:
@@ -29,16 +29,18 @@ def block(result: LogProb) -> str:
 
     lines = [str(result)]
     if result.nfe_per_sample is not None:
-        lines.append(f"  NFE a sample {float(result.nfe_per_sample.double().mean()):.1f}, {result.nfe} at most")
+        lines.append(f"  NFE per sample: {float(result.nfe_per_sample.double().mean()):.1f}, at most {result.nfe}")
     measured = result.solver_error is not None
     how = f"trace {number(parts['trace'])}" + (f", solver {number(parts['solver'])}" if measured else "")
-    lines.append(f"  the mean is uncertain by {shown('of_these')} for these samples ({how}),")
+    lines.append(f"  uncertainty of the mean of these samples: {shown('of_these')} ({how})")
     if math.isnan(parts["samples"]):
-        lines.append("  for the distribution they come from not known of a single sample")
+        lines.append("  uncertainty of the mean of their distribution: unknown from a single sample")
     else:
-        lines.append(f"  by {shown('total')} for the distribution they come from (samples {number(parts['samples'])})")
+        lines.append(
+            f"  uncertainty of the mean of their distribution: {shown('total')} (samples {number(parts['samples'])})"
+        )
     if not measured:
-        lines.append("  besides what the solver errs, which was not measured")
+        lines.append("  not included: the solver error, which was not measured")
     return "\n".join(lines)
 
 
@@ -50,7 +52,7 @@ def page(
     card: DataCard,
     document: Mapping[str, Any],
 ) -> str:
-    """The page of a likelihood of data (N, *): text, budget, histogram, and the samples at either end."""
+    """The HTML page of a likelihood of data (N, *)."""
     result = found["ode"]
     discrete = result.bin_width is not None
     values = result.bits_per_dim if discrete else result.nats
@@ -80,7 +82,7 @@ def page(
 
 
 def _table(result: LogProb) -> dict[str, Any]:
-    """The budget, mean and standard error, in nats and, where there are any, bits/dim."""
+    """The budget: means and standard errors in nats and, for discrete data, in bits/dim."""
     bits = -result.dimensions * math.log(2)
 
     def row(name: str, part: Tensor) -> list[str]:

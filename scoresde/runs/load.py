@@ -1,4 +1,4 @@
-"""Trained models by the folder that they lie in."""
+"""Trained models, loaded from a folder."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ DIFFUSERS = "diffusers:"
 
 
 def load(source: str | Path) -> Denoiser:
-    """The denoiser of a trained model: averaged weights, in evaluation, on the CPU or where the run's config says.
+    """The denoiser of a trained model, with averaged weights and in evaluation mode.
+
+    It is on the device of the run's config, or on the CPU. ``denoiser.shape`` is the shape of a sample if the folder
+    states it; ``denoiser.network`` is a module. Nothing is downloaded, and files of diffusers are never unpickled.
 
     Args:
         source: the folder of a run of ``scoresde train``; or "diffusers:FOLDER", a folder that diffusers' DDPMPipeline
-            or DDIMPipeline was saved to, see ``scoresde.interop.diffusers_folder``. Nothing is fetched from a network,
-            and of diffusers' folders nothing is unpickled. ``denoiser.shape`` is the shape of a sample where the folder
-            says it; ``denoiser.network`` is a module, which moves to another device as any.
+            or DDIMPipeline was saved to, see ``scoresde.interop.diffusers_folder``.
 
     Raises:
-        InputError: the folder is neither, or holds what has no counterpart here.
+        InputError: the folder is neither, or contains a model that is not supported.
     """
     text = str(source)
     if text.startswith(DIFFUSERS):
-        from ..interop import diffusers_folder  # which needs diffusers
+        from ..interop import diffusers_folder  # here, because it needs diffusers
 
         return diffusers_folder.read(Path(text.removeprefix(DIFFUSERS)))
     path = Path(source)
@@ -33,6 +34,6 @@ def load(source: str | Path) -> Denoiser:
         raise InputError(f"{path} is a pipeline of diffusers: load('{DIFFUSERS}{path}')")
     if not path.is_dir():
         raise InputError(f"no folder {text!r}; load takes the folder of a run, or {DIFFUSERS}FOLDER")
-    from .run import load_run  # which needs what the command line needs
+    from .run import load_run  # here, because it imports the packages of the command line
 
     return load_run(path).denoiser

@@ -1,4 +1,4 @@
-"""A run's folder: ``config.json`` (the config and the card of its data), ``train.jsonl``, ``checkpoints/``."""
+"""A run's folder: ``config.json`` (the config and the data card), ``train.jsonl``, ``checkpoints/``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .config import DataCard, line, override, refuse_another, saved
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run, ready to be sampled and scored with its averaged weights."""
+    """A trained run with its averaged weights, ready for sampling and scoring."""
 
     config: ConfigDict
     denoiser: Denoiser
@@ -27,17 +27,18 @@ class Run:
 
 
 def load_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
-    """A run from its folder: config, averaged weights of the last checkpoint, data card.
+    """Loads a run from its folder: the config, the data card, and the averaged weights of the last checkpoint.
 
     Raises:
-        InputError: the folder is not a run, holds no checkpoint, or one that is damaged or does not fit its config.
+        InputError: the folder is not a run, or contains no checkpoint, or its checkpoint is damaged or does not fit its
+            config.
     """
     there, card = saved(workdir)
     config = override(saved(workdir)[0], overrides)
     refuse_another(workdir, there, config, "only sampling, likelihood, device and data.path can be overridden")
     folder = checkpoint.latest(workdir)
     if folder is None:
-        raise InputError(f"{workdir} holds no checkpoint; run scoresde train first")
+        raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")
     kept = checkpoint.load(folder)
     denoiser, network = build_denoiser(config, card.shape)
     try:

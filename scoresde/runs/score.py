@@ -1,7 +1,8 @@
-"""Scoring a data set: shard by shard, each kept as soon as it is done, then put together, written and shown.
+"""Scoring a data set: the likelihood of each shard is computed and saved, then the shards are joined and written.
 
-A shard is a batch of ``likelihood.batch_size`` samples, a file such as ``parts/00003.npz`` once it is done. A sample's
-seed is its place in the split: its value depends neither on where an evaluation stopped nor on which process did it.
+A shard is a batch of ``likelihood.batch_size`` samples; when it is done it is a file such as ``parts/00003.npz``. The
+seed of a sample is its index in the split. The value of a sample therefore does not depend on interruptions or on the
+process that computes it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from .likelihood_page import block, page
 from .run import Run
 from .shards import join, read_part, refuse_another, write_part
 
-# of the config, what decides a value; the rest of it is in the weights
+# the fields of the config that decide a value; all others act through the weights
 _DECIDES = ("sde", "model", "likelihood", "device", "data.dequantise")
 
 
@@ -50,17 +51,18 @@ def score(
     parts: Path | None = None,
     share: tuple[int, int] = (1, 1),
 ) -> LogProb | None:
-    """Log-likelihood of data (N, *) by a run's ``likelihood`` section, into likelihood.npz, .json and .html.
+    """Scores data (N, *) with a run's ``likelihood`` section; writes likelihood.npz, .json and .html.
 
     Args:
-        parts: a folder that keeps the shards; those of the same evaluation that it holds are not done again.
-        share: (k, n): only every n-th shard, from the k-th. The files are written once all of them are there.
+        parts: a folder that stores the shards; existing shards of the same evaluation are not computed again.
+        share: (k, n): compute only every n-th shard, from the k-th. The files are written when all shards are done.
 
     Returns:
         the likelihood of all samples in order; None while shards of other processes are missing.
 
     Raises:
-        InputError: see ``log_prob``; also discrete data outside the model's levels, and parts of another evaluation.
+        InputError: see ``log_prob``; also discrete data outside the model's levels, and shards of a different
+            evaluation.
     """
     found = evaluate(run, x, split, parts, share)
     if found is None:
@@ -100,7 +102,7 @@ def score(
 def evaluate(
     run: Run, x: Tensor, split: str, parts: Path | None = None, share: tuple[int, int] = (1, 1)
 ) -> dict[str, LogProb] | None:
-    """The likelihood ``ode`` of data (N, *), and the ``bound`` of a chain where the config names one; see ``score``."""
+    """The likelihood ``ode`` of data (N, *), and its ``bound`` if the config names one; see ``score``."""
     options, facts = options_of(run), facts_of(run, x, split)
     check_range(x, run.card, split)
     shards = dict(enumerate(batches_of(len(x), run.config.likelihood.batch_size)))
@@ -109,7 +111,7 @@ def evaluate(
         parts.mkdir(exist_ok=True)
         refuse_another(parts, facts)
     elif share != (1, 1):
-        raise InputError("processes that share the shards need a folder of parts")
+        raise InputError("processes that share the shards need a folder for the parts")
     files = {k: parts / f"{k:05d}.npz" for k in shards} if parts is not None else {}
     mine = [k for k in shards if k % share[1] == share[0] - 1]
     kept = [k for k in mine if k in files and files[k].exists()]
@@ -126,25 +128,24 @@ def evaluate(
                 bar.update(sizes[k])
     except KeyboardInterrupt:
         there = sum(file.exists() for file in files.values())
-        note = f"{there} of {len(shards)} shards are in {parts}; the same command goes on" if there else ""
+        note = f"{there} of {len(shards)} shards are in {parts}; the same command resumes" if there else ""
         raise KeyboardInterrupt(note) from None
     missing = [k for k in shards if k not in done and not (k in files and files[k].exists())]
     if missing:
-        print(
-            f"{len(shards) - len(missing)} of {len(shards)} shards are in {parts}: the last process puts them together"
-        )
+        print(f"{len(shards) - len(missing)} of {len(shards)} shards are in {parts}: the last process joins them")
         return None
     whole = [done[k] if k in done else read_part(files[k], facts, shards[k]) for k in shards]
     return {name: join([part[name] for part in whole]) for name in whole[0]}
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """A run's ``likelihood`` section as arguments of ``log_prob``: a tolerance goes before the plan, and without a bin
-    width there is no dequantiser.
+    """A run's ``likelihood`` section as arguments of ``log_prob``.
+
+    A tolerance takes precedence over the plan. Without a bin width there is no dequantiser.
 
     Raises:
-        InputError: an unknown name, a tolerance that is not positive, draws that are no positive integer; see
-            ``scoresde.plan``.
+        InputError: an unknown name, a tolerance that is not positive, or draws that are not a positive integer; see
+            also ``scoresde.plan``.
     """
     section, width = run.config.likelihood, run.card.bin_width
     draws = positive_integer("likelihood.draws", section.draws)
@@ -156,33 +157,35 @@ def options_of(run: Run) -> dict[str, Any]:
         "dequantiser": None if width is None else noise,
         "draws": draws,
     }
-    if section.tolerance is not None:  # which brings the solver's error
+    if section.tolerance is not None:  # which includes the solver error
         tolerance = positive("tolerance", section.tolerance)
         solver = section.solver and make(resolve(section.solver)[0])
         grid = section.grid and grids.make(section.grid)
         return {**options, "solver": solver, "grid": grid, "nfe": section.nfe, "tolerance": tolerance}
     default = default_solver(section.steps, section.nfe), GRID
-    deterministic(section.solver or default[0])  # before its steps are asked for
+    deterministic(section.solver or default[0])  # first, so that this error comes before one about steps
     plan = build.plan_of(run.denoiser, section, default, stop=True)
     return {**options, "plan": plan, "error": section.error}
 
 
 def check_bound(bound: str | None) -> None:
-    """Refuses what is no bound's name.
+    """Checks the name of a bound.
 
     Raises:
-        InputError: neither ``continuous`` nor a solver.
+        InputError: the name is neither ``continuous`` nor a solver.
     """
     if bound in (None, "continuous"):
         return
     try:
         make(bound)
     except InputError as error:
-        raise InputError(f"likelihood.bound is continuous or ancestral, like ddpm(variance=beta): {error}") from None
+        raise InputError(
+            f"likelihood.bound must be continuous, or an ancestral solver such as ddpm(variance=beta): {error}"
+        ) from None
 
 
 def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
-    """Everything that decides the values, as JSON knows it."""
+    """Everything that decides the values, as plain JSON types."""
     network = run.denoiser.network
     assert isinstance(network, nn.Module)
     noise = dequantisers.make(run.config.likelihood.dequantiser).network
@@ -214,7 +217,7 @@ def _weights(module: nn.Module) -> str:
 
 
 def check_range(x: Tensor, card: DataCard, split: str) -> None:
-    """Refuses discrete data (N, *) that the model's levels do not hold.
+    """Rejects discrete data (N, *) outside the range of the model's levels.
 
     Raises:
         InputError: a number is more than half a bin below the lowest or above the highest level.
@@ -224,23 +227,23 @@ def check_range(x: Tensor, card: DataCard, split: str) -> None:
     low, high, half = float(x.min()), float(x.max()), 0.5 * card.bin_width
     if low < card.low - half or high > card.high + half:
         raise InputError(
-            f"the {split} data go from {low:g} to {high:g}, but the model's levels, {card.bin_width:g} apart, from "
-            f"{card.low:g} to {card.high:g}: scale the data like those of the training"
+            f"the {split} data range from {low:g} to {high:g}, but the model's levels, {card.bin_width:g} apart, from "
+            f"{card.low:g} to {card.high:g}: scale the data like the training data"
         )
 
 
 def _values(run: Run, x: Tensor, rows: slice, options: Mapping[str, Any]) -> dict[str, LogProb]:
-    """The values of some samples."""
+    """The likelihood of some samples, and the bound if the config names one."""
     part, seeds = x[rows].to(build.device_of(run.config)), range(rows.start, rows.stop)
     began = time.perf_counter()
     result = log_prob(run.denoiser, part, seeds=seeds, **options, progress=True)
-    found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # with the trials of a tolerance
+    found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # includes the trials of a tolerance
     bound = chain_score(run, part, seeds)
     return found if bound is None else {**found, "bound": bound}
 
 
 def chain_score(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
-    """The bound of a run's reverse chain, or the ``continuous`` one, where its ``likelihood.bound`` names one."""
+    """The bound that a run's ``likelihood.bound`` names, or None: of the reverse chain, or ``continuous``."""
     options, width = run.config.likelihood, run.card.bin_width
     if options.bound is None:
         return None
@@ -254,7 +257,7 @@ def chain_score(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
 
 
 def _arrays(result: LogProb) -> dict[str, Tensor]:
-    """Everything of it that is one number a sample."""
+    """The parts of a result that are one number per sample."""
     arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
     arrays |= {"nfe": result.nfe_per_sample} if result.nfe_per_sample is not None else {}
     arrays |= {"solver_error": result.solver_error} if result.solver_error is not None else {}

@@ -1,4 +1,4 @@
-"""The shards of an evaluation: written as they are done, read again, joined into one."""
+"""The shards of an evaluation: written as soon as they are done, read again, joined."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..result_files import write_arrays
 
 
 def write_part(path: Path, facts: Mapping[str, Any], rows: slice, found: Mapping[str, LogProb]) -> None:
-    """A shard as arrays ``ode.nats``, ``ode.budget.prior``, ...; the rest, and what it is of, as JSON."""
+    """Writes a shard: arrays ``ode.nats``, ``ode.budget.prior``, ...; all other values and the facts as JSON."""
     arrays: dict[str, Any] = {"items": np.arange(rows.start, rows.stop)}
     plain: dict[str, dict[str, Any]] = {}
     for key, result in found.items():
@@ -28,7 +28,7 @@ def write_part(path: Path, facts: Mapping[str, Any], rows: slice, found: Mapping
         for field in fields(LogProb):
             value = getattr(result, field.name)
             if field.name == "terms":
-                continue  # a thousand numbers a sample
+                continue  # too large: a thousand numbers per sample
             if isinstance(value, Tensor):
                 arrays[f"{key}.{field.name}"] = value.detach().cpu()
             elif isinstance(value, Mapping):
@@ -39,15 +39,15 @@ def write_part(path: Path, facts: Mapping[str, Any], rows: slice, found: Mapping
 
 
 def read_part(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, LogProb]:
-    """A shard as it was written.
+    """Reads a shard.
 
     Raises:
-        InputError: it is damaged, of another evaluation, or of other samples.
+        InputError: the shard is damaged, or belongs to a different evaluation or to other samples.
     """
     with _Part(path) as part:
         _same(path.parent, json.loads(str(part["facts"])), facts)
         if part["items"].tolist() != list(range(rows.start, rows.stop)):
-            raise InputError(f"{path} holds other samples than {rows.start} to {rows.stop - 1}: remove it")
+            raise InputError(f"{path} contains other samples than {rows.start} to {rows.stop - 1}: remove it")
         found: dict[str, dict[str, Any]] = json.loads(str(part["plain"]))
         for name in part:
             key, _, field = name.partition(".")
@@ -63,7 +63,7 @@ def read_part(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, Lo
 
 
 class _Part:
-    """An open part, whose damage is told as bad input."""
+    """An open shard file; damage is reported as ``InputError``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -83,11 +83,15 @@ class _Part:
             raise self._damaged(error) from None
 
     def _damaged(self, error: BaseException) -> InputError:
-        return InputError(f"{self.path} is damaged ({error}): remove it, and it is done again")
+        return InputError(f"{self.path} is damaged ({error}): remove it, and the same command computes it again")
 
 
 def refuse_another(parts: Path, facts: Mapping[str, Any]) -> None:
-    """Refuses a folder with a part of another evaluation."""
+    """Rejects a folder that contains a shard of a different evaluation.
+
+    Raises:
+        InputError: a shard belongs to a different evaluation, or is damaged.
+    """
     for path in sorted(parts.glob("[0-9]*.npz")):
         with _Part(path) as part:
             _same(parts, json.loads(str(part["facts"])), facts)
@@ -97,13 +101,13 @@ def _same(parts: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> Non
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
             raise InputError(
-                f"{parts} holds parts of another evaluation: {name} is {there.get(name)!r} there and "
-                f"{here.get(name)!r} here; take another --out"
+                f"{parts} contains parts of a different evaluation: {name} is {there.get(name)!r} there and "
+                f"{here.get(name)!r} here; use a different --out"
             )
 
 
 def join(parts: Sequence[LogProb]) -> LogProb:
-    """The shards of one evaluation as one."""
+    """Joins the shards of one evaluation into one result."""
     made: dict[str, Any] = {}
     for field in fields(LogProb):
         values = [getattr(part, field.name) for part in parts]

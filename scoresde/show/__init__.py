@@ -1,4 +1,4 @@
-"""What people look at: the report page, the cards of solvers, the view of a program."""
+"""Output for people to read: the report page, the cards of solvers, the view of a program."""
 
 from .page import image_grid
 from .solver_cards import markdown

@@ -1,7 +1,7 @@
-"""A benchmark, or a likelihood, as one HTML page that holds everything it shows.
+"""A benchmark or a likelihood as one self-contained HTML page.
 
-Pictures are inline, nothing is fetched and nothing runs: the page can be mailed or archived. Figures are drawn with
-matplotlib's objects, without pyplot, so that no window system is touched and nothing outlives the page.
+Pictures are inline; the page fetches nothing and runs no code, so it can be mailed or archived. Figures use
+matplotlib's objects without pyplot, so that they need no display and leave no global state.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MARKERS = "osD^v"  # the second eight solvers get the second marker
 _REAL = "#b4b9c0"
 _SOFT = "#62676e"
 _NAMES = {"sliced_wasserstein": "sliced Wasserstein", "frechet": "Fréchet", "mmd": "MMD²", "error": "error"}
-_TILE = 48  # least size of a picture in the table, in pixels
+_TILE = 48  # smallest size of a picture in the table, in pixels
 
 
 def write_report(
@@ -49,15 +49,16 @@ def write_report(
     header: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Writes the page; a file of that name is replaced only once the new page is complete.
+    """Writes the page; a file of that name is replaced only when the new page is complete.
 
     Args:
-        title: of the page.
-        rows: of a benchmark.
-        low, high: the data's range, which a picture's black and white stand for.
-        reference: real samples (M, *), shown beside the drawn ones.
-        likelihood: what ``log_prob`` returned.
-        header: shown at the bottom, after ``environment()``; ``command`` and ``config`` stand apart.
+        path: the HTML file.
+        title: the title of the page.
+        rows: the rows of a benchmark.
+        low, high: the data's range: the values of black and white in a picture.
+        reference: real samples (M, *), shown next to the drawn ones.
+        likelihood: the result of ``log_prob``.
+        header: facts shown at the bottom, after ``environment()``; ``command`` and ``config`` get their own blocks.
         notes: paragraphs below the title.
 
     Raises:
@@ -81,23 +82,23 @@ def write_report(
 
 
 def image_grid(samples: Tensor, low: float, high: float, columns: int | None = None, tile: int = 64) -> Image.Image:
-    """Pictures side by side on white, two pixels apart, each enlarged by the whole factor that brings it near ``tile``.
+    """Pictures in a grid on white, two pixels apart, each enlarged by the largest integer that fits ``tile``.
 
     Args:
-        samples: (N, 1, H, W) or (N, 3, H, W); values outside [low, high] are cut off, NaN is black.
+        samples: (N, 1, H, W) or (N, 3, H, W); values outside [low, high] are clamped, NaN is black.
         low, high: the values of black and white.
-        columns: pictures in a row; by default as many as rows, or one more.
-        tile: how large a picture should be, in pixels; a larger one keeps its size.
+        columns: pictures in a row; by default the square root of N, rounded up.
+        tile: the target size of a picture in pixels; larger pictures keep their size.
 
     >>> import torch
     >>> image_grid(torch.zeros(5, 1, 8, 8), -1, 1).size
     (196, 130)
 
     Raises:
-        InputError: samples of another shape, none of them, or low not below high.
+        InputError: samples of a different shape, no samples, or low not below high.
     """
     if not is_image(samples) or not len(samples):
-        raise InputError(f"a picture grid takes (N, 1, H, W) or (N, 3, H, W), got {tuple(samples.shape)}")
+        raise InputError(f"a picture grid needs samples (N, 1, H, W) or (N, 3, H, W), got {tuple(samples.shape)}")
     if not low < high:
         raise InputError(f"low={low:g} must be less than high={high:g}")
     scaled = (samples.detach().cpu().double() - low) * (255 / (high - low))
@@ -120,12 +121,12 @@ def is_image(samples: Tensor) -> bool:
 
 
 def number(value: float | None) -> str:
-    """A number as the page prints it: three significant digits, a dash for None."""
+    """A number formatted for the page: three significant digits, a dash for None."""
     return "-" if value is None else f"{value:.3g}"
 
 
 def curves(rows: Sequence[Row]) -> Figure:
-    """A panel for each metric, and one for the error, against the counted NFE; logarithmic axes, shaded intervals."""
+    """A figure of each metric, and of the error, against the counted NFE; logarithmic axes, shaded intervals."""
     groups = _groups(rows)
     names = _scores(rows)
     across = min(2, len(names))
@@ -157,7 +158,7 @@ def curves(rows: Sequence[Row]) -> Figure:
 
 
 def _dress(axes: Any, name: str, rows: Sequence[Row]) -> float:
-    """Scales, ticks and title of a panel; returns the bottom of its axis, where bands that go lower are cut."""
+    """Sets scales, ticks and title of a panel; returns the lower limit of its axis, at which bands are cut off."""
     scores = [score for row in rows if (score := _score(row, name))]
     floor, top = min(score.low for score in scores), max(score.high for score in scores)
     axes.set_xscale("log")
@@ -203,7 +204,7 @@ def _plain(axes: Any) -> None:
 
 
 def drawing(samples: Tensor, reference: Tensor | None, limits: tuple[float, float]) -> Figure:
-    """Samples that are not pictures: a histogram in one dimension, a scatter in two, else a line for each sample."""
+    """Samples drawn as a histogram in one dimension, a scatter plot in two, and a line per sample in more."""
     x = samples.detach().cpu().double().flatten(1).numpy()
     real = None if reference is None else reference.detach().cpu().double().flatten(1)[:500].numpy()
     d = x.shape[1]
@@ -229,7 +230,7 @@ def drawing(samples: Tensor, reference: Tensor | None, limits: tuple[float, floa
 
 
 def histogram(values: Tensor, label: str) -> Figure:
-    """The distribution of some numbers (B,), with their mean."""
+    """A histogram of numbers (B,), with their mean."""
     numbers = values.detach().cpu().double().numpy()
     figure = Figure(figsize=(5.2, 2.5), dpi=160, layout="constrained")
     axes = figure.add_subplot()
@@ -247,7 +248,7 @@ def _template() -> jinja2.Template:
 
 
 def inline(picture: Figure | Image.Image) -> str:
-    """A picture as the address of itself."""
+    """A picture as a data URL."""
     buffer = io.BytesIO()
     if isinstance(picture, Figure):
         picture.savefig(buffer, format="png")
@@ -278,7 +279,7 @@ def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _best(rows: Sequence[Row], name: str) -> dict[int, float]:
-    """The least value of each budget."""
+    """The smallest value at each budget."""
     best: dict[int, float] = {}
     for row in rows:
         score = _score(row, name)
@@ -353,10 +354,10 @@ def _pictures(rows: Sequence[Row], low: float, high: float, reference: Tensor | 
     for label, members in _groups(rows).items():
         at = {row.nfe_asked: row for row in members}
         lines.append({"label": label, "cells": [cell(at.get(budget)) for budget in [*budgets, *own]]})
-    caption = "A line for each solver, a column for each budget of evaluations (NFE); all start from the same noise."
+    caption = "A row for each solver, a column for each budget of evaluations (NFE); all start from the same noise."
     if not pixels and reference is not None and shown[0][0].numel() <= 2:
         caption += " Grey: real data."
-    columns = [f"NFE {budget}" for budget in budgets] + ["its own steps" for _ in own]
+    columns = [f"NFE {budget}" for budget in budgets] + ["adaptive" for _ in own]
     facts = {"picture_columns": columns, "picture_class": "pixels" if pixels else "figure", "picture_caption": caption}
     return {"picture_rows": lines, **facts}
 
@@ -372,7 +373,7 @@ def _likelihood(result: LogProb) -> dict[str, Any]:
     if per_dim is not None:
         facts.append(("bits per dimension", _mean(per_dim)))
     facts += [
-        ("estimator's own standard error", "not known" if math.isnan(noise) else f"{number(noise)} nats a sample"),
+        ("standard error of the estimator", "not known" if math.isnan(noise) else f"{number(noise)} nats a sample"),
         ("solver", result.solver),
         ("NFE", str(result.nfe)),
     ]
@@ -388,7 +389,7 @@ def _mean(values: Tensor) -> str:
 
 
 def _text(value: Any) -> str:
-    """A header's value in one line; a run of integers as its ends."""
+    """A header's value on one line; consecutive integers as "first-last"."""
     if isinstance(value, (list, tuple, range)):
         value = list(value)
         integers = len(value) > 2 and all(type(item) is int for item in value)

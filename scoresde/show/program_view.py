@@ -1,4 +1,4 @@
-"""A program for people: its rows as text, and its response to what goes in as a picture."""
+"""A program shown to people: its rows as text, and its response to start, outputs and noise as a picture."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from solvers.program.analysis import Matrix
 from solvers.program.instructions import Combine, Draw, Evaluate
 
 WIDTH = 118
-ANNOTATED = 8  # steps up to which the picture tells its numbers
+ANNOTATED = 8  # steps up to which the picture shows its numbers
 LABELLED = 30  # rows or columns up to which each is labelled
 _NO_BREAK = "\u00a0"  # within a term, which stays on one line
 _SOFT, _EMPTY = "#62676e", "#e4e6e9"
 
 
 def register_names(program: Program) -> list[str]:
-    """What the registers are called: xT the start, x1, x2, ... the states at the ends of the steps, y1, ... the states
-    between that the model is shown, m1, ... its outputs, z1, ... the noise, p1, ... sums that several rows read."""
+    """The names of the registers.
+
+    xT is the start; x1, x2, ... are the states at the ends of the steps; y1, ... are the states between them at which
+    the model is evaluated; m1, ... are its outputs; z1, ... are the draws of noise; p1, ... are sums that several rows
+    read.
+    """
     ends = {state.register: f"x{step}" for step, state in enumerate(program.states, 1)}
     shown = {i.x for i in program.instructions if isinstance(i, Evaluate)}
     names, counts = ["xT"], dict.fromkeys("ymzp", 0)
@@ -38,7 +42,7 @@ def register_names(program: Program) -> list[str]:
 
 
 def peak(program: Program) -> int:
-    """The most registers that are made and still to be read."""
+    """The largest number of registers that are needed at the same time."""
     alive = most = 1
     for dying in program.last_use:
         alive += 1
@@ -48,7 +52,7 @@ def peak(program: Program) -> int:
 
 
 def text(program: Program, title: str = "") -> str:
-    """The program as a table, a block a step: where it ends, then what is computed, coefficients to five digits."""
+    """The program as text: for each step its last node and its rows, with coefficients to five digits."""
     names = register_names(program)
     draws = f"{program.draws} draws" if program.stochastic else "no noise"
     facts = f"{_steps(program)}, {program.nfe} NFE, {draws}, at most {peak(program)} registers alive at once"
@@ -75,21 +79,21 @@ def _place(node: Node) -> str:
 def _row(program: Program, k: int, names: Sequence[str]) -> str:
     instruction, nodes = program.instructions[k], program.nodes
     if isinstance(instruction, Combine):
-        said = ""
+        formula = ""
         for register, c in sorted(instruction.terms, key=lambda term: ("xypmz".index(names[term[0]][0]), -term[0])):
-            sign = ("-" if c < 0 else "") if not said else f" {'-' if c < 0 else '+'}{_NO_BREAK}"
-            said += f"{sign}{'' if abs(c) == 1 else f'{abs(c):.5g}{_NO_BREAK}'}{names[register]}"
+            sign = ("-" if c < 0 else "") if not formula else f" {'-' if c < 0 else '+'}{_NO_BREAK}"
+            formula += f"{sign}{'' if abs(c) == 1 else f'{abs(c):.5g}{_NO_BREAK}'}{names[register]}"
     elif isinstance(instruction, Evaluate):
-        said = f"model({names[instruction.x]}, t={nodes[instruction.node].t:.5g})"
+        formula = f"model({names[instruction.x]}, t={nodes[instruction.node].t:.5g})"
     else:
-        said = f"noise(t={nodes[instruction.t].t:.5g} -> {nodes[instruction.s].t:.5g})"
+        formula = f"noise(t={nodes[instruction.t].t:.5g} -> {nodes[instruction.s].t:.5g})"
     start = f"  {names[k + 1]} = "
-    lines = textwrap.wrap(said, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
+    lines = textwrap.wrap(formula, WIDTH, initial_indent=start, subsequent_indent=" " * len(start))
     return "\n".join(lines).replace(_NO_BREAK, " ")
 
 
 def _response(program: Program) -> tuple[tuple[list[str], list[str]], Matrix]:
-    """The states, those that the model is shown and those at the ends of the steps, as sums of what goes in.
+    """The states at evaluations and at the ends of steps, as linear combinations of the inputs.
 
     Returns:
         ((the names of the S states, the names of the 1 + P + Q inputs), coefficients (S, 1 + P + Q)): the inputs are
@@ -103,7 +107,7 @@ def _response(program: Program) -> tuple[tuple[list[str], list[str]], Matrix]:
 
 
 def size(program: Program) -> tuple[float, float]:
-    """Width and height in inches of a program's picture: cells that hold their numbers, or as many as fit a page."""
+    """Width and height in inches of a program's picture: cells large enough for numbers, or small enough for a page."""
     rows, columns = _response(program)[1].shape
     page = min(0.36, 10 / max(rows, columns))
     wide, tall = (0.5, 0.34) if len(program.states) <= ANNOTATED else (page, page)
@@ -111,10 +115,10 @@ def size(program: Program) -> tuple[float, float]:
 
 
 def picture(program: Program, title: str = "") -> Figure:
-    """The response: a row a state, its coefficients over the start, the model's outputs and the noise.
+    """The response as a picture: a row for each state, with its coefficients of the start, the outputs and the noise.
 
-    What a state does not depend on is grey. The colours' scale is logarithmic over three decades and linear around 0,
-    so that small coefficients are seen; up to ``ANNOTATED`` steps the numbers stand there as well.
+    Zero coefficients are grey. The colour scale is logarithmic over three decades and linear around 0, so that small
+    coefficients are visible; up to ``ANNOTATED`` steps the picture also shows the numbers.
     """
     (rows, columns), matrix = _response(program)
     figure = Figure(figsize=size(program), layout="constrained")
@@ -156,9 +160,9 @@ def _when(node: Node) -> str:
 
 
 def _short(c: float) -> str:
-    """Two digits, in as few letters as a cell holds."""
-    said = f"{c:.0f}" if abs(c) >= 100 else f"{c:.2g}" if abs(c) >= 1e-3 else f"{c:.1e}"
-    return said.replace("e-0", "e-")
+    """A number with two digits, short enough for a cell."""
+    digits = f"{c:.0f}" if abs(c) >= 100 else f"{c:.2g}" if abs(c) >= 1e-3 else f"{c:.1e}"
+    return digits.replace("e-0", "e-")
 
 
 def _symbol(name: str) -> str:

@@ -1,7 +1,7 @@
-"""What there is to say of the registered solvers: the table, the families, the methods with two names, one card each.
+"""Texts about the registered solvers: the table, the families, methods with several names, a card for each solver.
 
-Facts come from the registry, costs are counted, and measured orders are those of ``solvers/conformance/orders.json``,
-which ``benchmarks/solver_orders.py`` writes. Pages and the command line print what this file makes.
+Facts come from the registry, costs are counted, and measured orders come from ``solvers/conformance/orders.json``,
+which ``benchmarks/solver_orders.py`` writes. The documentation and the command line print the texts made here.
 """
 
 from __future__ import annotations
@@ -28,25 +28,26 @@ from solvers.registry.ranges import marks
 
 GROUPS = {
     "one-step": "One-step methods of the ODE",
-    "multistep": "Multistep methods of the ODE: they use earlier predictions again",
+    "multistep": "Multistep methods of the ODE, which reuse earlier predictions",
     "sde": "Methods that draw noise",
-    "wrapper": "Methods built from other solvers; numbers of the default ones",
-    "adaptive": "Adaptive methods, each sample with its own steps; order and NFE of an inner step",
-    "black box": "Integrators of other libraries; order and NFE of an inner step",
+    "wrapper": "Wrappers around other solvers; numbers are for the default options",
+    "adaptive": "Adaptive methods, with different steps for each sample; order and NFE are per inner step",
+    "black box": "Integrators of other libraries; order and NFE are per inner step",
 }
 STEPS = 20
 WIDTH = 118
 LEGEND = """\
-order     declared; "2 of 4": a method of order 4 that its start, weights or options hold at 2; its card says why
-measured  least and largest over VP, sub-VP, VE, EDM and rectified flow: of the error on a mixture; of the covariance
-          on Gaussian data for methods that draw noise; "-" where not measured
-NFE/step  model evaluations of a step;  start: those of a run beyond its steps;  native: what the method interpolates
+order     declared; "2 of 4": a method of order 4 that its start, weights or options limit to 2; its card says why
+measured  smallest and largest over VP, sub-VP, VE, EDM and rectified flow: order of the error on a mixture, or of the
+          covariance on Gaussian data for methods that draw noise; "-": not measured
+NFE/step  model evaluations per step;  start: additional evaluations of the first steps;  native: what the method
+          interpolates
 paper     with its arXiv number.  scoresde solvers NAME: everything about one solver"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, as text."""
+    """One row of the table of solvers, as text."""
 
     group: str
     name: str
@@ -61,7 +62,7 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The line without its group."""
+        """The cells of the row, without its group."""
         return (
             self.name, self.kind, self.order, self.measured, self.evaluations, self.startup, self.noise, self.native,
             self.paper,
@@ -73,16 +74,16 @@ HEAD = ("name", "kind", "order", "measured", "NFE/step", "start", "noise", "nati
 
 @lru_cache(maxsize=1)
 def orders() -> dict[str, dict[str, float]]:
-    """Specs and their measured orders, by path; empty where no measurement is installed."""
+    """The measured orders by spec and path; empty if the package contains no measurements."""
     source = files("solvers.conformance").joinpath("orders.json")
     found: dict[str, dict[str, float]] = json.loads(source.read_text("utf-8"))["orders"] if source.is_file() else {}
     return found
 
 
 def group(solver: Solver) -> str:
-    """The part of the table that a solver stands in: a key of ``GROUPS``.
+    """The group of a solver in the table: a key of ``GROUPS``.
 
-    A method whose own order exceeds its evaluations a step must be using earlier predictions.
+    A method whose nominal order exceeds its evaluations per step must use earlier predictions.
     """
     info = solvers.solvers.info_of(solver)
     if info.kind.startswith("black box"):
@@ -97,7 +98,7 @@ def group(solver: Solver) -> str:
 
 
 def short(reference: str) -> str:
-    """The first paper of a reference, in few letters.
+    """The first paper of a reference, abbreviated.
 
     >>> short("Lu et al. 2022, arXiv:2211.01095, algorithm 2; more"), short("Kutta 1901; Hairer 1993")
     ('Lu 2022, 2211.01095', 'Kutta 1901')
@@ -112,13 +113,13 @@ def short(reference: str) -> str:
 
 
 def order_text(solver: Solver) -> str:
-    """The order that is promised, and the method's own where that is higher."""
+    """The order, and the nominal order if it is higher: "2 of 4"."""
     order, own = solver.order, solver.nominal_order
     return f"{order:g} of {own:g}" if order < own else f"{order:g}"
 
 
 def measured_text(spec: str) -> str:
-    """Lowest and highest measured order of a spec.
+    """The lowest and the highest measured order of a spec.
 
     >>> measured_text("unheard_of")
     '-'
@@ -128,7 +129,7 @@ def measured_text(spec: str) -> str:
 
 
 def row(name: str) -> Row:
-    """The line of a solver in the table."""
+    """The row of a solver in the table."""
     solver, info = solvers.make(name), solvers.info(name)
     start = "-" if solver.adaptive else f"{solvers.startup(solver, VP):+d}".replace("+0", "0")
     noise = "yes" if solver.stochastic else "eta" if "eta" in info.options else "no"
@@ -165,7 +166,7 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def families(lines: Sequence[Row]) -> str:
-    """A line a group, in Markdown: names, orders, evaluations a step."""
+    """A Markdown table with a row for each group: names, orders, evaluations per step."""
 
     def span(texts: Iterable[str]) -> str:
         values = sorted({float(text.split()[0]) for text in texts})
@@ -183,7 +184,7 @@ def families(lines: Sequence[Row]) -> str:
 
 
 def equalities() -> list[tuple[str, str]]:
-    """The pairs of specs that the registry's cards call one method; canonical. A test proves each."""
+    """The pairs of canonical specs that the registry declares equal. A test proves each pair."""
     pairs = []
     for name in solvers.names():
         for claim in solvers.info(name).equals:
@@ -193,7 +194,7 @@ def equalities() -> list[tuple[str, str]]:
 
 
 def equal_methods() -> list[list[str]]:
-    """The classes of specs that are one method, shortest specs first."""
+    """The groups of specs that are the same method, shortest specs first."""
     classes: list[set[str]] = []
     for pair in map(set, equalities()):
         touched = [known for known in classes if known & pair]
@@ -202,7 +203,7 @@ def equal_methods() -> list[list[str]]:
 
 
 def accepted(info: Info, option: str) -> str:
-    """What an option takes: its values where they can be listed, its range, or else its kind."""
+    """The values that an option accepts: a list, a range, or a type."""
     return _accepted(typing.get_type_hints(info.cls, include_extras=True)[info.fields[option].name])
 
 
@@ -225,7 +226,7 @@ def _accepted(hint: Any) -> str:
 
 
 def spellings(info: Info) -> list[str]:
-    """Aliases and other programs' labels of a solver; with the spec where a label stands for one with options."""
+    """The aliases and labels of a solver, as "label = spec" if the label includes options."""
     found = {normalise(alias): alias for alias in info.aliases}
     for label, spec in {**LABELS, **CLASSES}.items():
         if spec.partition("(")[0] == info.name and label != info.name:
@@ -234,7 +235,7 @@ def spellings(info: Info) -> list[str]:
 
 
 def description(info: Info) -> tuple[str, str]:
-    """The first paragraph of the class's docstring, and the others less what it raises."""
+    """The first paragraph of the class's docstring, and the other paragraphs without "Raises"."""
     text = inspect.getdoc(info.cls) or ""
     if text.startswith(f"{info.cls.__name__}("):  # written by dataclass, where the author wrote none
         return "", ""
@@ -243,32 +244,34 @@ def description(info: Info) -> tuple[str, str]:
 
 
 def declared(solver: Solver) -> str:
-    """What a solver says of itself, in words."""
+    """What a solver declares: order, evaluations and noise, in words."""
     noise = "draws noise" if solver.stochastic else "deterministic"
     each = f"{solver.evaluations} evaluation{'s' if solver.evaluations > 1 else ''}"
-    return f"order {order_text(solver)}, {each} {'an inner step' if solver.adaptive else 'a step'}, {noise}"
+    return f"order {order_text(solver)}, {each} per {'inner step' if solver.adaptive else 'step'}, {noise}"
 
 
 def cost(solver: Solver) -> str:
-    """Evaluations of a step, of 20 steps and of the start, in words."""
+    """The evaluations of one step, of 20 steps and of the start-up, in words."""
     if solver.adaptive:
         nodes, noise = solvers.grid("uniform", VP, 1), SeededNoise(range(4), (2,))
         x = nodes[0].sigma * noise.initial()
         nfe = int(solvers.solve(solver, Mixture(VP), x, nodes, noise).nfe.max())
         return (
-            f"{solver.evaluations} an inner step; as many steps as its tolerances ask: {nfe} on a mixture of Gaussians"
+            f"{solver.evaluations} per inner step; the tolerances decide how many steps: {nfe} NFE on a mixture of "
+            "Gaussians"
         )
     ends = [solvers.evaluations(solver, VP, solvers.grid(spec, VP, STEPS)) for spec in ("logsnr", "karras")]
     start = solvers.startup(solver, VP)
-    extra = f"; {start} of these beyond the steps' own" if start > 0 else ""
-    return f"{solver.evaluations} a step; {STEPS} steps take {ends[0]} to sigma > 0 and {ends[1]} to sigma = 0{extra}"
+    extra = f"; {start} of them are start-up cost" if start > 0 else ""
+    span = f"{STEPS} steps take {ends[0]} to sigma > 0 and {ends[1]} to sigma = 0"
+    return f"{solver.evaluations} per step; {span}{extra}"
 
 
 def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[str, str]:
-    """A command and a line of Python that run: 20 evaluations where the solver can keep to them.
+    """A command and a line of Python that use the solver, with a budget of 20 evaluations where possible.
 
     Args:
-        spec: what to call the solver, where its own name is known only once its module is imported.
+        spec: the name to use for the solver; needed if its own name is known only after its module is imported.
     """
     budget = {"nfe": STEPS}
     if solver.adaptive:
@@ -286,7 +289,7 @@ def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[s
 
 
 def _wrapped(words: Sequence[str], width: int = WIDTH - 14) -> str:
-    """A command in lines that a shell reads as one."""
+    """A command wrapped into lines that a shell reads as one."""
     lines = [""]
     for word in words:
         if len(lines[-1]) + 1 + len(word) > width and lines[-1]:
@@ -296,10 +299,10 @@ def _wrapped(words: Sequence[str], width: int = WIDTH - 14) -> str:
 
 
 def card(label: str) -> str:
-    """Everything about one solver, as text; ``label`` may be a spec, an alias, or name a grid.
+    """Everything about one solver, as text; ``label`` may be a spec, an alias, or a label that names a grid.
 
     Raises:
-        InputError: no such solver, or a bad option.
+        InputError: an unknown solver or an invalid option.
     """
     head, grid = (label, None) if ":" in label else resolve(label)
     solver = solvers.make(head)
@@ -318,7 +321,7 @@ def card(label: str) -> str:
     facts = {
         "": details,
         "formula": info.formula,
-        "kind": f"{info.kind or 'not told'}, {noise}; native form {info.native}",
+        "kind": f"{info.kind or 'not declared'}, {noise}; native form {info.native}",
         "order": "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec)}", *variants]),
         "NFE": cost(solver),
         "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()) or "none",
@@ -343,7 +346,7 @@ def _orders_of(spec: str) -> str:
 
 
 def _entry(title: str, text: str) -> str:
-    """A title of up to eleven letters, or on a line of its own, and the text beside it."""
+    """A title and its text in two columns; a title of more than eleven letters gets a separate line."""
     if not text:
         return title
     lines = []

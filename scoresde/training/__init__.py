@@ -1,4 +1,4 @@
-"""Training: losses, the loop as a function of (seed, step), averages of weights, checkpoints."""
+"""Training: losses, the training loop, averaged weights and checkpoints."""
 
 from .bound_losses import ChainBound, ContinuousBound, Hybrid
 from .checkpoint import Checkpoint

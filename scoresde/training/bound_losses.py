@@ -2,17 +2,19 @@
 
 Denoising score matching at a chain's nodes is ``dsm(times=discrete)``.
 
-The bound in continuous time does not depend on the shape of a learned path between its ends, the interior (see
-``continuous_bound``); the interior is trained for the variance of the estimate L = 1/2 gamma'(t) |eps - eps_model|^2.
-The variance is E[L^2] - E[L]^2, and E[L] does not depend on the interior's weights w, so its gradient is
+The interior of a learned path is its shape between its two ends. The continuous-time bound does not depend on it (see
+``continuous_bound``), so the interior is trained to minimise the variance of the estimate
+L = 1/2 gamma'(t) |eps - eps_model|^2. The variance is E[L^2] - E[L]^2, and E[L] does not depend on the interior's
+weights w, so its gradient is
 
     d E[L^2] / dw = E[2 L (dL/dgamma dgamma/dw + dL/dgamma' dgamma'/dw)].
 
-dL/dgamma and dL/dgamma' are what back-propagation of the bound itself delivers to gamma_i and gamma'_i of sample i,
-since no other sample's loss depends on them. So each enters as a sum: of its value as a function of the ends alone, and
-of a zero whose derivatives are those by the interior alone and are multiplied by 2 L_i on their way back. One backward
-pass then gives network and ends the gradient of the bound, and the interior that of E[L^2] (the product at which the
-paper's appendix on minimising the variance arrives as well).
+Back-propagation of the bound delivers exactly dL/dgamma and dL/dgamma' to gamma_i and gamma'_i of sample i, since no
+other sample's loss depends on them. Each of gamma_i and gamma'_i is therefore computed as a sum of two terms. The first
+is its value as a function of the ends alone. The second is a zero that has the derivatives with respect to the
+interior; its gradient is multiplied by 2 L_i in the backward pass. One backward pass then gives the network and the
+ends the gradient of the bound, and the interior the gradient of E[L^2]. The paper's appendix on minimising the variance
+derives the same product.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def _needs(decoder: Decoder | None, name: str) -> Decoder:
 def _drawn(
     denoiser: Any, x0: Tensor, generator: torch.Generator, conditions: dict[str, Tensor]
 ) -> tuple[Chain, Tensor, Tensor, Prediction]:
-    """The chain, a random index each (B,), the noise (B, *), and what the model says of x_i."""
+    """The chain, a random index for each sample (B,), the noise (B, *), and the model's prediction at x_i."""
     chain = chain_of(denoiser.sde)
     index = torch.randint(chain.count, (len(x0),), generator=generator)
     eps = normal_like(x0, generator)
@@ -58,11 +60,13 @@ def _drawn(
 @losses.register("chain_bound", reference="Ho et al. 2020, arXiv:2006.11239, eq. 5")
 @dataclass(frozen=True)
 class ChainBound(Loss):
-    """One term of the chain's variational bound each, at a random index, times their number: in bits/dim, unbiased.
+    """An unbiased estimate of the chain's variational bound in bits/dim, from one random term per sample.
+
+    The term is multiplied by the number of terms. In a run, the data decide the decoder if the config names none.
 
     Args:
-        kernel: the reverse chain's variance.
-        decoder: of the last step; filled in from the data in a config.
+        kernel: the ancestral solver that sets the variance of the reverse chain.
+        decoder: the distribution of the data in the last step.
         prior: add L_N, which depends on the path alone.
     """
 
@@ -92,10 +96,10 @@ class ChainBound(Loss):
 @losses.register("hybrid", reference="Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 16")
 @dataclass(frozen=True)
 class Hybrid(Loss):
-    """L_simple + weight L_vlb of a model that learns its variance: the bound, in bits/dim, teaches the variance alone.
+    """L_simple + weight L_vlb, for a model that learns its variance; the bound L_vlb trains the variance alone.
 
     Args:
-        weight: of the bound; 0.001 in the paper.
+        weight: the factor of the bound, which is in bits/dim; 0.001 in the paper.
         decoder: see ``ChainBound``.
     """
 
@@ -110,7 +114,7 @@ class Hybrid(Loss):
         """
         chain, index, eps, prediction = _drawn(denoiser, x0, generator, conditions)
         if prediction.nu is None:
-            raise InputError("hybrid trains a model that learns its variance: Denoiser(learned_variance=True)")
+            raise InputError("hybrid needs a model that learns its variance: Denoiser(learned_variance=True)")
         fixed = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.nu)
         decoder = _needs(self.decoder, "hybrid")
         nats = chain.count * step_terms(chain, index, x0, eps, fixed, DDPM(variance="learned"), decoder)
@@ -122,19 +126,20 @@ class Hybrid(Loss):
 @losses.register("continuous_bound", reference="Kingma et al. 2021, arXiv:2107.00630, eq. 11-17")
 @dataclass(frozen=True)
 class ContinuousBound(Loss):
-    """The continuous-time variational bound in bits/dim, unbiased, each sample at one time.
+    """An unbiased estimate of the continuous-time variational bound in bits/dim, from one time per sample.
 
     On a ``LearnedVP`` it trains the ends of gamma through the bound and the interior through E[L^2] of the diffusion
     term L, also in bits/dim; see the module's docstring. Networks that mix the samples of a batch (batch
     normalisation) make that last gradient approximate.
 
     Args:
-        decoder: of x0 at t_min: levels or discretised for discrete data, gaussian for continuous ones; filled in from
-            the data in a config.
-        times: low_discrepancy, uniform or logsnr. Spread over lam, the interior plays no part and is not trained.
+        decoder: the distribution of x0 given the state at t_min: levels or discretised for discrete data, gaussian for
+            continuous data. In a run, the data decide it if the config names none.
+        times: low_discrepancy, uniform or logsnr. With logsnr, which spreads the times over lam, the loss does not
+            depend on the interior and does not train it.
 
     Raises:
-        InputError: another time sampler.
+        InputError: a different time sampler.
     """
 
     decoder: Decoder | None = None

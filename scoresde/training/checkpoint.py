@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints, written atomically: a checkpoint is complete or absent.
 
 A checkpoint is a folder ``checkpoints/step_00002000`` of a run:
 
@@ -6,7 +6,7 @@ A checkpoint is a folder ``checkpoints/step_00002000`` of a run:
     state.json                                          step, EMA updates, SHA-256 and size of each other file, format
 
 It is written under a temporary name, flushed to the disk and then renamed, so that a run killed at any moment leaves
-only whole ones. Loading checks the digests first; the optimiser's file is read by ``weights_only`` loading, which
+only complete checkpoints. Loading verifies the digests first. The optimiser's file is read with ``weights_only``, which
 builds tensors and plain values and runs no code.
 """
 
@@ -56,10 +56,10 @@ class Checkpoint:
 
 
 def save(workdir: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Writes a checkpoint and then removes all but the last ``keep``. Returns its folder.
+    """Writes a checkpoint and then removes all but the last ``keep``. Returns the folder of the new checkpoint.
 
     Raises:
-        InputError: there is one of that step already.
+        InputError: a checkpoint of that step exists already.
     """
     parent = workdir / "checkpoints"
     final = parent / f"step_{checkpoint.step:08d}"
@@ -122,7 +122,7 @@ def load(folder: Path) -> Checkpoint:
         optimizer = torch.load(io.BytesIO(contents["optimizer.pt"]), map_location="cpu", weights_only=True)
         model, ema = (read_tensors(contents[name]) for name in _FILES[:2])
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        # the digests agree, so it was written like this, and not by this library
+        # the digests match, so the file was written like this, by something other than this library
         raise InputError(f"{str(folder)!r} is not a checkpoint: {str(error).partition(chr(10))[0]}") from None
     return Checkpoint(state["step"], model, ema, optimizer, state["ema_updates"])
 
@@ -163,7 +163,7 @@ def _steps(workdir: Path) -> list[Path]:
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:
-    # the format wants each tensor on its own, so tied weights are stored twice
+    # safetensors does not allow shared memory, so tied weights are stored twice
     return write_tensors({name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()})
 
 
@@ -172,7 +172,7 @@ def _digest(data: bytes) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes renames in a folder durable, where the system lets folders be opened."""
+    """Flushes the renames in a folder to the disk, on systems that can open folders."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

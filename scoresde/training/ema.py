@@ -13,14 +13,15 @@ from solvers import InputError
 
 
 def decay_at(updates: int, decay: float) -> float:
-    """The decay after ``updates`` updates: min(decay, (1 + n) / (10 + n)), so that the start is soon forgotten."""
+    """The decay after n = ``updates`` updates: min(decay, (1 + n) / (10 + n)), small at first to forget the start."""
     return min(decay, (1 + updates) / (10 + updates))
 
 
 def averaged(network: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the network whose weights and buffers follow it; its first update copies, counters are always copied.
+    """A copy of the network that averages its weights and buffers; integers, such as counters, are copied.
 
-    ``update_parameters(network)`` follows, ``module`` is the averaged network, ``n_averaged`` counts the updates.
+    ``update_parameters(network)`` updates the average (the first call copies), ``module`` is the averaged network, and
+    ``n_averaged`` counts the updates.
 
     Raises:
         InputError: the decay is not in [0, 1).

@@ -1,9 +1,9 @@
 """Training with exact resumption.
 
 Everything random is a function of (seed, step): the batch, the dequantisation, the times and the noise of the loss, and
-the state of torch's global generator (dropout). So weights, average, optimiser and step are the whole state, and a
-run that is stopped anywhere and resumed ends, on the CPU with a fixed number of threads, bit for bit where the
-uninterrupted run ends. ``step`` counts the updates made: step k of the log is the k-th update.
+the state of torch's global generator (dropout). The weights, their average, the optimiser and the step are therefore
+the whole state. A run that is stopped anywhere and resumed gives the same bits as an uninterrupted run, on the CPU with
+a fixed number of threads. ``step`` counts the updates made: step k of the log is the k-th update.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ from ..paths.base import Denoises
 from . import checkpoint, ema
 from .losses import Loss
 
-# labels of the generators' streams, apart from those of sampling (0 and 1) and of the data's split
+# labels of the random streams; sampling (0 and 1) and the data's split use different ones
 _ORDER, _NOISE, _BINS, _DROPOUT = 30, 31, 32, 33
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train.
+    """The options of ``train``.
 
     Attributes:
-        steps: updates in all, those before a resumption included.
+        steps: updates in total, including those before a resumption.
         batch_size: samples per update; batches run on across the ends of epochs, so that all have this size.
         learning_rate, weight_decay: AdamW's.
         warmup: updates over which the learning rate rises linearly; 0 for none.
-        clip: the largest norm of the gradient, longer ones are shortened to it; inf for none.
-        ema_decay: of the average of the weights, see ``ema.decay_at``.
-        seed: of everything random.
-        log_every, checkpoint_every: updates between log lines and between checkpoints; the first update is logged too,
-            and the last one leaves a checkpoint.
+        clip: the largest norm of the gradient; longer gradients are scaled down to it; inf for no limit.
+        ema_decay: the decay of the averaged weights, see ``ema.decay_at``.
+        seed: the seed of everything random.
+        log_every, checkpoint_every: updates between log lines and between checkpoints; the first update is also logged,
+            and the last one always writes a checkpoint.
         keep: how many checkpoints to keep.
-        bin_width: spread each batch uniformly over bins of this width; None for data that are continuous.
+        bin_width: spread each batch uniformly over bins of this width; None for continuous data.
         workdir: where ``train.jsonl`` and ``checkpoints/`` go; None to write nothing.
     """
 
@@ -92,13 +92,13 @@ class TrainingOptions:
 
 @dataclass(frozen=True, eq=False)
 class TrainResult:
-    """What ``train`` returns.
+    """The result of ``train``.
 
     Attributes:
         network: the trained network, in evaluation mode.
-        ema: its average, a network of the same kind, in evaluation mode.
-        step: updates made in all.
-        loss: of the last update; NaN if the run was complete already.
+        ema: the network with averaged weights, in evaluation mode.
+        step: updates made in total.
+        loss: the loss of the last update; NaN if the run was complete already.
     """
 
     network: nn.Module
@@ -110,26 +110,28 @@ class TrainResult:
 def train(
     denoiser: Denoises, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions, progress: bool = True
 ) -> TrainResult:
-    """Trains the network inside a denoiser, in place, and resumes if ``workdir`` holds checkpoints.
+    """Trains the network inside a denoiser, in place, and resumes if ``workdir`` contains checkpoints.
 
-    Ctrl-C ends the update under way, writes a checkpoint (given a ``workdir``) and raises KeyboardInterrupt; a second
-    one stops at once.
+    With a ``workdir``, Ctrl-C completes the current update, writes a checkpoint and raises KeyboardInterrupt; a second
+    Ctrl-C stops at once.
 
     Args:
-        denoiser: whose predictions are trained.
-        network: its network, on any device.
-        data: (N, *), floating point; may lie on the CPU.
+        denoiser: the model whose predictions enter the loss.
+        network: the network inside the denoiser, on any device.
+        data: (N, *), floating point; may be on the CPU.
+        loss: the loss to minimise.
+        options: see ``TrainingOptions``.
         progress: show a bar.
 
     Raises:
         InputError: data that are empty or not finite, a network that the loss does not depend on, a checkpoint that is
-            damaged or of another network, or a loss or gradient that is not finite: then no checkpoint is written, and
-            the last one stays.
+            damaged or of a different network, or a loss or gradient that is not finite. In the last case no checkpoint
+            is written, and the previous one remains.
     """
     if not data.is_floating_point() or data.ndim < 2 or not data.numel():
         raise InputError(f"training data must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
     if not torch.isfinite(data).all():
-        raise InputError("the training data hold numbers that are not finite")
+        raise InputError("the training data contain numbers that are not finite")
     run = _Run(denoiser, network, data, loss, options)
     run.resume()
     last = math.nan
@@ -143,7 +145,7 @@ def train(
             bar.update()
             if run.step % options.log_every == 0 or run.step == 1:
                 log.write(record)
-            stop = interrupts.pending  # read once: what comes later waits for the next update
+            stop = interrupts.pending  # read once: a later Ctrl-C waits for the next update
             if run.step % options.checkpoint_every == 0 or run.step == options.steps or stop:
                 log.sync()
                 run.save()
@@ -153,7 +155,7 @@ def train(
 
 
 class _Run:
-    """The state of a run and its one operation, the update."""
+    """The state of a training run, and the update that advances it."""
 
     def __init__(
         self, denoiser: Denoises, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions
@@ -168,7 +170,7 @@ class _Run:
         self.step = 0
 
     def update(self) -> dict[str, Any]:
-        """One step of AdamW and of the average; returns its line of the log."""
+        """One step of AdamW and of the averaged weights; returns its line of the log."""
         options, step = self.options, self.step
         rate = options.learning_rate_at(step)
         for group in self.optimizer.param_groups:
@@ -181,7 +183,7 @@ class _Run:
         if all(p.grad is None for p in self.parameters):
             raise InputError("the loss does not depend on the network: is it the one inside the denoiser?")
         norm = clip_grad_norm_(self.parameters, options.clip)
-        value, length = torch.stack([loss.detach().to(norm), norm]).tolist()  # one wait for the device
+        value, length = torch.stack([loss.detach().to(norm), norm]).tolist()  # a single synchronisation with the device
         for name, number in (("loss", value), ("gradient", length)):
             if not math.isfinite(number):
                 raise InputError(f"the {name} is not finite at step {step + 1}; try a lower learning_rate or clip")
@@ -191,7 +193,7 @@ class _Run:
         return {"step": self.step, "loss": value, "grad_norm": length, "lr": rate}
 
     def _batch(self, step: int) -> Tensor:
-        """Rows of the endless sequence of shuffled epochs, spread over their bins, on the network's device."""
+        """The batch of an update: rows of the shuffled epochs, spread over their bins, on the network's device."""
         options, count = self.options, len(self.data)
         first, rows = step * options.batch_size, []
         last = first + options.batch_size
@@ -207,13 +209,13 @@ class _Run:
 
     @contextlib.contextmanager
     def _global_seed(self, step: int) -> Iterator[None]:
-        """torch's global generators as a function of the step; they are put back afterwards."""
+        """Seeds torch's global generators from the step, and restores their state afterwards."""
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(generator(self.options.seed, _DROPOUT, step).initial_seed())
             yield
 
     def save(self) -> None:
-        """Writes a checkpoint of the state between two updates."""
+        """Writes a checkpoint, if there is a ``workdir``."""
         if self.options.workdir is None:
             return
         state = checkpoint.Checkpoint(
@@ -226,14 +228,14 @@ class _Run:
         checkpoint.save(Path(self.options.workdir), state, self.options.keep)
 
     def resume(self) -> None:
-        """Takes over the last checkpoint, if there is one."""
+        """Loads the last checkpoint, if there is one."""
         folder = checkpoint.latest(Path(self.options.workdir)) if self.options.workdir is not None else None
         if folder is None:
             return
         try:
             state = checkpoint.load(folder)
         except InputError as error:
-            raise InputError(f"cannot resume: {error}; remove {folder.name} to go on from the one before") from None
+            raise InputError(f"cannot resume: {error}; remove {folder.name} to resume from the one before") from None
         if state.step > self.options.steps:
             raise InputError(f"{str(folder)!r} is already past steps={self.options.steps}")
         try:
@@ -242,9 +244,9 @@ class _Run:
             self.optimizer.load_state_dict(dict(state.optimizer))
         except (RuntimeError, ValueError, KeyError) as error:
             line = " ".join(str(error).split())
-            raise InputError(f"{str(folder)!r} is a checkpoint of another network: {line[:200]}") from None
+            raise InputError(f"{str(folder)!r} is a checkpoint of a different network: {line[:200]}") from None
         for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.options.weight_decay  # the options' word counts, not the checkpoint's
+            group["weight_decay"] = self.options.weight_decay  # from the options, not from the checkpoint
         self.average.n_averaged.fill_(state.ema_updates)
         self.step = state.step
 
@@ -255,7 +257,7 @@ def _permutation(count: int, seed: int, epoch: int) -> Tensor:
 
 
 class _Log:
-    """``train.jsonl``: step, loss, grad_norm, lr, seconds. Lines past ``step`` belong to work that was lost and go."""
+    """The log ``train.jsonl``: step, loss, grad_norm, lr, seconds. Lines after ``step``, of lost work, are removed."""
 
     def __init__(self, workdir: Path | None, step: int) -> None:
         self.file: IO[str] | None = None
@@ -277,14 +279,14 @@ class _Log:
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
-        """Appends a line and hands it to the system."""
+        """Appends a line and flushes it to the operating system."""
         if self.file is not None:
             seconds = self.before + time.perf_counter() - self.began
             self.file.write(json.dumps({**record, "seconds": round(seconds, 3)}) + "\n")
             self.file.flush()
 
     def sync(self) -> None:
-        """Makes the lines durable: before a checkpoint that vouches for them."""
+        """Flushes the lines to the disk; called before the checkpoint that includes their updates."""
         if self.file is not None:
             os.fsync(self.file.fileno())
 
@@ -297,7 +299,7 @@ class _Log:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The log's lines; one that a kill cut short is passed over."""
+    """The log's lines; a line that was cut short when the process was killed is skipped."""
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError):
@@ -315,10 +317,10 @@ class _Interrupts:
 
 @contextlib.contextmanager
 def _interrupts(hold: bool) -> Iterator[_Interrupts]:
-    """Holds back the first Ctrl-C, so that an update (weights, average, buffers) is never left half done."""
+    """Delays the first Ctrl-C until the update is complete, so that weights, average and buffers stay consistent."""
     seen = _Interrupts()
     main = threading.current_thread() is threading.main_thread()
-    # a handler of the caller's own stays in charge
+    # a handler that the caller installed stays in place
     if not (hold and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
         yield seen
         return

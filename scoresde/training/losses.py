@@ -1,7 +1,7 @@
-"""Denoising score matching (Vincent 2011): parametrisation x weighting x time sampler.
+"""Denoising score matching (Vincent 2011): a target, whose error is squared, and a time sampler.
 
-With x = alpha x0 + sigma eps, a prediction errs by d_x0 and d_eps, and alpha d_x0 + sigma d_eps = 0. Every target is a
-linear form in the two, so it is the same error with another weight: in terms of |d_eps|^2 the targets weigh
+With x = alpha x0 + sigma eps, let d_x0 and d_eps be the errors of a prediction; alpha d_x0 + sigma d_eps = 0. Every
+target is a linear form in x0 and eps, so its error is d_eps times a factor. The targets weight |d_eps|^2 by
 
     eps 1    x0 (sigma / alpha)^2    v ((alpha^2 + sigma^2) / alpha)^2    velocity (sigma' - alpha' sigma / alpha)^2
     edm (r^2 + sigma_data^2) / sigma_data^2    with r = sigma / alpha
@@ -24,7 +24,7 @@ from ..models.denoises import adapted
 from ..paths.base import Denoises
 from ..paths.time_samplers import TimeSampler, Uniform
 
-# (d_x0, d_eps, node, sigma_data) -> the error whose square is the loss, with node's numbers ready to multiply
+# (d_x0, d_eps, node, sigma_data) -> the error whose square is the loss; the node's numbers broadcast over (B, *)
 TARGETS: dict[str, Callable[[Tensor, Tensor, Any, float], Tensor]] = {
     "eps": lambda d_x0, d_eps, node, sigma_data: d_eps,
     "x0": lambda d_x0, d_eps, node, sigma_data: d_x0,
@@ -40,7 +40,7 @@ TARGETS: dict[str, Callable[[Tensor, Tensor, Any, float], Tensor]] = {
 
 
 class Loss(Options):
-    """What training minimises; a frozen dataclass whose fields are its options."""
+    """A training loss; a frozen dataclass whose fields are its options."""
 
     def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
         """The loss of each sample (B,), a mean over its dimensions.
@@ -48,8 +48,8 @@ class Loss(Options):
         Args:
             denoiser: the model.
             x0: clean data (B, *), on the denoiser's device.
-            generator: on the CPU; it alone decides times and noise, which are drawn in float64 and then rounded.
-            conditions: passed on to the denoiser, each (B, *).
+            generator: on the CPU; the only source of times and noise, which are drawn in float64 and then rounded.
+            conditions: conditions of the samples, passed to the denoiser, each (B, *).
         """
         raise NotImplementedError
 
@@ -71,9 +71,10 @@ class DSM(Loss):
     """Denoising score matching.
 
     Args:
-        target: whose error is squared: "eps", "x0", "v" (alpha eps - sigma x0), "velocity" (alpha' x0 + sigma' eps) or
-            "edm" (x0 weighted by (r^2 + sigma_data^2) / (r sigma_data)^2). It need not be what the network predicts.
-        times: where on the path.
+        target: the quantity whose error is squared: "eps", "x0", "v" (alpha eps - sigma x0), "velocity"
+            (alpha' x0 + sigma' eps) or "edm" (x0 weighted by (r^2 + sigma_data^2) / (r sigma_data)^2). It may differ
+            from the network's output.
+        times: the sampler of times on the path.
 
     Raises:
         InputError: an unknown target.
