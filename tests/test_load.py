@@ -167,7 +167,7 @@ def edit(path, **changes):
         ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, "in the latent space of an autoencoder"),
         ("scheduler/scheduler_config.json", {"thresholding": True}, "thresholding=True has no counterpart here"),
         ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "variance_type='learned' has no counterpart"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "laplace"}, "no schedule 'laplace'"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "laplace"}, "no schedule of ddpm_chain 'laplace'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "noise"}, "no prediction type 'noise'"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDPMSchedule"}, "did you mean DDPMScheduler"),
         (
