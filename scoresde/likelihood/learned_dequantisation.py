@@ -230,25 +230,15 @@ def fit_dequantiser(
     if not 0 < rate < math.inf:
         raise InputError(f"rate must be positive, got {rate!r}")
     noise = _new(tuple(levels.shape[1:]), seed).to(levels.device) if dequantiser is None else dequantiser
+    fixed = {"divergence": divergence, "bin_width": bin_width, "dequantiser": noise, "differentiable": True, **options}
     draws = solvers.generator(seed, _FIT)
 
     def mean() -> Tensor:
         rows = torch.randint(len(levels), (batch,), generator=draws)
-        found = log_prob(
-            denoiser,
-            levels[rows.to(levels.device)],
-            solver,
-            grid,
-            steps,
-            divergence=divergence,
-            seeds=torch.randint(2**62, (batch,), generator=draws).tolist(),
-            bin_width=bin_width,
-            dequantiser=noise,
-            condition={name: value[rows.to(value.device)] for name, value in (condition or {}).items()},
-            differentiable=True,
-            **options,
-        )
-        return found.nats.mean()
+        seeds = torch.randint(2**62, (batch,), generator=draws).tolist()
+        part = {name: value[rows.to(value.device)] for name, value in (condition or {}).items()}
+        x = levels[rows.to(levels.device)]
+        return log_prob(denoiser, x, solver, grid, steps, seeds=seeds, condition=part, **fixed).nats.mean()
 
     _ascend(mean, list(noise.parameters()), rate, iterations)
     return noise

@@ -4,12 +4,20 @@ A fine solution of the probability-flow ODE from a batch of starts is the truth.
 nodes finds the steps whose one-step errors sum to the least (Chen et al. 2024, arXiv:2405.11326, "Geometry-Inspired
 Time Scheduling"). One-step errors know nothing of how errors travel, cancel, or of a multistep method's history: so
 then the nodes are moved by a direct search on what counts, the error of the whole solve at its end.
+
+>>> import torch
+>>> from solvers.conformance.problems import VP, Mixture
+>>> problem, x = Mixture(VP), torch.linspace(-2, 2, 64, dtype=torch.float64).view(-1, 1)
+>>> tuned = tune_grid("ddim", problem, 4, trajectory(problem, x, VP))
+>>> len(tuned.ratios), tuned.nfe, tuned.errors["tuned"] < 0.8 * tuned.errors["karras"]
+(5, 4, True)
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -239,53 +247,20 @@ def tune_grid(
         starts: searches, from the best so many grids; the best outcome is taken.
         runs: solves of the whole batch that a search may take.
 
-    >>> import torch
-    >>> from solvers.conformance.problems import VP, Mixture
-    >>> problem, x = Mixture(VP), torch.linspace(-2, 2, 64, dtype=torch.float64).view(-1, 1)
-    >>> tuned = tune_grid("ddim", problem, 4, trajectory(problem, x, VP))
-    >>> len(tuned.ratios), tuned.nfe, tuned.errors["tuned"] < 0.8 * tuned.errors["karras"]
-    (5, 4, True)
-
     Raises:
         InputError: the solver draws noise, chooses its own steps or has no ``Program``; nfe is not a positive integer
             or leaves no node to place; the reference has fewer steps, or the held-out one another range.
     """
-    method = solvers.make(solver)
-    if method.stochastic:
-        raise InputError(f"{method} draws noise: a grid is tuned for deterministic solvers")
-    if method.adaptive:
-        raise InputError(f"{method} chooses its own steps: it has no grid to tune")
-    if not method.linear:
-        raise InputError(f"{method} has no program, which tuning runs: {method.nonlinear}")
+    method = _tunable(solver)
     positive_integer("starts", starts)
     positive_integer("runs", runs)
     if held_out is not None and (held_out.range, held_out.to_zero) != (reference.range, reference.to_zero):
         raise InputError(f"held_out covers the times {held_out.range}, the reference {reference.range}")
-    rule = replace(grids.make("logsnr"), end="zero" if reference.to_zero else "t_min")
-    steps = steps_of_nfe(method, rule, reference.schedule, nfe, *reference.range)
-    if steps < 2:
-        raise InputError(f"nfe={nfe} is too small for {method}: one step leaves no node to place")
-    if steps > len(reference.nodes) - 1:
-        raise InputError(f"the reference has {len(reference.nodes) - 1} steps, too few for the {steps} of {method}")
-
-    found: dict[str, tuple[Node, ...]] = {}
-    path = cheapest_path(step_costs(method, problem, reference), steps)
-    found[DYNAMIC_PROGRAMMING] = tuple(reference.nodes[i] for i in path)
-    for spec in BUILT_IN:
-        try:
-            found[spec] = reference.place(spec, steps)
-        except InputError:  # a rule that this path or so few steps do not suit
-            continue
+    found = _candidates(method, problem, nfe, reference)
     errors = {name: _mean(reference.errors(method, problem, nodes)) for name, nodes in found.items()}
-
-    def error(levels: Array) -> float:
-        return _mean(reference.errors(method, problem, _nodes(reference, levels)))
-
-    low, high = (math.log(node.ratio) for node in (reference.schedule(t) for t in reference.range))
     best: tuple[float, Array] | None = None
     for name in sorted(errors, key=lambda key: errors[key])[:starts]:
-        levels = np.array([math.log(node.ratio) for node in found[name][1:-1]])
-        outcome = descend(error, levels, errors[name], high, low, runs, closed=reference.to_zero)
+        outcome = _searched(method, problem, reference, found[name], errors[name], runs)
         best = outcome if best is None or outcome[0] < best[0] else best
     assert best is not None
     found = {"tuned": _nodes(reference, best[1]), **found}
@@ -301,6 +276,48 @@ def tune_grid(
         errors={name: math.sqrt(value) for name, value in errors.items()},
         held_out=unseen,
     )
+
+
+def _tunable(solver: str | Solver) -> Solver:
+    """The solver, if there is a grid to tune for it."""
+    method = solvers.make(solver)
+    if method.stochastic:
+        raise InputError(f"{method} draws noise: a grid is tuned for deterministic solvers")
+    if method.adaptive:
+        raise InputError(f"{method} chooses its own steps: it has no grid to tune")
+    if not method.linear:
+        raise InputError(f"{method} has no program, which tuning runs: {method.nonlinear}")
+    return method
+
+
+def _candidates(method: Solver, problem: Problem, nfe: int, reference: Trajectory) -> dict[str, tuple[Node, ...]]:
+    """The grids where a search may start, of as many steps as the budget affords: dynamic programming's, then the
+    built-in ones that suit the path."""
+    rule = replace(grids.make("logsnr"), end="zero" if reference.to_zero else "t_min")
+    steps = steps_of_nfe(method, rule, reference.schedule, nfe, *reference.range)
+    if steps < 2:
+        raise InputError(f"nfe={nfe} is too small for {method}: one step leaves no node to place")
+    if steps > len(reference.nodes) - 1:
+        raise InputError(f"the reference has {len(reference.nodes) - 1} steps, too few for the {steps} of {method}")
+    path = cheapest_path(step_costs(method, problem, reference), steps)
+    found = {DYNAMIC_PROGRAMMING: tuple(reference.nodes[i] for i in path)}
+    for spec in BUILT_IN:
+        with suppress(InputError):  # a rule that this path or so few steps do not suit
+            found[spec] = reference.place(spec, steps)
+    return found
+
+
+def _searched(
+    method: Solver, problem: Problem, reference: Trajectory, nodes: Sequence[Node], start: float, runs: int
+) -> tuple[float, Array]:
+    """The least mean square error that a search from these nodes finds, and log(sigma / alpha) of the inner nodes."""
+
+    def error(levels: Array) -> float:
+        return _mean(reference.errors(method, problem, _nodes(reference, levels)))
+
+    low, high = (math.log(node.ratio) for node in (reference.schedule(t) for t in reference.range))
+    levels = np.array([math.log(node.ratio) for node in nodes[1:-1]])
+    return descend(error, levels, start, high, low, runs, closed=reference.to_zero)
 
 
 def _mean(squares: Tensor) -> float:
