@@ -14,6 +14,8 @@ from solvers import InputError, SeededNoise, evaluations, generator, grid, solve
 from solvers.conformance.problems import VE, VP, Mixture
 from solvers.one_step.coefficients import phi1, phi2
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(solvers.__file__).parents[1]
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.RectifiedFlow(), scoresde.SubVP()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=str)
