@@ -36,6 +36,14 @@ def test_the_citation_names_the_version():
     assert re.findall(r"^version: (.+)$", text, re.M) == [scoresde.__version__] == [solvers.__version__]
 
 
+def test_every_module_stands_in_the_reference():
+    listed = re.findall(r"automodule:: (\S+)", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"))
+    files = [path for package in ("solvers", "scoresde") for path in (ROOT / package).rglob("*.py")]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == modules
+
+
 def test_links_of_the_pages_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):

@@ -1,6 +1,19 @@
 """Checks that every solver must pass, and the analytic problems that they are run on."""
 
-from .convergence import measured_order, reaches
+from .checks import Check, check, verdicts
+from .convergence import measured_order, reaches, terminal_variance
 from .problems import VE, VP, GaussianData, Mixture, OrthogonalNoise
 
-__all__ = ["VE", "VP", "GaussianData", "Mixture", "OrthogonalNoise", "measured_order", "reaches"]
+__all__ = [
+    "VE",
+    "VP",
+    "Check",
+    "GaussianData",
+    "Mixture",
+    "OrthogonalNoise",
+    "check",
+    "measured_order",
+    "reaches",
+    "terminal_variance",
+    "verdicts",
+]
