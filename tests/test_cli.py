@@ -355,7 +355,7 @@ def test_own_data_of_any_shape_and_data_that_cannot_be_used(tmp_path, capsys):
 @pytest.mark.skipif(os.name == "nt", reason="signals of a terminal")
 def test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on(tmp_path):
     arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL[:1], "--config.training.steps=100000"]
-    command = [sys.executable, "-m", "scoresde.cli.parser", "train", *arguments]
+    command = [sys.executable, "-m", "scoresde.cli", "train", *arguments]
     # a test run in the background ignores the signal, and so would its children
     heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heed)

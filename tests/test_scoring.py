@@ -105,9 +105,7 @@ def test_processes_at_the_same_time_with_different_numbers_of_adaptive_steps(run
     options = ["--config.likelihood.solver=rk45(rtol=1e-6, atol=1e-6)"]
     assert main(command(run, tmp_path / "one", *options)) == 0
     both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "scoresde.cli.parser", *command(run, tmp_path / "two", *options, share)]
-        )
+        subprocess.Popen([sys.executable, "-m", "scoresde.cli", *command(run, tmp_path / "two", *options, share)])
         for share in ("--shards=1/2", "--shards=2/2")
     ]
     assert [process.wait(timeout=120) for process in both] == [0, 0]

@@ -1,3 +1,5 @@
 """The command line."""
 
-__all__ = []
+from .parser import main
+
+__all__ = ["main"]
