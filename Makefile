@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 DOC := $(VENV)/.installed-docs
-PYTEST := $(BIN)/python -m pytest -n 2
+# each process takes one half of the tests, in order, so that what a file makes is made once, and then steals
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo quick test test-all lint docs benchmark publish clean
 

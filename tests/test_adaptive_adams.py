@@ -13,6 +13,8 @@ from solvers import Node, grid, solve
 from solvers.conformance.problems import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
 from solvers.one_step.coefficients import lagrange, lagrange_rows
 
+pytestmark = pytest.mark.quick
+
 
 def clock(node):
     r = node.sigma / (node.alpha + node.sigma)

@@ -10,6 +10,8 @@ from solvers import InputError, grid, make, solve
 from solvers.conformance.problems import EDM, VP, GaussianData, Mixture
 from solvers.program.instructions import Evaluate
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize("inner", ["euler", "heun", "dpmpp_2m", "ipndm", "uni_pc", "dpm_fast", "final"])
 @pytest.mark.parametrize("rule", ["logsnr", "karras"])

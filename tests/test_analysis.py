@@ -12,6 +12,8 @@ from solvers import InputError, grid, trace
 from solvers.conformance.convergence import terminal_variance
 from solvers.conformance.problems import EDM, VP, GaussianData
 
+pytestmark = pytest.mark.quick
+
 STOCHASTIC = [name for name in solvers.names() if (s := solvers.make(name)).stochastic and s.linear]
 
 

@@ -11,6 +11,8 @@ from solvers import InputError, grid, make
 from solvers.conformance.convergence import measured_order, terminal_variance
 from solvers.conformance.problems import PATHS, VE, VP, GaussianData
 
+pytestmark = pytest.mark.quick
+
 PAIRS = [
     *((name, other) for name in ("ddpm", "ddim", "smld", "euler_ancestral") for other in solvers.info(name).equals),
     ("euler_ancestral(eta=0.4)", "ddim(eta=0.4)"),

@@ -15,6 +15,8 @@ import solvers
 from solvers import SeededNoise, grid, resolve, solve
 from solvers.conformance.problems import EDM, RECTIFIED_FLOW, SUB_VP, VP, Mixture
 
+pytestmark = pytest.mark.quick
+
 
 def basis(at, i):
     """The i-th Lagrange polynomial over the points ``at``."""

@@ -52,6 +52,7 @@ def exact(chain, d=1):
 # decoders
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("bins", [1, 7, 16, 255])
 def test_the_masses_of_all_levels_sum_to_one(dtype, limit, bins):
@@ -200,6 +201,7 @@ def closed_terms(chain, x0, kernel):
     return np.array(terms)
 
 
+@pytest.mark.quick
 @each_chain
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_terms_have_their_closed_form(chain, kernel):

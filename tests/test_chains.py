@@ -17,6 +17,8 @@ from solvers import Node, Prediction, SeededNoise
 from solvers.one_step.ancestral import DDPM
 from solvers.time_grids import beta_schedules
 
+pytestmark = pytest.mark.quick
+
 PATHS = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.Cosine()]
 BETAS = np.linspace(1e-3, 0.3, 20) ** 1.5
 SIGMAS = np.geomspace(0.05, 7, 20) * (1 + 0.2 * np.sin(np.arange(20)))

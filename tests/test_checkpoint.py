@@ -14,6 +14,8 @@ from scoresde.training import checkpoint
 from scoresde.training.checkpoint import Checkpoint, latest, load, save
 from solvers import InputError
 
+pytestmark = pytest.mark.quick
+
 
 def state(step=10, seed=0):
     """A network with tied weights, a counter and a transposed parameter, after one AdamW step."""

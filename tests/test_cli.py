@@ -23,6 +23,7 @@ from scoresde.show import solver_cards
 from scoresde.training import checkpoint
 
 
+@pytest.mark.quick
 def test_training_leaves_a_whole_run(run):
     assert [p.name for p in sorted((run / "checkpoints").iterdir())] == ["step_00000020", "step_00000040"]
     steps = [json.loads(line)["step"] for line in (run / "train.jsonl").read_text().splitlines()]
@@ -31,6 +32,7 @@ def test_training_leaves_a_whole_run(run):
     assert saved["data"] == {"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125}
 
 
+@pytest.mark.quick
 def test_samples_are_those_of_the_library_and_of_their_seeds(run, tmp_path):
     out = tmp_path / "s"
     assert main(["sample", f"--workdir={run}", "--seeds=3,5-6", f"--out={out}", "--config.sampling.nfe=8"]) == 0
@@ -62,6 +64,7 @@ def test_any_solver_by_name(run, tmp_path, solver, nfe):
     assert np.isfinite(np.load(tmp_path / "samples.npz")["x"]).all()
 
 
+@pytest.mark.quick
 def test_likelihood_matches_the_library(run, tmp_path):
     options = ["--config.likelihood.steps=6", "--config.likelihood.divergence=exact"]
     assert main(["likelihood", f"--workdir={run}", "--split=test", "--limit=5", f"--out={tmp_path}", *options]) == 0
@@ -232,6 +235,7 @@ def test_a_solver_beside_the_user(run, tmp_path):
     assert np.allclose(np.load(tmp_path / "s" / "samples.npz")["x"], again.x.numpy(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.quick
 def test_bad_options(run, tmp_path, capsys):
     sample = ["sample", f"--workdir={run}", f"--out={tmp_path / 'out'}"]
     fails(capsys, [*sample, "--config.sampling.solver=dppm_2m"], "no solver 'dppm_2m'", "did you mean", "dpmpp_2m")

@@ -13,6 +13,8 @@ from scoresde import log_prob
 from scoresde.models.targets import GaussianMixture
 from solvers import Prediction
 
+pytestmark = pytest.mark.quick
+
 SDE, HELD = scoresde.VP(), slice(1500, 1600)
 
 

@@ -12,6 +12,8 @@ import torch
 from scoresde.data import load, spread
 from solvers import InputError
 
+pytestmark = pytest.mark.quick
+
 
 def idx_bytes(images):
     return b"\0\0\x08\x03" + struct.pack(">3I", *images.shape) + images.tobytes()

@@ -11,6 +11,8 @@ import scoresde
 from scoresde import Denoiser, InputError
 from solvers import generator
 
+pytestmark = pytest.mark.quick
+
 SDES = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.EDM(), scoresde.Cosine(), scoresde.RectifiedFlow()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=str)
 SHAPES = [(3,), (1, 4, 4)]

@@ -12,6 +12,8 @@ from solvers import InputError, grid
 from solvers.conformance.problems import PATHS
 from solvers.time_grids.network_steps import index_of_time, time_of_index
 
+pytestmark = pytest.mark.quick
+
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.EDM(), scoresde.RectifiedFlow(), scoresde.SubVP(), scoresde.Cosine()]
 VP = scoresde.VP()
 RULES = [

@@ -9,6 +9,8 @@ import solvers
 from scoresde.show.solver_cards import equalities
 from solvers.conformance.problems import EDM, RECTIFIED_FLOW, SUB_VP, VP, Mixture
 
+pytestmark = pytest.mark.quick
+
 CLAIMS = equalities()
 LINEAR = [pair for pair in CLAIMS if all(solvers.make(spec).linear for spec in pair)]
 

@@ -11,6 +11,8 @@ from solvers.conformance.convergence import terminal_variance
 from solvers.conformance.problems import VP, GaussianData
 from solvers.foreign.eta import CONVENTIONS, convert_eta
 
+pytestmark = pytest.mark.quick
+
 T, S = Node(0.0, 0.6, 0.8), Node(0.0, 0.9, 0.3)
 H = S.lam - T.lam
 VALUES = [0.0, 0.1, 0.3, 0.7, 1.0, 1.02]

@@ -7,6 +7,8 @@ import scoresde
 from scoresde.sampling import cuda_graph
 from solvers import InputError, SeededNoise, grid, trace
 
+pytestmark = pytest.mark.quick
+
 SDE = scoresde.VP()
 
 

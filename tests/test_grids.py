@@ -16,6 +16,8 @@ from solvers.conformance.problems import Mixture
 from solvers.time_grids.base import Grid, checked
 from solvers.types.schedule import as_schedule
 
+pytestmark = pytest.mark.quick
+
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.EDM(), scoresde.RectifiedFlow(), scoresde.SubVP(), scoresde.Cosine()]
 SPECS = ["uniform", "quadratic", "quadratic(power=3)", "logsnr", "karras", "karras(rho=3)"]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=str)

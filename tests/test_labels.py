@@ -16,6 +16,8 @@ from scoresde.models import time_labels as labels
 from scoresde.paths.chain_paths import ChainSDE, SMLDChainSDE
 from solvers import Node, grid
 
+pytestmark = pytest.mark.quick
+
 N = 40
 CHAIN = ChainSDE(num_train_timesteps=N, beta_end=0.3)
 NOISE = SMLDChainSDE(0.01, 20.0, N)

@@ -18,6 +18,7 @@ from solvers import InputError
 PATHS = {"vp": scoresde.VP(), "ve": scoresde.VE()}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("d", [2, 16])
 @pytest.mark.parametrize("path", PATHS)
 def test_rk45_is_exact_once_the_prior_is(d, path):
@@ -57,6 +58,7 @@ def test_fixed_grids_converge_at_their_order(d, path, solver, order):
     assert all(abs(slope - order) < 0.2 for slope in slopes), (errors, slopes)
 
 
+@pytest.mark.quick
 def test_hutchinson_is_within_four_standard_errors_of_the_exact_trace():
     target, sde = mixture(16), PATHS["vp"]
     x, denoiser = target.sample(200, torch.Generator().manual_seed(2)), target.denoiser(PATHS["vp"])
@@ -118,6 +120,7 @@ def test_the_density_integrates_to_one():
     assert abs(found.nats.exp().sum() * (axis[1] - axis[0]) ** 2 - 1) < 5e-3
 
 
+@pytest.mark.quick
 def test_the_budget_sums_to_the_value_and_each_part_is_what_it_says():
     target, sde = mixture(2), scoresde.VP()
     x, denoiser = target.sample(5, torch.Generator().manual_seed(0)), target.denoiser(sde)
@@ -154,6 +157,7 @@ def test_uniform_dequantisation_bounds_the_mass_of_a_level():
     assert torch.equal(spread[17:18], scoresde.dequantise(x[:1], width, [17]))
 
 
+@pytest.mark.quick
 def test_alone_in_a_batch_and_in_any_batch_size():
     class RowWise:
         """A denoiser whose rows are computed by the same elementwise operations, wherever they stand."""
@@ -204,6 +208,7 @@ def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
     assert torch.allclose(whole.nats, double.nats, rtol=0, atol=2e-3)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "message"),
     [

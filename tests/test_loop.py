@@ -12,6 +12,8 @@ from solvers import InputError, SeededNoise, evaluations, generator, grid, solve
 from solvers.conformance.problems import VE, VP, Mixture
 from solvers.one_step.coefficients import phi1, phi2
 
+pytestmark = pytest.mark.quick
+
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.RectifiedFlow(), scoresde.SubVP()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=str)
 

@@ -15,6 +15,8 @@ from scoresde.paths.time_samplers import LogNormal, LogSNR, TimeSampler, Uniform
 from scoresde.training.losses import DSM
 from solvers import InputError, Prediction, generator
 
+pytestmark = pytest.mark.quick
+
 SDES = [scoresde.VP(), scoresde.SubVP(), scoresde.VE(), scoresde.Cosine(), scoresde.RectifiedFlow(), scoresde.EDM()]
 TARGETS = ["eps", "x0", "v", "velocity", "edm"]
 

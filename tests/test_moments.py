@@ -9,6 +9,8 @@ from scoresde import InputError
 from solvers.conformance.convergence import terminal_variance
 from solvers.conformance.problems import GaussianData
 
+pytestmark = pytest.mark.quick
+
 V = 0.25
 
 

@@ -15,6 +15,8 @@ from solvers.foreign.names import GRIDS, SOLVERS, SUFFIXES
 from solvers.registry.normalise import normalise
 from solvers.registry.spec import parse
 
+pytestmark = pytest.mark.quick
+
 CANONICAL = (  # noqa: SIM905
     "ddpm smld ddim euler_maruyama reverse_diffusion euler heun dpm_2 rk4 lms pndm plms ipndm ipndm_v deis rho_rk "
     "dpm_solver_1 dpm_solver_2 dpm_solver_3 dpm_solver_2m dpm_solver_3m dpm_fast dpm_adaptive dpmpp_2s dpmpp_3s "

@@ -9,6 +9,8 @@ import scoresde
 from scoresde.models.networks import MLP, FourierFeatures, UNet, networks
 from solvers import InputError
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(autouse=True)
 def seeded():

@@ -8,6 +8,8 @@ import torch
 
 from solvers import InputError, Node, SeededNoise, generator
 
+pytestmark = pytest.mark.quick
+
 T, S = Node(1.0, 0.1, 0.9), Node(0.5, 0.8, 0.6)
 
 

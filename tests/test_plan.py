@@ -11,6 +11,8 @@ from scoresde import InputError, encode, log_prob, sample, sample_with_log_prob
 from scoresde.models.targets import GaussianMixture
 from scoresde.sampling.plan import _kept
 
+pytestmark = pytest.mark.quick
+
 VP = scoresde.VP()
 TARGET = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), 0.04)
 DENOISER = TARGET.denoiser(VP)

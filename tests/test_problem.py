@@ -11,6 +11,8 @@ from solvers import AnyNode, InputError, Problem, ProblemWrapper, SeededNoise, S
 from solvers.conformance.problems import VP, Mixture
 from solvers.types.problem import NoDensity, as_problem
 
+pytestmark = pytest.mark.quick
+
 
 def start(nodes, count=5):
     return math.hypot(nodes[0].alpha, nodes[0].sigma) * torch.linspace(-2, 2, count, dtype=torch.float64).view(-1, 1)

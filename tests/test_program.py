@@ -13,6 +13,8 @@ from solvers import InputError, SeededNoise, Solver, Step, grid, solve, trace
 from solvers.conformance.problems import EDM, VP, Mixture
 from solvers.program.program import Answer
 
+pytestmark = pytest.mark.quick
+
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]
 SOME = ["ddim", "heun", "dpmpp_2m", "uni_pc", "sa_solver", "dpmpp_2m_sde", "seeds_3", "churn", "restart"]
 
@@ -218,8 +220,17 @@ class Counting:
         return 0.1 * x
 
 
+@pytest.fixture
+def young():
+    """The collector looks at what is made from here on alone: a process of tests holds millions of objects."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.parametrize("spec", ["ddim", "dpmpp_2m", "uni_pc", "lms", "heun", "ddpm"])
-def test_memory_does_not_grow_with_the_number_of_steps(spec):
+def test_memory_does_not_grow_with_the_number_of_steps(spec, young):
     most = []
     for steps in (6, 24):
         nodes = grid("logsnr", VP, steps)

@@ -24,6 +24,8 @@ from solvers.program.instructions import Combine, Draw, Evaluate
 from solvers.types.model_output import PREDICTS
 from solvers.types.node import Node
 
+pytestmark = pytest.mark.quick
+
 PAGE = (Path(__file__).parent.parent / "docs" / "program_format.md").read_text(encoding="utf-8")
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]
 # (path, grid): one to sigma = 0 and one that stops before it

@@ -17,6 +17,8 @@ import publish  # noqa: E402
 import solver_orders  # noqa: E402
 import steps_vs_quality  # noqa: E402
 
+pytestmark = pytest.mark.quick
+
 RESULTS = ROOT / "benchmarks" / "results"
 ORDERS, QUALITY = RESULTS / "solver_orders.json", RESULTS / "steps_vs_quality.json"
 

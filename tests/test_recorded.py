@@ -11,6 +11,8 @@ from scoresde.runs import build, config
 from solvers import InputError, SeededNoise, grid, solve, trace
 from solvers.conformance.problems import EDM, VP, Mixture
 
+pytestmark = pytest.mark.quick
+
 SDE = scoresde.VP()
 
 

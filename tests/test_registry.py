@@ -20,6 +20,8 @@ from solvers.conformance.problems import VP, Mixture
 from solvers.registry.ranges import Choice, Count, NonNegative, Range
 from solvers.registry.spec import Spec, parse, write
 
+pytestmark = pytest.mark.quick
+
 
 class Thing:
     def __str__(self):

@@ -10,6 +10,8 @@ from scoresde.paths.chains import DDPMChain
 from solvers import Node
 from solvers.one_step.ancestral import DDPM, forward_kernel, posterior
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(
     ("variance", "solver", "errors"),

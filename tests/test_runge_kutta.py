@@ -10,6 +10,8 @@ from solvers import grid, make, solve
 from solvers.conformance.problems import PATHS, RECTIFIED_FLOW, VE, Mixture
 from solvers.one_step.runge_kutta import TABLEAUX, RhoRK
 
+pytestmark = pytest.mark.quick
+
 
 def test_linear_response_of_euler_is_the_formula():
     nodes = grid("logsnr", VE, 2)

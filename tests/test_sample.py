@@ -13,6 +13,8 @@ from scoresde import InputError, encode, sample
 from scoresde.models.targets import Gaussian, GaussianMixture
 from solvers import Prediction
 
+pytestmark = pytest.mark.quick
+
 VP = scoresde.VP()
 SDES = [VP, scoresde.VE(), scoresde.EDM(), scoresde.RectifiedFlow(), scoresde.SubVP(), scoresde.Cosine()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=str)

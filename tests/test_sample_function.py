@@ -12,6 +12,8 @@ import solvers
 from scoresde import InputError
 from scoresde.interop import sample_function
 
+pytestmark = pytest.mark.quick
+
 SIGMAS = [14.0, 6.0, 2.5, 1.0, 0.4, 0.1, 0.03]
 WIDE = scoresde.EDM(t_min=1e-12, t_max=1e12)
 DOUBLE = torch.tensor(SIGMAS, dtype=torch.float64)

@@ -114,6 +114,7 @@ def test_processes_at_the_same_time_with_different_numbers_of_adaptive_steps(run
     same(ours, saved(tmp_path / "one"))
 
 
+@pytest.mark.quick
 def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
     """In shards of 4, 4, 2 and 10 at once: the seeds are the places, so nothing but rounding in the network differs."""
     assert main(command(run, tmp_path)) == 0

@@ -11,6 +11,8 @@ import torch
 import scoresde
 from scoresde import EDM, SDE, VE, VP, Cosine, InputError, RectifiedFlow, SubVP, make_sde
 
+pytestmark = pytest.mark.quick
+
 getcontext().prec = 50
 SDES = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow(), VP(beta_min=0.5, beta_max=12.0, t_min=1e-5)]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=str)

@@ -21,6 +21,8 @@ from solvers.conformance.problems import VP
 from solvers.program.instructions import Combine, Evaluate
 from solvers.types.model_output import PREDICTS
 
+pytestmark = pytest.mark.quick
+
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]
 
 

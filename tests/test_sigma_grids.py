@@ -15,6 +15,8 @@ from solvers import InputError, grid
 from solvers.conformance.problems import PATHS
 from solvers.time_grids.published import AYS_TABLES, GITS_TABLES
 
+pytestmark = pytest.mark.quick
+
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.EDM(), scoresde.RectifiedFlow(), scoresde.SubVP(), scoresde.Cosine()]
 each_path = pytest.mark.parametrize("path", [*SDES, *PATHS], ids=str)
 LOW, HIGH = 0.0292, 14.6146  # Stable Diffusion's range

@@ -12,6 +12,8 @@ from scoresde import InputError
 from scoresde.models.targets import Empirical, Gaussian, GaussianMixture
 from solvers import Node, generator
 
+pytestmark = pytest.mark.quick
+
 SDES = [scoresde.VP(), scoresde.VE(), scoresde.RectifiedFlow(), scoresde.SubVP()]
 each_sde = pytest.mark.parametrize("sde", SDES, ids=str)
 MEANS = torch.tensor([[-1.0, 0.5], [1.2, -0.3], [0.0, 1.5]], dtype=torch.float64)

@@ -14,6 +14,8 @@ from solvers.conformance.problems import EDM, PATHS, VP, Mixture
 from solvers.program.instructions import Combine, Draw, Evaluate
 from solvers.types.model_output import PREDICTS
 
+pytestmark = pytest.mark.quick
+
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]
 NESTED = [
     "pc(predictor=churn(solver=heun), corrector=annealed_langevin, corrector_steps=2)",

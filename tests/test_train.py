@@ -106,6 +106,7 @@ def test_a_run_is_a_function_of_its_seed_and_leaves_the_global_generator_alone(t
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("half", [8, 11])  # on and between the epochs' ends and the checkpoints
 def test_two_halves_are_one_whole_bit_for_bit(tmp_path, half):
     whole = run(replace(OPTIONS, workdir=tmp_path / "whole"))
@@ -294,6 +295,7 @@ def test_the_average_follows_its_warm_up():
             ema.averaged(network, decay)
 
 
+@pytest.mark.quick
 def test_learning_rate_and_clipping_are_as_stated(tmp_path):
     options = replace(OPTIONS, steps=20, log_every=1, weight_decay=0.0, workdir=tmp_path)
     run(options)
@@ -327,6 +329,7 @@ def test_training_comes_close_to_the_best_possible_loss():
     assert found - best < 0.03 * (1 - best)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("change", "message"),
     [

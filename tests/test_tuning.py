@@ -17,6 +17,8 @@ from solvers.time_grids.files import FileGrid
 from solvers.tuning.grids import BUILT_IN, step_costs
 from solvers.tuning.search import cheapest_path, descend
 
+pytestmark = pytest.mark.quick
+
 SD = 0.4  # of the Gaussian data below
 # three groups closer to each other than to the noise's scale: structure at several levels, which no rule knows
 MIXTURE = Mixture(VP, means=(-0.4, 0.1, 0.5), v=0.01)
