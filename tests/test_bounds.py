@@ -346,7 +346,7 @@ OWN = scoresde.VP().chain(50)
 @pytest.mark.parametrize(
     ("x", "options", "message"),
     [
-        (X, {"kernel": "ddim"}, r"^the reverse chain is ddpm\(variance=\.\.\.\), got ddim$"),
+        (X, {"kernel": "ddim"}, r"^the kernel of a reverse chain must be ddpm\(variance=\.\.\.\), got ddim$"),
         (X, {"kernel": "ddmp"}, r"no solver 'ddmp'; did you mean ddpm"),
         (X, {"kernel": "ddpm(variance=learned)"}, "needs a model that learned its variance"),
         (X, {"decoder": "gauss"}, "no decoder 'gauss'; did you mean gaussian"),

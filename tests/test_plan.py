@@ -154,5 +154,5 @@ def test_any_object_with_a_path_and_a_prediction_is_a_denoiser():
     assert torch.equal(sample(Bare(), (2,), range(4), steps=6).x, sample(DENOISER, (2,), range(4), steps=6).x)
     options = {"steps": 6, "divergence": "exact"}
     assert torch.equal(log_prob(Bare(), x, **options).nats, log_prob(DENOISER, x, **options).nats)
-    with pytest.raises(InputError, match=r"a denoiser has .sde and .predict"):
+    with pytest.raises(InputError, match=r"a denoiser needs .sde and .predict"):
         sample(type("Half", (), {"sde": VP})(), (2,), [0], steps=2)
