@@ -362,7 +362,7 @@ OWN = scoresde.VP().chain(50)
         (X, {"batch_size": 0}, "batch_size must be a positive integer"),
         (X.long(), {}, r"x must be floats \(B, \*\)"),
         (X[:0], {}, "at least one sample"),
-        (X + math.nan, {}, "x holds numbers that are not finite"),
+        (X + math.nan, {}, "x contains numbers that are not finite"),
         (X, {"condition": {"y": torch.zeros(3)}}, "y has 3 rows for 2 samples"),
         (
             X,

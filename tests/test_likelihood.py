@@ -235,7 +235,7 @@ def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
     ("change", "message"),
     [
         ({"solver": "ddpm", "steps": 5}, "ddpm draws noise; a likelihood needs a deterministic solver"),
-        ({"solver": "heun"}, "heun takes as many steps as it is told: give steps or nfe"),
+        ({"solver": "heun"}, "heun needs a step count: pass steps or nfe"),
         ({"solver": "heun", "steps": 0}, "positive integer"),
         ({"steps": 5, "divergence": "hutchinson(probes=0)"}, "probes must be a positive integer"),
         ({"steps": 5, "divergence": "exakt"}, "did you mean exact"),

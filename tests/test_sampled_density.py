@@ -152,7 +152,7 @@ def test_gradients_through_samples_and_density_agree_with_differences():
         ({"dtype": torch.int64}, "float type"),
         ({"t_max": 0.5}, "the solve starts at t=0.5, not t_max=1: give x_init and its prior"),
         ({"prior": lambda x: x.sum(1)}, "a prior of one's own has to be drawn from: give x_init"),
-        ({"x_init": torch.zeros(3, 2)}, r"x_init is \(3, 2\), for 2 seeds"),
+        ({"x_init": torch.zeros(3, 2)}, r"x_init must have shape \(2, 2\), a state per seed, got \(3, 2\)"),
         ({"condition": {"y": torch.zeros(1)}}, "y has 1 rows for 2 samples"),
         ({"divergence": "exakt"}, "did you mean exact"),
         ({"seeds": 4}, "lists of integers"),
