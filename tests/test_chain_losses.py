@@ -193,7 +193,7 @@ def test_what_a_loss_needs():
     with pytest.raises(InputError, match="needs a model that learned its variance"):
         ChainBound(DDPM("learned"), Gaussian())(plain, x0, g)
     short = scoresde.Denoiser(lambda x, label: x, scoresde.SubVP(), "eps", "index")
-    with pytest.raises(InputError, match="1000 nodes go over t in"):  # labels that nobody would expect
+    with pytest.raises(InputError, match="1000 nodes cover t in"):  # labels that nobody would expect
         ChainBound(decoder=Gaussian())(short, x0, g)
 
 

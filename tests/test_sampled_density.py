@@ -150,15 +150,18 @@ def test_gradients_through_samples_and_density_agree_with_differences():
         ({"seeds": []}, "no seeds"),
         ({"shape": (0,)}, "every length in shape"),
         ({"dtype": torch.int64}, "float type"),
-        ({"t_max": 0.5}, "the solve starts at t=0.5, not t_max=1: give x_init and its prior"),
-        ({"prior": lambda x: x.sum(1)}, "a prior of one's own has to be drawn from: give x_init"),
+        ({"t_max": 0.5}, "the solve starts at t=0.5, not t_max=1: pass x_init and its prior"),
+        ({"prior": lambda x: x.sum(1)}, "a custom prior needs its own draws: pass them as x_init"),
         ({"x_init": torch.zeros(3, 2)}, r"x_init must have shape \(2, 2\), a state per seed, got \(3, 2\)"),
         ({"condition": {"y": torch.zeros(1)}}, "y has 1 rows for 2 samples"),
         ({"divergence": "exakt"}, "did you mean exact"),
         ({"seeds": 4}, "lists of integers"),
-        ({"seeds": ["1"]}, "seeds are integers of at least 0, got '1'"),
-        ({"x_init": torch.zeros(2, 2), "prior": lambda x: x}, r"the prior must give .* got shape \(2, 2\)"),
-        ({"solver": "scipy", "steps": None, "differentiable": True}, "scipy leaves torch, so no gradient passes"),
+        ({"seeds": ["1"]}, "seeds must be integers of at least 0, got '1'"),
+        ({"x_init": torch.zeros(2, 2), "prior": lambda x: x}, r"the prior must return .* got shape \(2, 2\)"),
+        (
+            {"solver": "scipy", "steps": None, "differentiable": True},
+            "scipy computes outside torch, so it has no gradients",
+        ),
     ],
 )
 def test_bad_input(change, message):
