@@ -1,4 +1,4 @@
-"""Score-based diffusion models: paths, denoisers, training, sampling, likelihood, and an honest benchmark."""
+"""Score-based diffusion models: paths, denoisers, training, sampling, likelihood, bounds and a solver benchmark."""
 
 from solvers import InputError, __version__
 

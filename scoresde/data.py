@@ -1,7 +1,7 @@
 """Data sets by name: tensors in memory, split into train and test by a seed.
 
-Images of grey levels k = 0 .. K become x = 2 k / K - 1 in [-1, 1]; neighbouring levels lie ``bin_width`` = 2 / K apart,
-a number that bits per dimension need. Nothing is ever unpickled: a file is data or an error.
+Images of grey levels k = 0 .. K become x = 2 k / K - 1 in [-1, 1]. Neighbouring levels are ``bin_width`` = 2 / K apart;
+bits per dimension need this number. No loader unpickles objects: it returns the data or raises an error.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _UBYTE_IMAGES = (0x08, 3)  # IDX: the code of unsigned bytes, and the dimensions
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits of one data set.
+    """A data set in two splits, train and test.
 
     Attributes:
-        name: as given to ``load``.
+        name: the name that was passed to ``load``.
         train, test: (N, *) and (M, *), float32.
         bin_width: distance between neighbouring discrete levels in data units; None for continuous data.
         low, high: the range to display, in data units.
@@ -52,7 +52,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Raw:
-    """What a loader found: rows (N, *) and, where the source has its own split, test rows (M, *)."""
+    """The arrays that a loader read: rows (N, *) and, if the source has its own split, test rows (M, *)."""
 
     rows: np.ndarray
     test: np.ndarray | None = None
@@ -60,19 +60,19 @@ class _Raw:
 
 
 def load(name: str, path: str = "", seed: int = 0, test_fraction: float = 1 / 6) -> Dataset:
-    """A data set by name.
+    """Loads a data set by its name.
 
     Args:
         name: "digits", scikit-learn's 1797 images (1, 8, 8); "idx", images (1, H, W) in MNIST's file format, plain or
             gzipped; "file", an array (N, *) in a .npy file, or in a .npz file under the key "x", under its only key, or
             under "train" and "test".
-        path: the file of "idx" and "file", or a folder for "idx".
-        seed: of the shuffled split; a source with a split of its own keeps it, and its order.
-        test_fraction: of the rows, rounded, at least one row on either side.
+        path: the file for "idx" and "file", or a folder for "idx".
+        seed: the seed of the shuffled split. A source with its own split keeps that split and its order.
+        test_fraction: the share of the rows that go to the test split, rounded; each split gets at least one row.
 
     Raises:
-        InputError: an unknown name; a missing, unreadable or damaged file; data that are empty, not numbers, not
-            finite, or fewer than two rows.
+        InputError: the name is unknown; the file is missing, unreadable or damaged; the data are empty, not numbers,
+            not finite, or fewer than two rows.
     """
     if name not in _LOADERS:
         raise unknown("data set", name, _LOADERS)
@@ -93,23 +93,24 @@ def load(name: str, path: str = "", seed: int = 0, test_fraction: float = 1 / 6)
 
 
 def spread(x: Tensor, bin_width: float, noise: Tensor) -> Tensor:
-    """x (B, *) spread uniformly over its bins: x + bin_width (u - 1/2), whose density bounds the levels' probability.
+    """Spreads levels x (B, *) uniformly over their bins: returns x + bin_width (u - 1/2).
 
-    It has the wider dtype of the two, and at least float32: in 16 bits few numbers lie within a bin.
+    This is uniform dequantisation, Theis et al. 2016 (arXiv:1511.01844), section 3.1: the expected log-density of the
+    result is a lower bound of the log-probability of the level, up to the log of the bin's volume.
 
-    Uniform dequantisation, Theis et al. 2016 (arXiv:1511.01844), section 3.1.
+    The result has the wider dtype of x and u, and at least float32: in 16 bits few numbers lie within a bin.
 
     Args:
-        bin_width: in data units.
+        bin_width: the distance between levels, in data units.
         noise: u (B, *) in [0, 1).
 
     Raises:
-        InputError: noise of another shape, or a bin width that is not positive.
+        InputError: the noise does not have the shape of x, or the bin width is not positive.
     """
     if not (bin_width > 0 and math.isfinite(bin_width)):
         raise InputError(f"bin_width must be positive, got {bin_width!r}")
     if noise.shape != x.shape:
-        raise InputError(f"dequantisation noise has shape {tuple(noise.shape)}, x {tuple(x.shape)}")
+        raise InputError(f"dequantisation noise has shape {tuple(noise.shape)}, but x has shape {tuple(x.shape)}")
     wide = torch.promote_types(torch.promote_types(x.dtype, noise.dtype), torch.float32)
     return x.to(wide) + bin_width * (noise.to(wide) - 0.5)
 
@@ -121,11 +122,11 @@ def _floats(rows: np.ndarray, levels: int | None, source: str) -> Tensor:
         raise InputError(f"{source}: expected an array (N, *) of N samples, got shape {rows.shape}")
     if rows.size == 0:
         raise InputError(f"{source}: empty, its shape is {rows.shape}")
-    with np.errstate(over="ignore"):  # a number too large for float32 is reported below
+    with np.errstate(over="ignore"):  # the check below reports a number that is too large for float32
         x = torch.from_numpy(np.array(rows, dtype=np.float32))
     if not torch.isfinite(x).all():
-        raise InputError(f"{source}: holds numbers that are not finite in float32")
-    return x if levels is None else (2 * x - levels) / levels  # in this order it is rounded once
+        raise InputError(f"{source}: contains numbers that are not finite in float32")
+    return x if levels is None else (2 * x - levels) / levels  # this order rounds only once
 
 
 def _split(x: Tensor, seed: int, test_fraction: float, source: str) -> tuple[Tensor, Tensor]:
@@ -151,24 +152,27 @@ def _idx(path: str) -> _Raw:
     place = _existing("idx", path)
     if place.is_file():
         return _Raw(_read_idx(place), levels=255)
-    # one entry per image file; where it lies there plain and gzipped, the plain one
+    # one entry per image file; if the folder contains it both plain and gzipped, the plain one
     found: dict[str, Path] = {}
     for file in sorted(place.glob("*images*idx3-ubyte*")):
         if file.name.endswith(("ubyte", ".gz")):
             found.setdefault(file.name.removesuffix(".gz"), file)
     if not found:
-        raise InputError(f"no IDX images in {path!r}; expected files like train-images-idx3-ubyte or the same with .gz")
+        raise InputError(f"no IDX images in {path!r}; expected files like train-images-idx3-ubyte, plain or with .gz")
     if len(found) == 1:
         return _Raw(_read_idx(*found.values()), levels=255)
     train = [file for name, file in found.items() if "train" in name]
     test = [file for name, file in found.items() if "t10k" in name]
     if len(train) != 1 or len(test) != 1:
-        raise InputError(f"{path!r} holds several sets of images, name one file: {', '.join(sorted(found))}")
+        raise InputError(f"{path!r} contains several sets of images; name one file: {', '.join(sorted(found))}")
     return _Raw(_read_idx(train[0]), _read_idx(test[0]), levels=255)
 
 
 def _read_idx(file: Path) -> np.ndarray:
-    """Images (N, 1, H, W), uint8: two zero bytes, type, number of dimensions, big-endian sizes, then the pixels."""
+    """Reads images (N, 1, H, W), uint8, from an IDX file.
+
+    The format: two zero bytes, the type, the number of dimensions, the big-endian sizes, then the pixels.
+    """
     try:
         content = file.read_bytes()
         if file.suffix == ".gz":
@@ -199,9 +203,9 @@ def _file(path: str) -> _Raw:
                 return _Raw(loaded["x" if "x" in keys else keys[0]])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         refused = "allow_pickle" in str(error)
-        reason = "it holds pickled objects, which are refused" if refused else str(error).partition("\n")[0]
+        reason = "it contains pickled objects, which are refused" if refused else str(error).partition("\n")[0]
         raise InputError(f"cannot read {path!r}: {reason}") from None
-    raise InputError(f"{path!r} must hold one array, or the key 'x', or 'train' and 'test'; it has {', '.join(keys)}")
+    raise InputError(f"{path!r} needs one array, or the key 'x', or 'train' and 'test'; it has {', '.join(keys)}")
 
 
 def _existing(name: str, path: str) -> Path:
@@ -209,7 +213,7 @@ def _existing(name: str, path: str) -> Path:
         raise InputError(f"the data set {name!r} needs a path")
     place = Path(path)
     if not place.exists():
-        raise InputError(f"there is no {path!r} to read {name!r} data from")
+        raise InputError(f"the path {path!r} of the data set {name!r} does not exist")
     if name == "file" and not place.is_file():
         raise InputError(f"{path!r} is a folder; the data set 'file' needs a .npy or .npz file")
     return place

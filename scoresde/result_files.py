@@ -1,4 +1,4 @@
-"""Result files: what the numbers were computed with, and writing that never leaves half a file."""
+"""Result files: a record of the software and hardware that produced them, and atomic writing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from solvers import __version__
 
 
 def environment(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
-    """What the numbers were computed with: versions, platform, device, dtype."""
+    """The software and hardware that computed a result: versions, platform, device, dtype."""
     device = torch.device(device)
     return {
         "scoresde": __version__,
@@ -36,14 +36,14 @@ def environment(device: torch.device | str = "cpu", dtype: torch.dtype = torch.f
 
 
 def fingerprint(x: Tensor) -> str:
-    """The first 16 digits of the SHA-256 of a tensor's shape, dtype and numbers: tells two references apart."""
+    """The first 16 digits of the SHA-256 of a tensor's shape, dtype and numbers, which identify its content."""
     numbers = x.detach().cpu().contiguous()
     label = f"{tuple(numbers.shape)} {numbers.dtype} ".encode()
     return hashlib.sha256(label + numbers.numpy().tobytes()).hexdigest()[:16]
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames: a reader never sees half of it."""
+    """Writes a temporary file in the same folder, then renames it: a reader never sees an incomplete file."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -54,12 +54,12 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
-    """A JSON file; what JSON does not know is written as its text."""
+    """Writes a JSON file; values that JSON does not support are written as ``str(value)``."""
     write_atomically(path, json.dumps(document, indent=1, default=str) + "\n")
 
 
 def write_csv(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """A table whose columns are the keys of all records, in the order in which they first appear."""
+    """Writes a CSV file whose columns are the keys of all records, in the order in which they first appear."""
     table = io.StringIO()
     columns = dict.fromkeys(key for record in records for key in record)
     writer = csv.DictWriter(table, list(columns), lineterminator="\n")
@@ -69,14 +69,14 @@ def write_csv(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_arrays(path: str | Path, **arrays: Tensor | np.ndarray[Any, Any]) -> None:
-    """An .npz file."""
+    """Writes arrays to a compressed .npz file."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
 
 
 def write_figure(path: str | Path, figure: Figure, dpi: int = 130) -> None:
-    """A PNG file of a figure."""
+    """Writes a figure to a PNG file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     write_atomically(path, buffer.getvalue())

@@ -348,28 +348,28 @@ OWN = scoresde.VP().chain(50)
 @pytest.mark.parametrize(
     ("x", "options", "message"),
     [
-        (X, {"kernel": "ddim"}, r"^the reverse chain is ddpm\(variance=\.\.\.\), got ddim$"),
+        (X, {"kernel": "ddim"}, r"^the kernel of a reverse chain must be ddpm\(variance=\.\.\.\), got ddim$"),
         (X, {"kernel": "ddmp"}, r"no solver 'ddmp'; did you mean ddpm"),
         (X, {"kernel": "ddpm(variance=learned)"}, "needs a model that learned its variance"),
         (X, {"decoder": "gauss"}, "no decoder 'gauss'; did you mean gaussian"),
-        (X, {"decoder": "discretised(bin_width=0.3)"}, r"levels 0\.3 apart do not go from -1 to 1"),
-        (X, {"decoder": "discretised(bin_width=0)"}, "bin_width must be positive, low below high, all finite, got 0"),
-        (X + 0.1, {"decoder": "discretised(bin_width=0.5)"}, r"takes data at its levels, got 0\.1; .* gaussian$"),
-        (X + 1.5, {"decoder": "discretised(bin_width=0.5)"}, r"takes data at its levels, got 1\.5"),
+        (X, {"decoder": "discretised(bin_width=0.3)"}, r"levels 0\.3 apart do not fit the range from -1 to 1"),
+        (X, {"decoder": "discretised(bin_width=0)"}, "needs bin_width > 0 and low < high, all finite, got 0"),
+        (X + 0.1, {"decoder": "discretised(bin_width=0.5)"}, r"needs data at its levels, got 0\.1; .* gaussian$"),
+        (X + 1.5, {"decoder": "discretised(bin_width=0.5)"}, r"needs data at its levels, got 1\.5"),
         (X, {"bin_width": 0.0}, "bin_width must be positive, got 0"),
         (X, {"bin_width": math.nan}, "bin_width must be positive, got nan"),
         (X, {"indices": 0}, "indices must be a positive integer, got 0"),
         (X, {"indices": 50}, "indices=50, but the chain has 49 terms between the first and the last"),
-        (X, {"seeds": [1]}, "2 samples with 1 seeds"),
+        (X, {"seeds": [1]}, "got 1 seeds for 2 samples"),
         (X, {"batch_size": 0}, "batch_size must be a positive integer"),
         (X.long(), {}, r"x must be floats \(B, \*\)"),
         (X[:0], {}, "at least one sample"),
-        (X + math.nan, {}, "x holds numbers that are not finite"),
+        (X + math.nan, {}, "x contains numbers that are not finite"),
         (X, {"condition": {"y": torch.zeros(3)}}, "y has 3 rows for 2 samples"),
         (
             X,
             {"chain": scoresde.VP().chain(2000)},
-            r"2000 nodes go over t in \[0\.0005, 1\], but .* vp, over \[0\.02, 1\]",
+            r"2000 nodes cover t in \[0\.0005, 1\], but .* vp, covers \[0\.02, 1\]",
         ),
     ],
 )
@@ -383,7 +383,7 @@ def test_bad_input(x, options, message):
 def test_a_chain_that_leaves_the_labels_of_the_model():
     # sub-VP's own range starts at 0.01, and a network told the index knows no label of t = 0.001
     model = scoresde.Denoiser(lambda x, label: x, scoresde.SubVP(), time_label="index")
-    with pytest.raises(InputError, match=r"1000 nodes go over t in \[0\.001, 1\], but the model's path, subvp, over"):
+    with pytest.raises(InputError, match=r"1000 nodes cover t in \[0\.001, 1\], but the model's path, subvp, covers"):
         chain_bound(model, X)
     assert chain_bound(model, X, chain=scoresde.SubVP().chain(100)).nats.shape == (2,)
 
@@ -394,5 +394,5 @@ def test_names_of_decoders():
         assert str(decoders.make(spec)) == spec
         assert decoders.make(str(decoders.make(spec))) == decoders.make(spec)
     for options in ({"bin_width": math.inf}, {"bin_width": 0.1, "high": math.inf}, {"bin_width": 0.1, "low": 1.0}):
-        with pytest.raises(InputError, match="low below high, all finite"):
+        with pytest.raises(InputError, match="low < high, all finite"):
             Discretised(**options)

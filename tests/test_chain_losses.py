@@ -171,7 +171,7 @@ def test_names():
         ("hybrid(weight=inf)", "hybrid: weight must be finite and positive"),
         ("hybrid(decoder=gauss)", "no decoder 'gauss'"),
         ("hybrid(wieght=0.1)", "no option of hybrid 'wieght'; did you mean weight"),
-        ("chain_bound(kernel=ddim)", r"the reverse chain is ddpm\(variance=\.\.\.\), got ddim"),
+        ("chain_bound(kernel=ddim)", r"the kernel of a reverse chain must be ddpm\(variance=\.\.\.\), got ddim"),
         ("chain_bound(decoder=discretised(bin_width=0.3))", r"levels 0\.3 apart|option 'decoder' of chain_bound takes"),
     ],
 )
@@ -193,7 +193,7 @@ def test_what_a_loss_needs():
     with pytest.raises(InputError, match="needs a model that learned its variance"):
         ChainBound(DDPM("learned"), Gaussian())(plain, x0, g)
     short = scoresde.Denoiser(lambda x, label: x, scoresde.SubVP(), "eps", "index")
-    with pytest.raises(InputError, match="1000 nodes go over t in"):  # labels that nobody would expect
+    with pytest.raises(InputError, match="1000 nodes cover t in"):  # labels that nobody would expect
         ChainBound(decoder=Gaussian())(short, x0, g)
 
 

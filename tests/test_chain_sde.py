@@ -163,15 +163,15 @@ def test_a_likelihood_through_it():
     ("options", "message"),
     [
         ({"schedule": "linea"}, "no schedule of ddpm_chain 'linea'; did you mean linear"),
-        ({"betas": (0.1, 1.0, 0.2)}, "betas lie between 0 and 1, got 1 at node 1"),
-        ({"beta_start": -0.1}, "betas lie between 0 and 1, got -0.1 at node 0"),
+        ({"betas": (0.1, 1.0, 0.2)}, "betas must lie between 0 and 1, got 1 at node 1"),
+        ({"beta_start": -0.1}, "betas must lie between 0 and 1, got -0.1 at node 0"),
         ({"num_train_timesteps": 2}, "at least three nodes, got 2"),
         ({"num_train_timesteps": 0}, "at least three nodes, got 0"),
         ({"num_train_timesteps": -5}, "must be a positive integer, got -5"),
         ({"betas": ()}, "at least three nodes, got 0"),
         ({"t_min": 0.1}, "t_min is 0.001 with 1000 nodes, got 0.1"),
         ({"t_max": 0.9}, "t_max is 1 with 1000 nodes"),
-        ({"betas": (1e-20, 1e-30, 1e-40)}, "two nodes have one noise level"),
+        ({"betas": (1e-20, 1e-30, 1e-40)}, "two nodes have the same noise level"),
     ],
 )
 def test_bad_chains(options, message):

@@ -162,9 +162,9 @@ def test_indices_outside(chain):
             chain.marginal(x, index)
     for index in (-1, 20):
         for ask in (chain.forward, lambda i: chain.posterior(x, x, i), lambda i: chain.reverse(x, Prediction(x, x), i)):
-            with pytest.raises(InputError, match=rf"a step ends at one of the indices 0\.\.19, got {index}$"):
+            with pytest.raises(InputError, match=rf"the index of a step must be in 0\.\.19, got {index}$"):
                 ask(index)
-        with pytest.raises(InputError, match=rf"indices 0\.\.19, got {index}$"):
+        with pytest.raises(InputError, match=rf"in 0\.\.19, got {index}$"):
             chain.steps(torch.tensor([3, index]))
 
 
@@ -260,12 +260,12 @@ def test_embeddings_by_their_formulas():
     ("path", "count", "embedding", "message"),
     [
         (PATHS[0], 20, "song", r"20 nodes are too few for the embedding 'song' of vp: beta_i would be 1; .* 20 nodes"),
-        (PATHS[0], 10, "song", r"10 nodes are too few .* beta_i would be 2; it takes more than 20 nodes, 'exact' any"),
+        (PATHS[0], 10, "song", r"10 nodes are too few .* beta_i would be 2; use more than 20 nodes, or 'exact'"),
         (PATHS[0], 20, "ho", r"20 nodes are too few for the embedding 'ho' of vp: beta_i would be 1"),
         (PATHS[3], 100, "song", r"100 nodes are too few for the embedding 'song' of cosine: .* more than 398"),
-        (PATHS[2], 100, "ho", r"^the embedding 'ho' is of variance-preserving paths; ve has 'exact'$"),
-        (PATHS[1], 100, "song", r"^the embedding 'song' is of variance-preserving paths; subvp has 'exact'$"),
-        (PATHS[1], 100, "ho", r"^the embedding 'ho' is of variance-preserving paths; subvp has 'exact'$"),
+        (PATHS[2], 100, "ho", r"^the embedding 'ho' needs a variance-preserving path; for ve use 'exact'$"),
+        (PATHS[1], 100, "song", r"^the embedding 'song' needs a variance-preserving path; for subvp use 'exact'$"),
+        (PATHS[1], 100, "ho", r"^the embedding 'ho' needs a variance-preserving path; for subvp use 'exact'$"),
         (PATHS[0], 100, "sogn", r"^no embedding 'sogn'; did you mean song\?$"),
         (PATHS[0], 100, "linear", r"^no embedding 'linear'; accepted: exact, ho, song$"),
         (PATHS[0], 1, "exact", r"^a chain has at least two nodes, got 1$"),
@@ -336,30 +336,30 @@ def test_zero_terminal_snr_shifts_and_scales_alpha():
 
 # bad input
 
-NUMBERS = "must be a list of numbers, at least three"
+NUMBERS = "must be a list of at least three numbers"
 BAD = {
     DDPMChain: [
         ("linea", r"^no schedule of ddpm_chain 'linea'; did you mean linear"),
         ([0.1, 1.0, 0.2], "got 1 at node 1$"),
-        ([0.1, 0.2, 0.0], "betas lie between 0 and 1, got 0 at node 2$"),
+        ([0.1, 0.2, 0.0], "betas must lie between 0 and 1, got 0 at node 2$"),
         ([-0.1, 0.2, 0.1], "got -0.1 at node 0$"),
         ([0.1, math.nan, 0.1], "got nan at node 1$"),
         ([0.1, 0.1, math.inf], "got inf at node 2$"),
-        ([0.1, 0.2], "a path goes through at least three nodes, got 2$"),
+        ([0.1, 0.2], "a path needs at least three nodes, got 2$"),
         ([], f"^betas {NUMBERS}$"),
         ([[0.1, 0.2, 0.3]], f"^betas {NUMBERS}$"),
         (0.1, f"^betas {NUMBERS}$"),
         (["a", "b", "c"], f"^betas {NUMBERS}$"),
     ],
     SMLDChain: [
-        ([3.0, 2.0, 1.0], r"got 3 at node 0 and 2 at node 1; networks trained with the greatest first take the rev"),
-        ([1.0, 2.0, 2.0, 3.0], "sigmas increase with the node, got 2 at node 1 and 2 at node 2$"),
+        ([3.0, 2.0, 1.0], r"got 3 at node 0 and 2 at node 1; for networks trained with the greatest sigma first, rev"),
+        ([1.0, 2.0, 2.0, 3.0], "sigmas must increase with the node, got 2 at node 1 and 2 at node 2$"),
         ([1.0, 3.0, 2.0, 4.0], "got 3 at node 1 and 2 at node 2$"),
         ([-1.0, 1.0, 2.0], "finite and above 0, got -1 at node 0$"),
         ([0.0, 1.0, 2.0], "finite and above 0, got 0 at node 0$"),
         ([0.1, math.nan, 2.0], "finite and above 0, got nan at node 1$"),
         ([0.1, 1.0, math.inf], "finite and above 0, got inf at node 2$"),
-        ([1.0, 2.0], "a path goes through at least three nodes, got 2$"),
+        ([1.0, 2.0], "a path needs at least three nodes, got 2$"),
         ([], f"^sigmas {NUMBERS}$"),
         ([[1.0, 2.0, 3.0]], f"^sigmas {NUMBERS}$"),
         ("geometric", f"^sigmas {NUMBERS}$"),
@@ -376,9 +376,9 @@ def test_bad_chains(make, given, message):
 
 def test_bad_options_of_schedules():
     for options, message in (
-        ({"beta_start": -0.1}, "betas lie between 0 and 1, got -0.1"),
-        ({"beta_end": 0.0}, "betas lie between 0 and 1, got 0"),
-        ({"beta_end": 1.5}, "betas lie between 0 and 1, got 1.00"),
+        ({"beta_start": -0.1}, "betas (must )?lie between 0 and 1, got -0.1"),
+        ({"beta_end": 0.0}, "betas (must )?lie between 0 and 1, got 0"),
+        ({"beta_end": 1.5}, "betas (must )?lie between 0 and 1, got 1.00"),
     ):
         for name in ("linear", "scaled_linear"):
             with pytest.raises(InputError, match=message):

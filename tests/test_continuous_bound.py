@@ -340,16 +340,16 @@ def test_refusals():
     with pytest.raises(InputError, match="continuous_bound needs a decoder"):
         losses.make("continuous_bound")(denoiser, x0, generator(0))
     for sampler in (LogNormal(), Discrete()):
-        with pytest.raises(InputError, match="takes times low_discrepancy, uniform or logsnr"):
+        with pytest.raises(InputError, match="needs times low_discrepancy, uniform or logsnr"):
             ContinuousBound(times=sampler)
     assert ContinuousBound(times=LogSNR()).times == LogSNR()
-    with pytest.raises(InputError, match="takes data at its levels"):
+    with pytest.raises(InputError, match="needs data at its levels"):
         continuous_bound(denoiser, x0, decoder="levels(bin_width=0.5)")
     for options, words in (
         ({"draws": 6}, "draws must be a multiple of sets, got 6 and 4"),
         ({"draws": 0}, "draws"),
-        ({"seeds": [1]}, "3 samples with 1 seeds"),
-        ({"times": "lognormal"}, "takes times"),
+        ({"seeds": [1]}, "got 1 seeds for 3 samples"),
+        ({"times": "lognormal"}, "needs times"),
         ({"bin_width": 0.0}, "bin_width must be positive"),
         ({"decoder": "level"}, "levels"),
     ):

@@ -352,9 +352,9 @@ def test_a_chain_of_another_path_is_refused():
     x = target.sample(3, solvers.generator(0))
     denoiser = target.denoiser(scoresde.VP())
     for path in (scoresde.VE(), scoresde.Cosine()):
-        with pytest.raises(InputError, match="other noise levels than the model's path, vp"):
+        with pytest.raises(InputError, match="different noise levels than the model's path, vp"):
             scoresde.chain_bound(denoiser, x, chain=path.chain(900))
     for embedding in ("exact", "song", "ho"):  # which are near enough
         assert scoresde.chain_bound(denoiser, x, chain=scoresde.VP().chain(100, embedding)).nats.isfinite().all()
-    with pytest.raises(InputError, match=r"chain is a Chain, such as sde\.chain\(1000\), got 3"):
+    with pytest.raises(InputError, match=r"chain must be a Chain, such as sde\.chain\(1000\), got 3"):
         scoresde.chain_bound(denoiser, x, chain=3)

@@ -264,13 +264,13 @@ class Refusing(nn.Module):
 )
 def test_a_shape_that_the_network_refuses_is_told_in_one_line(layer, shape):
     sde = scoresde.VP()
-    with pytest.raises(InputError, match=r"^the network refuses samples of shape \(.*\): [^\n]+$"):
+    with pytest.raises(InputError, match=r"^the network rejects samples of shape \(.*\): [^\n]+$"):
         Denoiser(Refusing(layer), sde).predict(pair(shape)[0], sde(0.5))
 
 
 def test_an_answer_of_another_shape_is_refused():
     sde, x = scoresde.VP(), pair((3,))[0]
-    with pytest.raises(InputError, match=r"^the network answers \(5, 2\) for samples \(5, 3\)$"):
+    with pytest.raises(InputError, match=r"^the network returns \(5, 2\) for samples \(5, 3\)$"):
         Denoiser(lambda x, t: x[:, :2], sde).predict(x, sde(0.5))
 
 

@@ -171,7 +171,7 @@ def test_it_is_the_same_as_by_hand_and_belongs_to_the_seed():
     ("change", "message"),
     [
         ({"bin_width": None}, "the dequantiser uniform needs the bin width of discrete data"),
-        ({"dequantiser": None, "draws": 3}, "draws=3 are of a dequantiser: name one"),
+        ({"dequantiser": None, "draws": 3}, "draws=3 needs a dequantiser: pass dequantiser"),
         ({"draws": 0}, "draws must be a positive integer, got 0"),
         ({"dequantiser": "unifrm"}, "did you mean uniform"),
     ],
@@ -179,6 +179,6 @@ def test_it_is_the_same_as_by_hand_and_belongs_to_the_seed():
 def test_bad_input(change, message):
     with pytest.raises(InputError, match=message):
         scoresde.log_prob(SMOOTH.denoiser(SDE), LEVELS, **({"dequantiser": "uniform"} | OPTIONS | change))
-    with pytest.raises(InputError, match="begins with noise"):
+    with pytest.raises(InputError, match="needs a path with noise at its start"):
         TruncatedNormal().spread(LEVELS, LEVELS, WIDTH, SDE.clean)
     assert dequantisers.names() == ["truncated_normal", "uniform", "variational"]

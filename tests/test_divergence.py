@@ -252,7 +252,7 @@ def test_names_and_bad_input():
     assert divergences.names() == ["exact", "hutchinson", "hutchpp", "orthogonal"]
     for rule in ESTIMATORS:
         assert divergences.make(str(rule)) == rule
-    with pytest.raises(InputError, match="probes=13 of data with 12 dimensions; take at most 12"):
+    with pytest.raises(InputError, match="probes=13 exceeds the data's 12 dimensions; use at most 12"):
         Orthogonal(13).draw([0], D)
     with pytest.raises(InputError, match="vectors=12 must be below the data's 12 dimensions"):
         HutchPP(12).draw([0], D)
@@ -281,7 +281,7 @@ def test_a_model_without_gradients_is_told(predicts, divergence):
 
     sde, x = scoresde.VP(), torch.randn(2, 3, generator=generator(0), dtype=torch.float64)
     for network in (silent, detached):
-        with pytest.raises(InputError, match="without a gradient by x, which a likelihood needs"):
+        with pytest.raises(InputError, match="no gradient with respect to x, which a likelihood needs"):
             scoresde.log_prob(scoresde.Denoiser(network, sde, predicts), x, steps=3, divergence=divergence)
     # a model that does not look at x has no gradient, and needs none
     assert (

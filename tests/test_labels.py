@@ -108,14 +108,14 @@ def test_labels_outside_the_path_are_refused():
     [
         (
             {"sde": EDM, "time_label": "(N-1)t"},
-            r"^the time label '\(N-1\)t' goes over \[1.998, 79920\] on edm, but a network of 1000 steps was trained on "
+            r"^the time label '\(N-1\)t' covers \[1.998, 79920\] on edm, but a network of 1000 steps was trained on "
             r"\[0, 999\]$",
         ),
-        ({"sde": EDM, "time_label": "Nt", "num_train_timesteps": 10}, r"over \[0.02, 800\] on edm.*on \[0, 10\]"),
+        ({"sde": EDM, "time_label": "Nt", "num_train_timesteps": 10}, r"covers \[0.02, 800\] on edm.*on \[0, 10\]"),
         ({"time_label": "reverse_index"}, "no time label 'reverse_index'; did you mean reversed_index"),
         (
             {"time_label": "t", "round_labels": True},
-            r"labels that count steps \(\(N-1\)t, Nt, index, index\+1, rev.*'t'",
+            r"a label that counts steps \(\(N-1\)t, Nt, index, index\+1, rev.*'t'",
         ),
         ({"round_labels": True, "predicts": "edm"}, "'c_noise' does not"),
         ({"num_train_timesteps": 1}, "num_train_timesteps must be at least 2, got 1"),
@@ -238,10 +238,10 @@ def test_a_network_that_did_not_learn_its_variance():
     x = torch.zeros(5, 3)
     with pytest.raises(
         InputError,
-        match=r"^the network answers \(5, 3\) for samples \(5, 3\); with a learned variance it has to be \(5, 6",
+        match=r"^the network returns \(5, 3\) for samples \(5, 3\); with a learned variance it must return \(5, 6",
     ):
         Denoiser(lambda x, label: x, CHAIN, learned_variance=True).predict(x, CHAIN(0.5))
-    with pytest.raises(InputError, match=r"^the network answers \(5, 6\) for samples \(5, 3\)$"):
+    with pytest.raises(InputError, match=r"^the network returns \(5, 6\) for samples \(5, 3\)$"):
         Denoiser(doubled(), CHAIN).predict(x, CHAIN(0.5))
 
 

@@ -173,7 +173,7 @@ def test_a_path_cut_short_is_the_same_path():
     assert cut(0.6) == sde(0.6)
     assert (cut.t_of_lam(sde(0.1).lam), cut.module) == (0.25, sde.module)
     assert str(cut) == "learned_vp(t_min=0.25, gamma_min=-11.0, gamma_max=8.0, width=6)"
-    with pytest.raises(InputError, match="made for another schedule"):
+    with pytest.raises(InputError, match="made for a different schedule"):
         replace(sde, gamma_max=9.0)
     chain = sde.chain(4)
     assert [chain.node(i).lam for i in range(4)] == [sde(t).lam for t in (0.25, 0.5, 0.75, 1.0)]
@@ -186,7 +186,7 @@ def test_a_path_cut_short_is_the_same_path():
         ("learned_vp(gamma_min=3, gamma_max=inf)", "both finite, got 3 and inf"),
         ("learned_vp(schedule=monoton)", "monotone"),
         ("learned_vp(width=0)", "width"),
-        ("learned_vp(t_min=0.1, t_max=1.5)", "t goes from 0 to 1, where the ends of gamma are, got 0.1 and 1.5"),
+        ("learned_vp(t_min=0.1, t_max=1.5)", "needs 0 <= t_min < t_max <= 1, got 0.1 and 1.5"),
     ],
 )
 def test_bad_options_are_one_clear_line(spec, words):
@@ -262,7 +262,7 @@ def test_two_halves_are_one_whole_bit_for_bit(tmp_path):
 
 def test_a_copy_without_a_schedule_is_refused():
     denoiser = scoresde.Denoiser(lambda x, label: x, LearnedVP())
-    with pytest.raises(InputError, match="with its schedule"):
+    with pytest.raises(InputError, match="must contain its schedule"):
         with_network(denoiser, Small())
     plain = scoresde.Denoiser(Small(), scoresde.VP())
     other = Small()

@@ -213,17 +213,17 @@ def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
     ("change", "message"),
     [
         ({"solver": "ddpm", "steps": 5}, "ddpm draws noise; a likelihood needs a deterministic solver"),
-        ({"solver": "heun"}, "heun takes as many steps as it is told: give steps or nfe"),
+        ({"solver": "heun"}, "heun needs a step count: pass steps or nfe"),
         ({"solver": "heun", "steps": 0}, "positive integer"),
         ({"steps": 5, "divergence": "hutchinson(probes=0)"}, "probes must be a positive integer"),
         ({"steps": 5, "divergence": "exakt"}, "did you mean exact"),
-        ({"steps": 5, "seeds": [1]}, "2 samples with 1 seeds"),
-        ({"solver": "rk45", "tolerance": 0.1, "seeds": [1, 2, 3]}, "2 samples with 3 seeds"),
-        ({"steps": 5, "seeds": 5}, "seeds are a list of integers, one for each sample, got 5"),
-        ({"steps": 5, "seeds": "12"}, "seeds are a list of integers, one for each sample, got '12'"),
-        ({"steps": 5, "seeds": ["1", "2"]}, "seeds are integers of at least 0, got '1'"),
-        ({"steps": 5, "seeds": [0, -1]}, "seeds are integers of at least 0, got -1"),
-        ({"steps": 5, "seeds": [True, 1]}, "seeds are integers of at least 0, got True"),
+        ({"steps": 5, "seeds": [1]}, "got 1 seeds for 2 samples"),
+        ({"solver": "rk45", "tolerance": 0.1, "seeds": [1, 2, 3]}, "got 3 seeds for 2 samples"),
+        ({"steps": 5, "seeds": 5}, "seeds must be a list of integers, one for each sample, got 5"),
+        ({"steps": 5, "seeds": "12"}, "seeds must be a list of integers, one for each sample, got '12'"),
+        ({"steps": 5, "seeds": ["1", "2"]}, "seeds must be integers of at least 0, got '1'"),
+        ({"steps": 5, "seeds": [0, -1]}, "seeds must be integers of at least 0, got -1"),
+        ({"steps": 5, "seeds": [True, 1]}, "seeds must be integers of at least 0, got True"),
         ({"steps": 5, "bin_width": "wide"}, "bin_width must be a positive, finite number, got 'wide'"),
         ({"steps": 5, "bin_width": True}, "bin_width must be a positive, finite number, got True"),
         ({"steps": 5, "bin_width": math.inf}, "bin_width must be a positive, finite number, got inf"),
@@ -237,17 +237,17 @@ def test_a_network_in_float32_and_more_dimensions_than_one_chunk_of_products():
         ({"steps": 5, "draws": math.inf}, "draws must be a positive integer, got inf"),
         ({"steps": 5, "draws": math.nan}, "draws must be a positive integer, got nan"),
         ({"steps": 5, "draws": True}, "draws must be a positive integer, got True"),
-        ({"solver": "scipy", "differentiable": True}, "scipy leaves torch, so no gradient passes"),
+        ({"solver": "scipy", "differentiable": True}, "scipy computes outside torch, so it has no gradients"),
         (
             {"solver": "torchdiffeq(method=scipy_solver)", "differentiable": True},
-            "torchdiffeq.* leaves torch, so no gradient passes",
+            "torchdiffeq.* computes outside torch, so it has no gradients",
         ),
-        ({"steps": 5, "prior": lambda y: y.sum(1, keepdim=True)}, r"the prior must give .* got shape \(2, 1\)"),
-        ({"steps": 5, "prior": lambda y: y.sum()}, r"the prior must give .* got shape \(\)"),
-        ({"steps": 5, "prior": lambda y: 0.0}, "the prior must give .* got float"),
+        ({"steps": 5, "prior": lambda y: y.sum(1, keepdim=True)}, r"the prior must return .* got shape \(2, 1\)"),
+        ({"steps": 5, "prior": lambda y: y.sum()}, r"the prior must return .* got shape \(\)"),
+        ({"steps": 5, "prior": lambda y: 0.0}, "the prior must return .* got float"),
         (
             {"steps": 5, "x": torch.tensor([[0.0, 0.25], [0.1, 0.25]]), "bin_width": 0.25, "dequantiser": "uniform"},
-            "takes levels, bin_width=0.25 apart, but x has values that differ by 0.1",
+            "needs levels, bin_width=0.25 apart, but x has values that differ by 0.1",
         ),
         ({"steps": 5, "bin_width": -1.0}, "bin_width must be positive"),
         ({"steps": 5, "batch_size": 0}, "batch_size must be a positive integer"),
@@ -278,7 +278,7 @@ def test_levels_may_be_rounded_and_shifted(dtype):
     exactly = log_prob(Gaussian(torch.zeros(2), 1.0).denoiser(PATHS["vp"]), x.double(), steps=4, bin_width=2 / 255,
                        dequantiser="uniform", divergence="exact")  # fmt: skip
     assert torch.allclose(found.nats, exactly.nats, rtol=0, atol=1e-3)  # the noise is not rounded to 16 bits
-    with pytest.raises(InputError, match="takes levels"):
+    with pytest.raises(InputError, match="needs levels"):
         log_prob(Gaussian(torch.zeros(2), 1.0).denoiser(PATHS["vp"]), x, steps=4, bin_width=3 / 255,
                  dequantiser="uniform")  # fmt: skip
 
@@ -315,7 +315,7 @@ def test_the_block_by_hand():
         "  prior                 -5.000 nats",
         "  divergence             3.000 nats",
         "  standard error of the trace's probes: 0.2 nats a sample",
-        "  solver's error: 1 nats a sample, 1.5 at most",
+        "  solver error: 1 nats a sample, 1.5 at most",
         "  heun on logsnr, trace hutchinson(probes=2), 14 NFE, 28 vector-Jacobian products, 1.2 s",
     ]
     half = 12.7062 * torch.tensor([0.1, 0.3])  # Student's law with one degree of freedom, from tables

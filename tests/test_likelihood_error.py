@@ -101,7 +101,7 @@ def test_distances_that_do_not_shrink_are_told_as_a_large_error():
 
 
 def test_the_error_of_three_steps_is_not_to_be_had():
-    with pytest.raises(InputError, match="takes at least 4, got 3"):
+    with pytest.raises(InputError, match="needs at least 4, got 3"):
         scoresde.log_prob(TARGET.denoiser(SDE), X, "heun", steps=3, error=True)
 
 

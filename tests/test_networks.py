@@ -121,7 +121,7 @@ def test_networks_serve_a_denoiser():
     prediction = denoiser.predict(x, node)
     assert torch.equal(prediction.eps, torch.zeros(4, 3))
     assert torch.allclose(prediction.x0, x / node.alpha)
-    with pytest.raises(InputError, match=r"the network refuses samples of shape \(4,\)"):
+    with pytest.raises(InputError, match=r"the network rejects samples of shape \(4,\)"):
         denoiser.predict(torch.randn(4, 4), node)
 
 

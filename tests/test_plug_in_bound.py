@@ -205,17 +205,17 @@ def test_rows_are_alone_and_the_budget_adds_up():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"interpolation": 1.5}, "interpolation goes from 0, the reverse SDE, to 1, the ODE, got 1.5"),
-        ({"interpolation": -0.1}, "interpolation goes from 0"),
+        ({"interpolation": 1.5}, "interpolation must be between 0, the reverse SDE, and 1, the ODE, got 1.5"),
+        ({"interpolation": -0.1}, "interpolation must be between 0"),
         ({"draws": 0}, "draws must be a positive integer"),
-        ({"seeds": [1]}, "2 samples with 1 seeds"),
+        ({"seeds": [1]}, "got 1 seeds for 2 samples"),
         ({"bin_width": 0.0}, "bin_width must be positive"),
         ({"t_max": 0.5}, "the paths end at t=0.5, before t_max=1"),
         ({"x": torch.zeros(2)}, "must be floats"),
         ({"steps": 0}, "positive integer"),
-        ({"seeds": 5}, "seeds are a list of integers"),
+        ({"seeds": 5}, "seeds must be a list of integers"),
         ({"bin_width": math.inf}, "bin_width must be a positive, finite number, got inf"),
-        ({"prior": lambda y: y}, r"the prior must give the log-density \(2,\) of each state, got shape \(2, 2\)"),
+        ({"prior": lambda y: y}, r"the prior must return the log-density \(2,\) of each state, got shape \(2, 2\)"),
     ],
 )
 def test_bad_input(change, message):

@@ -79,13 +79,13 @@ def test_a_changed_file_is_read_anew(tmp_path):
 def test_what_does_not_fit_is_refused(recorded, tmp_path):
     name = recorded("dpmpp_2m")
     for option in ({"steps": 6}, {"nfe": 6}, {"grid": "karras"}, {"t_min": 0.1}):
-        with pytest.raises(InputError, match=r"has a grid of its own, from noise to data: leave out grid, steps, nfe"):
+        with pytest.raises(InputError, match=r"has fixed nodes, from noise to data: leave out grid, steps, nfe"):
             scoresde.sample(denoiser(), (2,), range(2), name, **option)
     x = torch.zeros(1, 2)
     for call in (scoresde.log_prob, scoresde.encode):
-        with pytest.raises(InputError, match="encode and log_prob take other solvers"):
+        with pytest.raises(InputError, match="use a different solver for encode and log_prob"):
             call(denoiser(), x, name)
-    with pytest.raises(InputError, match=r"was made for another path: at t=1 it has alpha=0.0065.* has 1 and 50"):
+    with pytest.raises(InputError, match=r"was made for a different path: at t=1 it has alpha=0.0065.* has 1 and 50"):
         scoresde.sample(denoiser(scoresde.VE()), (2,), range(2), name)
     with pytest.raises(InputError, match="runs on the 7 nodes of its own"):
         solve(solvers.make(name), Mixture(VP), x.double(), grid("karras", VP, 6))

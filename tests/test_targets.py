@@ -224,7 +224,7 @@ def test_draws_of_a_data_set_are_its_rows():
         (lambda: MIXTURE.log_prob(torch.zeros(4, 3)), "the target has 2 dimensions, x has 3"),
         (lambda: MIXTURE.predict(torch.zeros(4, 1), scoresde.VP()(0.5)), "the target has 2 dimensions, x has 1"),
         (lambda: Empirical(torch.zeros(0, 3)), "the data set is empty"),
-        (lambda: Empirical(torch.tensor([[1.0, math.inf]])), "holds numbers that are not finite"),
+        (lambda: Empirical(torch.tensor([[1.0, math.inf]])), "contains numbers that are not finite"),
         (lambda: Empirical(DATA).log_prob(DATA), "a density only at a node with sigma > 0"),
         (lambda: Empirical(DATA).log_prob(DATA, scoresde.VP().clean), "a density only at a node with sigma > 0"),
         (lambda: Empirical(DATA).predict(torch.zeros(4, 5), scoresde.VP()(0.5)), "has 6 dimensions, x has 5"),

@@ -356,7 +356,7 @@ def test_bad_data_and_networks(tmp_path):
             run(OPTIONS, data=data)
     with pytest.raises(InputError, match="not finite"):
         run(OPTIONS, data=torch.full((5, 3), math.nan))
-    with pytest.raises(InputError, match=r"refuses samples of shape \(2,\)"):
+    with pytest.raises(InputError, match=r"rejects samples of shape \(2,\)"):
         run(OPTIONS, data=torch.zeros(5, 2))
     one, other = make(), make()
     with pytest.raises(InputError, match="the loss does not depend on the network"):

@@ -184,7 +184,7 @@ def test_files_that_are_none(tmp_path):
             load_dequantiser(bad)
     tensors = {"w": torch.zeros(2)}
     for facts, message in (
-        ({}, "is no dequantiser that save_dequantiser wrote"),
+        ({}, "is not a file that save_dequantiser wrote"),
         ({"format": FORMAT}, "is damaged: 'made'"),
         ({"format": FORMAT, "made": json.dumps({"shape": [1], "layers": 2, "width": 4})}, "is damaged: couplings need"),
         ({"format": FORMAT, "made": json.dumps({"shape": [2], "layers": 1, "width": 4})}, "is damaged: Error"),
@@ -196,7 +196,7 @@ def test_files_that_are_none(tmp_path):
         load_dequantiser(tmp_path)
     with pytest.raises(InputError, match="cannot write"):
         save_dequantiser(load_dequantiser(good), tmp_path / "none" / "x.safetensors")
-    with pytest.raises(InputError, match="only a VariationalDequantiser has weights to save, got uniform"):
+    with pytest.raises(InputError, match="only a VariationalDequantiser can be saved, got uniform"):
         save_dequantiser(UniformNoise(), bad)
 
 

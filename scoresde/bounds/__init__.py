@@ -1,4 +1,4 @@
-"""Variational bounds of the likelihood: of discrete chains, in continuous time, and their decoders."""
+"""Lower bounds of the likelihood, for discrete chains, reverse SDEs and plug-in SDEs; decoders for the bounds."""
 
 from .chain import chain_bound, prior_term, step_terms
 from .continuous import continuous_bound

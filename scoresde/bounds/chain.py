@@ -1,12 +1,12 @@
 """The variational bound of a discrete chain, term by term.
 
 -log p(x0) <= L_N + sum_{0 < i < N} L_i + L_0 (Ho et al. 2020, arXiv:2006.11239, eq. 5): L_N = KL(q(x_N | x0), prior),
-L_i = E KL(q(x_{i-1} | x_i, x0), p(x_{i-1} | x_i)) and L_0 = -E log p(x0 | x_0), with indices as in ``chains``: x_0 is
-the least noisy node, one step from the data, and x_N here the last. It bounds the likelihood of the model's reverse
-chain, not of its ODE.
+L_i = E KL(q(x_{i-1} | x_i, x0), p(x_{i-1} | x_i)) and L_0 = -E log p(x0 | x_0). The indices are those of ``Chain``: x_0
+is the least noisy node, one step from the data; only in L_N, x_N means the last node, whose index is N - 1. The bound
+is for the likelihood of the model's reverse chain, not for that of its ODE.
 
-The budget of ``chain_bound`` holds ``prior`` -L_N, ``diffusion`` the sum of -L_i, ``decoder`` -L_0, ``dequantisation``
-and ``offset``; its ``terms`` (B, N + 1), where all were asked for, are L_0 .. L_{N-1}, L_N.
+The budget of ``chain_bound`` contains ``prior`` = -L_N, ``diffusion``, the sum of -L_i, ``decoder`` = -L_0,
+``dequantisation`` and ``offset``. The ``terms`` (B, N + 1) are L_0 .. L_{N-1}, L_N, if all were evaluated.
 
 >>> import scoresde
 >>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
@@ -41,69 +41,69 @@ from .continuous import prior_kl
 from .decoders import Decoder, decoders
 from .parts import finite_sum, offset_of, rows_of, width_of
 
-# how far the mean log(alpha / sigma) of a chain may be from that of the model's path
+# the largest mean distance between log(alpha / sigma) of a chain and of the model's path
 FAR = 0.6
 _INDICES = 5  # label of the generator's stream
 
 
 def chain_of(sde: SDE, count: int | None = None) -> Chain:
-    """The chain of an SDE: its own where it is a chain's path, else of ``count`` nodes, by default 1000.
+    """The chain of an SDE: its own if it is a chain's path, otherwise one of ``count`` nodes, by default 1000.
 
     Raises:
-        InputError: its nodes leave the SDE's range, where its models know the labels.
+        InputError: the nodes leave the SDE's range of t, on which its models were trained.
     """
     return within(Chain(sde, train_timesteps(sde, count)), sde)
 
 
 def within(chain: Chain, sde: SDE) -> Chain:
-    """The chain.
+    """The chain itself, after a check that it suits a model on ``sde``.
 
     Raises:
-        InputError: it is not a chain, or its nodes leave an SDE's range of t.
+        InputError: it is not a chain; its nodes leave the SDE's range of t; its noise levels differ from the SDE's.
     """
     if not isinstance(chain, Chain):
-        raise InputError(f"chain is a Chain, such as sde.chain(1000), got {chain!r}")
+        raise InputError(f"chain must be a Chain, such as sde.chain(1000), got {chain!r}")
     first, last = chain.path.t_min, chain.path.t_max
     slack = 1e-9 * (sde.t_max - sde.t_min)
     if first < sde.t_min - slack or last > sde.t_max + slack:
         raise InputError(
-            f"the chain's {chain.count} nodes go over t in [{first:g}, {last:g}], but the model's path, "
-            f"{sdes.info_of(sde).name}, over [{sde.t_min:g}, {sde.t_max:g}]: give another chain, or the model its path"
+            f"the chain's {chain.count} nodes cover t in [{first:g}, {last:g}], but the model's path, "
+            f"{sdes.info_of(sde).name}, covers [{sde.t_min:g}, {sde.t_max:g}]: pass a different chain"
         )
-    # the model's path is another: Song's and Ho's betas stay near it, but for the coarsest chains
+    # the chain need not be on the model's path: the embeddings "song" and "ho" stay near it, except for few nodes
     nodes = chain.stacked
     inside = nodes.t[1:].clamp(sde.t_min, sde.t_max)
     away = float((torch.log(nodes.alpha[1:] / nodes.sigma[1:]) - sde(inside).lam).abs().mean())
     if not away < FAR:
         raise InputError(
-            f"the chain has other noise levels than the model's path, {sdes.info_of(sde).name}: their "
-            f"log(alpha / sigma) are {away:.3g} apart on average"
+            f"the chain has different noise levels than the model's path, {sdes.info_of(sde).name}: their "
+            f"log(alpha / sigma) differ by {away:.3g} on average"
         )
     return chain
 
 
 def _double(x: Tensor) -> Tensor:
-    """x in float64; on the CPU where its device, Apple's, has none."""
+    """The tensor in float64; on the CPU if its device (MPS) has no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
 def prior_term(chain: Chain, x0: Tensor) -> Tensor:
-    """L_N = KL(q(x_{N-1} | x0) | N(0, std^2 I)) (B,) in nats, for x0 (B, *)."""
+    """The term L_N = KL(q(x_{N-1} | x0) | N(0, std^2 I)) (B,) in nats, for x0 (B, *)."""
     return prior_kl(_double(x0), chain.node(chain.count - 1), chain.path.prior().std)
 
 
 def step_terms(
     chain: Chain, index: Tensor, x0: Tensor, eps: Tensor, prediction: Prediction, kernel: DDPM, decoder: Decoder
 ) -> Tensor:
-    """L_i at one draw of x_i = alpha_i x0 + sigma_i eps each: (B,) nats, float64.
+    """The terms L_i (B,) in nats, float64, each at one draw of x_i = alpha_i x0 + sigma_i eps.
 
-    With the posterior's variance beta_tilde and the model's v, L_i is the sum over dimensions of
-    (log(v / beta_tilde) + (beta_tilde + gap^2) / v - 1) / 2, gap = on_x0 (sigma_i / alpha_i) (eps_model - eps), the
-    distance of the means; L_0 is the decoder's.
+    With the posterior's variance beta_tilde and the model's variance v, L_i is the sum over dimensions of
+    (log(v / beta_tilde) + (beta_tilde + gap^2) / v - 1) / 2. Here gap = on_x0 (sigma_i / alpha_i) (eps_model - eps) is
+    the distance of the means. L_0 is the negative log-probability under the decoder.
 
     Args:
-        index: (B,) in 0..N-1.
-        prediction: the model's at x_i, (B, *).
+        index: the index i of each sample, (B,) in 0..N-1.
+        prediction: the model's prediction (B, *) at x_i.
     """
     at, below = chain.steps(index)
     error = _double(prediction.eps - eps)
@@ -121,7 +121,7 @@ def step_terms(
     first = (index == 0).to(x0.device)
     if not first.any():
         return terms
-    mean = (x0 - wide.ratio * error)[first]  # the posterior's mean at the data is the prediction of x0
+    mean = (x0 - wide.ratio * error)[first]  # the mean of the step to the data is the predicted x0
     variance = (v * torch.ones_like(error))[first]
     decoded = -decoder.log_prob(x0[first], mean, variance).flatten(1).sum(1)
     return terms.masked_scatter(first, decoded)
@@ -141,21 +141,22 @@ def chain_bound(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
-    """The variational lower bound of log p(x), x (B, *), under the reverse chain of a model, in nats; see the module.
+    """Variational lower bound, in nats, of log p(x) under a model's reverse chain; the top of the module defines it.
 
     Args:
-        x: levels for the decoder ``discretised``, else continuous data, or levels spread over their bins.
-        kernel: ``ddpm(variance=...)``, the variance of the reverse chain.
-        chain: by default the SDE's own, else of 1000 nodes.
-        decoder: ``gaussian``, or ``discretised(bin_width=..., low=-1, high=1)``.
-        bin_width: of data that were spread over their bins (``dequantise``), for bits/dim.
-        indices: how many of the terms between L_0 and L_N to evaluate for each sample, spread evenly from a random
-            start: an unbiased estimate. By default all, one draw of the noise each.
-        seeds, batch_size: as for ``log_prob``.
+        x: data (B, *): levels for the decoders ``levels`` and ``discretised``; otherwise continuous data, or levels
+            spread over their bins.
+        kernel: ``ddpm(variance=...)``, which sets the variance of the reverse chain.
+        chain: the chain; by default the SDE's own, or one of 1000 nodes if the SDE has none.
+        decoder: ``gaussian``, ``discretised(bin_width=..., low=-1, high=1)`` or ``levels(...)``.
+        bin_width: the bin width of data that were spread over their bins (``dequantise``), for bits/dim.
+        indices: the number of terms between L_0 and L_N to evaluate for each sample, evenly spaced from a random start.
+            The estimate is unbiased. By default all terms are evaluated, with one draw of the noise each.
+        seeds, batch_size: as in ``log_prob``.
 
     Raises:
-        InputError: see ``Chain`` and ``DDPM``; also data that are empty, not floats, not finite, or not at the
-            decoder's levels, and a chain that leaves the range of the model's path.
+        InputError: see ``Chain`` and ``DDPM``; also if the data are empty, not floats, not finite or not at the
+            decoder's levels, or the chain leaves the range of the model's path.
     """
     check_batch("x", x, condition)
     method, rule = reverse_kernel(kernel), decoders.make(decoder)
@@ -186,7 +187,7 @@ def chain_bound(
 
 
 def _asked(chain: Chain, indices: int | None) -> int:
-    """How many of the terms between the first and the last are evaluated."""
+    """The number of terms between the first and the last to evaluate, checked."""
     between = chain.count - 1
     asked = between if indices is None else positive_integer("indices", indices)
     if asked > between:
@@ -205,12 +206,14 @@ def _terms(
     decoder: Decoder,
     advance: Callable[[], Any],
 ) -> tuple[Tensor, Tensor]:
-    """L_0 and ``asked`` of the terms between it and the last (B, asked + 1), in nats on the CPU, and the last noisy
-    samples (B, *)."""
+    """Evaluates L_0 and ``asked`` of the terms between L_0 and L_N, for samples ``x0`` (B, *).
+
+    Returns the terms (B, asked + 1), in nats on the CPU, and the noisy samples (B, *) of the last term.
+    """
     between, first = chain.count - 1, chain.node(0)
     source = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device)
     start = torch.zeros(len(x0), dtype=torch.float64)
-    if asked < between:  # of each sample's seed, apart from the streams of other uses
+    if asked < between:  # from each sample's seed, in a stream that nothing else uses
         streams = (solvers.generator(seed, _INDICES) for seed in seeds)
         start = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
     found = []

@@ -5,10 +5,10 @@ With gamma = -2 lam (minus the log signal-to-noise ratio) and any affine path fr
     -log p(x0) <= KL(q(x_T | x0) | prior) + E[-log p(x0 | x_{t_min})] + 1/2 int gamma'(t) E |eps - eps_model|^2 dt
 
 (Kingma et al. 2021, arXiv:2107.00630, eq. 11-17; on any other affine path g^2 / sigma^2 = gamma', so it is the bound
-of Song et al. 2021, arXiv:2101.09258, theorem 3). Written over gamma the integral knows of the path only where gamma
-starts and ends, so the shape of a learned path between its ends (its interior) cannot change the bound. It changes
-the variance of the estimate 1/2 gamma'(t) |eps - eps_model|^2 at a random t; ``bound_losses.ContinuousBound`` trains
-it for that.
+of Song et al. 2021, arXiv:2101.09258, theorem 3). Written over gamma, the integral depends only on the ends of the
+path: the shape of a learned path between its ends (its interior) does not change the bound. The interior changes only
+the variance of the estimate 1/2 gamma'(t) |eps - eps_model|^2 at a random t, and ``bound_losses.ContinuousBound``
+trains it to reduce this variance.
 
 >>> import scoresde
 >>> target = scoresde.targets.Gaussian(torch.zeros(4), 1.0)
@@ -46,10 +46,10 @@ _TIMES = 6  # label of the generator's stream
 
 
 def variable_of(sampler: TimeSampler) -> Literal["t", "logsnr"]:
-    """Over what a sampler is uniform.
+    """The variable over which a time sampler is uniform.
 
     Raises:
-        InputError: it is uniform over neither t nor lam, so the integral's weight is not known.
+        InputError: the sampler is uniform over neither t nor lam, so the weight of the integral is not known.
     """
     if isinstance(sampler, LowDiscrepancy):
         return sampler.over
@@ -57,12 +57,19 @@ def variable_of(sampler: TimeSampler) -> Literal["t", "logsnr"]:
         return "t"
     if isinstance(sampler, LogSNR):
         return "logsnr"
-    raise InputError(f"the continuous bound takes times low_discrepancy, uniform or logsnr, got {sampler}")
+    raise InputError(f"the continuous bound needs times low_discrepancy, uniform or logsnr, got {sampler}")
 
 
 class Place(NamedTuple):
-    """Where a batch is on a path: its nodes (B,), the weights (B,) of |eps - eps_model|^2, the nodes at t_min and
-    t_max (tensors without dimensions), and what the interior's gradients come in through, each (B,)."""
+    """The times of a batch on a path, with what the bound needs there.
+
+    Attributes:
+        at: the nodes (B,).
+        weight: the weights (B,) of |eps - eps_model|^2.
+        first, last: the nodes at t_min and t_max, tensors without dimensions.
+        interior: gamma and its derivative as functions of the interior alone, each (B,); its gradients pass through
+            them. Empty unless the path is learned.
+    """
 
     at: Node[Tensor]
     weight: Tensor
@@ -82,7 +89,7 @@ def place_of(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> Place:
         return Place(at, 0.5 * weight, first, last)
     low, high = sde.ends()
     share, rate = sde.share(t)
-    # of a path cut short the bound's ends depend on the interior too, which is not trained for it
+    # if the range of t is shortened, the ends also depend on the interior, which must not be trained by them: detach
     start, end = (
         low + (high - low) * u for u in sde.share(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))[0].detach()
     )
@@ -103,28 +110,31 @@ def place_of(sde: SDE, t: Tensor, over: Literal["t", "logsnr"]) -> Place:
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """In float64, where the device has it."""
+    """The tensor in float64 if its device has it, otherwise unchanged."""
     return x if x.device.type == "mps" else x.double()
 
 
 def prior_kl(x0: Tensor, node: Node | Node[Tensor], std: float) -> Tensor:
-    """KL(N(alpha x0, sigma^2 I) | N(0, std^2 I)) (B,) in nats, for x0 (B, *) and a node without dimensions."""
+    """The divergence KL(N(alpha x0, sigma^2 I) | N(0, std^2 I)) (B,) in nats, for x0 (B, *) at a single node."""
     square = in_float64(x0).flatten(1).square().sum(1)
     alpha, sigma = (torch.as_tensor(v, dtype=torch.float64).to(square) for v in (node.alpha, node.sigma))
     return 0.5 * ((alpha / std) ** 2 * square + x0[0].numel() * ((sigma / std) ** 2 - 1 - 2 * torch.log(sigma / std)))
 
 
 def reconstruction(x0: Tensor, node: Node[Tensor], noise: Tensor, decoder: Decoder) -> Tensor:
-    """-log p(x0 | x) (B,) in nats at x = alpha x0 + sigma noise, both (B, *), decoded from N(x / alpha, ratio^2)."""
+    """The decoder's -log p(x0 | x) (B,) in nats at x = alpha x0 + sigma noise, both (B, *).
+
+    The decoder receives N(x / alpha, ratio^2).
+    """
     clean = in_float64(x0)
     ratio = node.ratio.to(clean)
-    # a normal density depends on the noise's square alone, whose mean is 1: no draw is needed
+    # a normal density depends only on the square of the noise, whose mean is 1, so it needs no draw
     draw = torch.ones_like(clean) if isinstance(decoder, Gaussian) else noise.to(clean)
     return -decoder.log_prob(clean, clean + ratio * draw, ratio**2).flatten(1).sum(1)
 
 
 def diffusion(denoiser: Denoises, x0: Tensor, place: Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-    """weight |eps - eps_model|^2 (B,) in nats, at x = alpha x0 + sigma eps, both (B, *)."""
+    """The term weight |eps - eps_model|^2 (B,) in nats, at x = alpha x0 + sigma eps, both (B, *)."""
     node = place.at.like(x0)
     found = denoiser.predict(node.alpha * x0 + node.sigma * eps, place.at, **conditions)
     error = in_float64(found.eps - eps).flatten(1)
@@ -145,20 +155,21 @@ def continuous_bound(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
-    """The variational lower bound of log p(x), x (B, *), under the reverse SDE of a model, in continuous time, in nats.
+    """Variational lower bound, in nats, of log p(x) under a model's reverse SDE in continuous time.
 
     Args:
-        x: levels for the decoders ``levels`` and ``discretised``, else continuous data, or levels spread over their
-            bins.
+        x: data (B, *): levels for the decoders ``levels`` and ``discretised``; otherwise continuous data, or levels
+            spread over their bins.
         draws: model evaluations per sample, in ``sets`` independent sets, whose spread gives the standard error.
-        times: where each set lies on the path. Spread over lam the estimate has the least variance on fixed paths.
-        decoder: of x at t_min.
-        bin_width: of data that were spread over their bins (``dequantise``), for bits/dim.
-        seeds, batch_size: as for ``log_prob``.
+        sets: the number of sets.
+        times: the time sampler of each set. On fixed paths, times spread over lam give the least variance.
+        decoder: the decoder of the state at t_min.
+        bin_width: the bin width of data that were spread over their bins (``dequantise``), for bits/dim.
+        seeds, batch_size: as in ``log_prob``.
 
     Raises:
-        InputError: data that are empty, not floats, not finite or not at the decoder's levels; draws that are not a
-            multiple of the sets; a time sampler of unknown density; a bound that is not finite.
+        InputError: the data are empty, not floats, not finite or not at the decoder's levels; ``draws`` is not a
+            multiple of ``sets``; the time sampler is uniform over neither t nor lam; the bound is not finite.
     """
     check_batch("x", x, condition)
     rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
@@ -200,8 +211,11 @@ def _draws(
     decoder: Decoder,
     advance: Callable[[], Any],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What each of the places (B,) says of samples (B, *): the diffusion terms and the decoder's (B, len(places)), in
-    nats on the CPU; and noisy samples at t_max (B, *)."""
+    """Evaluates the bound of samples (B, *) at each place.
+
+    Returns the diffusion terms and the decoder's terms, both (B, len(places)) in nats on the CPU, and the noisy samples
+    (B, *) at t_max.
+    """
     source = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device)
     parts, recovered = [], []
     for place in places:
@@ -213,10 +227,10 @@ def _draws(
     return torch.stack(parts, 1), torch.stack(recovered, 1), latent
 
 
-_ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # an interval of zero length: a fresh draw
+_ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # any interval: seeded noise ignores it and returns a new draw
 
 
 def _points(sampler: TimeSampler, sde: SDE, seed: int, draws: int, sets: int) -> Tensor:
-    """The times (draws,) of one sample, set after set."""
+    """The times (draws,) of one sample, one set after the other."""
     streams = (solvers.generator(seed, _TIMES, k) for k in range(sets))
     return torch.cat([sampler.sample(sde, draws // sets, stream) for stream in streams])

@@ -1,6 +1,6 @@
-"""The last step of a variational bound: the density or probability of data x0 under N(mean, variance).
+"""Decoders: the last step of a variational bound, the density or probability of data x0 under N(mean, variance).
 
-Ho et al. 2020, arXiv:2006.11239, eq. 13: levels of discrete data have the mass of their bins.
+For discrete data, the probability of a level is the mass of its bin (Ho et al. 2020, arXiv:2006.11239, eq. 13).
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from solvers.registry.options import Options
 
 
 class Decoder(Options):
-    """p(x0 | x) from a Gaussian; a frozen dataclass whose fields are its options."""
+    """A rule for p(x0 | x) from a Gaussian. Each decoder is a frozen dataclass; its fields are its options."""
 
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Any) -> Tensor:
-        """Nats of each number (B, *): of a density, or of a level's probability. ``variance`` fits ``mean`` (B, *)."""
+        """The log of a density, or of a level's probability, in nats for each number (B, *).
+
+        ``variance`` must broadcast to ``mean`` (B, *).
+        """
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -33,7 +36,7 @@ decoders: Registry[Decoder] = Registry("decoder", Decoder)
 @decoders.register("gaussian")
 @dataclass(frozen=True)
 class Gaussian(Decoder):
-    """The normal density itself, for continuous data."""
+    """The normal density, for continuous data."""
 
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Any) -> Tensor:
         v = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device)
@@ -43,15 +46,16 @@ class Gaussian(Decoder):
 @decoders.register("discretised", reference="Ho et al. 2020, arXiv:2006.11239, eq. 13")
 @dataclass(frozen=True)
 class Discretised(Decoder):
-    """The normal mass of a level's bin, [x0 - bin_width / 2, x0 + bin_width / 2]; the lowest and the highest level have
-    all that lies beyond as well, so that the masses of all levels sum to one.
+    """The normal mass of a level's bin, [x0 - bin_width / 2, x0 + bin_width / 2].
+
+    The lowest and the highest level also have the mass beyond their bins, so that all levels sum to one.
 
     Args:
         bin_width: the distance between levels.
         low, high: the lowest and the highest level.
 
     Raises:
-        InputError: a bin width that is not positive, or low and high that are no whole number of bins apart.
+        InputError: the bin width is not positive, or the range from low to high is not a whole number of bins.
     """
 
     bin_width: float
@@ -62,41 +66,41 @@ class Discretised(Decoder):
         super().__post_init__()
         if not (0 < self.bin_width < math.inf and -math.inf < self.low < self.high < math.inf):
             raise InputError(
-                f"discretised: bin_width must be positive, low below high, all finite, got {self.bin_width:g}, "
+                f"discretised: needs bin_width > 0 and low < high, all finite, got {self.bin_width:g}, "
                 f"{self.low:g} and {self.high:g}"
             )
         bins = (self.high - self.low) / self.bin_width
         if abs(bins - round(bins)) > 1e-6 * bins:
             raise InputError(
-                f"discretised: levels {self.bin_width:g} apart do not go from {self.low:g} to {self.high:g}"
+                f"discretised: levels {self.bin_width:g} apart do not fit the range from {self.low:g} to {self.high:g}"
             )
 
     @property
     def levels(self) -> Tensor:
-        """All levels (K,), in float64."""
+        """All levels (K,), float64."""
         return torch.linspace(
             self.low, self.high, 1 + round((self.high - self.low) / self.bin_width), dtype=torch.float64
         )
 
     def check(self, x0: Tensor) -> None:
-        """Refuses data (B, *) that are not at the levels.
+        """Rejects data (B, *) that are not at the levels.
 
         Raises:
-            InputError: a number is more than a thousandth of a bin off.
+            InputError: a number differs from every level by more than a thousandth of a bin.
         """
         place = (x0.detach().cpu().double() - self.low) / self.bin_width
         wrong = (place - place.round().clamp(0, len(self.levels) - 1)).abs() > 1e-3
         if wrong.any():
             raise InputError(
-                f"{self} takes data at its levels, got {float(x0[wrong.to(x0.device)][0]):g}; data that were spread "
-                "over their bins take the decoder gaussian"
+                f"{self} needs data at its levels, got {float(x0[wrong.to(x0.device)][0]):g}; for data that were "
+                "spread over their bins use the decoder gaussian"
             )
 
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Any) -> Tensor:
         std = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device).sqrt()
         half = 0.5 * self.bin_width
         gap = x0 - mean
-        # the interval [a, b] in standard deviations, mirrored so that it is the lower tail that is small
+        # the interval [a, b] in standard deviations, mirrored into the lower tail, where log_ndtr is accurate
         a, b = (gap - half) / std, (gap + half) / std
         a = torch.where(x0 < self.low + half, -math.inf, a)
         b = torch.where(x0 > self.high - half, math.inf, b)
@@ -111,8 +115,10 @@ class Discretised(Decoder):
 @decoders.register("levels", reference="Kingma et al. 2021, arXiv:2107.00630")
 @dataclass(frozen=True)
 class Levels(Discretised):
-    """The normal density at the levels, normalised over them: log p = -(x0 - mean)^2 / (2 v) - log sum_k
-    exp(-(x_k - mean)^2 / (2 v)). It takes memory for every level at once: (B, *, K).
+    """The normal density at the levels, normalised over all levels.
+
+    log p = -(x0 - mean)^2 / (2 v) - log sum_k exp(-(x_k - mean)^2 / (2 v)). All levels are in memory at once:
+    (B, *, K).
     """
 
     def log_prob(self, x0: Tensor, mean: Tensor, variance: Any) -> Tensor:

@@ -1,42 +1,44 @@
 """Lower bounds of the log-likelihood under every SDE between the reverse SDE and the probability-flow ODE.
 
-With the model's score s in the place of the true one, the SDEs
+With the model's score s in place of the true score, the SDEs
 
     backwards in time: drift (1 - k/2) g^2 s - f x, diffusion sqrt(1 - k) g,    0 <= k <= 1
 
-have the same marginals where s is right: k = 0 is the reverse SDE, k = 1 the ODE (Huang et al. 2021, arXiv:2106.02808,
-section on plug-in reverse SDEs, with k for the paper's lambda). Where s is wrong they are different models.
+have the same marginals if s is exact: k = 0 is the reverse SDE, k = 1 the ODE (Huang et al. 2021, arXiv:2106.02808,
+section on plug-in reverse SDEs, with k for the paper's lambda). If s is not exact, they are different models.
 
-For each, Feynman and Kac give the density as a mean over paths that run up from x, and Girsanov's theorem changes their
-law to any other with the same diffusion; Jensen then gives the paper's continuous-time bound. Here they run up by the
-model's own score, dx = (f x - k/2 g^2 s) dt + sqrt(1 - k) g dw, which Girsanov pays for with a = sqrt(1 - k) g s:
+For each SDE, the Feynman-Kac formula writes the density as a mean over paths from x at t_min to t_max. Girsanov's
+theorem changes the law of these paths to any other with the same diffusion, and Jensen's inequality then gives the
+paper's continuous-time bound. Here the paths follow the model's own score,
+dx = (f x - k/2 g^2 s) dt + sqrt(1 - k) g dw, and Girsanov's theorem adds terms in a = sqrt(1 - k) g s:
 
     log p(x) >= E[ log p_T(x_T) - int ( |a|^2 / 2 + (1 - k/2) g^2 div s - div f ) dt ] = E[ the same - int a . dw ].
 
-- k = 0: paths are x_t = alpha x + sigma eps whatever s is, and this is the bound of Song et al. 2021, arXiv:2101.09258,
-  theorem 1, by score matching's implicit form: in expectation that of ``continuous_bound``.
+- k = 0: the paths are x_t = alpha x + sigma eps for every s. This is the bound of Song et al. 2021, arXiv:2101.09258,
+  theorem 1, in the implicit form of score matching; its expectation is that of ``continuous_bound``.
 - k = 1: there is no noise, a = 0, and this is log p of the ODE itself.
-- s = grad log p_t: by Bayes' rule the paths are those that the generative SDE takes to x. The bound is tight at every k
-  and, as it stands on the right, the same on every path: the last integral has no mean and takes all variance out.
+- s = grad log p_t: by Bayes' rule the paths have the law of the generative SDE, given that it ends in x. The bound is
+  tight at every k. The expression on the right is then the same for every path: its last integral has mean 0 and
+  removes all variance.
 
-In y = x / alpha, r = sigma / alpha and D, the denoiser, with c = tr dD/dy and eps = (y - D) / r, all on the left is
+In the variables y = x / alpha, r = sigma / alpha and the denoiser D, with c = tr dD/dy and eps = (y - D) / r, this is
 
     dy = k eps dr + sqrt(1 - k) dB(r^2)
     log p(x) = log p_T + d log alpha_T + int ((2 - k)(d - c) - (1 - k)|eps|^2) dr / r + sqrt(1 - k) int (eps / r) . dB
 
-(dB has the variance d(r^2)). A step is Heun's, of weak order 2 as noise is additive. The last integral
-is the trapezoid sum of eps / r . noise less that sum's own mean, by Stein's identity half the noise's variance times
-div(eps / r) at the step's end: so it has no mean at any step, and follows the path to first order. (Ito's own sum, of
-order one half, leaves a hundred times the variance at a hundred steps.)
+(dB has the variance d(r^2)). A step is Heun's, of weak order 2 because the noise is additive. The last integral is the
+trapezoid sum of eps / r . noise, less the mean of that sum. By Stein's identity this mean is half the variance of the
+noise times div(eps / r) at the end of the step. The computed integral therefore has mean 0 for any number of steps and
+follows the path to first order. (Ito's sum, of order one half, leaves a hundred times the variance at a hundred steps.)
 
-Like ``log_prob`` the bound speaks of the density of x0 + ratio(t_min) eps at x: ``continuous_bound`` with the decoder
-gaussian is the mean of this one, at interpolation 0, over x + ratio(t_min) eps.
+As in ``log_prob``, the bound is for the density of x0 + ratio(t_min) eps at x. ``continuous_bound`` with the decoder
+gaussian is the mean of this bound, at interpolation 0, over x + ratio(t_min) eps.
 
 >>> import scoresde
 >>> target = scoresde.targets.Gaussian(torch.zeros(2), 1.0)
 >>> x = target.sample(20, torch.Generator().manual_seed(0))
 >>> bound = plug_in_bound(target.denoiser(scoresde.VP()), x, 0.5, draws=4, divergence="exact")
->>> float((bound.nats - target.log_prob(x)).abs().mean()) < 0.1  # a right score's bound is tight
+>>> float((bound.nats - target.log_prob(x)).abs().mean()) < 0.1  # the bound of an exact score is tight
 True
 """
 
@@ -65,7 +67,7 @@ from ..sampling.batches import Batching, check_batch, check_finite
 from ..sampling.plan import Plan
 
 _PATHS = 7  # label of the generator's stream
-_ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # an interval of zero length: a fresh draw
+_ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # any interval: seeded noise ignores it and returns a new draw
 
 
 def plug_in_bound(
@@ -86,29 +88,31 @@ def plug_in_bound(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
-    """Lower bound of log p(x) under the SDE that lies ``interpolation`` of the way from the reverse SDE to the ODE.
+    """Lower bound, in nats, of log p(x) under an SDE between the reverse SDE and the probability-flow ODE.
 
     Args:
-        x: data (B, *), of levels those spread over their bins.
-        interpolation: the paper's lambda, from 0, the reverse SDE, to 1, the ODE, whose value is no bound but exact.
-        grid, steps, t_min, t_max: of the paths; by default ``logsnr``. Each step takes two evaluations.
-        draws: paths per sample; their spread is the standard error. Of a wrong score a path's law is skewed, and an
-            interval of few draws covers a little less often than it says.
-        divergence, prior, condition, batch_size: as for ``log_prob``; every path has its own probes.
-        seeds: of paths and probes, one per sample; 0, 1, ... by default.
-        bin_width: of discrete data that were spread over their bins (``dequantise``), for bits/dim.
+        x: data (B, *); levels must already be spread over their bins.
+        interpolation: the position between the two, the paper's lambda: 0 is the reverse SDE, 1 is the ODE, for which
+            the result is its exact value and not a bound.
+        grid, steps, t_min, t_max: the nodes of the paths; the default grid is ``logsnr``. Each step takes two
+            evaluations.
+        draws: the number of paths per sample, whose spread gives the standard error. If the score is not exact, the law
+            of a path is skewed, and an interval from few draws covers a little less often than its level.
+        divergence, prior, condition, batch_size: as in ``log_prob``; every path has its own probes.
+        seeds: the seeds of the paths and probes, one per sample; by default 0, 1, ...
+        bin_width: the bin width of discrete data that were spread over their bins (``dequantise``), for bits/dim.
 
     Returns:
-        nats (B,), a lower bound in expectation; stderr (B,) of the draws, probes included; ``latent`` the first path's
-        end. The budget holds the means of ``prior``, of ``integral`` and of ``martingale``, which is noise about 0, and
-        ``truncation`` and ``offset`` as of ``log_prob``.
+        A ``LogProb``: ``nats`` (B,) is a lower bound in expectation, ``stderr`` (B,) its standard error over the draws,
+        probes included, and ``latent`` the end of the first path. The budget contains the means of ``prior``,
+        ``integral`` and ``martingale`` (whose expectation is 0), and ``truncation`` and ``offset`` as in ``log_prob``.
 
     Raises:
-        InputError: see ``scoresde.plan``; an interpolation outside [0, 1], data that are empty, not floats or not
-            finite, a shortened range without a prior, a result that is not finite.
+        InputError: see ``scoresde.plan``; also if the interpolation is outside [0, 1], the data are empty, not floats
+            or not finite, the range is shortened without a prior, or the result is not finite.
     """
     if not 0 <= interpolation <= 1:
-        raise InputError(f"interpolation goes from 0, the reverse SDE, to 1, the ODE, got {interpolation!r}")
+        raise InputError(f"interpolation must be between 0, the reverse SDE, and 1, the ODE, got {interpolation!r}")
     plan = Plan.make(denoiser, "heun", grid or "logsnr", steps, None, t_min, t_max, stop=True)
     rule, batching = divergences.make(divergence), Batching(batch_size, x.device, x.dtype, progress)
     check_batch("x", x, condition)
@@ -121,7 +125,7 @@ def plug_in_bound(
 
 @dataclass(frozen=True)
 class _Paths:
-    """What a bound's paths share; ``carrier`` has the seeds of the samples."""
+    """The simulation of a bound's paths; ``carrier`` contains the seeds of the samples."""
 
     carrier: Carrier
     plan: Plan
@@ -138,7 +142,7 @@ class _Paths:
         ones, k = torch.ones_like(found[:, 0, 0]), self.interpolation
         budget = {
             **dict(zip(("prior", "integral", "martingale"), found.mean(1).unbind(1), strict=True)),
-            "truncation": d * math.log(self.plan.nodes[0].alpha) * ones,  # of p_T, to the scale of x / alpha
+            "truncation": d * math.log(self.plan.nodes[0].alpha) * ones,  # converts p_T to the scale of x / alpha
             "offset": d * math.log(self.bin_width or 1.0) * ones,
         }
         nfe = 2 * self.plan.steps * self.draws
@@ -163,10 +167,10 @@ class _Paths:
         )
 
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Prior, integral and martingale of every path (B, draws, 3), and the ends of the first ones (B, *)."""
+        """Prior, integral and martingale of every path (B, draws, 3), and the ends (B, *) of the first paths."""
         last, sde = self.plan.nodes[0], self.plan.sde
         batches = self.carrier.batching.rows(len(x))
-        # every path has a seed of its own, the k-th whatever the number of draws
+        # every path has its own seed; that of the k-th path does not depend on the number of draws
         own = [
             torch.randint(2**62, (self.draws,), generator=solvers.generator(seed, _PATHS)).tolist()
             for seed in self.carrier.seeds
@@ -190,17 +194,19 @@ class _Paths:
 def _climb(
     problem: WithLogDensity, x: Tensor, nodes: tuple[Node, ...], k: float, seeds: list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One path of each sample x (B, *) through nodes from data to noise: y = x / alpha at its end (B, d), the integral
-    and the martingale (B,) in nats."""
+    """Simulates one path for each sample x (B, *) through nodes from data to noise.
+
+    Returns y = x / alpha at the end of the path (B, d), the integral and the martingale (each (B,), in nats).
+    """
     m, d = problem.channels, x[0].numel()
     y = problem.start(x, nodes[0])[:, :d] / nodes[0].alpha
     source = SeededNoise(seeds, (d,), torch.float64, y.device)
     integral, martingale = torch.zeros_like(y[:, 0]), torch.zeros_like(y[:, 0])
 
     def at(y: Tensor, node: Node) -> tuple[Tensor, Tensor]:
-        """eps (B, d), and d - c = r div eps (B,)."""
+        """The prediction eps (B, d), and d - c = r div eps (B,)."""
         found = problem.predict(torch.cat([node.alpha * y, y.new_zeros(len(y), m)], 1), node)
-        # of channels at 0, x0 is (1 + r) M / r with M = -r (c - d / (1 + r^2))
+        # for channels at 0, x0 is (1 + r) M / r with M = -r (c - d / (1 + r^2))
         c = d / (1 + node.ratio**2) - found.x0[:, d:].mean(1) / (1 + node.ratio)
         return found.eps[:, :d], d - c
 
@@ -214,7 +220,7 @@ def _climb(
         ahead, spread_ahead = at(y + rise * eps + noise, s)
         both = integrand(eps, spread) + integrand(ahead, spread_ahead)
         integral = integral + 0.5 * math.log(s.ratio / t.ratio) * both
-        # Stein's identity: the mean of (ahead / s) . noise is the variance times that of the divergence there
+        # Stein's identity: the mean of (ahead / s) . noise is the variance times the mean divergence of ahead / s
         swing = ((eps / t.ratio + ahead / s.ratio) * noise).sum(1) - variance / s.ratio**2 * spread_ahead
         martingale = martingale + 0.5 * swing
         y = y + 0.5 * rise * (eps + ahead) + noise

@@ -1,4 +1,4 @@
-"""Log-likelihood by the probability-flow ODE, with the errors of its parts; dequantisation of discrete data."""
+"""Log-likelihood by the probability-flow ODE, with estimates of its errors; dequantisation of discrete data."""
 
 from .density_ode import Carrier, WithLogDensity
 from .dequantisation import TruncatedNormal, UniformNoise, dequantisers

@@ -1,4 +1,4 @@
-"""The log-density along the probability-flow ODE: a problem that carries it, and the solves of a likelihood."""
+"""The log-density along the probability-flow ODE: a problem that integrates it, and the solve of a likelihood."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from ..sampling.plan import Plan
 from .divergence import Divergence, Exact
 from .inputs import leaves_torch
 
-# vector-Jacobian products taken at once: enough to fill a processor, few enough to bound memory
+# vector-Jacobian products per call: enough to use the device well, few enough to limit memory
 CHUNK = 64
 
 
 def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
-    """v^T d out / d leaf (k, B, *) of vectors (k, B, *): all at once, or one by one where the network has a function
-    that cannot be batched."""
+    """The products v^T d out / d leaf (k, B, *) for vectors (k, B, *).
+
+    They are computed in one batch, or one by one if the network contains a function that cannot be batched.
+    """
     options = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
     try:
         (found,) = torch.autograd.grad(out, leaf, vectors, is_grads_batched=True, **options)
@@ -36,39 +38,43 @@ def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) ->
             raise
         rows = [torch.autograd.grad(out, leaf, v, **options)[0] for v in vectors]
         found = None if rows[0] is None else torch.stack(rows)
-    return torch.zeros_like(vectors) if found is None else found  # None: out does not come from leaf
+    return torch.zeros_like(vectors) if found is None else found  # None: out does not depend on leaf
 
 
 def _seen(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of what a denoiser is asked at, for samples in ``dtype``."""
+    """The dtype in which a denoiser is evaluated, for samples in ``dtype``: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _cleared(left: Tensor, known: Tensor) -> Tensor:
-    """What is left of products (k, B, d) without the known ones: exactly 0, with its gradient, where it is rounding of
-    those, for a derivative through its direction would be one of noise."""
+    """``left``, the products (k, B, d) less their known part, with rounding errors set to 0.
+
+    A vector that is only rounding of ``known`` becomes exactly 0 and keeps its gradient: a derivative through its
+    direction would be a derivative of noise.
+    """
     rounding = 8 * torch.finfo(known.dtype).eps * known.detach().norm(dim=2, keepdim=True)
     return torch.where(left.detach().norm(dim=2, keepdim=True) > rounding, left, left - left.detach())
 
 
 @dataclass(frozen=True)
 class WithLogDensity(Problem):
-    """The same samples with channels that carry the log-density, each solved like one more coordinate.
+    """A denoiser's problem whose state has extra channels for the log-density; each is solved like a coordinate.
 
-    Let r = sigma / alpha, y = x / alpha, D the denoiser and l the log-density of y along the probability-flow ODE,
-    dl/dr = -(d - tr dD/dy) / r. For data N(0, I) that is known: l = -d/2 log(1 + r^2) + const, with the trace
-    d / (1 + r^2). What is left is k = l - l_0 + d/2 log((1 + r^2) / (1 + r_0^2)), for which dk/dr = -M / r^2 with
-    M = -r (tr dD/dy - d / (1 + r^2)), which vanishes at both ends of the path. The channel carries w = (1 + r) k: with
-    x0 = k + (1 + r) M / r and eps = k - (1 + r) M / r^2 it is one more coordinate of the path, w = x0 + r eps and
-    dw/dr = eps. So alpha w is appended to the state, and every deterministic solver integrates it at its own order. The
-    pairs divide it by alpha + sigma and so integrate k itself: an error of k stays what it is, where that of r k would
-    grow or shrink like r. There are the m channels of the divergence, so that the spread over its probes is seen in the
-    result; they start at 0.
+    Let r = sigma / alpha, y = x / alpha, D the denoiser and l the log-density of y along the probability-flow ODE:
+    dl/dr = -(d - tr dD/dy) / r. For data N(0, I) the solution is known: l = -d/2 log(1 + r^2) + const, with the trace
+    d / (1 + r^2). The difference from it, k = l - l_0 + d/2 log((1 + r^2) / (1 + r_0^2)), obeys dk/dr = -M / r^2 with
+    M = -r (tr dD/dy - d / (1 + r^2)), which vanishes at both ends of the path.
 
-    The state (B, d + m) is float64, on the CPU where the model's device has no float64, and so are the sums over d; the
-    model sees samples in ``dtype`` on ``device``, in float32 for one of 16 bits: a network of 16 bits is given its own
-    by its denoiser. ``vectors`` (B, k, d) are those that the divergence drew. With ``create_graph`` the result
-    can be differentiated, by x, by the network's parameters and by the conditions; it holds every evaluation in memory.
+    A channel contains w = (1 + r) k. With x0 = k + (1 + r) M / r and eps = k - (1 + r) M / r^2 it is one more
+    coordinate of the path: w = x0 + r eps and dw/dr = eps. The state therefore gets alpha w appended, and every
+    deterministic solver integrates it at its own order. The adaptive pairs divide the state by alpha + sigma and so
+    integrate k itself: an error in k stays constant, whereas an error in r k would grow or shrink like r. The
+    divergence has m channels, whose spread over its probes is thus visible in the result. All channels start at 0.
+
+    The state (B, d + m) and the sums over d are float64, on the CPU if the model's device has no float64. The model
+    receives samples in ``dtype`` on ``device``, in float32 if ``dtype`` has 16 bits; the denoiser of a 16-bit network
+    converts them. ``vectors`` (B, k, d) are the vectors that the divergence drew. With ``create_graph`` the result can
+    be differentiated by x, by the network's parameters and by the conditions; every evaluation then stays in memory.
     """
 
     denoiser: Denoises
@@ -82,12 +88,12 @@ class WithLogDensity(Problem):
 
     @cached_property
     def model(self) -> Model:
-        """The denoiser with all of its parts."""
+        """The denoiser as a ``Model``."""
         return adapted(self.denoiser)
 
     @property
     def channels(self) -> int:
-        """m, the number of log-density channels."""
+        """The number m of log-density channels."""
         return self.divergence.channels(math.prod(self.shape))
 
     @property
@@ -106,12 +112,15 @@ class WithLogDensity(Problem):
         return flat.reshape(len(state), *self.shape), channels
 
     def log_density_change(self, channels: Tensor, start: Node, end: Node) -> Tensor:
-        """l_end - l_start (B, m) in nats, from the channels at ``end``."""
+        """The change l_end - l_start (B, m) in nats, from the channels at ``end``."""
         normal = 0.5 * (math.log1p(end.ratio**2) - math.log1p(start.ratio**2))
         return channels / (end.alpha + end.sigma) - math.prod(self.shape) * normal
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
-        """One forward pass and one batch of vector-Jacobian products, at one node or at one a sample."""
+        """The prediction for samples and channels: one forward pass and one batch of vector-Jacobian products.
+
+        The node is the same for all samples, or there is one per sample.
+        """
         samples, channels = self.split(x)
         with torch.enable_grad():
             leaf = (samples if self.create_graph else samples.detach()).to(_seen(self.dtype)).to(self.device)
@@ -127,13 +136,13 @@ class WithLogDensity(Problem):
         return Prediction(x0, eps) if self.create_graph else Prediction(x0.detach(), eps.detach())
 
     def _trace(self, out: Tensor, leaf: Tensor, node: Node | Node[Tensor]) -> Tensor:
-        """tr(d out / d leaf) by channels (B, m)."""
+        """The trace tr(d out / d leaf) by channels (B, m)."""
         flat, d = leaf.flatten(1), math.prod(self.shape)
         wide = torch.float32 if leaf.device.type == "mps" else torch.float64
-        if not out.requires_grad:  # a model that does not look at x
+        if not out.requires_grad:  # a model that does not depend on x
             self._check_gradients(leaf, node)
             return flat.new_zeros(len(leaf), self.channels)
-        # x0 = share x + ...: that much of the Jacobian is known
+        # x0 = share x + ...: this multiple of the identity is the known part of the Jacobian
         share: Any = self.model.output.weights(node.like(flat))[0][0]  # type: ignore[arg-type]
 
         def products(vectors: Tensor) -> Tensor:
@@ -144,7 +153,7 @@ class WithLogDensity(Problem):
                 parts.append((_cleared(left, share * chunk) if self.create_graph else left).to(wide))
             whole = torch.cat(parts)
             if float(whole.detach().abs().max() - 1e-6 * (share * vectors.detach()).abs().max()) <= 0:
-                self._check_gradients(leaf, node)  # nothing but what is known beforehand
+                self._check_gradients(leaf, node)  # the products contain only the known part
             return whole
 
         vectors = None if self.vectors is None else self.vectors.to(leaf.device, wide)
@@ -152,10 +161,10 @@ class WithLogDensity(Problem):
         return trace
 
     def _check_gradients(self, leaf: Tensor, node: Node | Node[Tensor]) -> None:
-        """Refuses a model whose output changes with x, but has no gradient by it.
+        """Rejects a model whose output depends on x but has no gradient with respect to x.
 
         Raises:
-            InputError: it runs under no_grad or inference_mode, detaches x, or is no function of torch's.
+            InputError: the model runs under no_grad or inference_mode, detaches x, or is not computed by torch.
         """
 
         out = self.model.raw(leaf, node, **self.conditions)
@@ -164,18 +173,21 @@ class WithLogDensity(Problem):
             return
         if not torch.equal(out, self.model.raw(leaf.detach() * 1.25 + 0.25, node, **self.conditions)):
             raise InputError(
-                "the model answers x without a gradient by x, which a likelihood needs: does it run under "
+                "the model's output has no gradient with respect to x, which a likelihood needs: does it run under "
                 "torch.no_grad or inference_mode, or detach x?"
             )
 
     def select(self, rows: Rows) -> WithLogDensity:
-        """The problem of some of the samples."""
+        """The problem restricted to some of the samples."""
         conditions = {name: value[rows] for name, value in self.conditions.items()}
         return replace(self, conditions=conditions, vectors=None if self.vectors is None else self.vectors[rows])
 
 
 class Carried(NamedTuple):
-    """The states (B, *) at both ends, what the log-density of x gains (B, m) in nats, and evaluations (B,)."""
+    """The result of ``Carrier.along``.
+
+    It contains the states (B, *) at both ends, the change of the log-density of x (B, m) in nats, and the NFE (B,).
+    """
 
     start: Tensor
     end: Tensor
@@ -185,11 +197,14 @@ class Carried(NamedTuple):
 
 @dataclass(frozen=True)
 class Carrier:
-    """What every solve of a likelihood shares.
+    """A solve of the log-density ODE for a set of samples, along any plan.
 
     Attributes:
-        shape: of one sample; the model sees samples in the batching's dtype, the state is float64.
-        seeds: of the probes, one per sample.
+        divergence: how the trace is computed.
+        seeds: the seeds of the probes, one per sample.
+        shape: the shape of one sample.
+        conditions: the conditions of the denoiser, each (B, *).
+        batching: how samples are batched; the model receives them in its dtype, while the state is float64.
         differentiable: keep the graph of the whole solve.
     """
 
@@ -202,7 +217,7 @@ class Carrier:
     differentiable: bool = False
 
     def problem(self, rows: slice) -> WithLogDensity:
-        """The problem of some of the samples."""
+        """The problem restricted to some of the samples."""
         return WithLogDensity(
             self.denoiser,
             self.shape,
@@ -215,14 +230,16 @@ class Carrier:
         )
 
     def along(self, plan: Plan, clean: Callable[[slice], Tensor]) -> Carried:
-        """Carries x / alpha, ``clean(rows)`` (n, *) for the rows of a batch, along a plan's nodes, which run either
-        way.
+        """Carries samples and their log-density along the nodes of a plan, in either direction.
+
+        Args:
+            clean: returns x / alpha (n, *) at the first node for the rows of a batch.
 
         Raises:
-            InputError: a solver that leaves torch, where gradients are asked for; an outcome that is not finite.
+            InputError: gradients are requested but the solver computes outside torch; the result is not finite.
         """
         if self.differentiable and leaves_torch(plan.solver):
-            raise InputError(f"{plan.solver} leaves torch, so no gradient passes: take another for differentiable=True")
+            raise InputError(f"{plan.solver} computes outside torch, so it has no gradients: use a different solver")
         start, end, d = plan.nodes[0], plan.nodes[-1], math.prod(self.shape)
         batches = self.batching.rows(len(self.seeds))
         parts, bar = [], self.batching.bar(plan.steps * len(batches), "log p")
@@ -236,7 +253,7 @@ class Carrier:
                 state = problem.start(clean(rows), start)
                 solution = solvers.solve(plan.solver, problem, state, plan.nodes, hooks=[advance])
                 states, channels = problem.split(solution.x)
-                # l is the log-density of x / alpha: back to that of x at both ends
+                # l is the log-density of x / alpha; convert it to that of x at both ends
                 change = problem.log_density_change(channels, start, end) - d * math.log(end.alpha / start.alpha)
                 parts.append(Carried(problem.split(state)[0], states, change, solution.nfe))
         found = Carried(*(torch.cat(values) for values in zip(*parts, strict=True)))

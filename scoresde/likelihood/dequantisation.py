@@ -1,7 +1,11 @@
-"""Discrete data as continuous ones: noise u of a known law q around a level k, so that
+"""Dequantisation: adds noise u of a known law q to discrete levels, so that a density bounds their probability.
 
-log P(k) >= E_q[log p(x_k + u) - log q(u)], and, of K draws, log P(k) >= E log mean_j p(x_k + u_j) / q(u_j), which rises
-to log P(k) with K (Burda et al. 2016, arXiv:1509.00519, theorem 1).
+For a level k at x_k,
+
+    log P(k) >= E_q[log p(x_k + u) - log q(u)],
+
+and, with K draws, log P(k) >= E log mean_j p(x_k + u_j) / q(u_j), which increases to log P(k) with K (Burda et al.
+2016, arXiv:1509.00519, theorem 1).
 """
 
 from __future__ import annotations
@@ -15,19 +19,21 @@ from torch import Tensor, nn
 from solvers import InputError, Node, Registry, generator
 from solvers.registry.options import Options
 
-_STREAM = 3  # of the generators of the draws
+_STREAM = 3  # label of the generator's stream
 
 
 class Dequantiser(Options):
-    """A law of the noise around a level; a frozen dataclass whose fields are its options."""
+    """A law of the noise around a level. Each law has options; most are frozen dataclasses with these as fields."""
 
     def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
-        """Noise (B, *) around levels x (B, *) and its log-density (B,) in nats, from uniform numbers u (B, *) in
-        [0, 1), float64 on the CPU. Both results are float64 where the device has it, whatever the dtype of x.
+        """Computes noise (B, *) around levels x (B, *) and the log-density (B,) of that noise in nats.
+
+        Both results are float64 if the device has it, for any dtype of x.
 
         Args:
+            u: uniform numbers (B, *) in [0, 1), float64 on the CPU.
             bin_width: the distance between levels.
-            node: where the likelihood's solve begins, which sees the data with noise of ratio = sigma / alpha.
+            node: the node where the solve of the likelihood begins; its noise level is ratio = sigma / alpha.
         """
         raise NotImplementedError
 
@@ -56,15 +62,15 @@ class UniformNoise(Dequantiser):
 @dequantisers.register("truncated_normal", reference="Zheng et al. 2023, arXiv:2305.03935, section 4.3")
 @dataclass(frozen=True)
 class TruncatedNormal(Dequantiser):
-    """Normal with the path's own noise level at its start, cut off at the bin's edges.
+    """Normal noise of the path's level at t_min, truncated at the edges of the bin.
 
-    u = ratio e with e ~ N(0, 1) in [-tau, tau], tau = bin_width / (2 ratio). The point that is scored is then a state
-    of the path itself, and nothing is lost to truncation at t_min. For models that were trained on levels.
+    u = ratio e with e ~ N(0, 1) in [-tau, tau], tau = bin_width / (2 ratio). The evaluated point is then a state of the
+    path at t_min, so ending the path at t_min instead of 0 costs nothing. For models that were trained on levels.
     """
 
     def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
         if not node.ratio > 0:
-            raise InputError("truncated_normal takes a path that begins with noise, sigma(t_min) > 0")
+            raise InputError("truncated_normal needs a path with noise at its start, sigma(t_min) > 0")
         tau = bin_width / (2 * node.ratio)
         below = 0.5 * math.erfc(tau / math.sqrt(2))
         e = torch.special.ndtri(below + (1 - 2 * below) * u).clamp(-tau, tau)
@@ -73,7 +79,7 @@ class TruncatedNormal(Dequantiser):
 
 
 def uniforms(shape: tuple[int, ...], seeds: list[int], draw: int = 0) -> Tensor:
-    """u (B, *) in [0, 1), float64, row i from seed i alone; another for every ``draw``."""
+    """Draws u (B, *) in [0, 1), float64; row i depends only on seed i and on ``draw``."""
     streams = (_STREAM,) if draw == 0 else (_STREAM, draw)
     rows = [torch.rand(shape, generator=generator(seed, *streams), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows)

@@ -1,9 +1,9 @@
-"""The trace of a denoiser's Jacobian, from products of vectors with it.
+"""Estimators of the trace of a denoiser's Jacobian, from vector-Jacobian products.
 
-With J = d x0 / d x at a node, an estimator asks for products v^T J of a few vectors v a sample: random ones, fixed for
-the whole solve, so that the ODE it integrates is one and the same. Each gives several channels, whose mean is the
-trace; their spread over a solve is the standard error. What of J is known beforehand, a multiple of the identity, is
-taken out first and never estimated.
+J = d x0 / d x is the Jacobian at a node. An estimator computes products v^T J for a few random vectors v per sample,
+the *probes*. They stay fixed for the whole solve, so that the solver integrates one ODE. An estimator returns several
+channels: their mean is the trace, and the spread of their integrals gives the standard error. The part of J that is
+known, a multiple of the identity, is subtracted first and never estimated.
 """
 
 from __future__ import annotations
@@ -20,45 +20,48 @@ from solvers import InputError, Registry, generator
 from solvers.registry.options import Options
 from solvers.registry.ranges import Count
 
-# (k, B, d) vectors -> v^T J, (k, B, d), in at least float32 whatever the network computes in
+# vectors (k, B, d) -> v^T J (k, B, d), in at least float32 for every dtype of the network
 Products = Callable[[Tensor], Tensor]
 
-# an orthonormal basis leaves out what is this many units of rounding, beside the largest column
+# an orthonormal basis omits columns below this many units of rounding of the largest column
 _ROUNDING = 32
 
 
 class Divergence(Options):
-    """How the trace is found; a frozen dataclass whose fields are its options."""
+    """A rule that computes the trace. Each rule is a frozen dataclass; its fields are its options."""
 
     def draw(self, seeds: list[int], d: int) -> Tensor | None:
-        """The vectors of a solve (B, k, d), float64, row i from seed i alone; None where none are drawn.
+        """Draws the vectors of a solve (B, k, d), float64; row i depends only on seed i. None if the rule needs none.
 
         Raises:
-            InputError: there are more vectors than dimensions, where that makes no sense.
+            InputError: the rule does not support that many vectors in d dimensions.
         """
         raise NotImplementedError
 
     def channels(self, d: int) -> int:
-        """How many channels m ``trace`` gives."""
+        """The number m of channels that ``trace`` returns."""
         raise NotImplementedError
 
     def products(self, d: int) -> int:
-        """Vector-Jacobian products of one evaluation, per sample."""
+        """The number of vector-Jacobian products of one evaluation, per sample."""
         raise NotImplementedError
 
     def trace(self, products: Products, vectors: Tensor | None, like: Tensor) -> Tensor:
-        """The trace (B, m) for samples ``like`` (B, d), ``vectors`` (B, k, d) as drawn; sums have the products' dtype.
+        """The trace by channels (B, m).
 
-        The dtype of ``like`` is that in which products are rounded.
+        Args:
+            products: computes vector-Jacobian products; sums are in the dtype of its result.
+            vectors: the vectors (B, k, d) that ``draw`` returned.
+            like: the samples (B, d); products are rounded in its dtype.
         """
         raise NotImplementedError
 
     def exact(self, d: int) -> bool:
-        """Whether the trace has no error in d dimensions, whatever is drawn."""
+        """Whether the trace is exact in d dimensions, for every draw."""
         return False
 
     def stderr(self, integrals: Tensor, d: int) -> Tensor:
-        """The standard error (B,) of the mean of integrals (B, m): 0 where it is exact, NaN for a single channel."""
+        """The standard error (B,) of the mean of integrals (B, m): 0 if the rule is exact, NaN for one channel."""
         if self.exact(d):
             return torch.zeros_like(integrals[:, 0])
         m = integrals.shape[1]
@@ -74,7 +77,7 @@ divergences: Registry[Divergence] = Registry("divergence", Divergence)
 @divergences.register("exact")
 @dataclass(frozen=True)
 class Exact(Divergence):
-    """Every diagonal entry: d vector-Jacobian products per evaluation, no error."""
+    """The exact trace, from every diagonal entry: d vector-Jacobian products per evaluation."""
 
     def draw(self, seeds: list[int], d: int) -> None:
         return None
@@ -103,9 +106,9 @@ def _normal(seed: int, shape: tuple[int, ...]) -> Tensor:
 class Hutchinson(Divergence):
     """The mean of v^T J v over independent probes v, fixed for the whole solve.
 
-    With S the symmetric part of J, a probe's variance is 2 (|S|_F^2 - sum s_ii^2) for random signs (``rademacher``),
-    which are exact for a diagonal Jacobian, 2 |S|_F^2 for ``gaussian`` ones, and a little below that for those on the
-    ``sphere`` of radius sqrt(d).
+    With S the symmetric part of J, the variance of one probe is 2 (|S|_F^2 - sum s_ii^2) for random signs
+    (``rademacher``), which are exact for a diagonal Jacobian; 2 |S|_F^2 for ``gaussian`` probes; and slightly less for
+    probes on the ``sphere`` of radius sqrt(d).
     """
 
     probes: Count = 4
@@ -137,19 +140,19 @@ class Hutchinson(Divergence):
 class Orthogonal(Divergence):
     """The mean of d q^T J q over ``probes`` columns q of a random orthogonal matrix.
 
-    The probes of a frame exclude one another, so that the variance is 1 - probes / d times what their spread says, and
-    none is left with d of them.
+    The columns are not independent: the variance is 1 - probes / d times the value for independent probes of the same
+    spread. With d probes the trace is exact.
     """
 
     probes: Count = 4
 
     def draw(self, seeds: list[int], d: int) -> Tensor:
         if self.probes > d:
-            raise InputError(f"orthogonal: probes={self.probes} of data with {d} dimensions; take at most {d}")
+            raise InputError(f"orthogonal: probes={self.probes} exceeds the data's {d} dimensions; use at most {d}")
         frames = []
         for seed in seeds:
             q, r = torch.linalg.qr(_normal(seed, (d, self.probes)))
-            frames.append((q * torch.diagonal(r).sign()).T * math.sqrt(d))  # the signs make it Haar's law
+            frames.append((q * torch.diagonal(r).sign()).T * math.sqrt(d))  # with these signs the law is Haar's
         return torch.stack(frames)
 
     channels = Hutchinson.channels
@@ -164,11 +167,11 @@ class Orthogonal(Divergence):
 
 
 def orthonormal(columns: Tensor, rounding: float) -> Tensor:
-    """An orthonormal basis (k, B, d) of what columns (k, B, d) span, by Gram-Schmidt's method, twice over.
+    """An orthonormal basis (k, B, d) of the span of columns (k, B, d), by Gram-Schmidt's method, applied twice.
 
-    A column that is in the span of those before it but for ``rounding`` of the largest is 0 in the basis. What is left
-    of it is noise, which would turn with every evaluation, and by which there is no derivative; those of the other
-    columns are the span's own.
+    A column is 0 in the basis if its distance from the span of the earlier columns is at most ``rounding`` times the
+    size of the largest column. The remainder of such a column is noise: its direction changes with every evaluation,
+    and it has no useful derivative.
     """
     sizes = columns.detach().norm(dim=2).amax(0)
     basis = columns.new_zeros(0, *columns.shape[1:])
@@ -176,7 +179,7 @@ def orthonormal(columns: Tensor, rounding: float) -> Tensor:
         for _ in range(2):
             column = column - torch.einsum("kb,kbd->bd", torch.einsum("kbd,bd->kb", basis, column), basis)
         kept = (column.detach().norm(dim=1) > rounding * sizes).unsqueeze(1)
-        # the root is taken of 1 where the column is dropped: that of 0 has no derivative
+        # for a dropped column take the root of 1, because the root of 0 has no derivative
         length = torch.where(kept, column, 1.0).square().sum(1, keepdim=True).sqrt()
         basis = torch.cat([basis, (torch.where(kept, column, 0.0) / length).unsqueeze(0)])
     return basis
@@ -185,14 +188,14 @@ def orthonormal(columns: Tensor, rounding: float) -> Tensor:
 @divergences.register("hutchpp", aliases=("hutch++",), reference="Meyer et al. 2021, arXiv:2010.09649, algorithm 1")
 @dataclass(frozen=True)
 class HutchPP(Divergence):
-    """Hutch++: the trace on the span Q of J^T S exactly, and Hutchinson's estimate with probes G on what is left,
+    """Hutch++: the exact trace on the span Q of J^T S, plus Hutchinson's estimate with probes G on the complement,
 
     tr(Q^T J Q) + mean of g^T (I - Q Q^T) J (I - Q Q^T) g, with ``vectors`` columns in each of S, Q and G.
 
-    Its error falls like 1 / m in the number m of products where J is nearly of low rank, and like 1 / sqrt(m) where it
-    is not. The mean is the trace whatever Q is: where J^T S has fewer directions than columns, Q has fewer as well,
-    those that are there to rounding, and the probes see to the rest. Q follows J along the solve, and a derivative of
-    the estimate includes that of Q.
+    Its error falls like 1 / m in the number m of products if J has nearly low rank, else like 1 / sqrt(m). The estimate
+    is unbiased for every Q: if J^T S has fewer independent columns (up to rounding), Q has fewer as well, and the
+    probes cover the larger complement. Q changes with J along the solve, and a derivative of the estimate includes
+    that of Q.
     """
 
     vectors: Count = 2
@@ -200,7 +203,7 @@ class HutchPP(Divergence):
     def draw(self, seeds: list[int], d: int) -> Tensor:
         if self.vectors >= d:
             raise InputError(f"hutchpp: vectors={self.vectors} must be below the data's {d} dimensions")
-        # S is normal: columns of signs may be equal, and the span then holds rounding noise
+        # S is normal, because columns of signs may be equal, and their span would then contain rounding noise
         rows = [_normal(seed, (2 * self.vectors, d)) for seed in seeds]
         return torch.stack([torch.cat([v[: self.vectors], v[self.vectors :].sign()]) for v in rows])
 

@@ -1,4 +1,4 @@
-"""What likelihoods and bounds take: seeds, numbers, levels, priors."""
+"""Checks of the inputs of likelihoods and bounds: seeds, numbers, levels, priors, solvers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from solvers.adaptive.other_libraries import BlackBox, Scipy
 
 from ..paths.base import SDE
 
-OFF = 0.2  # of a bin: how far a level may lie from the lattice, for data that were once rounded to 16 bits
+OFF = 0.2  # the largest distance of a level from the lattice, in bins; data may have been rounded to 16 bits
 
 
 def seeds_of(seeds: Iterable[int] | None, count: int) -> list[int]:
     """One seed for each of ``count`` samples; 0, 1, ... by default.
 
     Raises:
-        InputError: not a list of integers of at least 0, or another number of them.
+        InputError: the seeds are not ``count`` integers of at least 0.
     """
     if seeds is None:
         return list(range(count))
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
-        raise InputError(f"seeds are a list of integers, one for each sample, got {seeds!r}")
+        raise InputError(f"seeds must be a list of integers, one for each sample, got {seeds!r}")
     found = []
     for seed in seeds:
         try:
@@ -36,18 +36,18 @@ def seeds_of(seeds: Iterable[int] | None, count: int) -> list[int]:
         except TypeError:
             number = -1
         if number < 0:
-            raise InputError(f"seeds are integers of at least 0, got {seed!r}")
+            raise InputError(f"seeds must be integers of at least 0, got {seed!r}")
         found.append(number)
     if len(found) != count:
-        raise InputError(f"{count} samples with {len(found)} seeds; give one seed for each sample")
+        raise InputError(f"got {len(found)} seeds for {count} samples; give one seed for each sample")
     return found
 
 
 def positive(name: str, value: Any) -> float:
-    """A positive, finite number.
+    """The value as a positive, finite number.
 
     Raises:
-        InputError: anything else, booleans and strings included.
+        InputError: the value is anything else, for example a boolean or a string.
     """
     try:
         number = None if isinstance(value, (bool, str)) else float(value)
@@ -61,10 +61,10 @@ def positive(name: str, value: Any) -> float:
 
 
 def on_lattice(x: Tensor, bin_width: float) -> None:
-    """Refuses data (B, *) that are no levels ``bin_width`` apart, of each dimension from a lowest one of its own.
+    """Rejects data (B, *) that are not levels ``bin_width`` apart; each dimension may have its own lowest level.
 
     Raises:
-        InputError: two samples differ in a dimension by what is no multiple of the bin width.
+        InputError: in some dimension two samples differ by a value that is not a multiple of the bin width.
     """
     steps = (x - x.amin(0, keepdim=True)).double() if x.device.type != "mps" else x - x.amin(0, keepdim=True)
     away = (steps / bin_width - (steps / bin_width).round()).abs()
@@ -72,39 +72,39 @@ def on_lattice(x: Tensor, bin_width: float) -> None:
     if float(away.max()) > OFF + rounding:
         worst = float(steps.flatten()[away.argmax()])
         raise InputError(
-            f"a dequantiser takes levels, bin_width={bin_width:g} apart, but x has values that differ by {worst:g}; "
-            "data that are dequantised already take none"
+            f"a dequantiser needs levels, bin_width={bin_width:g} apart, but x has values that differ by {worst:g}; "
+            "for data that are already dequantised, leave out the dequantiser"
         )
 
 
 def prior_at(prior: Callable[[Tensor], Tensor] | None, sde: SDE, states: Tensor) -> Tensor:
-    """The log-density (B,) of states (B, *), float64; by default the SDE's prior's.
+    """The log-density (B,) of states (B, *) under the prior, float64; by default the prior of the SDE.
 
     Raises:
-        InputError: the prior gives something else than a number a state.
+        InputError: the prior does not return one number per state.
     """
     found = (prior or sde.prior().log_prob)(states)
     if not isinstance(found, Tensor) or found.shape != (len(states),):
         shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise InputError(f"the prior must give the log-density ({len(states)},) of each state, got {shown}")
+        raise InputError(f"the prior must return the log-density ({len(states)},) of each state, got {shown}")
     return found.to(states.device).double()
 
 
 def check_end(what: str, prior: Callable[[Tensor], Tensor] | None, sde: SDE, t: float) -> None:
-    """Refuses an end at which no prior is known.
+    """Rejects an end of the solve at which no prior is known; ``what`` is the subject of the message.
 
     Raises:
         InputError: t is not the SDE's t_max, and no prior is given.
     """
     if prior is None and not math.isclose(t, sde.t_max, rel_tol=1e-9):
-        raise InputError(f"{what} at t={t:g}, before t_max={sde.t_max:g}: give the prior there")
+        raise InputError(f"{what} at t={t:g}, before t_max={sde.t_max:g}: give the prior at this t")
 
 
 def deterministic(solver: str | Solver) -> Solver:
-    """The solver of a name.
+    """The solver from its name or spec, checked to be deterministic.
 
     Raises:
-        InputError: it draws noise.
+        InputError: the solver draws noise.
     """
     method = solvers.make(solvers.resolve(solver)[0] if isinstance(solver, str) else solver)
     if method.stochastic:
@@ -113,7 +113,7 @@ def deterministic(solver: str | Solver) -> Solver:
 
 
 def leaves_torch(solver: Solver) -> bool:
-    """Whether a solver computes in another library, so that no gradient passes."""
+    """Whether a solver computes in a library other than torch, so that its result has no gradient."""
     inner = [value for value in vars(solver).values() if isinstance(value, Solver)]
     own = isinstance(solver, Scipy) or (isinstance(solver, BlackBox) and solver.name == "scipy_solver")
     return own or any(leaves_torch(part) for part in inner)

@@ -1,15 +1,15 @@
-"""Noise around a level that is learned: the law q(u | levels) within the bins that makes the bound tightest.
+"""Variational dequantisation: a learned law q(u | levels) of the noise within the bins, which tightens the bound.
 
-log P(k) >= E_q[log p(x_k + u) - log q(u | x_k)], with equality where q is p's own law within the bin. q is a flow of
-affine couplings (Ho et al. 2019, arXiv:1902.00275, section 3.1) that sees the levels:
+The bound is log P(k) >= E_q[log p(x_k + u) - log q(u | x_k)], with equality if q equals the law of p within the bin. q
+is a flow of affine couplings (Ho et al. 2019, arXiv:1902.00275, section 3.1) conditioned on the levels:
 
     z = logit(v),  v uniform;    z <- exp(a) z + b, layer by layer;    u = bin_width (sigmoid(z) - 1/2).
 
-a and b of the first layer depend on the levels alone, those of each later one on half of z as well, the two halves in
-turn, and move the other half. An untrained flow is the identity, so that q is uniform.
+In the first layer, a and b depend only on the levels. In each later layer they also depend on one half of z and move
+the other half; the halves alternate. An untrained flow is the identity, so q is uniform.
 
-A trained flow is one file, ``save_dequantiser(trained, "dequantiser.safetensors")``, which the spec
-``variational(path="dequantiser.safetensors")`` names: in ``log_prob(dequantiser=...)``, and in a config as
+``save_dequantiser(trained, "dequantiser.safetensors")`` writes a trained flow to one file. The spec
+``variational(path="dequantiser.safetensors")`` names this file in ``log_prob(dequantiser=...)``, and in a config under
 ``config.likelihood.dequantiser``.
 
 >>> import scoresde
@@ -52,22 +52,23 @@ from .dequantisation import Dequantiser, dequantisers
 from .divergence import Divergence
 from .log_prob import log_prob
 
-FORMAT = "scoresde dequantiser 1"  # of the file, in its metadata
+FORMAT = "scoresde dequantiser 1"  # the format in the metadata of the file
 _FIT = 8  # label of the generator's stream
 _STEEPEST = 4.0  # bound on a layer's |a|
-_OCTAVES = 3  # of waves of the levels that the networks see beside the levels, so that neighbours can differ
+_OCTAVES = 3  # the networks also receive sines and cosines of the levels, so that they can separate neighbours
 
 
 class VariationalDequantiser(nn.Module, Dequantiser):
     """A conditional flow within the bins, for ``log_prob(dequantiser=...)``.
 
     Args:
-        shape: of one sample.
-        layers: couplings after the first, elementwise layer; none are needed where bins are independent.
-        width: hidden numbers of each layer's network.
+        shape: the shape of one sample.
+        layers: the number of couplings after the first, elementwise layer; 0 suffices if the noise is independent
+            between dimensions.
+        width: the width of each layer's network.
 
     Raises:
-        InputError: a negative number of layers, or one that is no integer; couplings of a single number.
+        InputError: ``layers`` is not an integer of at least 0, or there are couplings but only one number per sample.
     """
 
     def __init__(self, shape: Sequence[int], layers: int = 2, width: int = 64) -> None:
@@ -75,7 +76,7 @@ class VariationalDequantiser(nn.Module, Dequantiser):
         self.shape, d = tuple(shape), math.prod(shape)
         self.layers, self.width = layers, width
         if layers and d < 2:
-            raise InputError(f"couplings need at least two numbers a sample, shape {self.shape} has {d}: take layers=0")
+            raise InputError(f"couplings need at least two numbers per sample, {self.shape} has {d}: pass layers=0")
         self.networks = nn.ModuleList()
         for _ in range(1 + (positive_integer("layers", layers) if layers else 0)):
             last = nn.Linear(positive_integer("width", width), 2 * d)
@@ -87,23 +88,23 @@ class VariationalDequantiser(nn.Module, Dequantiser):
             )
 
     def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
-        """See ``Dequantiser``; both results can be differentiated by the parameters.
+        """Computes noise and its log-density, see ``Dequantiser``; both can be differentiated by the parameters.
 
         Raises:
-            InputError: samples of another shape.
+            InputError: the samples have a different shape.
         """
         if tuple(x.shape[1:]) != self.shape:
             raise InputError(f"the dequantiser was made for samples of shape {self.shape}, got {tuple(x.shape[1:])}")
         weight = next(self.parameters())
-        # the flow itself in float64, where the device has it: only its networks are in the weights' dtype
+        # the flow is in float64 if the device has it; only its networks are in the dtype of the weights
         wide = torch.float32 if weight.device.type == "mps" else torch.float64
         levels, v = x.flatten(1).to(weight.device, wide), u.flatten(1).clamp(1e-12, 1 - 1e-12)
         angles = [math.pi * 2**k * levels for k in range(_OCTAVES)]
         seen = [levels, *map(torch.sin, angles), *map(torch.cos, angles)]
         z = torch.logit(v).to(weight.device, wide)
-        law = logsigmoid(z) + logsigmoid(-z)  # of the logistic
+        law = logsigmoid(z) + logsigmoid(-z)  # the log-density of the logistic law
         for i, network in enumerate(self.networks):
-            # the first layer moves all, later ones the odd or the even half by what the other is
+            # the first layer moves all of z; a later one moves the odd or the even half, given the other half
             moved = torch.ones_like(z) if i == 0 else (torch.arange(z.shape[1], device=z.device) + i) % 2
             known = torch.cat([*seen, (1 - moved) * torch.tanh(z / 4)], 1)
             a, b = network(known.to(weight)).to(wide).chunk(2, 1)
@@ -123,7 +124,7 @@ class VariationalDequantiser(nn.Module, Dequantiser):
 @dequantisers.register("variational", reference="Ho et al. 2019, arXiv:1902.00275, section 3.1")
 @dataclass(frozen=True)
 class Saved(Dequantiser):
-    """A trained ``VariationalDequantiser``, by the file that ``save_dequantiser`` wrote.
+    """A trained ``VariationalDequantiser``, loaded from a file that ``save_dequantiser`` wrote.
 
     Raises:
         InputError: see ``load_dequantiser``.
@@ -146,18 +147,18 @@ class Saved(Dequantiser):
         return load_dequantiser(self.path)
 
     def spread(self, x: Tensor, u: Tensor, bin_width: float, node: Node) -> tuple[Tensor, Tensor]:
-        """See ``VariationalDequantiser.spread``."""
+        """Computes noise and its log-density, see ``VariationalDequantiser.spread``."""
         return self.network.to(x.device).spread(x, u, bin_width, node)
 
 
 def save_dequantiser(dequantiser: VariationalDequantiser, path: str | Path) -> None:
-    """Writes a dequantiser to a .safetensors file: its weights, and its shape, layers and width beside them.
+    """Writes the weights, shape, layers and width of a dequantiser to a .safetensors file.
 
     Raises:
-        InputError: another kind of dequantiser, or a file that cannot be written.
+        InputError: the dequantiser is of a different kind, or the file cannot be written.
     """
     if not isinstance(dequantiser, VariationalDequantiser):
-        raise InputError(f"only a VariationalDequantiser has weights to save, got {dequantiser}")
+        raise InputError(f"only a VariationalDequantiser can be saved, got {dequantiser}")
     made = {"shape": list(dequantiser.shape), "layers": dequantiser.layers, "width": dequantiser.width}
     tensors = {name: value.detach().cpu().contiguous() for name, value in dequantiser.state_dict().items()}
     try:
@@ -167,10 +168,10 @@ def save_dequantiser(dequantiser: VariationalDequantiser, path: str | Path) -> N
 
 
 def load_dequantiser(path: str | Path) -> VariationalDequantiser:
-    """Reads what ``save_dequantiser`` wrote, on the CPU, in the dtype of its weights; no code is run.
+    """Loads a dequantiser that ``save_dequantiser`` wrote, on the CPU, in the dtype of its weights; runs no code.
 
     Raises:
-        InputError: no such file, or one that is damaged or holds something else.
+        InputError: the file does not exist, is damaged, or contains something else.
     """
     try:
         with safe_open(str(path), "pt") as file:
@@ -181,7 +182,7 @@ def load_dequantiser(path: str | Path) -> VariationalDequantiser:
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read the dequantiser {str(path)!r}: {str(error).partition(chr(10))[0]}") from None
     if facts.get("format") != FORMAT:
-        raise InputError(f"{str(path)!r} is no dequantiser that save_dequantiser wrote")
+        raise InputError(f"{str(path)!r} is not a file that save_dequantiser wrote")
     try:
         made = VariationalDequantiser(**json.loads(facts["made"]))
         dtype = next(iter(tensors.values())).dtype
@@ -208,21 +209,22 @@ def fit_dequantiser(
     seed: int = 0,
     **options: Any,
 ) -> VariationalDequantiser:
-    """Trains the noise around levels (N, *) by the bound itself, the model left as it is.
+    """Trains the law of the noise around levels (N, *) by maximising the bound; the model stays fixed.
 
-    Each iteration ascends the gradient of the mean of log p(x + u) - log q(u | x) over ``batch`` levels, by Adam, at a
-    rate that falls to 0 along a half cosine. ``log_prob`` with the result is a bound, whatever the training did.
+    Each iteration takes an Adam step up the gradient of the mean of log p(x + u) - log q(u | x) over ``batch`` levels;
+    the rate falls to 0 along a half cosine. ``log_prob`` with the result is a valid bound even if training fails.
 
     Args:
-        levels: of the training data.
-        dequantiser: one to train further; by default a new one, with couplings where a sample has several numbers.
-        solver, grid, steps, divergence: of ``log_prob`` while training.
-        condition: of the denoiser, (N, *).
-        seed: of the order, the noise and the probes, and of a new dequantiser's start.
-        options: more for ``log_prob``: prior, t_min, t_max.
+        levels: the levels of the training data.
+        dequantiser: a dequantiser to train further; by default a new one, with couplings if a sample has several
+            numbers.
+        solver, grid, steps, divergence: arguments of ``log_prob`` during the training.
+        condition: the conditions of the denoiser, (N, *).
+        seed: the seed of the order, the noise, the probes and the initial weights of a new dequantiser.
+        options: further arguments of ``log_prob``: prior, t_min, t_max.
 
     Raises:
-        InputError: see ``log_prob``; iterations or a batch that are no positive integers, a rate that is not positive.
+        InputError: see ``log_prob``; also if iterations, batch or rate is not positive.
     """
     check_batch("levels", levels, condition)
     positive_integer("iterations", iterations)
@@ -245,14 +247,14 @@ def fit_dequantiser(
 
 
 def _new(shape: tuple[int, ...], seed: int) -> VariationalDequantiser:
-    """An untrained dequantiser, with couplings where a sample has several numbers."""
+    """An untrained dequantiser, with couplings if a sample has several numbers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return VariationalDequantiser(shape, 2 if math.prod(shape) > 1 else 0)
 
 
 def _ascend(value: Callable[[], Tensor], parameters: list[nn.Parameter], rate: float, iterations: int) -> None:
-    """Adam up the gradient of a value by parameters alone, at a rate that falls to 0 along a half cosine."""
+    """Maximises ``value()`` over the parameters by Adam, at a rate that falls to 0 along a half cosine."""
     optimizer = torch.optim.Adam(parameters, lr=rate)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     for _ in range(iterations):

@@ -1,13 +1,13 @@
 """Log-likelihood by the probability-flow ODE, with any deterministic solver.
 
-log p(x) = log p_T(x_T) + int div, where x is carried from t_min to t_max. What is reported is the density, on the
-data's own scale, of x0 + (sigma / alpha)(t_min) eps: x enters the path as alpha(t_min) x, and the change of scale is
-the budget's ``truncation``.
+log p(x) = log p_T(x_T) + int div, where the ODE carries x from t_min to t_max. The result is the density of
+x0 + (sigma / alpha)(t_min) eps, on the scale of the data: x enters the path as alpha(t_min) x, and the term
+``truncation`` of the budget is the change of scale.
 
-A likelihood is planned (``LikelihoodPlan``: everything but the samples), evaluated (every draw of every plan carried
-along the ODE) and assembled into a ``LogProb``. By default the solver is ``adams_adaptive`` with tolerances of 1e-4,
-or ``heun`` for steps or nfe, and the grid ``logsnr``. The state is float64; the network's input has the dtype of x, or
-its own.
+A likelihood takes three stages: make a ``LikelihoodPlan``, which contains everything but the model and the samples;
+evaluate the ODE for every draw of every plan; assemble a ``LogProb``. The default solver is ``adams_adaptive`` with
+tolerances of 1e-4, or ``heun`` if steps or nfe are given; the default grid is ``logsnr``. The state is float64; the
+denoiser receives x in its dtype, in at least float32.
 
 >>> import scoresde, torch
 >>> target = scoresde.targets.Gaussian(torch.zeros(2), 1.0)
@@ -48,13 +48,13 @@ GRID = "logsnr"
 
 
 def dequantise(x: Tensor, bin_width: float, seeds: Iterable[int]) -> Tensor:
-    """x (B, *) spread uniformly over its bins: x + bin_width (u - 1/2), u from each sample's seed."""
+    """Spreads levels x (B, *) uniformly over their bins: x + bin_width (u - 1/2), with u from each sample's seed."""
     noise = uniforms(tuple(x.shape[1:]), list(seeds))
     return spread(x, bin_width, noise.to(x.device, torch.promote_types(x.dtype, torch.float32)))
 
 
 def default_solver(steps: int | None, nfe: int | None) -> str:
-    """The solver of a likelihood where none is named: one that chooses its steps, or ``heun`` for as many as asked."""
+    """The default solver of a likelihood: an adaptive one, or ``heun`` if steps or nfe are given."""
     return ADAPTIVE if steps is None and nfe is None else "heun"
 
 
@@ -68,14 +68,14 @@ def planned_up(
     t_min: float | None,
     t_max: float | None,
 ) -> Plan:
-    """The plan of a likelihood's call that takes one or its parts: it stops at t_min.
+    """The plan of a likelihood, from a given plan or its parts; it ends at t_min.
 
     Raises:
-        InputError: a stochastic solver; see ``plan.planned``.
+        InputError: the solver is stochastic; see ``plan.planned``.
     """
     default = default_solver(steps, nfe)
     if given is None:
-        deterministic(solver or default)  # before its steps are asked for
+        deterministic(solver or default)  # report this error before a missing number of steps
     made = planned(given, denoiser, solver, grid, steps, nfe, t_min, t_max, default=(default, GRID), stop=True)
     deterministic(made.solver)
     return made
@@ -83,45 +83,47 @@ def planned_up(
 
 @dataclass(frozen=True)
 class Samples:
-    """What a likelihood is of: x (B, *), a seed for each, and conditions (B, *)."""
+    """The samples of a likelihood: x (B, *), one seed per sample, and conditions (B, *)."""
 
     x: Tensor
     seeds: list[int]
     conditions: Mapping[str, Tensor]
 
     def select(self, rows: slice) -> Samples:
-        """Some of the samples."""
+        """The samples in ``rows``."""
         conditions = {name: value[rows] for name, value in self.conditions.items()}
         return Samples(self.x[rows], self.seeds[rows], conditions)
 
     @property
     def dimensions(self) -> int:
-        """Numbers in one sample."""
+        """The number of dimensions d of one sample."""
         return self.x[0].numel()
 
 
 @dataclass(frozen=True)
 class LikelihoodPlan:
-    """How a likelihood is found: everything but the model and the samples.
+    """The plan of a likelihood: everything but the model and the samples.
 
     Attributes:
-        plan: of a deterministic solver, ending at t_min.
-        divergence: ``exact``, ``hutchinson(probes=4)``, ``orthogonal(probes=4)`` or ``hutchpp(vectors=2)``.
-        batching: how samples are carried.
-        prior: log-density (B,) at t_max of states (B, *), which are float64; by default the SDE's prior. A solve that
-            ends before the SDE's t_max has no default.
-        bin_width: of discrete data: nats are then of the level's probability, and ``bits_per_dim`` is defined. x are
-            levels for a ``dequantiser``, and otherwise dequantised already, see ``dequantise``.
-        dequantiser: ``uniform``, ``truncated_normal`` or a ``VariationalDequantiser``: x are levels, and it draws the
-            noise.
-        draws: of the dequantiser, importance-weighted: a solve each, for a tighter bound.
-        error: solve twice more, with half the steps and a quarter, or with tolerances 4 and 16 times as loose, for
-            ``solver_error``; it counts.
+        plan: a plan with a deterministic solver that ends at t_min.
+        divergence: the estimator of the trace: ``exact``, ``hutchinson(probes=4)``, ``orthogonal(probes=4)`` or
+            ``hutchpp(vectors=2)``.
+        batching: the batch size, device and dtype.
+        prior: the log-density (B,) at t_max of states (B, *), which are float64; by default the SDE's prior. If the
+            solve ends before the SDE's t_max, there is no default.
+        bin_width: the bin width of discrete data. ``nats`` then refer to the probability of the level, and
+            ``bits_per_dim`` is defined. x must be levels if a ``dequantiser`` is given; otherwise x must already be
+            dequantised, see ``dequantise``.
+        dequantiser: ``uniform``, ``truncated_normal`` or a ``VariationalDequantiser``, which adds noise to the levels.
+        draws: the number of draws of the dequantiser, each with its own solve. They are importance-weighted, for a
+            tighter bound.
+        error: estimate ``solver_error`` by two more solves: with a half and a quarter of the steps, or with tolerances
+            4 and 16 times as large. ``nfe`` includes them.
         differentiable: keep the graph, so that ``nats`` can be differentiated by x, the parameters and the conditions.
 
     Raises:
-        InputError: a shortened range without a prior, a dequantiser without a bin width, draws that are no positive
-            integer or without a dequantiser, an error of fewer than four steps.
+        InputError: the range is shortened without a prior; there is a dequantiser without a bin width; ``draws`` is not
+            a positive integer, or exceeds 1 without a dequantiser; ``error`` is set with fewer than four steps.
     """
 
     plan: Plan
@@ -137,49 +139,52 @@ class LikelihoodPlan:
     def __post_init__(self) -> None:
         check_end("the solve ends", self.prior, self.plan.sde, self.plan.nodes[0].t)
         if self.dequantiser is not None and self.bin_width is None:
-            raise InputError(f"the dequantiser {self.dequantiser} needs the bin width of discrete data: give bin_width")
+            raise InputError(f"the dequantiser {self.dequantiser} needs the bin width of discrete data: pass bin_width")
         if solvers.errors.positive_integer("draws", self.draws) > 1 and self.dequantiser is None:
-            raise InputError(f"draws={self.draws} are of a dequantiser: name one")
+            raise InputError(f"draws={self.draws} needs a dequantiser: pass dequantiser")
         _ = self.coarser
 
     @property
     def coarser(self) -> tuple[Plan, ...]:
-        """The plans that the solver's error is estimated from, if it is."""
+        """The two coarser plans for the estimate of the solver error; empty unless ``error`` is set."""
         return solver_error.coarser(self.plan) if self.error else ()
 
 
 class Integrals(NamedTuple):
-    """What the ODE along one plan gives for every draw of the dequantiser, and, of all draws, log p (B,) in nats."""
+    """The results of the ODE along one plan, one for each draw of the dequantiser, and their combination."""
 
     budgets: list[dict[str, Tensor]]
     carried: list[Carried]
 
     @property
     def totals(self) -> Tensor:
-        """The log-density of each draw (draws, B)."""
+        """The log-density (draws, B) of each draw, in nats."""
         return torch.stack([torch.stack(list(parts.values())).sum(0) for parts in self.budgets])
 
     @property
     def nats(self) -> Tensor:
-        """The log-density (B,), the draws importance-weighted."""
+        """The log-density (B,) in nats, from all draws by importance weights."""
         totals = self.totals
         return totals[0] if len(totals) == 1 else torch.logsumexp(totals, 0) - math.log(len(totals))
 
     @property
     def budget(self) -> dict[str, Tensor]:
-        """The parts of ``nats`` (B,): means over the draws, and what weighting them gained."""
+        """The terms of ``nats`` (B,): means over the draws, and the gain from the importance weights."""
         parts = {name: torch.stack([each[name] for each in self.budgets]).mean(0) for name in self.budgets[0]}
         return parts if len(self.budgets) == 1 else {**parts, "importance": self.nats - self.totals.mean(0)}
 
     @property
     def changes(self) -> Tensor:
-        """int div by channels (B, m): the draws share their probes, so of each probe the weighted mean."""
+        """The integral of the divergence by channels (B, m), as a weighted mean over the draws.
+
+        All draws share their probes, so the channels remain those of the single probes.
+        """
         shares = torch.softmax(self.totals, 0).unsqueeze(2)
         return -(shares * torch.stack([found.change for found in self.carried])).sum(0)
 
     @property
     def nfe(self) -> Tensor:
-        """Model evaluations (B,)."""
+        """The NFE (B,), summed over the draws."""
         return torch.stack([found.nfe for found in self.carried]).sum(0)
 
 
@@ -210,18 +215,19 @@ def log_prob(
     """Log-likelihood of samples x (B, *) under the model's probability-flow ODE.
 
     Args:
-        solver, grid, steps, nfe, t_min, t_max, plan: as for ``sample``; the defaults stand at the top of this module.
-        tolerance: instead of steps and nfe, the total error: in bits/dim where a bin width is known, else in nats.
-            Steps and probes are chosen for it, see ``tolerance.meet``; ``solver_error`` comes with it.
-        seeds: of the probes and of the dequantiser's draws, one per sample, integers; by default 0, 1, ...
+        solver, grid, steps, nfe, t_min, t_max, plan: as in ``sample``. The default solver is ``adams_adaptive`` with
+            tolerances of 1e-4, or ``heun`` if steps or nfe are given; the default grid is ``logsnr``.
+        tolerance: instead of steps and nfe, the total error: in bits/dim if a bin width is known, else in nats. Steps
+            and probes are chosen to meet it, see ``tolerance.meet``, and ``solver_error`` is estimated.
+        seeds: the seeds of the probes and of the dequantiser's draws, one integer per sample; by default 0, 1, ...
         divergence, prior, bin_width, dequantiser, draws, error, differentiable: see ``LikelihoodPlan``.
-        batch_size: how many samples to carry at once; it does not change the values.
+        batch_size: the number of samples in a batch; it does not change the values.
 
     Raises:
-        InputError: see ``scoresde.plan`` and ``LikelihoodPlan``; also a solver that draws noise, or that leaves torch
-            where gradients are asked for; data that are empty, not floats, not finite or, for a dequantiser, no levels;
-            seeds that are not one integer a sample; a prior of another shape than (B,); a bin width or a tolerance that
-            is no positive number; a result that is not finite.
+        InputError: see ``scoresde.plan`` and ``LikelihoodPlan``; also if the solver draws noise, or computes outside
+            torch although gradients are requested; the data are empty, not floats, not finite or, with a dequantiser,
+            not levels; the seeds are not one integer per sample; the prior does not return shape (B,); the bin width or
+            the tolerance is not positive; the result is not finite.
     """
     check_batch("x", x, condition)
     samples = Samples(x, seeds_of(seeds, len(x)), condition or {})
@@ -237,7 +243,7 @@ def log_prob(
     if tolerance is None:
         return evaluate(denoiser, how(planned_up(plan, denoiser, solver, grid, steps, nfe, t_min, t_max)), samples)
     if plan is not None:
-        raise InputError("tolerance chooses the steps: leave out the plan, and give solver and grid")
+        raise InputError("tolerance chooses the steps: leave out the plan, and pass solver and grid")
     if (steps, nfe, draws) != (None, None, 1):
         raise InputError("tolerance chooses the steps: leave out steps, nfe and draws")
     return _within(denoiser, samples, positive("tolerance", tolerance), solver or ADAPTIVE, grid, t_min, t_max, how)
@@ -253,9 +259,8 @@ def _within(
     t_max: float | None,
     how: Callable[[Plan], LikelihoodPlan],
 ) -> LogProb:
-    """The likelihood within a tolerance: as many evaluations, with other steps and probes, as ``tolerance.meet`` asks
-    for."""
-    solvers.grids.make(grid or GRID)  # which adaptive solvers do not use
+    """The likelihood within a tolerance: ``tolerance.meet`` calls ``evaluate`` with increasing steps and probes."""
+    solvers.grids.make(grid or GRID)  # check the grid even though adaptive solvers do not use it
     method = solver_of(solver)
 
     def path(method: Solver, steps: int | None) -> Plan:
@@ -275,7 +280,7 @@ def _within(
 
 
 def evaluate(denoiser: Denoises, how: LikelihoodPlan, samples: Samples) -> LogProb:
-    """The likelihood of samples, as planned.
+    """Computes the likelihood of samples as planned.
 
     Raises:
         InputError: see ``log_prob``.
@@ -315,7 +320,7 @@ def evaluate(denoiser: Denoises, how: LikelihoodPlan, samples: Samples) -> LogPr
 
 
 def _integrals(denoiser: Denoises, how: LikelihoodPlan, samples: Samples) -> Integrals:
-    """Every draw of the samples carried from t_min to t_max, and the budget (B,) of each."""
+    """Carries every draw of the samples from t_min to t_max, and computes the budget (B,) of each draw."""
     x, d, plan, width = samples.x, samples.dimensions, how.plan, how.bin_width
     host = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
     shape, start = tuple(x.shape[1:]), plan.nodes[-1]
@@ -343,5 +348,5 @@ def _integrals(denoiser: Denoises, how: LikelihoodPlan, samples: Samples) -> Int
 
 
 def kind_of(rule: Divergence, d: int) -> str:
-    """What the ODE's value is with this trace of d dimensions."""
+    """The description of an ODE's value with this trace in d dimensions: exact, or an estimate."""
     return "exact ODE value" if rule.exact(d) else "estimate of the ODE value"

@@ -1,4 +1,4 @@
-"""What a likelihood is: its value, what it may be off by, what it is made of and what it cost."""
+"""``LogProb``, the result of a likelihood or bound: its value, its uncertainty, its budget and its cost."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from solvers import InputError
 
 @dataclass(frozen=True)
 class LogProb:
-    """Log-likelihoods and what they are made of.
+    """Log-likelihoods (or bounds) of samples, with their budget, uncertainty and cost.
 
     Attributes:
         nats: (B,) float64, the sum of the budget.
-        stderr: (B,) nats, the standard error of what was drawn: of an ODE's value that of the probes of the trace, of
-            a bound that of its paths or of its times and noise. 0 where nothing was, NaN where a single draw tells
-            nothing.
-        nfe: model evaluations per sample, the largest of the batch: forward passes.
-        nfe_per_sample: (B,).
+        stderr: (B,) nats, the standard error due to random draws. The draws are the probes of the trace for the value
+            of an ODE; the paths, or the times and noise, for a bound. 0 if nothing was drawn, NaN if there was a single
+            draw.
+        nfe: model evaluations (forward passes) per sample, the largest of the batch.
+        nfe_per_sample: the model evaluations of each sample (B,).
         products: vector-Jacobian products per sample, the largest of the batch; each costs about a backward pass.
         latent: the states (B, *) at t_max.
-        budget: (B,) nats each: ``prior`` log p_T(x_T), ``divergence`` integral, ``truncation`` (the change of scale
-            at t_min), ``dequantisation`` (minus the log-density of the noise in units of the bin: 0 for uniform
-            noise), ``offset`` (the log of the bin's volume, where a bin width is known); of several draws the means,
-            and ``importance``, what weighting them gained over their mean.
-        bin_width: distance between neighbouring levels of the data, None for continuous data.
-        kind: what the number is.
-        freedom: (B,) degrees of freedom of ``stderr``, float64, one less than the draws whose spread it is; None where
-            they are not known.
-        stderr_of: what ``stderr`` is the standard error of, in words; empty where nothing was drawn.
-        solver_error: (B,) nats, more than what the solver errs, see ``solver_error.bound``; None where it was not
-            asked for.
-        terms: of a chain's bound, (B, N + 1) nats, see ``chain.chain_bound``; None otherwise.
+        budget: the terms of ``nats``, (B,) nats each: ``prior``, log p_T(x_T); ``divergence``, the integral;
+            ``truncation``, the change of scale at t_min; ``dequantisation``, minus the log-density of the noise in
+            units of the bin (0 for uniform noise); ``offset``, the log of the bin's volume, if the bin width is known.
+            With several draws these are means, and ``importance`` is the gain of the importance weights over the mean.
+        bin_width: the distance between neighbouring levels of the data; None for continuous data.
+        kind: a description of the number: exact value, estimate or bound.
+        freedom: (B,) degrees of freedom of ``stderr``, float64: the number of draws less one. None if it is not known.
+        stderr_of: a description of the draws that ``stderr`` refers to; empty if nothing was drawn.
+        solver_error: (B,) nats, an estimated bound of the solver's error, see ``solver_error.bound``; None if it was
+            not requested.
+        terms: the terms (B, N + 1) of a chain's bound in nats, see ``chain.chain_bound``; otherwise None.
     """
 
     nats: Tensor
@@ -65,22 +64,23 @@ class LogProb:
 
     @property
     def bits_per_dim(self) -> Tensor:
-        """-log2 P(level) / d (B,), where P is the mass of a sample's bin.
+        """Bits per dimension (B,): -log2 P(level) / d, where P is the mass of a sample's bin.
 
         Raises:
-            InputError: no bin width is known, so the data have no bits.
+            InputError: no bin width is known, so bits are not defined.
         """
         if self.bin_width is None:
-            raise InputError("bits/dim need the bin width of discrete data; give log_prob(bin_width=...) or use .nats")
+            raise InputError("bits/dim need the bin width of discrete data; pass log_prob(bin_width=...) or use .nats")
         return -self.nats / (self.dimensions * math.log(2))
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Bounds (B,) of what nats would be without the chance of the draws: nats -+ q stderr, q of Student's law with
-        ``freedom`` degrees. NaN where the standard error or its freedom is not known. What the solver errs is beside
-        it.
+        """A confidence interval (two tensors (B,)) for the expectation of ``nats`` over the random draws.
+
+        It is nats -+ q stderr, with q from Student's law with ``freedom`` degrees of freedom. NaN if the standard error
+        or its freedom is not known. It does not include the error of the solver.
 
         Raises:
-            InputError: a level that is not between 0 and 1.
+            InputError: the level is not between 0 and 1.
         """
         if not 0 < level < 1:
             raise InputError(f"level must lie between 0 and 1, got {level!r}")
@@ -106,7 +106,7 @@ class LogProb:
             lines.append(f"  standard error of {self.stderr_of}: {size}")
         if self.solver_error is not None:
             worst, average = float(self.solver_error.max()), float(self.solver_error.mean())
-            lines.append(f"  solver's error: {average:.3g} nats a sample, {worst:.3g} at most")
+            lines.append(f"  solver error: {average:.3g} nats a sample, {worst:.3g} at most")
         trace = f", trace {self.divergence}" if self.divergence else ""
         work = f"{self.nfe} NFE" + (f", {self.products} vector-Jacobian products" if self.products else "")
         lines.append(f"  {self.solver} on {self.grid}{trace}, {work}, {self.seconds:.1f} s")
@@ -114,32 +114,34 @@ class LogProb:
 
 
 def degrees(draws: int, like: Tensor) -> Tensor:
-    """The degrees of freedom (B,) of the spread of so many draws of each of ``like`` (B,)."""
+    """The degrees of freedom (B,) of the spread of ``draws`` draws, one value for each of ``like`` (B,)."""
     return torch.full((len(like),), draws - 1, dtype=torch.float64, device=like.device)
 
 
 def standard_error(draws: Tensor) -> Tensor:
-    """Of the mean of independent draws (B, m), (B,): NaN of a single one."""
+    """The standard error (B,) of the mean of independent draws (B, m); NaN for a single draw."""
     m = draws.shape[1]
     return draws.std(1) / math.sqrt(m) if m > 1 else math.nan * draws[:, 0]
 
 
 def error_of_mean(values: Tensor) -> float:
-    """The standard error of the mean of values (B,); NaN of a single one."""
+    """The standard error of the mean of values (B,); NaN for a single value."""
     if len(values) < 2:
         return math.nan
-    equal = bool((values == values[0]).all())  # whose mean may round to another
+    equal = bool((values == values[0]).all())  # the mean of equal values may differ from them by rounding
     return 0.0 if equal else float(values.double().std()) / math.sqrt(len(values))
 
 
 def uncertainty(result: LogProb) -> dict[str, float]:
-    """What the mean of a likelihood may be off by, in nats a sample; NaN where a part is not known.
+    """The uncertainty of the mean of a likelihood, by its parts, in nats per sample; NaN if a part is not known.
 
-    ``samples``: its standard error over samples (which holds that of the probes and of the dequantiser's draws);
-    ``trace``: the standard error of the probes; ``solver``: the mean of ``solver_error``, NaN where it was not asked
-    for. ``of_these`` = sqrt(trace^2 + solver^2) is of the mean of these very samples at their draws, ``total`` =
-    sqrt(samples^2 + solver^2) of the mean over the distribution that they come from; both without the solver's part
-    where that is not known.
+    - ``samples``: the standard error over samples, which already includes those of the probes and of the dequantiser.
+    - ``trace``: the standard error of the probes.
+    - ``solver``: the mean of ``solver_error``; NaN if it was not requested.
+    - ``of_these`` = sqrt(trace^2 + solver^2): the uncertainty of the mean over these samples.
+    - ``total`` = sqrt(samples^2 + solver^2): the uncertainty of the mean over the distribution of the samples.
+
+    If the solver's part is not known, the last two omit it.
     """
     samples = error_of_mean(result.nats)
     trace = float(result.stderr.double().square().sum().sqrt()) / len(result.nats)

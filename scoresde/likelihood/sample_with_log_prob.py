@@ -1,10 +1,11 @@
 """Samples and their log-density in one solve: the ODE carries both from noise to data.
 
-log p(x) = log p_T(x_T) + int div is as true on the way down as on the way up, so a sample that the ODE makes comes
-with its likelihood for the price of the vector-Jacobian products. Importance weights, reverse Kullback-Leibler
-divergences and Boltzmann generators ask for the pair (Chen et al. 2018, arXiv:1806.07366, eq. 8). Seed i starts where
-``sample`` starts it, and draws the probes that ``log_prob`` draws for it: the two agree with
-``sample_with_log_prob`` up to the solver's error, in x and in nats.
+log p(x) = log p_T(x_T) + int div is true in both directions of time. A solve from noise to data can therefore compute
+the likelihood of its samples as well; the extra cost is the vector-Jacobian products. Importance weights, reverse
+Kullback-Leibler divergences and Boltzmann generators need this pair (Chen et al. 2018, arXiv:1806.07366, eq. 8).
+
+Seed i has the same start as in ``sample`` and the same probes as in ``log_prob``. The samples agree with ``sample``,
+and the nats with ``log_prob`` at these samples, up to the error of the solver.
 
 >>> import scoresde
 >>> target = scoresde.targets.GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.04)
@@ -57,25 +58,25 @@ def sample_with_log_prob(
     differentiable: bool = False,
     progress: bool = False,
 ) -> tuple[Tensor, LogProb]:
-    """Draws one sample per seed, with the log-density of the model's ODE at exactly that sample.
+    """Draws one sample per seed, and computes the log-density of the model's ODE at that sample.
 
     Args:
-        shape: of one sample.
-        seeds: of the start and of the probes, one per sample; sample i depends on seed i alone.
-        solver, grid, steps, nfe, t_min, t_max, plan, divergence: as for ``log_prob``. The solve ends at t_min.
+        shape: the shape of one sample.
+        seeds: the seeds of the start and of the probes, one per sample; sample i depends only on seed i.
+        solver, grid, steps, nfe, t_min, t_max, plan, divergence: as in ``log_prob``. The solve ends at t_min.
         x_init: the states (B, *) to start from at t_max, instead of draws of N(0, (alpha^2 + sigma^2) I).
-        prior: log-density (B,) at t_max of states (B, *), the law that ``x_init`` was drawn from; by default the SDE's.
+        prior: the log-density (B,) of states (B, *) at t_max, for the law of ``x_init``; by default the SDE's prior.
         dtype, device, batch_size, progress: see ``Batching``; samples have that dtype, the state is float64.
         differentiable: keep the graph, so that samples and ``nats`` can be differentiated by ``x_init``, the parameters
             and the conditions.
 
     Returns:
-        The samples x (B, *) on the data's own scale, x_{t_min} / alpha(t_min), and their likelihood: ``nats`` is what
-        ``log_prob(denoiser, x)`` finds, ``latent`` the start. Samples and density both have the noise of t_min.
+        The samples x (B, *) on the scale of the data, x_{t_min} / alpha(t_min), and their ``LogProb``: ``nats`` is the
+        value of ``log_prob(denoiser, x)``, ``latent`` the start. Samples and density both include the noise at t_min.
 
     Raises:
-        InputError: see ``log_prob``; also no seeds, ``x_init`` of another length, a shortened range without ``x_init``
-            and ``prior``, a ``prior`` without ``x_init``.
+        InputError: see ``log_prob``; also if there are no seeds, ``x_init`` has a different length, the range is
+            shortened without ``x_init`` and ``prior``, or ``prior`` is given without ``x_init``.
     """
     made = planned_up(plan, denoiser, solver, grid, steps, nfe, t_min, t_max)
     seeds, shape = check_draws(seeds, shape)
@@ -97,18 +98,18 @@ def _check(
     x_init: Tensor | None,
     prior: Callable[[Tensor], Tensor] | None,
 ) -> None:
-    """Refuses starts without a density.
+    """Rejects starts whose density is not known.
 
     Raises:
         InputError: see ``sample_with_log_prob``.
     """
     if not seeds:
-        raise InputError("nothing to do: no seeds")
+        raise InputError("there are no seeds; at least one is needed")
     if prior is not None and x_init is None:
-        raise InputError("a prior of one's own has to be drawn from: give x_init")
+        raise InputError("a custom prior needs its own draws: pass them as x_init")
     t, t_max = plan.nodes[0].t, plan.sde.t_max
     if prior is None and not math.isclose(t, t_max, rel_tol=1e-9):
-        raise InputError(f"the solve starts at t={t:g}, not t_max={t_max:g}: give x_init and its prior")
+        raise InputError(f"the solve starts at t={t:g}, not t_max={t_max:g}: pass x_init and its prior")
     check_start(x_init, len(seeds), shape)
 
 

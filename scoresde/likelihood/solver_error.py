@@ -1,4 +1,4 @@
-"""What the solver of a likelihood errs, told from two coarser solves."""
+"""The solver error of a likelihood, estimated from two coarser solves."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from solvers import InputError
 
 from ..sampling.plan import Plan
 
-LOOSER = 4.0  # each time, for solvers that choose their steps: of order 5, about three quarters of the steps
-ROUNDING = 1e-12  # of a value: distances below it have no ratio
-LEAST = 4  # steps, of which a quarter is left
+LOOSER = 4.0  # factor between the tolerances of adaptive solvers; at order 5 it saves about a quarter of the steps
+ROUNDING = 1e-12  # relative to a value: smaller distances are rounding, and their ratio means nothing
+LEAST = 4  # the fewest steps, so that a quarter of them is at least one
 
 
 def bound(value: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
-    """More than what a value errs: (2 a + b) max(1, 2 a / b) nats (B,), with the distances a = |value - half| and
-    b = |half - quarter| to two coarser solves, all of them log-densities (B,).
+    """An estimated bound of the error of ``value``: (2 a + b) max(1, 2 a / b) nats (B,).
 
-    Where the error at least halves from one solve to the next, it is at most a. Twice that leaves room for a solve that
-    is not quite there, and b guards the samples whose two finest values happen to agree. Where the distances do not
-    halve, nothing converges yet, and the bound grows with their ratio. Each sample's is of that sample alone.
+    ``half`` and ``quarter`` are the values of two coarser solves, all three log-densities (B,), at the distances
+    a = |value - half| and b = |half - quarter|.
+
+    If the error at least halves from each solve to the next finer one, it is at most a. The factor 2 allows for solves
+    that do not quite halve it, and b protects samples whose two finest values agree by chance. If the distances do not
+    halve, the solves do not converge yet, and the bound grows with their ratio. The bound of a sample depends only on
+    that sample.
     """
     a, b = (value - half).abs(), (half - quarter).abs()
     rounding = ROUNDING * (1 + value.abs())
@@ -31,7 +34,7 @@ def bound(value: Tensor, half: Tensor, quarter: Tensor) -> Tensor:
 
 
 def coarser(plan: Plan) -> tuple[Plan, Plan]:
-    """The plan with half the steps and the one with a quarter; or with tolerances 4 and 16 times as loose.
+    """The plans with a half and a quarter of the steps; if adaptive, with tolerances 4 and 16 times as large.
 
     Raises:
         InputError: the plan has fewer than four steps.
@@ -41,7 +44,7 @@ def coarser(plan: Plan) -> tuple[Plan, Plan]:
         looser = [replace(solver, rtol=solver.rtol * f, atol=solver.atol * f) for f in (LOOSER, LOOSER**2)]
         return replace(plan, solver=looser[0]), replace(plan, solver=looser[1])
     if plan.steps < LEAST:
-        raise InputError(f"error=True halves the steps of a grid twice: it takes at least {LEAST}, got {plan.steps}")
+        raise InputError(f"error=True halves the steps of a grid twice: it needs at least {LEAST}, got {plan.steps}")
     if plan.rule is None or plan.rule.fixed:
         half, quarter = ((*plan.nodes[:-1][::every], plan.nodes[-1]) for every in (2, 4))
         return replace(plan, nodes=half), replace(plan, nodes=quarter)

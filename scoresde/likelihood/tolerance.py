@@ -1,14 +1,15 @@
-"""How many steps and probes a likelihood takes for a given total error.
+"""The choice of steps and probes that meets a given total error of a likelihood.
 
-With an exact trace the tolerance is the solver's: its tolerances become four times as tight, or its steps twice as
-many, until ``solver_error`` is at most that in every sample. Else a quarter is the solver's, and there are as many
-probes as keep their mean within the rest in 95 % of the samples.
+With an exact trace, the solver may use the whole tolerance. Its own tolerances are divided by four, or its steps are
+doubled, until ``solver_error`` is at most the tolerance in every sample. Without an exact trace, the solver may use a
+quarter of the tolerance. The number of probes is then chosen so that the error of their mean is within the rest in
+95 % of the samples.
 
-The number of probes is Stein's in two stages (1945, Annals of Mathematical Statistics 16, p. 243): at least eight
-probes of a trial have the spread s of f degrees of freedom, and the mean of m other ones errs by more than a with
-the probability of Student's law beyond a sqrt(m) / s, which is averaged over the samples of the trial. As the
-probes of the result are not those that their number was chosen by, its standard error is unbiased, and so is its
-interval. Where m probes would be no cheaper than the exact trace, that is taken.
+The number of probes follows Stein's two-stage method (1945, Annals of Mathematical Statistics 16, p. 243). A trial with
+at least eight probes gives their spread s, with f degrees of freedom. The mean of m new probes then has an error of
+more than a with the probability of Student's law beyond a sqrt(m) / s, averaged over the samples of the trial. The
+probes of the result are independent of the trial that chose their number, so the standard error and the interval of the
+result are unbiased. If m probes would cost as much as the exact trace, the exact trace replaces them.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ from . import solver_error
 from .divergence import Divergence, Exact, Hutchinson
 from .result import LogProb
 
-PILOT = 32  # samples on which steps and probes are chosen
-PROBES = 8  # whose spread says how many there have to be
-MISSES = 0.05  # share of the samples that may err by more
-SOLVERS_PART = 0.25  # of a tolerance, where there are probes as well
+PILOT = 32  # the number of samples on which steps and probes are chosen
+PROBES = 8  # the least number of probes in a trial, whose spread determines how many are needed
+MISSES = 0.05  # the share of the samples whose error may exceed the tolerance
+SOLVERS_PART = 0.25  # the solver's share of the tolerance if there are probes as well
 TIGHTEST, MOST_STEPS = 1e-10, 4096
 
 _TRIAL = 9  # label of the generator's stream
 
-# (solver, steps, divergence, samples, whether of a trial's seeds, whether to keep the graph) -> a likelihood
+# (solver, steps, divergence, rows, whether to use the seeds of a trial, whether to keep the graph) -> a likelihood
 Attempt = Callable[[Solver, int | None, Divergence, slice, bool, bool], LogProb]
 
 
@@ -47,11 +48,16 @@ def meet(
 ) -> LogProb:
     """The likelihood of all samples with a total error of at most ``tolerance`` nats in 95 % of them.
 
-    How steps and probes are chosen stands at the top of this module. What it cost (``nfe``, ``nfe_per_sample``,
+    The top of this module describes how steps and probes are chosen. The reported cost (``nfe``, ``nfe_per_sample``,
     ``products``, ``seconds``) includes every trial.
 
     Args:
-        graph: solve once more at the end, and keep the graph.
+        attempt: computes a likelihood with given settings.
+        solver: the solver whose steps or tolerances are chosen.
+        divergence: the estimator of the trace to start from.
+        count: the number of samples.
+        d: the dimensions of a sample.
+        graph: solve once more at the end and keep the graph.
 
     Raises:
         InputError: the tolerance cannot be met.
@@ -67,7 +73,7 @@ def meet(
         return found
 
     def ladder(rule: Divergence, rows: slice, trial: bool, k: int) -> Iterator[tuple[int, LogProb, float]]:
-        """The settings from the k-th on, what they find, and the largest of its errors."""
+        """Yields ever finer settings from the k-th on: (k, the likelihood, the largest solver error)."""
         coarse, middle = (run(j, rule, rows, trial) for j in (k - 2, k - 1))
         while True:
             found = run(k, rule, rows, trial)
@@ -87,7 +93,7 @@ def meet(
         rule = Hutchinson(PROBES) if wanted is None else wanted
         if wanted is not None:
             break
-    chosen = not rule.exact(d) or some == everything  # else the setting has yet to be found on a few
+    chosen = not rule.exact(d) or some == everything  # otherwise first find the setting on a few samples
     share = tolerance if rule.exact(d) else share
     for rows in (everything,) if chosen else (some, everything):
         k, found = next((k, found) for k, found, error in ladder(rule, rows, False, k) if error <= share)
@@ -103,10 +109,10 @@ def meet(
 
 
 def setting(solver: Solver, k: int) -> tuple[Solver, int | None]:
-    """The k-th of ever finer ones: tolerances of 4^-k / 10, or 5 2^k steps.
+    """The k-th setting, each finer than the last: tolerances of 4^-k / 10, or 5 2^k steps.
 
     Raises:
-        InputError: that is more than makes sense.
+        InputError: the setting exceeds the limits ``TIGHTEST`` or ``MOST_STEPS``.
     """
     if not solver.adaptive:
         steps: int = 5 * 2**k
@@ -116,13 +122,12 @@ def setting(solver: Solver, k: int) -> tuple[Solver, int | None]:
     method: Any = solver
     value = float(f"{0.1 / solver_error.LOOSER**k:.3g}")
     if value < TIGHTEST:
-        raise InputError(f"{solver} does not meet the tolerance, down to tolerances of {TIGHTEST:g} of its own")
+        raise InputError(f"{solver} does not meet the tolerance even with solver tolerances of {TIGHTEST:g}")
     return replace(method, rtol=value, atol=value), None
 
 
 def pilot(divergence: Divergence, d: int) -> Divergence:
-    """What a trial's spread is taken from: the divergence itself, of at least eight channels; the exact trace where
-    that is no dearer."""
+    """The estimator for a trial: the given one, with at least eight channels; the exact trace if it costs no more."""
     if divergence.exact(d) or divergence.channels(d) >= PROBES:
         return divergence
     if d <= PROBES:
@@ -131,9 +136,11 @@ def pilot(divergence: Divergence, d: int) -> Divergence:
 
 
 def more(rule: Divergence, stderr: Tensor, allowed: float, d: int) -> Divergence | None:
-    """The rule with as many probes as keep the error within ``allowed`` nats in all but 5 % of the samples, from the
-    standard errors (B,) that it has in a trial; the exact trace where that is no dearer. None where more of the rule's
-    probes cannot be told."""
+    """The rule with enough probes that its error is within ``allowed`` nats in all but 5 % of the samples.
+
+    ``stderr`` contains the standard errors (B,) of the rule in a trial. The exact trace is returned if it costs no
+    more. None is returned if the rule does not suffice and its number of probes cannot be predicted.
+    """
     m = rule.channels(d)
 
     def misses(probes: int) -> float:
@@ -151,23 +158,23 @@ def more(rule: Divergence, stderr: Tensor, allowed: float, d: int) -> Divergence
 
 
 def in_nats(tolerance: float, bin_width: float | None, x: Tensor) -> float:
-    """A tolerance in bits/dim where a bin width is known, else in nats, as nats of a sample of x (B, *)."""
+    """Converts a tolerance to nats per sample of x (B, *): from bits/dim if a bin width is known, else from nats."""
     return tolerance if bin_width is None else tolerance * x[0].numel() * math.log(2)
 
 
 def other_seeds(seeds: list[int]) -> list[int]:
-    """Of each seed another, whose streams are independent of its own."""
+    """For each seed, a second, independent seed."""
     return [int(torch.randint(2**62, (), generator=solvers.generator(seed, _TRIAL))) for seed in seeds]
 
 
 def solver_of(solver: str | Solver) -> Solver:
-    """The solver of a name.
+    """The solver from its name or spec, checked for use with a tolerance.
 
     Raises:
-        InputError: it has a grid of its own, or is adaptive without tolerances.
+        InputError: the solver has fixed nodes, or is adaptive without tolerances.
     """
     method = solvers.make(solvers.resolve(solver)[0] if isinstance(solver, str) else solver)
     toleranced = "rtol" in solvers.solvers.info_of(method).options
     if method.nodes is not None or (method.adaptive and not toleranced):
-        raise InputError(f"tolerance takes a solver whose steps or tolerances can be chosen, got {method}")
+        raise InputError(f"tolerance needs a solver whose steps or tolerances can be chosen, got {method}")
     return method

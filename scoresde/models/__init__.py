@@ -1,4 +1,4 @@
-"""Models on a path: denoisers, time labels, networks, exact targets, and the problem that a solver integrates."""
+"""Models on a path: denoisers, time labels, networks, targets with an exact score, and the problem of a solver."""
 
 from .denoiser import Denoiser, label_shift
 from .denoises import Model, WithLabelShift

@@ -1,4 +1,4 @@
-"""A network as a denoiser: its native output becomes the pair (x0, eps) with x = alpha x0 + sigma eps."""
+"""``Denoiser``: converts the output of a network to the prediction (x0, eps) with x = alpha x0 + sigma eps."""
 
 from __future__ import annotations
 
@@ -22,36 +22,36 @@ from .denoises import Model
 
 @dataclass(frozen=True)
 class Denoiser(Model):
-    """A network trained on an SDE, as a source of predictions.
+    """A network that was trained on an SDE, with all that is needed to read its output as a prediction.
 
     Args:
-        network: called as ``network(x, label, **conditions)`` with x (B, *) in the dtype of its parameters and label
-            (B,) in that dtype or, for 16-bit ones, float32; returns (B, *).
-        sde: the path it was trained on.
+        network: called as ``network(x, label, **conditions)`` and returns (B, *). x (B, *) has the dtype of the
+            network's parameters; label (B,) has the same dtype, or float32 if the parameters have 16 bits.
+        sde: the path that it was trained on.
         predicts: its output: "x0", "eps", "v" (alpha eps - sigma x0), "score", "velocity" (dx/dt of the ODE), or
             "edm" (the raw network F inside EDM's preconditioning).
-        time_label: the label it sees, a name in ``scoresde.models.time_labels``: "t", "999t", "1000t", "index",
-            "index+1", "reversed_index", "(N-1)t", "Nt", "sigma", "log_sigma", "c_noise" (log(sigma / alpha) / 4) or
-            "1000sigma"; by default "c_noise" for "edm" and "t" otherwise.
+        time_label: the time label that it receives, a name in ``scoresde.models.time_labels``: "t", "999t", "1000t",
+            "index", "index+1", "reversed_index", "(N-1)t", "Nt", "sigma", "log_sigma", "c_noise"
+            (log(sigma / alpha) / 4) or "1000sigma"; by default "c_noise" for "edm" and "t" otherwise.
         sigma_data: standard deviation of the data, for "edm".
-        num_train_timesteps: N, the steps of a network trained in discrete time, for the labels that count them; by
-            default the SDE's own, as a chain's, else 1000. Step i of 0..N-1 is
-            t = t_min + i / (N - 1) (t_max - t_min): on VP's own [0.001, 1] with N = 1000, t = (i + 1) / 1000. The
-            discrete grids of ``solvers`` (leading, trailing, linspace, ...) place their nodes there, and the network
-            sees exactly their integers.
+        num_train_timesteps: N, the steps of a network trained in discrete time, for the labels that count them. The
+            default is the number of nodes of the SDE if it is a chain's path, else 1000. Step i of 0..N-1 is at
+            t = t_min + i / (N - 1) (t_max - t_min); on VP's range [0.001, 1] with N = 1000, t = (i + 1) / 1000. The
+            discrete grids of ``solvers`` (leading, trailing, linspace, ...) place their nodes at these times, so that
+            the network receives exact integers.
         compile: run the network through ``torch.compile``.
-        round_labels: show the network the nearest label that it was trained on, for labels that count steps.
-        learned_variance: the network answers (B, 2 C, ...) for x (B, C, ...): its output and then v, between -1 and 1;
-            ``predict`` says nu = (v + 1) / 2 (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15), and ``raw`` leaves
-            it out.
-        clip: a bound c > 0: x0 is clamped to [-c, c] and eps = (x - alpha x0) / sigma follows. What the denoiser puts
-            out is then that x0, whatever the network predicts.
-        shape: of one sample, where it is known.
+        round_labels: pass the nearest label that the network was trained on, for labels that count steps.
+        learned_variance: the network returns (B, 2 C, ...) for x (B, C, ...): its output and then v in [-1, 1].
+            ``predict`` then returns nu = (v + 1) / 2 as well (Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15);
+            ``raw`` omits v.
+        clip: a bound c > 0: x0 is clamped to [-c, c], and eps becomes (x - alpha x0) / sigma. ``output`` is then "x0"
+            for every ``predicts``.
+        shape: the shape of one sample, if it is known.
 
     Raises:
-        InputError: an unknown ``predicts`` or ``time_label``, or fewer than two steps; a label that counts steps and
-            leaves those of the network over the SDE's range; ``round_labels`` with a label that counts none; a ``clip``
-            that is not positive.
+        InputError: ``predicts`` or ``time_label`` is unknown; there are fewer than two steps; a label that counts steps
+            leaves the N steps somewhere on the SDE's range; ``round_labels`` is set for a label that does not count
+            steps; ``clip`` is not positive.
     """
 
     network: Callable[..., Tensor]
@@ -72,10 +72,10 @@ class Denoiser(Model):
             raise InputError(f"num_train_timesteps must be at least 2, got {self.train_timesteps!r}")
         own = self.sde.num_train_timesteps or self.train_timesteps
         if own != self.train_timesteps:
-            raise InputError(f"num_train_timesteps={self.train_timesteps}, but the chain of {self.sde} has {own}")
+            raise InputError(f"num_train_timesteps={self.train_timesteps}, but the chain of {self.sde} has {own} steps")
         labels.checked(self.label, self.sde, self.train_timesteps)
         if self.round_labels:
-            labels.rounded(self.label, 0.0, self.train_timesteps)  # which says of which labels it can
+            labels.rounded(self.label, 0.0, self.train_timesteps)  # raises an error if the label does not count steps
         if self.clip is not None and not (isinstance(self.clip, (int, float)) and 0 < self.clip < math.inf):
             raise InputError(f"clip must be a positive number, got {self.clip!r}")
         if self.shape is not None:
@@ -85,19 +85,19 @@ class Denoiser(Model):
 
     @property
     def output(self) -> Output:
-        """What ``raw`` puts out: the network's own output, or x0 where it is clipped."""
+        """The kind of output that ``raw`` returns: the network's, or x0 if the denoiser clips."""
         return Output("x0") if self.clip is not None else self._native
 
     @property
     def label(self) -> str:
-        """The name of the time label that the network sees."""
+        """The name of the time label that the network receives."""
         if self.time_label is not None:
             return self.time_label
         return "c_noise" if self.predicts == "edm" else "t"
 
     @property
     def train_timesteps(self) -> int:
-        """N, the steps of a network trained in discrete time."""
+        """The number N of steps of a network trained in discrete time."""
         return train_timesteps(self.sde, self.num_train_timesteps)
 
     @property
@@ -105,26 +105,28 @@ class Denoiser(Model):
         return Output(self.predicts, self.sigma_data)
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        """One evaluation of the network, as the pair (x0, eps), and nu where the network learned its variance.
+        """Evaluates the network once and returns the pair (x0, eps), with nu if the network learned its variance.
 
         Args:
-            x: (B, *). The network sees it in its own dtype; the prediction has the dtype of x.
-            node: of one time, or with tensors (B,).
-            conditions: passed on to the network.
+            x: (B, *). The network receives it in the dtype of its parameters; the prediction has the dtype of x.
+            node: the node of one time, or of the times (B,).
+            conditions: keyword arguments for the network.
 
         Raises:
-            InputError: the network refuses x, or answers with another shape.
+            InputError: the network rejects the shape of x, or returns a different shape.
         """
-        out, nu = self._ask(x, node, conditions)
+        out, nu = self._evaluate(x, node, conditions)
         found = self.output.read(out, x, node.like(x))
         return found if nu is None else Prediction(found.x0, found.eps, nu)
 
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
-        """One evaluation of the network, as ``output`` says: (B, *) in the dtype of x. Arguments as of ``predict``."""
-        return self._ask(x, node, conditions)[0]
+        """Evaluates the network once and returns the kind ``output``, (B, *) in the dtype of x; see ``predict``."""
+        return self._evaluate(x, node, conditions)[0]
 
-    def _ask(self, x: Tensor, node: Node | Node[Tensor], conditions: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """What ``output`` says, and nu where the network learned it: each (B, *) in the dtype of x."""
+    def _evaluate(
+        self, x: Tensor, node: Node | Node[Tensor], conditions: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's output of the kind ``output``, and nu or None: each (B, *) in the dtype of x."""
         dtype, scaled, nu = self._dtype(x), x, None
         if self.predicts == "edm":
             wide = node.like(x)
@@ -142,14 +144,14 @@ class Denoiser(Model):
         label = self._exact_label(node)
         if self.round_labels:
             label = labels.rounded(self.label, label, self.train_timesteps)
-        # a 16-bit label would confuse neighbouring times: 988.49 is 988 in bfloat16
+        # in 16 bits, neighbouring times would get the same label: 988.49 is 988 in bfloat16
         precise = torch.float32 if dtype.itemsize < 4 else dtype
         if isinstance(label, Tensor):
             return label.to(precise).to(x.device).expand(len(x))
-        return torch.full((len(x),), label, dtype=precise, device=x.device)  # filled there: no copy, no waiting
+        return torch.full((len(x),), label, dtype=precise, device=x.device)  # filled on the device: no copy, no wait
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:
-        """How far rounding moves the label at a node, of many nodes the largest; 0 where labels are not rounded."""
+        """The distance by which rounding moves the label at a node (with tensors: the largest); 0 without rounding."""
         if not self.round_labels:
             return 0.0
         exact = self._exact_label(node)
@@ -162,19 +164,19 @@ class Denoiser(Model):
     def _call(self, x: Tensor, label: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         try:
             out = self.network(x, label, **conditions)
-        except torch.cuda.OutOfMemoryError:  # its message speaks of sizes too
+        except torch.cuda.OutOfMemoryError:  # its message also contains the word "size"
             raise
         except RuntimeError as error:
             if any(word in str(error) for word in ("shape", "size", "channels")):
                 line = str(error).partition("\n")[0]
-                raise InputError(f"the network refuses samples of shape {tuple(x.shape[1:])}: {line}") from error
+                raise InputError(f"the network rejects samples of shape {tuple(x.shape[1:])}: {line}") from error
             raise
-        out = getattr(out, "sample", out)  # diffusers' backbones answer with an object
+        out = getattr(out, "sample", out)  # diffusers' backbones return an object
         expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else tuple(x.shape)
         if not isinstance(out, Tensor) or out.shape != expected:
             shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            wanted = f"; with a learned variance it has to be {expected}" if self.learned_variance else ""
-            raise InputError(f"the network answers {shown} for samples {tuple(x.shape)}{wanted}")
+            wanted = f"; with a learned variance it must return {expected}" if self.learned_variance else ""
+            raise InputError(f"the network returns {shown} for samples {tuple(x.shape)}{wanted}")
         return out
 
     def _dtype(self, x: Tensor) -> torch.dtype:
@@ -185,8 +187,10 @@ class Denoiser(Model):
 
 
 def time_labels(denoiser: Denoiser, nodes: Sequence[Node]) -> list[float]:
-    """The time labels that the network sees at the nodes of a solve, as it sees them: in the dtype of its parameters,
-    or in float32 where it has none. The node of sigma = 0, where no solver asks it, is left out.
+    """The time labels that the network receives at the nodes of a solve.
+
+    They are rounded to the dtype of the network's parameters, or to float32 if it has none or they have 16 bits. A
+    clean node (sigma = 0) is omitted, because no solver evaluates the network there.
 
     >>> import solvers, scoresde
     >>> denoiser = Denoiser(lambda x, label: x, scoresde.VP(), time_label="index")
@@ -198,8 +202,10 @@ def time_labels(denoiser: Denoiser, nodes: Sequence[Node]) -> list[float]:
 
 
 def label_shift(denoiser: Denoiser, nodes: Sequence[Node]) -> float | None:
-    """How far rounding moves the label at most at the nodes of a solve, the one of sigma = 0 left out; None where the
-    denoiser does not round. Solvers ask between the nodes too: what a solve saw is ``Sample.label_shift``.
+    """The largest distance by which rounding moves a label at the nodes of a solve; None without rounding.
+
+    A clean node (sigma = 0) is omitted. Solvers also evaluate the network between the nodes: ``Sample.label_shift``
+    reports the largest shift over all evaluations of a solve.
 
     >>> import solvers, scoresde
     >>> denoiser = Denoiser(lambda x, label: x, scoresde.VP(), time_label="index", round_labels=True)

@@ -1,8 +1,8 @@
-"""Denoisers with all of their parts.
+"""``Model``: a denoiser whose optional parts have defaults, and the adapter from a user's object to it.
 
-A denoiser is any object with ``.sde`` and ``.predict(x, node, **conditions)``. Everything else is optional: a native
-output, a density, the data's standard deviation, rounded labels. ``adapted`` looks for these parts once, where a
-denoiser comes in; whatever asks a ``Model`` afterwards finds each of them, or its default.
+A denoiser is any object with ``.sde`` and ``.predict(x, node, **conditions)``. All other parts are optional: the
+network's own output, a density, the standard deviation of the data, rounded labels. Every public function calls
+``adapted`` once on its denoiser; all code behind it can rely on the attributes of ``Model``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Model:
 
     Attributes:
         sde: the path that it was trained on.
-        sigma_data: standard deviation of the data, where it is known.
-        log_prob: (x, node) -> the log-density (B,) of x_t in nats, where it is known.
-        round_labels: whether the network sees the nearest label of its training instead of the exact one.
+        sigma_data: standard deviation of the data; None if it is not known.
+        log_prob: (x, node) -> the log-density (B,) of x_t in nats; None if it is not known.
+        round_labels: whether the network receives the nearest label of its training instead of the exact one.
     """
 
     sde: SDE
@@ -34,25 +34,25 @@ class Model:
     round_labels: bool = False
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        """x0 and eps (B, *) at x (B, *)."""
+        """The prediction x0 and eps (B, *) at x (B, *)."""
         raise NotImplementedError
 
     @property
     def output(self) -> Output:
-        """What ``raw`` puts out; x0 by default."""
+        """The kind of output that ``raw`` returns; x0 by default."""
         return Output("x0")
 
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
-        """One evaluation as ``output`` says: (B, *) at x (B, *)."""
+        """Evaluates the model once and returns the kind ``output``, (B, *) at x (B, *)."""
         return self.predict(x, node, **conditions).x0
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:
-        """How far rounding moves the label at a node, of many nodes the largest; 0 where labels are not rounded."""
+        """The distance by which rounding moves the label at a node (with tensors: the largest); 0 without rounding."""
         return 0.0
 
 
 class Adapted(Model):
-    """A user's denoiser, its optional parts found once."""
+    """A user's denoiser as a ``Model``; the constructor looks up its optional parts."""
 
     def __init__(self, denoiser: Denoises) -> None:
         self.denoiser, self.sde = denoiser, denoiser.sde
@@ -74,7 +74,7 @@ class Adapted(Model):
 
 
 class WithLabelShift(Model):
-    """A denoiser that rounds its labels; ``largest`` is the largest shift of a label at which it was asked."""
+    """A denoiser that rounds its labels and records, in ``largest``, the largest shift over its evaluations."""
 
     round_labels = True
 
@@ -99,14 +99,14 @@ class WithLabelShift(Model):
 
 
 def adapted(denoiser: Any) -> Model:
-    """The denoiser as a ``Model``; itself where it is one.
+    """The denoiser as a ``Model``; a ``Model`` is returned unchanged.
 
     Raises:
-        InputError: it has no ``sde`` or no ``predict``.
+        InputError: the object has no ``sde`` or no ``predict``.
     """
     if isinstance(denoiser, Model):
         return denoiser
     missing = [name for name in ("sde", "predict") if not hasattr(denoiser, name)]
     if missing:
-        raise InputError(f"a denoiser has .sde and .predict(x, node), {type(denoiser).__name__} has no {missing[0]}")
+        raise InputError(f"a denoiser needs .sde and .predict(x, node); {type(denoiser).__name__} has no {missing[0]}")
     return Adapted(denoiser)

@@ -1,4 +1,4 @@
-"""Models on a learned path: a network and the schedule of its path, trained, averaged and saved as one module."""
+"""Networks on a learned path: joins the network and the schedule into one module, so that both train together."""
 
 from __future__ import annotations
 
@@ -22,25 +22,26 @@ class WithSchedule(nn.Module):
         self.network, self.schedule = network, schedule
 
     def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Any:
-        """The network's answer."""
+        """The output of the network."""
         return self.network(x, label, **conditions)
 
 
 def with_schedule(network: nn.Module, sde: SDE) -> nn.Module:
-    """What ``train`` is to train: the network, together with the schedule where the path has a learned one."""
+    """The module to pass to ``train``: the network, joined with the schedule if the path is a learned one."""
     return WithSchedule(network, sde.module) if isinstance(sde, LearnedVP) else network
 
 
 def with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
-    """The denoiser with a copy of its network, such as ``train``'s average, and on a learned path with that copy's
-    schedule.
+    """The denoiser with ``network`` in place of its own, such as the average that ``train`` returns.
+
+    On a learned path the schedule of ``network`` replaces the path's schedule as well.
 
     Raises:
-        InputError: the path is a learned one, and the copy holds no schedule.
+        InputError: the path is a learned one, but ``network`` contains no schedule.
     """
     sde = denoiser.sde
     if isinstance(sde, LearnedVP):
         if not isinstance(network, WithSchedule):
-            raise InputError("the network of a learned path comes with its schedule: see with_schedule")
+            raise InputError("the network of a learned path must contain its schedule: see with_schedule")
         sde = sde.holding(network.schedule)
     return replace(denoiser, network=network, sde=sde)

@@ -1,7 +1,7 @@
-"""Network recipes: frozen options and the shape of a sample make a module.
+"""Network recipes: each builds a module from its options and the shape of a sample.
 
-Every module is called as ``module(x, label)`` with x (B, *) and label (B,), and answers (B, *). The label is a real
-number of order 1, such as t or log(sigma / alpha) / 4: the time embeddings here are made for that range.
+Every module is called as ``module(x, label)`` with x (B, *) and label (B,), and returns (B, *). The label is a real
+number of order 1, such as t or log(sigma / alpha) / 4; the time embeddings here are designed for that range.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from solvers import InputError, Registry
 from solvers.registry.options import Options
 from solvers.registry.ranges import Count, Positive
 
-# angular frequencies: the slowest is monotone over labels in [-4, 4], the fastest tells labels 0.01 apart
+# angular frequencies: the slowest is monotone over labels in [-4, 4], the fastest separates labels 0.01 apart
 _SLOWEST, _FASTEST = 0.25, 64.0
 _DIFFUSERS_LABELS = 1000.0  # diffusers' sinusoids are spaced for steps 0 .. 1000
 
 
 class Network(Options):
-    """A recipe for a network; a frozen dataclass whose fields are its options."""
+    """A recipe for a network. Each recipe is a frozen dataclass; its fields are its options."""
 
     def build(self, shape: tuple[int, ...], outputs: int = 1) -> nn.Module:
-        """A freshly initialised module for samples of ``shape`` (C, *); it draws from torch's global generator.
+        """Builds a new module for samples of ``shape`` (C, *); its weights are drawn from torch's global generator.
 
-        With ``outputs`` = 2, as a learned variance asks for, it answers (B, 2 C, *).
+        With ``outputs`` = 2, as a learned variance needs, the module returns (B, 2 C, *).
 
         Raises:
-            InputError: the network cannot take that shape.
+            InputError: the network does not support that shape.
         """
         raise NotImplementedError
 
@@ -45,13 +45,13 @@ networks: Registry[Network] = Registry("network", Network)
 @networks.register("mlp")
 @dataclass(frozen=True)
 class MLP(Network):
-    """Residual multilayer perceptron on flattened samples; it starts as the zero function.
+    """Residual multilayer perceptron on flattened samples; an untrained one returns 0.
 
     Attributes:
-        width: of the hidden layers.
-        depth: number of residual blocks.
-        time_features: sines and cosines of the label, together.
-        label_scale: multiplies the label: 0.004 brings the indices 0 .. 999 into the features' range.
+        width: the width of the hidden layers.
+        depth: the number of residual blocks.
+        time_features: the number of sines and cosines of the label, together.
+        label_scale: multiplies the label: 0.004 scales the indices 0 .. 999 to the range of the features.
     """
 
     width: Count = 256
@@ -72,7 +72,7 @@ class MLP(Network):
 
 
 class FourierFeatures(nn.Module):
-    """label (B,) -> (B, features): cosines and sines at geometrically spaced frequencies."""
+    """Cosines and sines of a label at geometrically spaced frequencies: (B,) -> (B, features)."""
 
     frequencies: Tensor
 
@@ -87,7 +87,7 @@ class FourierFeatures(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """h + W_2 silu(W_1 norm(h) + W_t emb), for h and emb (B, width)."""
+    """The residual block h + W_2 silu(W_1 norm(h) + W_t emb), for h and emb (B, width)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualMLP(nn.Module):
-    """What ``MLP`` builds: x (B, C, *) of ``size`` numbers each and label (B,) to (B, outputs C, *)."""
+    """The module that ``MLP`` builds: maps x (B, C, *), ``size`` numbers each, and label (B,) to (B, outputs C, *)."""
 
     def __init__(
         self, size: int, width: int, depth: int, time_features: int, outputs: int = 1, scale: float = 1.0
@@ -132,11 +132,11 @@ class UNet(Network):
     """diffusers' UNet2DModel for images (C, H, W).
 
     Attributes:
-        channels: of each resolution, the finest first; every further one halves H and W.
-        layers: residual blocks per resolution.
-        attention: self-attention at the coarsest resolution.
-        groups: of the group normalisation.
-        label_scale: multiplies the label: 0.001 for networks that are told the indices 0 .. 999.
+        channels: the channels of each resolution, the finest first; every further resolution halves H and W.
+        layers: the number of residual blocks per resolution.
+        attention: use self-attention at the coarsest resolution.
+        groups: the number of groups of the group normalisation.
+        label_scale: multiplies the label: 0.001 for networks whose labels are the indices 0 .. 999.
     """
 
     channels: tuple[Count, ...] = (32, 64)
@@ -150,7 +150,7 @@ class UNet(Network):
         super().__post_init__()
         if not self.channels:
             raise InputError("option 'channels' of unet needs at least one number")
-        # the time enters as one number per channel; a group of one channel subtracts it again
+        # the time embedding adds one number per channel; normalising a group of one channel would subtract it again
         if self.groups >= min(self.channels):
             raise InputError(
                 f"unet: groups={self.groups} must be less than the fewest channels, {min(self.channels)}: "
@@ -189,7 +189,7 @@ class UNet(Network):
 
 
 class LabelledUNet(nn.Module):
-    """What ``UNet`` builds: labels of order 1, scaled to the 0 .. 1000 that diffusers' time embedding is made for."""
+    """The module that ``UNet`` builds: scales labels of order 1 to 0 .. 1000, the range of diffusers' embedding."""
 
     def __init__(self, backbone: nn.Module, scale: float = 1.0) -> None:
         super().__init__()

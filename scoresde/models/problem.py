@@ -1,4 +1,4 @@
-"""The problem of a denoiser: what a solver integrates."""
+"""``Diffusion``: the problem that a solver integrates, made of a denoiser and the conditions of its samples."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .denoises import Model, adapted
 
 @dataclass(frozen=True)
 class Diffusion(Problem):
-    """The samples of a denoiser, with their conditions (each (B, *))."""
+    """A denoiser with the conditions of its samples (each (B, *)), as a problem for a solver."""
 
     denoiser: Denoises
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Model:
-        """The denoiser with all of its parts."""
+        """The denoiser as a ``Model``."""
         return adapted(self.denoiser)
 
     @property
@@ -33,12 +33,12 @@ class Diffusion(Problem):
         return self.model.sde
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
-        """The denoiser's prediction at x (B, *), at one node or at one a sample."""
+        """The denoiser's prediction at x (B, *), at one node or at one node per sample."""
         return self.model.predict(x, node, **self.conditions)
 
     @property
     def output(self) -> Output:
-        """What the denoiser's network puts out; x0 where it has no output of its own."""
+        """The kind of output that ``raw`` returns: the network's, or x0 if the denoiser names none."""
         return self.model.output
 
     def raw(self, x: Tensor, node: Node) -> Tensor:
@@ -46,10 +46,10 @@ class Diffusion(Problem):
         return self.model.raw(x, node, **self.conditions)
 
     def log_prob(self, x: Tensor, node: Node) -> Tensor:
-        """The log-density (B,) of x_t in nats, where the denoiser knows it; correctors that accept or reject ask."""
+        """The log-density (B,) of x_t in nats, if the denoiser has one; correctors that accept or reject need it."""
         known = self.model.log_prob
         return super().log_prob(x, node) if known is None else known(x, node)
 
     def select(self, rows: Rows) -> Diffusion:
-        """The problem of some of the samples."""
+        """The problem restricted to some of the samples."""
         return Diffusion(self.model, {name: value[rows] for name, value in self.conditions.items()})

@@ -1,6 +1,7 @@
-"""Targets whose score is exact at every node: what a perfect network would answer.
+"""Targets: data distributions whose score is known exactly at every node, as a perfect network would predict it.
 
-The mixture's components are diagonalised once, so that every node costs two matrix products and nothing is inverted.
+The constructor of a mixture diagonalises the covariances once. An evaluation then takes two matrix products and no
+inverse.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from ..paths.base import SDE
 
 @dataclass(frozen=True)
 class Exact:
-    """A target's denoiser on an SDE."""
+    """The exact denoiser of a target on an SDE."""
 
     target: GaussianMixture | Empirical
     sde: SDE
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        """E[x0 | x_t = x] and the matching eps (B, *)."""
+        """The exact prediction (B, *): x0 = E[x0 | x_t = x] and the eps that belongs to it."""
         return self.target.predict(x, node)
 
     def log_prob(self, x: Tensor, node: Node) -> Tensor:
-        """Log-density (B,) in nats of x_t at a node."""
+        """The log-density (B,) in nats of x_t at a node."""
         return self.target.log_prob(x, node)
 
 
@@ -43,15 +44,15 @@ def _columns(node: Node | Node[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class GaussianMixture:
-    """sum_k w_k N(m_k, C_k) over samples of any shape.
+    """The mixture of Gaussians sum_k w_k N(m_k, C_k) over samples of any shape.
 
     Args:
         means: (K, *).
-        covariances: one variance, variances (K,), diagonals (K, d), or matrices (K, d, d), d the size of a sample.
-        weights: (K,), by default equal; normalised.
+        covariances: one variance, variances (K,), diagonals (K, d), or matrices (K, d, d); d is the size of a sample.
+        weights: (K,), normalised to sum 1; by default equal.
 
     Raises:
-        InputError: shapes that do not fit, a covariance that is not positive semi-definite, a weight below 0.
+        InputError: the shapes do not fit, a covariance is not positive semi-definite, or a weight is below 0.
     """
 
     def __init__(
@@ -90,18 +91,18 @@ class GaussianMixture:
         return Exact(self, sde)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n independent draws (n, *), float64."""
+        """Draws n independent samples (n, *), float64."""
         k = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
         return (self.means[k] + self._rotate(self.values[k].sqrt() * z, self.vectors[k])).view(n, *self.shape)
 
     def log_prob(self, x: Tensor, node: Node | Node[Tensor] | None = None) -> Tensor:
-        """Log-density (B,) in nats at x (B, *): of the data, or of x_t at a node."""
+        """The log-density (B,) in nats at x (B, *): of the data without a node, of x_t at a node."""
         alpha, sigma = _columns(node or Node(0.0, 1.0, 0.0), x)
         return torch.logsumexp(self._joint(x.flatten(1), alpha, sigma)[0], 1)
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
-        """E[x0 | x_t = x] and eps = -sigma grad log p_t(x), each computed without cancellation."""
+        """The prediction E[x0 | x_t = x] and eps = -sigma grad log p_t(x), each computed without cancellation."""
         alpha, sigma = _columns(node, x)
         joint, y = self._joint(x.flatten(1), alpha, sigma)
         share = torch.softmax(joint, 1).unsqueeze(2)  # (B, K, 1)
@@ -112,7 +113,10 @@ class GaussianMixture:
         return Prediction((share * posterior).sum(1).view(x.shape), (share * eps).sum(1).view(x.shape))
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """log w_k N(x; alpha m_k, alpha^2 C_k + sigma^2 I) (B, K), and x - alpha m_k in the eigenbases (B, K, d)."""
+        """The terms log w_k N(x; alpha m_k, alpha^2 C_k + sigma^2 I) (B, K), and x - alpha m_k in the eigenbases.
+
+        The second result is (B, K, d).
+        """
         if x.shape[1] != self.means.shape[1]:
             raise InputError(f"the target has {self.means.shape[1]} dimensions, x has {x.shape[1]}")
         y = torch.einsum("bkd,kde->bke", x.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x), self.vectors.to(x))
@@ -122,12 +126,12 @@ class GaussianMixture:
 
     @staticmethod
     def _rotate(z: Tensor, vectors: Tensor) -> Tensor:
-        """z (B, [K,] d) from the eigenbases (.., d, d) back to the data's axes."""
+        """Rotates z (B, [K,] d) from the eigenbases (.., d, d) back to the axes of the data."""
         return torch.einsum("...e,...de->...d", z, vectors)
 
 
 class Gaussian(GaussianMixture):
-    """N(mean, covariance): mean (*), covariance a variance, a diagonal (d,) or a matrix (d, d)."""
+    """The Gaussian N(mean, covariance): mean (*); covariance a variance, a diagonal (d,) or a matrix (d, d)."""
 
     def __init__(self, mean: Tensor, covariance: Tensor | float = 1.0) -> None:
         spread = torch.as_tensor(covariance, dtype=torch.float64)
@@ -135,14 +139,14 @@ class Gaussian(GaussianMixture):
 
 
 class Empirical:
-    """The exact score of a data set, taken as the sum of point masses at its rows.
+    """The empirical distribution of a data set: an equal point mass at each row.
 
     Args:
         data: (N, *).
-        chunk: how many rows of x are compared with the data at once.
+        chunk: the number of rows of x that are compared with the data at once.
 
     Raises:
-        InputError: empty or non-finite data.
+        InputError: the data are empty or not finite.
     """
 
     def __init__(self, data: Tensor, chunk: int = 256) -> None:
@@ -151,21 +155,21 @@ class Empirical:
         if not len(self.data):
             raise InputError("the data set is empty")
         if not torch.isfinite(self.data).all():
-            raise InputError("the data set holds numbers that are not finite")
+            raise InputError("the data set contains numbers that are not finite")
 
     def denoiser(self, sde: SDE) -> Exact:
         """The exact denoiser on an SDE."""
         return Exact(self, sde)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n rows of the data, drawn with replacement (n, *)."""
+        """Draws n rows of the data (n, *) with replacement."""
         return self.data[torch.randint(len(self.data), (n,), generator=generator)]
 
     def log_prob(self, x: Tensor, node: Node | Node[Tensor] | None = None) -> Tensor:
-        """Log-density (B,) in nats of x_t at a node.
+        """The log-density (B,) in nats of x_t at a node.
 
         Raises:
-            InputError: no node, or sigma = 0: point masses have no density.
+            InputError: there is no node or its sigma is 0, where point masses have no density.
         """
         if node is None or not bool(torch.as_tensor(node.sigma > 0).all()):
             raise InputError("a data set has a density only at a node with sigma > 0")
@@ -177,7 +181,7 @@ class Empirical:
         return torch.logsumexp(log_normal, 1) - norm
 
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
-        """E[x0 | x_t = x], a weighted mean of the data, and eps = (x - alpha x0) / sigma."""
+        """The prediction E[x0 | x_t = x], a weighted mean of the data, and eps = (x - alpha x0) / sigma."""
         flat = x.flatten(1)
         alpha, sigma = _columns(node, flat)
         data = self.data.flatten(1).to(flat)
@@ -190,7 +194,7 @@ class Empirical:
         return Prediction(x0.view(x.shape), ((flat - alpha * x0) / sigma).view(x.shape))
 
     def _exponents(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """-|x - alpha x_i|^2 / (2 sigma^2), (B, N)."""
+        """The exponents -|x - alpha x_i|^2 / (2 sigma^2), (B, N)."""
         data = self.data.flatten(1).to(x)
         if x.shape[1] != data.shape[1]:
             raise InputError(f"the data set has {data.shape[1]} dimensions, x has {x.shape[1]}")

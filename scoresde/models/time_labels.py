@@ -1,7 +1,7 @@
-"""Time labels: what a network is told of the time, from the node to the label and back.
+"""Time labels: the number that a network receives for a time, computed from a node, and the node of a label.
 
-N is the number of steps of a network that was trained in discrete time. Its step i of 0..N-1 sits at
-t = t_min + i / (N - 1) (t_max - t_min) of its SDE: on a chain's range [1/N, 1] that is t = (i + 1) / N.
+N is the number of steps of a network that was trained in discrete time. Its step i of 0..N-1 is at
+t = t_min + i / (N - 1) (t_max - t_min) on its SDE; on the range [1/N, 1] of a chain this is t = (i + 1) / N.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Label(NamedTuple):
     """One time label.
 
     Args:
-        of: (node, sde, N) -> label, of floats or of tensors (B,).
-        time: (label, sde, N) -> t, where there is a closed form.
-        trained: N -> the first and the last label of a network's N steps, where the label counts them.
+        of: (node, sde, N) -> label, for a node of floats or of tensors (B,).
+        time: (label, sde, N) -> t in closed form; None if there is no closed form.
+        trained: N -> the least and the greatest label of the N steps; None if the label does not count steps.
     """
 
     of: Callable[[Any, SDE, int], Any]
@@ -40,7 +40,7 @@ def _log(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """The nearest integer where that is all that rounding took; between integers, the value itself."""
+    """The nearest integer if it is within 1e-6, so that rounding errors vanish; otherwise the value unchanged."""
     if isinstance(value, Tensor):
         return torch.where((value - value.round()).abs() < 1e-6, value.round(), value)
     return float(round(value)) if abs(value - round(value)) < 1e-6 else value
@@ -51,27 +51,27 @@ def _index(node: Any, sde: SDE, count: int) -> Any:
 
 
 LABELS: dict[str, Label] = {
-    # networks in continuous time, with embeddings made for 0..1
+    # networks in continuous time, with embeddings for 0..1
     "t": Label(lambda node, sde, n: node.t, lambda label, sde, n: label),
     # score_sde's continuous networks on VP and sub-VP
     "999t": Label(lambda node, sde, n: 999 * node.t, lambda label, sde, n: label / 999),
-    # sinusoidal embeddings for 0..1000, fed with a time of 0..1
+    # networks with sinusoidal embeddings for 0..1000, on a time of 0..1
     "1000t": Label(lambda node, sde, n: 1000 * node.t, lambda label, sde, n: label / 1000),
-    # Ho et al. 2020 and what came of it: diffusers, improved-diffusion, guided-diffusion, latent diffusion
+    # Ho et al. 2020 and its successors: diffusers, improved-diffusion, guided-diffusion, latent diffusion
     "index": Label(_index, lambda label, sde, n: time_of_index(sde, label, n), lambda n: (0, n - 1)),
-    # the place in a table of alpha^2 that has 1, the data, in front: the papers' own i of 1..N
+    # i of 1..N, as the papers count: the position in a table of alpha^2 whose first entry is 1, the data
     "index+1": Label(
         lambda node, sde, n: 1 + _index(node, sde, n),
         lambda label, sde, n: time_of_index(sde, label - 1, n),
         lambda n: (1, n),
     ),
-    # score_sde's discrete networks on VE (NCSN): 0 is the most noise
+    # score_sde's discrete networks on VE (NCSN): 0 is the noisiest step
     "reversed_index": Label(
         lambda node, sde, n: n - 1 - _index(node, sde, n),
         lambda label, sde, n: time_of_index(sde, n - 1 - label, n),
         lambda n: (0, n - 1),
     ),
-    # score_sde's label i of its own steps, which it puts at t = i / (N - 1), and its continuous networks with that N
+    # score_sde's label i of its steps, which it places at t = i / (N - 1), and its continuous networks with that N
     "(N-1)t": Label(
         lambda node, sde, n: _whole((n - 1) * node.t), lambda label, sde, n: label / (n - 1), lambda n: (0, n - 1)
     ),
@@ -83,16 +83,16 @@ LABELS: dict[str, Label] = {
     "log_sigma": Label(lambda node, sde, n: _log(node.sigma)),
     # log(sigma / alpha) / 4: Karras et al. 2022, EDM
     "c_noise": Label(lambda node, sde, n: -node.lam / 4, lambda label, sde, n: sde.t_of_lam(-4 * label)),
-    # flow-matching networks for 0..1000, on a path whose t is not its sigma
+    # flow-matching networks with labels 0..1000, on a path whose t is not its sigma
     "1000sigma": Label(lambda node, sde, n: 1000 * node.sigma),
 }
 
 
 def checked(name: str, sde: SDE, num_train_timesteps: int) -> str:
-    """The name of a label that suits an SDE.
+    """The name of a time label, checked against an SDE.
 
     Raises:
-        InputError: there is none of that name; or it counts a network's steps, and the SDE's range of t leaves those
+        InputError: the name is unknown; or the label counts steps, and on the SDE's range of t it leaves the labels
             that the network was trained on.
     """
     if name not in LABELS:
@@ -103,20 +103,20 @@ def checked(name: str, sde: SDE, num_train_timesteps: int) -> str:
         first, last = reached(name, sde, num_train_timesteps)
         if first < least - 1e-6 or last > most + 1e-6:
             raise InputError(
-                f"the time label {name!r} goes over [{first:g}, {last:g}] on {sde}, but a network of "
+                f"the time label {name!r} covers [{first:g}, {last:g}] on {sde}, but a network of "
                 f"{num_train_timesteps} steps was trained on [{least}, {most}]"
             )
     return name
 
 
 def reached(name: str, sde: SDE, num_train_timesteps: int) -> tuple[float, float]:
-    """The least and the greatest label over an SDE's range."""
+    """The least and the greatest label over the range of an SDE."""
     first, last = (float(LABELS[name].of(sde(t), sde, num_train_timesteps)) for t in (sde.t_min, sde.t_max))
     return min(first, last), max(first, last)
 
 
 def node_of_label(name: str, label: float, sde: SDE, num_train_timesteps: int) -> Node:
-    """The node where a network was trained to see a label.
+    """The node whose time label is ``label``.
 
     >>> from scoresde.paths.chain_paths import ChainSDE
     >>> chain = ChainSDE(num_train_timesteps=50)
@@ -124,7 +124,7 @@ def node_of_label(name: str, label: float, sde: SDE, num_train_timesteps: int) -
     1.0
 
     Raises:
-        InputError: the label is outside the range of the path's.
+        InputError: the label is outside the range of labels on the path.
     """
     first, last = reached(name, sde, num_train_timesteps)
     slack = 1e-3 * max(abs(first), abs(last)) + 1e-6
@@ -140,7 +140,7 @@ def node_of_label(name: str, label: float, sde: SDE, num_train_timesteps: int) -
 
 
 def rounded(name: str, label: Any, num_train_timesteps: int) -> Any:
-    """The nearest label, of floats or of tensors, that a network of N steps was trained on.
+    """The nearest label, a float or a tensor, that a network of N steps was trained on.
 
     Raises:
         InputError: the label does not count steps.
@@ -148,7 +148,7 @@ def rounded(name: str, label: Any, num_train_timesteps: int) -> Any:
     trained = LABELS[name].trained
     if trained is None:
         counting = ", ".join(sorted(key for key, value in LABELS.items() if value.trained))
-        raise InputError(f"round_labels is for labels that count steps ({counting}); {name!r} does not")
+        raise InputError(f"round_labels needs a label that counts steps ({counting}); {name!r} does not")
     least, most = trained(num_train_timesteps)
     if isinstance(label, Tensor):
         return label.round().clamp(least, most)

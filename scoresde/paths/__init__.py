@@ -1,4 +1,4 @@
-"""Gaussian paths x_t = alpha(t) x0 + sigma(t) eps: continuous, learned, and through the nodes of discrete chains."""
+"""Gaussian paths x_t = alpha(t) x0 + sigma(t) eps: closed-form paths, a learned one, and those of discrete chains."""
 
 from .base import SDE, Denoises, sdes
 from .chain import Chain

@@ -1,9 +1,9 @@
-"""Gaussian paths: x_t = alpha(t) x0 + sigma(t) eps.
+"""The base class of Gaussian paths: x_t = alpha(t) x0 + sigma(t) eps.
 
 The schedule is the SDE: dx = f x dt + g dw with f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2 has these
-marginals, so an author writes ``alpha`` and ``sigma`` and the rest follows. They are written for tensors of any
-float dtype, with ``expm1`` where 1 - exp(-x) would cancel. Inverses t(lam) are in float64 and closed wherever a closed
-form exists. ``t_min`` and ``t_max`` bound training, sampling and likelihood alike.
+marginals. The author of a path writes only ``alpha`` and ``sigma``; the base class derives everything else from them.
+Both accept tensors of any float dtype and use ``expm1`` where 1 - exp(-x) would cancel. The inverse t(lam) is computed
+in float64, in closed form where one exists. ``t_min`` and ``t_max`` limit training, sampling and likelihood.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from .chain import Chain, embed
 
 
 class Denoises(Protocol):
-    """A denoiser: an SDE and a prediction at its nodes."""
+    """The interface of a denoiser: an SDE, and a prediction at its nodes."""
 
     @property
     def sde(self) -> SDE:
-        """The path the model was trained on."""
+        """The path that the model was trained on."""
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        """x0 and eps (B, *) at x (B, *)."""
+        """The prediction x0 and eps (B, *) at x (B, *)."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """N(0, std^2 I), where sampling starts and likelihood ends."""
+    """The law N(0, std^2 I) at t_max, where sampling starts and a likelihood ends."""
 
     std: float
 
@@ -48,17 +48,17 @@ class Prior:
 
 @dataclass(frozen=True)
 class SDE(Options, Schedule):
-    """A Gaussian path on [t_min, t_max]; a frozen dataclass whose fields are its options."""
+    """A Gaussian path on [t_min, t_max]. Each path is a frozen dataclass; its fields are its options."""
 
     t_min: float = field(default=0.0, kw_only=True)
     t_max: float = field(default=1.0, kw_only=True)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """The signal's scale."""
+        """The scale of the data at t."""
         raise NotImplementedError
 
     def sigma(self, t: Tensor) -> Tensor:
-        """The noise's standard deviation."""
+        """The standard deviation of the noise at t."""
         raise NotImplementedError
 
     @overload
@@ -66,10 +66,10 @@ class SDE(Options, Schedule):
     @overload
     def __call__(self, t: Tensor) -> Node[Tensor]: ...
     def __call__(self, t: float | Tensor) -> Node | Node[Tensor]:
-        """The node of a time; of a float, in float64; of a tensor (B,), in its dtype.
+        """The node at a time: for a float, computed in float64; for a tensor (B,), in the dtype of the tensor.
 
         Raises:
-            InputError: a float t outside [t_min, t_max].
+            InputError: a float t is outside [t_min, t_max], or alpha or sigma is not usable there.
         """
         if isinstance(t, Tensor):
             return self._node(t)
@@ -82,7 +82,7 @@ class SDE(Options, Schedule):
         return Node(float(t), alpha, sigma, dalpha, dsigma)
 
     def nodes(self, times: Sequence[float]) -> list[Node]:
-        """The nodes of many times, as ``self(t)`` of each, in one evaluation of the schedule.
+        """The nodes at many times: the same as ``self(t)`` for each t, in one evaluation of the schedule.
 
         Raises:
             InputError: see ``__call__``.
@@ -92,7 +92,7 @@ class SDE(Options, Schedule):
         made = [Node(float(t), *values) for t, values in zip(times, numbers, strict=True)]
         for each in made:
             if not (self.t_min <= each.t <= self.t_max and 0 < each.alpha < math.inf and 0 <= each.sigma < math.inf):
-                self(each.t)  # which says what is wrong
+                self(each.t)  # raises the error that names the fault
         return made
 
     def _node(self, t: Tensor) -> Node[Tensor]:
@@ -106,40 +106,47 @@ class SDE(Options, Schedule):
         return Node(t, alpha.detach() + 0 * t, sigma.detach() + 0 * t, dalpha, dsigma)
 
     def t_of_lam(self, lam: float) -> float:
-        """The time in [t_min, t_max] where log(alpha / sigma) = lam, by root finding where no closed form is known."""
+        """The time in [t_min, t_max] where log(alpha / sigma) = lam, by root finding unless a path has a closed form.
+
+        A lam beyond the ends of the range returns the nearer end.
+        """
         low, high = self(self.t_max).lam, self(self.t_min).lam
         if not low < lam < high:
             return self.t_max if lam <= low else self.t_min
         return float(brentq(lambda t: self(t).lam - lam, self.t_min, self.t_max, xtol=1e-15, rtol=1e-14))
 
     def prior(self) -> Prior:
-        """The law at t_max of data with unit second moment: N(0, (alpha^2 + sigma^2) I)."""
+        """The prior N(0, (alpha^2 + sigma^2) I), with the second moment that unit data have at t_max."""
         node = self(self.t_max)
         return Prior(math.hypot(node.alpha, node.sigma))
 
     def chain(self, count: int, embedding: Literal["exact", "song", "ho"] = "exact") -> Chain:
-        """A chain of ``count`` nodes, index i of which is meant for t = (i + 1) / count t_max.
+        """A chain of ``count`` nodes for this path; index i corresponds to t = (i + 1) / count t_max.
 
-        ``exact`` takes the path's own nodes there, on VP beta_i = 1 - exp(-int beta). ``song`` has beta_i = beta(t_i) /
-        count (Song et al. 2021, arXiv:2011.13456, appendix B), on VE a geometric sequence from sigma(t_min) to
-        sigma(t_max); ``ho`` a line from beta(0) / count to beta(t_max) / count, on VP the betas of Ho et al. 2020. The
-        last two differ from the path by O(1 / count).
+        The embedding defines the nodes:
+
+        - ``exact``: the nodes of the path itself; on VP, beta_i = 1 - exp(-int beta).
+        - ``song``: beta_i = beta(t_i) / count (Song et al. 2021, arXiv:2011.13456, appendix B); on VE, a geometric
+          sequence from sigma(t_min) to sigma(t_max).
+        - ``ho``: betas on a line from beta(0) / count to beta(t_max) / count; on VP, the betas of Ho et al. 2020.
+
+        The last two differ from the path by O(1 / count).
 
         Raises:
-            InputError: an unknown embedding, one that this path does not have, or too few nodes for it: beta_i < 1.
+            InputError: the embedding is unknown, this path does not have it, or it needs more nodes (some beta_i >= 1).
         """
         return embed(self, count, embedding)
 
     def drift(self, x: Tensor, t: float) -> Tensor:
-        """f(t) x of the forward SDE dx = f x dt + g dw, for x (B, *)."""
+        """The drift f(t) x of the forward SDE dx = f x dt + g dw, for x (B, *)."""
         return self(t).f * x
 
     def diffusion(self, t: float) -> float:
-        """g(t) of the forward SDE."""
+        """The diffusion g(t) of the forward SDE."""
         return math.sqrt(self(t).g2)
 
     def reverse(self, denoiser: Denoises, probability_flow: bool = False) -> ReverseSDE:
-        """The reverse-time SDE, or the probability-flow ODE with the same marginals."""
+        """The reverse-time SDE of a denoiser, or the probability-flow ODE with the same marginals."""
         return ReverseSDE(self, denoiser, probability_flow)
 
     def __str__(self) -> str:
@@ -148,20 +155,23 @@ class SDE(Options, Schedule):
 
 @dataclass(frozen=True)
 class ReverseSDE:
-    """dx = (f x - g^2 score) dt + g dw run backwards; with half of g^2 and no dw, the probability-flow ODE."""
+    """The SDE dx = (f x - g^2 score) dt + g dw, run backwards in time; or the probability-flow ODE.
+
+    The ODE has half of g^2 in its drift and no dw.
+    """
 
     sde: SDE
     denoiser: Denoises
     probability_flow: bool = False
 
     def drift(self, x: Tensor, t: float) -> Tensor:
-        """The drift at x (B, *)."""
+        """The drift at x (B, *), from one evaluation of the denoiser."""
         node = self.sde(t)
         share = 0.5 if self.probability_flow else 1.0
         return node.f * x - (share * node.g2) * self.denoiser.predict(x, node).score(node)
 
     def diffusion(self, t: float) -> float:
-        """g(t), or 0 for the probability-flow ODE."""
+        """The diffusion g(t), or 0 for the probability-flow ODE."""
         return 0.0 if self.probability_flow else self.sde.diffusion(t)
 
 

@@ -1,7 +1,7 @@
 """Continuous paths through the nodes of discrete chains: exact at the nodes, monotone and smooth between them.
 
-Node i of N, counted from 0, sits at t = (i + 1) / N. Between the nodes lam(t) = log(alpha / sigma) is the monotone
-piecewise cubic through them (Fritsch and Butland 1984), which has a continuous derivative; t(lam) solves a cubic.
+Node i of N, counted from 0, is at t = (i + 1) / N. Between the nodes, lam(t) = log(alpha / sigma) is the monotone
+piecewise cubic through them (Fritsch and Butland 1984); its derivative is continuous. t(lam) is the root of a cubic.
 """
 
 from __future__ import annotations
@@ -26,39 +26,42 @@ from .base import SDE, sdes
 
 
 class NodesSDE(SDE):
-    """A path through nodes; a subclass, which has the fields, says what lam is there and how alpha and sigma follow."""
+    """The base class of paths through nodes. A subclass defines the fields, lam at the nodes, alpha and sigma."""
 
     num_train_timesteps: int
 
     def _place(self, count: int) -> None:
-        """Settles N and the ends of t.
+        """Sets N, t_min = 1 / N and t_max = 1.
 
         Raises:
-            InputError: fewer than three nodes, or ends that are not theirs.
+            InputError: there are fewer than three nodes, or t_min or t_max was given a different value.
         """
         name = sdes.info_of(self).name
         if count != 0:  # an empty list
             positive_integer(f"{name}: num_train_timesteps", count)
         object.__setattr__(self, "num_train_timesteps", count)
         if count < 3:
-            raise InputError(f"{name}: a path goes through at least three nodes, got {count}")
+            raise InputError(f"{name}: a path needs at least three nodes, got {count}")
         own = {"t_min": 1 / count, "t_max": 1.0}
         for end, default in (("t_min", 1e-3), ("t_max", 1.0)):
             if getattr(self, end) not in (default, own[end]):
                 raise InputError(
                     f"{name}: {end} is {own[end]:g} with {count} nodes, got {getattr(self, end):g}; "
-                    f"a solve takes a part of the range with its own {end}"
+                    f"to use a part of the range, pass {end} to the solve"
                 )
             object.__setattr__(self, end, own[end])
 
     @property
     def lams(self) -> Array:
-        """lam (N,) at the nodes."""
+        """The values lam (N,) at the nodes."""
         raise NotImplementedError
 
     @cached_property
     def _cubics(self) -> Tensor:
-        """The coefficients (4, N - 1) of lam in the distance from the node below, in steps; highest power first."""
+        """The coefficients (4, N - 1) of lam as cubics, highest power first.
+
+        The variable of each cubic is the distance from the node below, in steps.
+        """
         return torch.from_numpy(PchipInterpolator(np.arange(len(self.lams)), self.lams).c.copy())
 
     @cached_property
@@ -66,7 +69,7 @@ class NodesSDE(SDE):
         return {}
 
     def lam(self, t: Tensor) -> Tensor:
-        """log(alpha / sigma) at t, in its dtype."""
+        """The value log(alpha / sigma) at t, in the dtype of t."""
         cubics = self._moved.setdefault((t.device, t.dtype), self._cubics.to(t.device, t.dtype))
         steps = self.num_train_timesteps * t - 1
         below = steps.detach().floor().clamp(0, cubics.shape[1] - 1)
@@ -99,16 +102,16 @@ class ChainSDE(NodesSDE):
         schedule: "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid" (of beta) or "sigmoid_alpha" (of alpha^2).
         beta_start, beta_end: the ends of "linear", "scaled_linear" and "sigmoid".
         num_train_timesteps: N.
-        betas: the chain's own betas, in the place of all of these.
-        zero_terminal_snr: rescale the betas so that the last node holds no signal; see ``beta_schedules.half_log_snr``.
-        t_min, t_max: 1 / N and 1, and nothing else, or the labels would shift.
+        betas: custom betas, instead of all of the above.
+        zero_terminal_snr: rescale the betas so that the last node has no signal; see ``beta_schedules.half_log_snr``.
+        t_min, t_max: always 1 / N and 1; other values would shift the time labels.
 
     >>> sde = ChainSDE("scaled_linear", beta_start=0.00085, beta_end=0.012)
     >>> round(sde(0.001).alpha ** 2, 12), round(sde(1.0).ratio, 4)
     (0.99915, 14.6146)
 
     Raises:
-        InputError: an unknown schedule, fewer than three nodes, or betas that are not in (0, 1).
+        InputError: the schedule is unknown, there are fewer than three nodes, or a beta is not in (0, 1).
     """
 
     schedule: Annotated[str, Choice(beta_schedules.SCHEDULES)] = "linear"
@@ -127,19 +130,19 @@ class ChainSDE(NodesSDE):
         self._place(self.num_train_timesteps if self.betas is None else len(self.betas))
         betas = self.all_betas()
         if bad := [i for i, beta in enumerate(betas) if not 0 < beta < 1]:
-            raise InputError(f"ddpm_chain: betas lie between 0 and 1, got {betas[bad[0]]:g} at node {bad[0]}")
+            raise InputError(f"ddpm_chain: betas must lie between 0 and 1, got {betas[bad[0]]:g} at node {bad[0]}")
         if not (np.diff(self.lams) < 0).all():
-            raise InputError("ddpm_chain: two nodes have one noise level; the betas are too small or end at 1")
+            raise InputError("ddpm_chain: two nodes have the same noise level; the betas are too small or end at 1")
 
     def all_betas(self) -> Array:
-        """beta_i (N,) before any rescaling."""
+        """The betas beta_i (N,) before any rescaling."""
         if self.betas is not None:
             return np.array(self.betas, dtype=np.float64)
         return beta_schedules.betas(self.schedule, self.num_train_timesteps, self.beta_start, self.beta_end)
 
     @cached_property
     def lams(self) -> Array:
-        """lam (N,) at the nodes."""
+        """The values lam (N,) at the nodes."""
         return beta_schedules.half_log_snr(self.all_betas(), self.zero_terminal_snr)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -152,19 +155,21 @@ class ChainSDE(NodesSDE):
 @sdes.register("smld_chain", reference="Song and Ermon 2019, arXiv:1907.05600, eq. 5, at the nodes t = (i + 1) / N")
 @dataclass(frozen=True)
 class SMLDChainSDE(NodesSDE):
-    """The path through an SMLD chain's noise scales: alpha = 1, sigma = sigma_i at t = (i + 1) / N, log sigma between.
+    """The path through an SMLD chain's noise scales: alpha = 1, sigma = sigma_i at t = (i + 1) / N.
+
+    Between the nodes, log sigma is interpolated.
 
     Args:
-        sigma_min, sigma_max: of the geometric sigmas.
+        sigma_min, sigma_max: the ends of the geometric sigmas.
         num_train_timesteps: N.
-        sigmas: the chain's own sigmas, in increasing order, in the place of all of these.
-        t_min, t_max: 1 / N and 1, and nothing else, or the labels would shift.
+        sigmas: custom sigmas in increasing order, instead of all of the above.
+        t_min, t_max: always 1 / N and 1; other values would shift the time labels.
 
     >>> round(SMLDChainSDE(0.01, 50.0, 232)(1.0).sigma, 9)
     50.0
 
     Raises:
-        InputError: fewer than three nodes, or sigmas that are not positive and increasing.
+        InputError: there are fewer than three nodes, or the sigmas are not positive and increasing.
     """
 
     sigma_min: float = 0.01
@@ -181,28 +186,28 @@ class SMLDChainSDE(NodesSDE):
         self._place(self.num_train_timesteps if self.sigmas is None else len(self.sigmas))
         levels = self.all_sigmas()
         if bad := np.flatnonzero(~(np.isfinite(levels) & (levels > 0))).tolist():
-            raise InputError(f"smld_chain: sigmas are finite and above 0, got {levels[bad[0]]:g} at node {bad[0]}")
+            raise InputError(f"smld_chain: sigmas must be finite and above 0, got {levels[bad[0]]:g} at node {bad[0]}")
         if bad := np.flatnonzero(~(np.diff(levels) > 0)).tolist():
             i = bad[0]
             raise InputError(
-                f"smld_chain: sigmas increase with the node, got {levels[i]:g} at node {i} and {levels[i + 1]:g} at "
-                f"node {i + 1}"
+                f"smld_chain: sigmas must increase with the node, got {levels[i]:g} at node {i} and {levels[i + 1]:g} "
+                f"at node {i + 1}"
                 + (
-                    "; networks trained with the greatest first take the reversed list"
+                    "; for networks trained with the greatest sigma first, reverse the list"
                     if levels[0] > levels[-1]
                     else ""
                 )
             )
 
     def all_sigmas(self) -> Array:
-        """sigma_i (N,)."""
+        """The noise scales sigma_i (N,)."""
         if self.sigmas is not None:
             return np.array(self.sigmas, dtype=np.float64)
         return beta_schedules.sigmas(self.sigma_min, self.sigma_max, self.num_train_timesteps)
 
     @cached_property
     def lams(self) -> Array:
-        """lam (N,) at the nodes."""
+        """The values lam (N,) at the nodes."""
         lams: Array = -np.log(self.all_sigmas())
         return lams
 

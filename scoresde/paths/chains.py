@@ -27,7 +27,8 @@ class DDPMChain(Chain):
     Args:
         betas: (N,), or the name of a schedule: "linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid" (of beta),
             "sigmoid_alpha" (of alpha^2).
-        options: of a named schedule, see ``ChainSDE``: beta_start, beta_end, num_train_timesteps, zero_terminal_snr.
+        options: options of a named schedule: beta_start, beta_end, num_train_timesteps, zero_terminal_snr; see
+            ``ChainSDE``.
 
     >>> chain = DDPMChain("linear", num_train_timesteps=1000)
     >>> str(chain.sde()), round(float(chain.betas[-1]), 12)
@@ -66,12 +67,15 @@ def _numbers(name: str, values: Sequence[float] | Array) -> tuple[float, ...]:
     except (TypeError, ValueError):
         array = np.empty((0, 0))
     if array.ndim != 1 or not array.size:
-        raise InputError(f"{name} must be a list of numbers, at least three")
+        raise InputError(f"{name} must be a list of at least three numbers")
     return tuple(array.tolist())
 
 
 def _song(sde: SDE, count: int) -> Chain:
-    """beta_i = beta(t_i) / N (Song et al. 2021, arXiv:2011.13456, appendix B); on VE, geometric sigmas."""
+    """The embedding "song": beta_i = beta(t_i) / N; on VE, geometric sigmas.
+
+    Song et al. 2021, arXiv:2011.13456, appendix B.
+    """
     times = torch.arange(1, count + 1, dtype=torch.float64) / count
     node = sde(sde.t_max * times)
     if bool((node.alpha == 1).all()):
@@ -81,8 +85,10 @@ def _song(sde: SDE, count: int) -> Chain:
 
 
 def _ho(sde: SDE, count: int) -> Chain:
-    """betas on a line from beta(0) / N to beta(t_max) / N, both ends included: Ho et al. 2020's, 1e-4 to 0.02, for the
-    VP path with beta from 0.1 to 20 and N = 1000."""
+    """The embedding "ho": betas on a line from beta(0) / N to beta(t_max) / N, both ends included.
+
+    For the VP path with beta from 0.1 to 20 and N = 1000 these are the betas of Ho et al. 2020, 1e-4 to 0.02.
+    """
     ends = sde(sde.t_max * torch.tensor([0.0, 1.0], dtype=torch.float64))
     start, end = (-2 * ends.f * sde.t_max / count).tolist()
     _require_preserving(sde, sde(torch.tensor([sde.t_max], dtype=torch.float64)), "ho")
@@ -90,17 +96,17 @@ def _ho(sde: SDE, count: int) -> Chain:
 
 
 def _linear(sde: SDE, embedding: str, betas: Array) -> Chain:
-    if not betas.max() < 1 - 1e-9:  # at N = beta_max it is 1 but for its rounding
+    if not betas.max() < 1 - 1e-9:  # at N = beta_max it is 1 up to rounding
         raise InputError(
             f"{len(betas)} nodes are too few for the embedding {embedding!r} of {sde}: beta_i would be "
-            f"{betas.max():.3g}; it takes more than {len(betas) * betas.max():.4g} nodes, 'exact' any number"
+            f"{betas.max():.3g}; use more than {len(betas) * betas.max():.4g} nodes, or 'exact' with any number"
         )
     return DDPMChain(betas)
 
 
 def _require_preserving(sde: SDE, node: Node[Tensor], embedding: str) -> None:
     if not torch.allclose(node.alpha**2 + node.sigma**2, torch.ones_like(node.t)):
-        raise InputError(f"the embedding {embedding!r} is of variance-preserving paths; {sde} has 'exact'")
+        raise InputError(f"the embedding {embedding!r} needs a variance-preserving path; for {sde} use 'exact'")
 
 
 EMBEDDINGS.update(song=_song, ho=_ho)

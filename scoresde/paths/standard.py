@@ -1,7 +1,7 @@
-"""The paths that papers train on: VP, sub-VP, VE, EDM, cosine and rectified flow.
+"""The paths of the papers: VP, sub-VP, VE, EDM, cosine and rectified flow.
 
-``alpha`` and ``sigma`` take tensors of any float dtype, with ``expm1`` where 1 - exp(-x) would cancel; every path here
-has its inverse t(lam) in closed form.
+``alpha`` and ``sigma`` accept tensors of any float dtype and use ``expm1`` where 1 - exp(-x) would cancel. Every path
+here has a closed form for its inverse t(lam).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class VP(SDE):
         _require(self, (0 < self.beta_min < self.beta_max, "needs 0 < beta_min < beta_max"))
 
     def integral(self, t: Tensor) -> Tensor:
-        """B(t) = int_0^t beta."""
+        """The integral B(t) = int_0^t beta."""
         return beta_schedules.integral(t, self.beta_min, self.beta_max - self.beta_min)
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class VP(SDE):
 @sdes.register("subvp", aliases=("sub-vp", "subvpsde"), reference="Song et al. 2021, arXiv:2011.13456, eq. 29")
 @dataclass(frozen=True)
 class SubVP(VP):
-    """sub-VP: alpha as VP's, sigma = 1 - exp(-B)."""
+    """sub-VP: alpha as in VP, sigma = 1 - exp(-B)."""
 
     t_min: Positive = field(default=1e-2, kw_only=True)
 
@@ -158,7 +158,7 @@ class Cosine(SDE):
 @sdes.register("rectified_flow", aliases=("rf", "flow", "condot"), reference="Liu et al. 2022, arXiv:2209.03003, eq. 1")
 @dataclass(frozen=True)
 class RectifiedFlow(SDE):
-    """Straight paths: alpha = 1 - t, sigma = t (t = 0 is data, t = 1 noise)."""
+    """Straight lines from data to noise: alpha = 1 - t, sigma = t (t = 0 is data, t = 1 is noise)."""
 
     t_min: Positive = field(default=1e-3, kw_only=True)
     t_max: float = field(default=0.999, kw_only=True)

@@ -1,4 +1,4 @@
-"""Time samplers: at which times of a path a model is trained, and a bound's integral evaluated."""
+"""Time samplers: rules that draw the times at which a loss is trained or the integral of a bound is evaluated."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .base import SDE
 
 
 class TimeSampler(Options):
-    """Where on the path a model is trained; a frozen dataclass whose fields are its options."""
+    """A rule that draws times on a path. Each sampler is a frozen dataclass; its fields are its options."""
 
     def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
-        """n independent times (n,) in [t_min, t_max], float64 on the CPU."""
+        """Draws n times (n,) in [t_min, t_max], float64 on the CPU."""
         raise NotImplementedError
 
     def __str__(self) -> str:
@@ -43,7 +43,7 @@ class Uniform(TimeSampler):
 @times.register("lognormal", reference="Karras et al. 2022, arXiv:2206.00364, table 1")
 @dataclass(frozen=True)
 class LogNormal(TimeSampler):
-    """log(sigma / alpha) ~ N(mean, std^2); draws beyond the path's ends are moved to its ends."""
+    """Normal in the log of the noise level: log(sigma / alpha) ~ N(mean, std^2), clipped to the path's range."""
 
     mean: float = -1.2
     std: AnyPositive = 1.2
@@ -55,7 +55,7 @@ class LogNormal(TimeSampler):
 @times.register("logsnr", reference="Kingma et al. 2021, arXiv:2107.00630, section 5")
 @dataclass(frozen=True)
 class LogSNR(TimeSampler):
-    """Uniform in lam = log(alpha / sigma): with the target eps, the likelihood's own weighting."""
+    """Uniform in lam = log(alpha / sigma); with the target eps this is the weighting of the likelihood."""
 
     def sample(self, sde: SDE, n: int, generator: torch.Generator) -> Tensor:
         low, high = sde(sde.t_max).lam, sde(sde.t_min).lam
@@ -65,10 +65,12 @@ class LogSNR(TimeSampler):
 @times.register("discrete", reference="Ho et al. 2020, arXiv:2006.11239, algorithm 1")
 @dataclass(frozen=True)
 class Discrete(TimeSampler):
-    """Uniform over the nodes 0..N-1 of a chain, t = t_min + i / (N - 1) (t_max - t_min): with the target eps, DDPM's
-    L_simple and, on VE, SMLD's loss with weights sigma^2 (Song and Ermon 2019, arXiv:1907.05600, eq. 6).
+    """Uniform over the nodes i = 0..N-1 of a chain, at t = t_min + i / (N - 1) (t_max - t_min).
 
-    ``num_train_timesteps`` is N; by default the SDE's own, or 1000.
+    With the target eps this is DDPM's L_simple and, on VE, SMLD's loss with weights sigma^2 (Song and Ermon 2019,
+    arXiv:1907.05600, eq. 6).
+
+    ``num_train_timesteps`` is N; by default that of the SDE, or 1000 if the SDE has none.
     """
 
     num_train_timesteps: Annotated[int, Range(2)] | None = None
@@ -82,12 +84,12 @@ class Discrete(TimeSampler):
 @times.register("low_discrepancy", reference="Kingma et al. 2021, arXiv:2107.00630, appendix on low-discrepancy times")
 @dataclass(frozen=True)
 class LowDiscrepancy(TimeSampler):
-    """Evenly spread from one random start: the shares u, u + 1/n, u + 2/n, ... modulo 1 of the path.
+    """Evenly spaced from one random start: the fractions u, u + 1/n, u + 2/n, ... modulo 1 of the path.
 
-    Each time alone is uniform, so means are unbiased; the n together leave no gaps.
+    Each single time is uniform, so means are unbiased; the n times together leave no gaps.
 
     Args:
-        over: what they are shares of: "t", or "logsnr", the range of lam.
+        over: the range that the fractions divide: "t", or "logsnr" for the range of lam.
     """
 
     over: Literal["t", "logsnr"] = "t"

@@ -1,4 +1,4 @@
-"""Sampling and encoding: plans, batches, one solve over them, and CUDA graphs of programs."""
+"""Sampling and encoding: plans, batching, the solve itself, and CUDA graphs of programs."""
 
 from .batches import Batching
 from .plan import Plan

@@ -1,4 +1,4 @@
-"""Batches: what a solve can start from, how samples are carried, and whether the outcome is finite."""
+"""Batching of samples, and checks of the inputs and the result of a solve."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Batching:
-    """How samples are carried through a solve.
+    """The batch size, device and dtype of a solve, and whether it shows a progress bar.
 
     Attributes:
-        batch_size: how many at once, all by default; it does not change them.
-        device: where the model is.
-        dtype: of what the model sees.
-        progress: show a bar over the steps.
+        batch_size: the number of samples in a batch, by default all. It does not change the samples.
+        device: the device of the model.
+        dtype: the dtype of the states that the model receives.
+        progress: show a progress bar over the steps.
 
     Raises:
-        InputError: a dtype that is no float type.
+        InputError: the dtype is not a float type.
     """
 
     batch_size: int | None = None
@@ -48,18 +48,18 @@ class Batching:
         return batches_of(count, self.batch_size)
 
     def bar(self, steps: int, label: str) -> Any:
-        """A progress bar over so many steps."""
+        """A progress bar over ``steps`` steps."""
         return tqdm(total=steps, desc=label, disable=not self.progress, leave=False)
 
 
 def check_draws(seeds: Iterable[int], shape: Iterable[int]) -> tuple[list[int], tuple[int, ...]]:
-    """The seeds and the shape of what is drawn for them.
+    """Returns the seeds as a list and the shape of a sample as a tuple, both checked.
 
     Raises:
-        InputError: either is not a list, or a length is not a positive integer.
+        InputError: either is not a list, or a length in the shape is not a positive integer.
     """
     if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
-        raise InputError(f"seeds and shape are lists of integers, got {seeds!r} and {shape!r}")
+        raise InputError(f"seeds and shape must be lists of integers, got {seeds!r} and {shape!r}")
     found, lengths = list(seeds), tuple(shape)
     for length in lengths:
         solvers.errors.positive_integer("every length in shape", length)
@@ -67,20 +67,20 @@ def check_draws(seeds: Iterable[int], shape: Iterable[int]) -> tuple[list[int], 
 
 
 def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...]) -> None:
-    """Refuses given starts that are not ``count`` states of a shape.
+    """Rejects starting states that are not ``count`` states of ``shape``.
 
     Raises:
-        InputError: another shape, or not a batch of finite floats.
+        InputError: ``x_init`` has a different shape or is not a batch of finite floats.
     """
     if x_init is None:
         return
     if tuple(x_init.shape) != (count, *shape):
-        raise InputError(f"x_init is {tuple(x_init.shape)}, for {count} seeds of shape {shape}")
+        raise InputError(f"x_init must have shape {(count, *shape)}, a state per seed, got {tuple(x_init.shape)}")
     check_batch("x_init", x_init)
 
 
 def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:
-    """Refuses what a solve cannot start from.
+    """Rejects a batch that a solve cannot start from.
 
     Raises:
         InputError: x is not a batch (B, *) of finite floats, or a condition is not a tensor of B rows.
@@ -89,24 +89,24 @@ def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = N
         shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"{name} must be floats (B, *), at least one sample, got {shown}")
     if not torch.isfinite(x).all():
-        raise InputError(f"{name} holds numbers that are not finite")
+        raise InputError(f"{name} contains numbers that are not finite")
     check_conditions(condition, len(x))
 
 
 def check_conditions(condition: Mapping[str, Tensor] | None, count: int) -> None:
-    """Refuses conditions that do not have a row per sample.
+    """Rejects conditions that do not have one row per sample.
 
     Raises:
-        InputError: one is not a tensor of ``count`` rows.
+        InputError: a condition is not a tensor of ``count`` rows.
     """
     for name, value in (condition or {}).items():
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
             shown = f"{len(value)} rows" if isinstance(value, Tensor) and value.ndim else "no rows"
-            raise InputError(f"{name} has {shown} for {count} samples")
+            raise InputError(f"the condition {name} has {shown} for {count} samples; give one row per sample")
 
 
 def batches_of(count: int, batch_size: int | None) -> list[slice]:
-    """The rows of each batch; all in one where no size is given.
+    """The rows of each batch; one batch of all rows if ``batch_size`` is None.
 
     Raises:
         InputError: the size is not a positive integer.
@@ -116,10 +116,10 @@ def batches_of(count: int, batch_size: int | None) -> list[slice]:
 
 
 def check_finite(x: Tensor, plan: Plan) -> None:
-    """Refuses the outcome of a solve (B, *) that went astray.
+    """Rejects the result (B, *) of a solve if it is not finite.
 
     Raises:
-        InputError: rows are not finite.
+        InputError: some rows are not finite.
     """
     if lost := int((~torch.isfinite(x.flatten(1))).any(1).sum()):
         raise InputError(f"{lost} of {len(x)} samples of {plan.solver} on {plan.grid} are not finite")

@@ -1,7 +1,8 @@
-"""A whole trajectory as one CUDA graph: the model and every sum of its program, launched at once.
+"""CUDA graphs of whole trajectories: the model and every sum of a program, launched at once.
 
-A graph replays the same kernels on the same memory, so what goes in (the start, the draws, the conditions) is copied
-into tensors of its own first. It pays where launching kernels costs more than running them: small networks and batches.
+A graph replays the same kernels on the same memory. Each call therefore first copies its inputs (the start, the draws,
+the conditions) into fixed tensors. A graph saves time where kernels take longer to launch than to run: for small
+networks and small batches.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from ..paths.base import Denoises
 
 
 class Trajectory:
-    """A program with its model, recorded for one shape of the state and the conditions.
+    """A CUDA graph of a program with its model, recorded for one shape of the state and the conditions.
 
     Args:
         x: a state (B, *) at the first node, on a CUDA device.
-        conditions: of the network, each (B, *).
+        conditions: the conditions of the network, each (B, *).
     """
 
     def __init__(self, program: Program, denoiser: Denoises, x: Tensor, conditions: Mapping[str, Tensor]) -> None:
@@ -35,7 +36,7 @@ class Trajectory:
         self.replay, self.outcome = record(lambda: program.run(problem, self.x, _tape(self.draws)))
 
     def __call__(self, x: Tensor, noise: Noise, conditions: Mapping[str, Tensor]) -> Solution:
-        """The solution from another x (B, *) of that shape, with other noise and conditions."""
+        """The solution from a new x (B, *) of the recorded shape, with new noise and conditions."""
         self.x.copy_(x)
         for name, value in conditions.items():
             self.conditions[name].copy_(value)
@@ -47,7 +48,7 @@ class Trajectory:
 
 
 def _tape(draws: list[Tensor]) -> Noise:
-    """The draws in their order, which is that of the program."""
+    """A noise that returns the given draws one after the other, in the order of the program."""
     number = count()
 
     def noise(t: Node, s: Node) -> Tensor:
@@ -57,10 +58,10 @@ def _tape(draws: list[Tensor]) -> Noise:
 
 
 def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-    """What a function launches on the GPU, as a graph: (what launches it again, where its outcome then stands)."""
+    """Records what a function launches on the GPU as a graph; returns (the replay, the tensor with its result)."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # kernels choose their algorithms and workspaces before they are recorded
+    with torch.cuda.stream(side):  # warm-up: kernels choose their algorithms and workspaces before the recording
         for _ in range(2):
             run()
     torch.cuda.current_stream().wait_stream(side)
@@ -73,10 +74,10 @@ def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
 def runner(
     program: Program | None, denoiser: Denoises, name: str
 ) -> Callable[[Tensor, Noise, Mapping[str, Tensor]], Solution]:
-    """``Trajectory`` for every length of a batch that comes.
+    """A solve that records one ``Trajectory`` per batch size, at its first use, and replays it afterwards.
 
     Raises:
-        InputError: the solver, called ``name``, has no program.
+        InputError: there is no program; the message calls the solver ``name``.
     """
     if program is None:
         raise InputError(f"{name} has no program, so cuda_graph=True cannot record it")

@@ -1,4 +1,4 @@
-"""What some samplers want to know of a model beforehand, estimated on data."""
+"""The mean square of a model's eps at each noise level, estimated on data; some solvers need it as an option."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from .batches import batches_of, check_batch
 def eps_power(
     denoiser: Denoises, x0: Tensor, levels: int = 20, *, seed: int = 0, batch_size: int | None = None
 ) -> tuple[tuple[float, float], ...]:
-    """E|eps|^2 / d of the model's eps at noised data, at ``levels`` values of lam over the path: pairs (lam, power).
+    """Estimates the power E|eps|^2 / d of the model's eps at noised data; returns pairs (lam, power).
 
-    It is what ``ddpm(variance=optimal, eps_power=...)`` takes: 1 - power is the share of the variance of the posterior
-    of x0 that the model leaves, Bao et al. 2022, arXiv:2201.06503, eq. 8-9. One evaluation per sample and level.
+    The solver ``ddpm(variance=optimal, eps_power=...)`` takes these pairs: 1 - power is the share of the variance of
+    the posterior of x0 that the model leaves (Bao et al. 2022, arXiv:2201.06503, eq. 8-9). The cost is one evaluation
+    per sample and level.
 
     Args:
         denoiser: the model.
         x0: data (B, *).
-        levels: how many values of lam, equally spaced over the SDE's range.
-        seed: of the noise, fresh at every level.
-        batch_size: how many samples to evaluate at once; it changes the result by rounding alone.
+        levels: the number of values of lam, equally spaced over the range of the SDE.
+        seed: the seed of the noise, which is drawn anew at every level.
+        batch_size: the number of samples to evaluate at once; it changes the result only by rounding.
 
     >>> import scoresde
     >>> target = scoresde.targets.Gaussian(torch.zeros(2), 0.25)

@@ -24,8 +24,8 @@ from solvers.types.schedule import as_schedule
 
 from ..paths.base import SDE, Denoises
 
-OWN = "its own"  # the grid of a solver whose numbers were made for one
-PROGRAMS = 64  # kept
+OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
+PROGRAMS = 64  # the number of programs in the cache
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Plan:
 
     Attributes:
         solver: the method.
-        rule: the grid that placed the nodes; None of a solver that has nodes of its own.
-        nodes: from t_max to t_min or to sigma = 0.
+        rule: the grid that placed the nodes; None for a solver with fixed nodes.
+        nodes: the nodes from t_max to t_min or to sigma = 0.
         sde: the path that the nodes are on.
-        t_min, t_max: the part of the path's range that was asked for, None for its ends.
+        t_min, t_max: the requested part of the path's range; None means the end of the range.
     """
 
     solver: Solver
@@ -59,10 +59,11 @@ class Plan:
         t_max: float | None = None,
         stop: bool = False,
     ) -> Plan:
-        """Resolves names and budgets, see ``plan``.
+        """Makes a plan from names and a number of steps or evaluations; see ``plan``.
 
         Args:
-            stop: end at t_min even if the grid would go on to sigma = 0; of a budget, the steps to there.
+            stop: end at t_min even if the grid would continue to sigma = 0. With ``nfe``, that budget is then spent on
+                the steps to t_min.
         """
         named = None
         if isinstance(solver, str):
@@ -73,14 +74,14 @@ class Plan:
                 raise _has_its_own(method)
             if (grid, steps, nfe, t_min, t_max) != (None,) * 5:
                 raise InputError(
-                    f"{method} has a grid of its own, from noise to data: leave out grid, steps, nfe, t_min and t_max"
+                    f"{method} has fixed nodes, from noise to data: leave out grid, steps, nfe, t_min and t_max"
                 )
             return cls(method, None, method.nodes, denoiser.sde).on(denoiser.sde)
         rule = solvers.grids.make(grid or named or "karras")
         if stop:
             rule = replace(rule, end="t_min")
         if steps is not None and nfe is not None:
-            raise InputError("give steps or nfe, not both")
+            raise InputError("pass steps or nfe, not both")
         if nfe is not None:
             steps = solvers.steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
         elif steps is None and method.adaptive and not rule.fixed:
@@ -88,7 +89,7 @@ class Plan:
                 rule = solvers.grids.make("uniform")
             steps = 2 if rule.end == "zero" else 1
         elif steps is None and not rule.fixed:
-            raise InputError(f"{method} takes as many steps as it is told: give steps or nfe")
+            raise InputError(f"{method} needs a step count: pass steps or nfe")
         nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
         nodes = nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes
         return cls(method, rule, nodes, denoiser.sde, t_min, t_max)
@@ -104,11 +105,13 @@ class Plan:
         return len(self.nodes) - 1
 
     def to_t_min(self) -> Plan:
-        """The plan that ends at t_min, as encoding and likelihood need it: of the same grid in as many steps; of a grid
-        that sets its own, and of an adaptive solver, without the step to sigma = 0.
+        """The plan that ends at t_min instead of sigma = 0, as encoding and likelihoods need it.
+
+        It has the same grid and number of steps. A grid that sets its own steps, and an adaptive solver, lose the
+        step to sigma = 0.
 
         Raises:
-            InputError: the solver has nodes of its own.
+            InputError: the solver has fixed nodes.
         """
         if self.rule is None:
             raise _has_its_own(self.solver)
@@ -120,24 +123,24 @@ class Plan:
         return replace(self, rule=rule, nodes=nodes[:-1] if nodes[-1].sigma == 0 else nodes)
 
     def in_steps(self, steps: int) -> Plan:
-        """The same solver and grid in another number of steps.
+        """The plan with the same solver and grid and a different number of steps.
 
         Raises:
-            InputError: the grid sets its own steps, or they are not a positive integer.
+            InputError: the grid sets its own steps, or ``steps`` is not a positive integer.
         """
         if self.rule is None or self.rule.fixed:
             raise InputError(f"the grid {self.grid} sets its own steps")
         return replace(self, nodes=self.rule.nodes(self.sde, steps, self.t_min, self.t_max))
 
     def reversed(self) -> Plan:
-        """The plan along the same nodes from the last to the first."""
+        """The plan with the same nodes in reverse order."""
         return replace(self, nodes=self.nodes[::-1])
 
     def on(self, sde: SDE) -> Plan:
-        """The plan, for a denoiser on ``sde``.
+        """The plan itself, after a check that its nodes are on ``sde``.
 
         Raises:
-            InputError: a node's alpha or sigma is not the SDE's at its t.
+            InputError: the alpha or sigma of a node differs from that of ``sde`` at the same t.
         """
         noisy = [node.t for node in self.nodes if node.sigma > 0]
         owns = dict(zip(noisy, as_schedule(sde).nodes(noisy), strict=True))
@@ -145,18 +148,20 @@ class Plan:
             own = owns[node.t] if node.sigma > 0 else sde.clean
             if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in ((node.alpha, own.alpha), (node.sigma, own.sigma))):
                 raise InputError(
-                    f"{self.solver} was made for another path: at t={node.t:g} it has alpha={node.alpha:g} and "
+                    f"{self.solver} was made for a different path: at t={node.t:g} it has alpha={node.alpha:g} and "
                     f"sigma={node.sigma:g}, {sde} has {own.alpha:g} and {own.sigma:g}"
                 )
         return self
 
     def program(self, output: str | Output = "x0") -> Program | None:
-        """The solver's program in terms of what a network puts out; None where it has none, or where it asks the model
-        for several steps at once. Programs are kept: the same values give the same object."""
+        """The solver's program for a network with this output; equal plans return the same object, from a cache.
+
+        None if the solver has no program, or if it evaluates the model at several steps at once.
+        """
         if self.solver.parallel:
             return None
         key = (self.solver, self.nodes, self.sde, Output(output) if isinstance(output, str) else output)
-        if type(self.sde).__eq__ is object.__eq__:  # a path that learns: the same object, another path
+        if type(self.sde).__eq__ is object.__eq__:  # a learned path: training changes it, but not its identity
             return _traced(*key)
         try:
             hash(key)
@@ -169,7 +174,7 @@ class Plan:
 
 
 def _has_its_own(solver: Solver) -> InputError:
-    return InputError(f"{solver} has a grid of its own, from noise to data: encode and log_prob take other solvers")
+    return InputError(f"{solver} has fixed nodes, from noise to data: use a different solver for encode and log_prob")
 
 
 def _traced(solver: Solver, nodes: tuple[Node, ...], sde: SDE, output: Output) -> Program | None:
@@ -192,21 +197,24 @@ def plan(
     t_min: float | None = None,
     t_max: float | None = None,
 ) -> Plan:
-    """A solver and its nodes on a denoiser's path, for ``sample``, ``encode``, ``log_prob`` and
-    ``sample_with_log_prob``; the last three stop at t_min, see ``Plan.to_t_min``.
+    """Makes a plan: a solver and its nodes on a denoiser's path.
+
+    ``sample``, ``encode``, ``log_prob`` and ``sample_with_log_prob`` accept it. The last three stop at t_min, see
+    ``Plan.to_t_min``.
 
     Args:
         solver: a name or spec, see ``solvers.names()``, or a solver.
-        grid: likewise, see ``solvers.grids.names()``; by default the one that the solver's label names ("DPM++ 2M
-            Karras"), else ``karras``.
-        steps, nfe: the length of the grid, or a budget of model evaluations, of which the plan takes the most steps
-            that it affords. Neither for an adaptive solver, which then crosses the whole range in one interval and
-            stops at t_min unless the grid says otherwise; neither for a grid that is a list of nodes.
+        grid: a name or spec, see ``solvers.grids.names()``, or a grid. The default is the grid in the solver's label
+            ("DPM++ 2M Karras"), else ``karras``.
+        steps: the number of steps.
+        nfe: instead of steps, a number of model evaluations; the plan takes the most steps that need no more than it.
+            Pass neither for a grid that is a list of nodes. An adaptive solver needs neither: it then crosses the
+            whole range in one interval, and stops at t_min unless a named grid ends at sigma = 0.
         t_min, t_max: a part of the SDE's range.
 
     Raises:
-        InputError: an unknown name or option, both or neither of steps and nfe, a budget that is too small, or a range
-            that leaves the SDE's.
+        InputError: a name or an option is unknown; both or neither of steps and nfe are given; nfe is too small; the
+            range leaves that of the SDE.
     """
     return Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max)
 
@@ -224,16 +232,16 @@ def planned(
     default: tuple[str, str | None],
     stop: bool = False,
 ) -> Plan:
-    """The plan of a call that takes one or its parts, by ``default`` with that solver and grid.
+    """The plan of a call that accepts either a plan or its parts; ``default`` is the default solver and grid.
 
     Raises:
-        InputError: both a plan and parts; a plan of another path; see ``plan``.
+        InputError: both a plan and parts are given; the plan is for a different path; see ``plan``.
     """
     if given is None:
         return Plan.make(denoiser, solver or default[0], grid or default[1], steps, nfe, t_min, t_max, stop)
     parts = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "t_min": t_min, "t_max": t_max}
     if both := [name for name, value in parts.items() if value is not None]:
-        raise InputError(f"a plan has its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
+        raise InputError(f"a plan contains its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
     if not isinstance(given, Plan):
         raise InputError(f"plan must be what scoresde.plan returns, got {type(given).__name__}")
     found = given.to_t_min() if stop else given

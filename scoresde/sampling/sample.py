@@ -6,8 +6,8 @@
 >>> result.x.shape, result.nfe, result.grid
 (torch.Size([4, 2]), 19, 'karras')
 
-A linear solver runs as its ``Program``, which adds up states in place: a network that keeps the tensor that it was
-shown, or writes over one that it has answered with, has to copy it. Hooks may keep theirs.
+A linear solver runs as its ``Program``, which sums states in place. Networks that store their input or reuse output
+buffers must therefore copy them. Hooks may keep the states that they receive.
 """
 
 from __future__ import annotations
@@ -38,21 +38,22 @@ Start = Callable[[slice], tuple[Tensor, Source]]
 
 @dataclass(frozen=True)
 class Sample:
-    """What ``sample`` and ``encode`` return.
+    """The result of ``sample`` and ``encode``.
 
     Attributes:
         x: the samples (B, *).
-        nfe: model evaluations per sample, the largest of the batch; counted, the last step included.
-        nfe_per_sample: (B,).
-        accepted, rejected: inner steps per sample (B,) of solvers that choose their own, otherwise 0. (The black boxes
-            of other libraries do not tell theirs.)
-        calls: how often the model was called, over all batches.
-        error: the solver's own estimate of its error (B,), summed over the steps; None from solvers that make none.
+        nfe: NFE, the number of model evaluations of a sample; the largest of the batch. It is counted, and includes the
+            last step.
+        nfe_per_sample: the NFE of each sample (B,).
+        accepted, rejected: the inner steps of each sample (B,), for solvers that choose them; otherwise 0. (Solvers of
+            other libraries do not report theirs.)
+        calls: the number of calls of the model, over all batches.
+        error: the solver's own estimate of its error (B,), summed over the steps; None if the solver makes none.
         solver, grid: canonical specs.
-        nodes: where the solve went.
+        nodes: the nodes of the solve.
         seconds: wall-clock time.
-        label_shift: how far a denoiser that rounds its labels moved one at most, over all that the solve asked; None
-            where it does not round.
+        label_shift: the largest distance by which rounding moved a time label, over all evaluations; None if the
+            denoiser does not round its labels.
     """
 
     x: Tensor
@@ -91,24 +92,24 @@ def sample(
     progress: bool = False,
     cuda_graph: bool = False,
 ) -> Sample:
-    """Draws one sample per seed; sample i depends on seed i alone.
+    """Draws one sample per seed; sample i depends only on seed i.
 
     Args:
-        shape: of one sample.
+        shape: the shape of one sample.
         seeds: integers of at least 0.
         solver, grid, steps, nfe, t_min, t_max: see ``scoresde.plan``; by default the solver is ``dpmpp_2m``.
-        plan: in their place, what ``scoresde.plan`` made of them.
+        plan: instead of these, the result of ``scoresde.plan``.
         x_init: the states (B, *) to start from at t_max, instead of draws of the prior.
-        noise: ``seeded``, or ``brownian``: the same path of a seed at any number of steps and on any grid.
+        noise: ``seeded``; or ``brownian``, where a seed is one Brownian path for any number of steps and any grid.
         condition: keyword arguments of the network, each (B, *).
         dtype, device, batch_size, progress: see ``Batching``.
-        hooks: called with (x, node) after every step.
-        cuda_graph: launch each batch's whole trajectory as one CUDA graph, model included: for linear solvers, without
-            hooks and bar, and networks that a graph can hold (no waiting for the device, no shapes that change).
+        hooks: functions that are called with (x, node) after every step.
+        cuda_graph: launch the whole trajectory of a batch, model included, as one CUDA graph. This needs a linear
+            solver, no hooks, no progress bar, and a network that never waits for the device and has fixed shapes.
 
     Raises:
-        InputError: see ``scoresde.plan``; also no seeds, conditions or ``x_init`` of another length, and samples that
-            are not finite.
+        InputError: see ``scoresde.plan``; also if there are no seeds, conditions or ``x_init`` have a different length,
+            or samples are not finite.
     """
     made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("dpmpp_2m", None))
     seeds, shape = check_draws(seeds, shape)
@@ -138,13 +139,13 @@ def encode(
     hooks: Sequence[Hook] = (),
     progress: bool = False,
 ) -> Sample:
-    """Carries states x (B, *) at t_min to t_max along the ODE; ``sample(x_init=...)`` brings them back.
+    """Carries states x (B, *) from t_min to t_max along the ODE; ``sample(x_init=...)`` carries them back.
 
-    The grid is the sampler's, run backwards, without a step to sigma = 0; by default the solver is ``heun``. Arguments
-    as of ``sample``.
+    The nodes are those of a sampler in reverse order, without the step to sigma = 0. By default the solver is ``heun``.
+    The arguments are the same as in ``sample``.
 
     Raises:
-        InputError: see ``scoresde.plan``; also a stochastic solver, and data or codes that are not finite.
+        InputError: see ``scoresde.plan``; also if the solver is stochastic, or the data or the result are not finite.
     """
     check_batch("x", x)
     made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("heun", None), stop=True)
@@ -154,7 +155,7 @@ def encode(
 
 @dataclass(frozen=True)
 class _Solve:
-    """What ``sample`` and ``encode`` share: a denoiser, a plan, and how samples are carried."""
+    """The solve of ``sample`` and ``encode``: a denoiser, a plan, conditions, batching and hooks."""
 
     denoiser: Model
     plan: Plan
@@ -171,7 +172,10 @@ class _Solve:
             raise InputError(f"cuda_graph=True needs a CUDA device, got {device}")
 
     def starts(self, seeds: list[int], shape: tuple[int, ...], kind: type[Source], x_init: Tensor | None) -> Start:
-        """The starts of seeds: given ones, or draws with the standard deviation of unit data at the first node."""
+        """The function that starts a batch: from ``x_init``, or from draws of the law of unit data at the first node.
+
+        These draws are normal with variance alpha^2 + sigma^2.
+        """
         first, dtype, device = self.plan.nodes[0], self.batching.dtype, torch.device(self.batching.device)
         scale = float((first.alpha**2 + first.sigma**2) ** 0.5)
 
@@ -184,7 +188,7 @@ class _Solve:
     def run(self, count: int, start: Start) -> Sample:
         """Carries ``count`` samples from their starts along the plan's nodes."""
         if count == 0:
-            raise InputError("nothing to do: no seeds or no data")
+            raise InputError("there are no seeds or no data; at least one sample is needed")
         check_conditions(self.conditions, count)
         plan, batches = self.plan, self.batching.rows(count)
         shifted = WithLabelShift(self.denoiser) if self.denoiser.round_labels else None
@@ -219,7 +223,7 @@ class _Solve:
         )
 
     def _solver(self, problem: Diffusion, hooks: Sequence[Hook]) -> Callable[[Diffusion, Tensor, Source], Solution]:
-        """How a batch is solved: as a CUDA graph, by the solver's program, or by the solver itself."""
+        """The function that solves a batch: a CUDA graph, the solver's program, or the solver itself."""
         plan = self.plan
         program = plan.program(self.denoiser.output)
         if self.cuda_graph:
