@@ -180,12 +180,10 @@ def benchmark(
             if a solver is deterministic and ``truth_steps`` is not 0.
         metrics, features: as for ``metrics.compare``.
         rounding: a function applied to the samples before the metrics, such as rounding to 8 bits.
-        keep: how many samples a row contains.
-        progress: show a bar over the rows.
+        keep, progress: how many samples a row contains; whether to show a bar over the rows.
 
     Raises:
-        InputError: an unknown name, fewer than four seeds or reference samples, a budget that is not a positive
-            integer; see also ``sample`` and ``compare``.
+        InputError: an unknown name, fewer than four seeds or reference samples, a budget below 1; see also ``sample``.
     """
     seeds, shape = list(seeds), tuple(shape)
     check_names(metrics)

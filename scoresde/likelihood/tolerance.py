@@ -43,6 +43,35 @@ _TRIAL = 9  # label of the generator's stream
 Attempt = Callable[[Solver, int | None, Divergence, slice, bool, bool], LogProb]
 
 
+class Trials:
+    """Evaluations of a likelihood at ever finer settings.
+
+    Attributes:
+        nfe, products: model evaluations and vector-Jacobian products (count,) of all evaluations so far.
+    """
+
+    def __init__(self, attempt: Attempt, solver: Solver, count: int, d: int) -> None:
+        self.attempt, self.solver, self.d = attempt, solver, d
+        self.nfe, self.products = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+
+    def run(self, k: int, rule: Divergence, rows: slice, trial: bool, graph: bool = False) -> LogProb:
+        """The likelihood of some samples at the k-th setting."""
+        found = self.attempt(*setting(self.solver, k), rule, rows, trial, graph)
+        assert found.nfe_per_sample is not None
+        self.nfe[rows] += found.nfe_per_sample.cpu()
+        self.products[rows] += found.nfe_per_sample.cpu() * rule.products(self.d)
+        return found
+
+    def ladder(self, rule: Divergence, rows: slice, trial: bool, k: int) -> Iterator[tuple[int, LogProb, float]]:
+        """Yields ever finer settings from the k-th on: (k, the likelihood, the largest solver error)."""
+        coarse, middle = (self.run(j, rule, rows, trial) for j in (k - 2, k - 1))
+        while True:
+            found = self.run(k, rule, rows, trial)
+            error = solver_error.bound(found.nats, middle.nats, coarse.nats)
+            yield k, replace(found, solver_error=error), float(error.max())
+            coarse, middle, k = middle, found, k + 1
+
+
 def meet(
     attempt: Attempt, solver: Solver, divergence: Divergence, tolerance: float, count: int, d: int, graph: bool = False
 ) -> LogProb:
@@ -62,30 +91,12 @@ def meet(
     Raises:
         InputError: the tolerance cannot be met.
     """
-    began = time.perf_counter()
-    spent, products = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
-
-    def run(k: int, rule: Divergence, rows: slice, trial: bool, graph: bool = False) -> LogProb:
-        found = attempt(*setting(solver, k), rule, rows, trial, graph)
-        assert found.nfe_per_sample is not None
-        spent[rows] += found.nfe_per_sample.cpu()
-        products[rows] += found.nfe_per_sample.cpu() * rule.products(d)
-        return found
-
-    def ladder(rule: Divergence, rows: slice, trial: bool, k: int) -> Iterator[tuple[int, LogProb, float]]:
-        """Yields ever finer settings from the k-th on: (k, the likelihood, the largest solver error)."""
-        coarse, middle = (run(j, rule, rows, trial) for j in (k - 2, k - 1))
-        while True:
-            found = run(k, rule, rows, trial)
-            error = solver_error.bound(found.nats, middle.nats, coarse.nats)
-            yield k, replace(found, solver_error=error), float(error.max())
-            coarse, middle, k = middle, found, k + 1
-
+    began, trials = time.perf_counter(), Trials(attempt, solver, count, d)
     some, everything, k = slice(0, min(count, PILOT)), slice(0, count), 2
     rule, share = pilot(divergence, d), SOLVERS_PART * tolerance
     while not rule.exact(d):
         wanted: Divergence | None = None
-        for step in ladder(rule, some, True, 2):
+        for step in trials.ladder(rule, some, True, 2):
             k, found, error = step
             wanted = more(rule, found.stderr, tolerance - share, d)
             if error <= share or wanted is None or wanted.exact(d):
@@ -96,14 +107,14 @@ def meet(
     chosen = not rule.exact(d) or some == everything  # otherwise first find the setting on a few samples
     share = tolerance if rule.exact(d) else share
     for rows in (everything,) if chosen else (some, everything):
-        k, found = next((k, found) for k, found, error in ladder(rule, rows, False, k) if error <= share)
+        k, found = next((k, found) for k, found, error in trials.ladder(rule, rows, False, k) if error <= share)
     if graph:
-        found = replace(run(k, rule, everything, False, True), solver_error=found.solver_error)
+        found = replace(trials.run(k, rule, everything, False, True), solver_error=found.solver_error)
     return replace(
         found,
-        nfe=int(spent.max()),
-        nfe_per_sample=spent,
-        products=int(products.max()),
+        nfe=int(trials.nfe.max()),
+        nfe_per_sample=trials.nfe,
+        products=int(trials.products.max()),
         seconds=time.perf_counter() - began,
     )
 

@@ -28,7 +28,7 @@ def eps_power(
         denoiser: the model.
         x0: data (B, *).
         levels: the number of values of lam, equally spaced over the range of the SDE.
-        seed: the seed of the noise, which is drawn anew at every level.
+        seed: the seed of the noise, which is drawn again at every level.
         batch_size: the number of samples to evaluate at once; it changes the result only by rounding.
 
     >>> import scoresde
