@@ -8,6 +8,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+napoleon_use_ivar = True  # attributes once, also of named tuples, whose fields autodoc lists
 default_role = "literal"
 exclude_patterns = ["_build"]
 suppress_warnings = ["ref.python"]

@@ -271,7 +271,7 @@ def test_embeddings_by_their_formulas():
         (PATHS[0], 1, "exact", r"^a chain has at least two nodes, got 1$"),
         (PATHS[0], 0, "exact", r"number of nodes must be a positive integer, got 0$"),
         (PATHS[0], 10.0, "exact", r"must be a positive integer, got 10\.0$"),
-        (PATHS[2], 1, "song", r"at least two, got 1$"),
+        (PATHS[2], 1, "song", r"at least 2 for a range of sigmas, got 1$"),
         (ChainSDE(betas=tuple(BETAS)), 30, "exact", r"^this ddpm_chain has 20 nodes, got 30$"),
     ],
 )

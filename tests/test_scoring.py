@@ -252,7 +252,7 @@ def test_the_page_holds_the_block_the_budget_and_both_ends(run, tmp_path, capsys
     row = f"prior {prior.mean():.3f} {error:.3g} {per_dim:.4f} {error / (64 * math.log(2)):.3g}"
     assert row in words
     assert f"{ours['bound_prior'].mean():.3f}" in words
-    assert "solver's error" in printed
+    assert "solver error" in printed
     assert "NFE per sample: 14.0, at most 14" in printed
 
 
