@@ -48,12 +48,13 @@ import scoresde
 import solvers
 from scoresde.cli.commands import fit
 from scoresde.likelihood.divergence import Divergence, divergences
+from scoresde.models.denoises import Model, adapted
 from scoresde.models.targets import GaussianMixture
 from scoresde.paths.base import Denoises
 from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import build, config
 from scoresde.runs.run import Run, load_run
-from solvers import Node, Prediction
+from solvers import Node, Output, Prediction
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "digits_vp"
@@ -73,21 +74,28 @@ TARGETS = {"right_hand_sides": 4, "forward_passes": 8, "seconds": 5}  # how many
 TIMED, LIMIT = 3, 2.0  # runs of a setting; no more are begun after so many seconds
 
 
-class Counter:
+class Counter(Model):
     """A denoiser that counts its calls, and the samples in them."""
 
     def __init__(self, denoiser: Denoises) -> None:
-        self.denoiser, self.sde = denoiser, denoiser.sde
+        self.denoiser, self.sde = adapted(denoiser), denoiser.sde
         self.calls = self.passes = 0
 
     @property
-    def output(self) -> Any:
-        return getattr(self.denoiser, "output", None)
+    def output(self) -> Output:
+        return self.denoiser.output
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
+        self._count(x)
+        return self.denoiser.predict(x, node, **conditions)
+
+    def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
+        self._count(x)
+        return self.denoiser.raw(x, node, **conditions)
+
+    def _count(self, x: Tensor) -> None:
         self.calls += 1
         self.passes += len(x)
-        return self.denoiser.predict(x, node, **conditions)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,16 @@ _SPLIT = 20  # label of the generator's stream
 _UBYTE_IMAGES = (0x08, 3)  # IDX: the code of unsigned bytes, and the dimensions count, height, width
 
 
+@dataclass(frozen=True)
+class DataCard:
+    """The properties of the training data that other commands need: shape, range and bin width."""
+
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    bin_width: float | None
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in two splits, train and test.

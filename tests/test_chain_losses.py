@@ -13,11 +13,11 @@ from scoresde import InputError
 from scoresde.bounds.chain import chain_bound
 from scoresde.bounds.decoders import Discretised, Gaussian, Levels
 from scoresde.cli.parser import main
+from scoresde.data import DataCard
 from scoresde.paths.chains import DDPMChain
 from scoresde.paths.time_samplers import Discrete, LogNormal, LowDiscrepancy, Uniform
 from scoresde.runs import config
 from scoresde.runs.build import build_loss, card_of, load_data
-from scoresde.runs.config import DataCard
 from scoresde.runs.run import load_run
 from scoresde.training import checkpoint
 from scoresde.training.bound_losses import ChainBound, ContinuousBound, Hybrid

@@ -18,8 +18,9 @@ import scoresde
 from scoresde.cli.parser import main, share_of
 from scoresde.likelihood import result
 from scoresde.likelihood.result import LogProb
-from scoresde.runs import build, likelihood_page, score, shards
+from scoresde.runs import build, score, shards
 from scoresde.runs.run import load_run
+from scoresde.show import likelihood_page
 from solvers import InputError
 
 CHEAP = ["--config.likelihood.steps=4", "--config.likelihood.divergence=hutchinson(probes=2)"]

@@ -13,7 +13,7 @@ from torch import nn
 from solvers import InputError, grids, make, resolve
 
 from ..bounds.decoders import Decoder, Discretised, Gaussian
-from ..data import Dataset, load
+from ..data import DataCard, Dataset, load
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
@@ -23,7 +23,7 @@ from ..sampling.plan import Plan, planned
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.loop import TrainingOptions
 from ..training.losses import Loss, losses
-from .config import DataCard, line
+from .config import line
 
 
 def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:

@@ -6,7 +6,7 @@ import importlib.resources
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from solvers import InputError
 from solvers.errors import positive_integer, unknown
 
 from ..configs import default
+from ..data import DataCard
 from ..result_files import write_json
 from ..training import checkpoint
 
@@ -32,16 +33,6 @@ _FREE = (
     "training.keep",
 )
 _FREE_SECTIONS = ("sampling", "likelihood")
-
-
-@dataclass(frozen=True)
-class DataCard:
-    """The properties of the training data that other commands need: shape, range and bin width."""
-
-    shape: tuple[int, ...]
-    low: float
-    high: float
-    bin_width: float | None
 
 
 def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 from solvers import InputError
 
+from ..data import DataCard
 from ..models.denoiser import Denoiser
 from ..training import checkpoint
 from .build import build_denoiser
-from .config import DataCard, line, override, refuse_another, saved
+from .config import line, override, refuse_another, saved
 
 
 @dataclass(frozen=True)

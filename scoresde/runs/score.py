@@ -25,6 +25,7 @@ from solvers.errors import positive_integer
 from ..bounds.chain import chain_bound
 from ..bounds.continuous import continuous_bound
 from ..bounds.decoders import Discretised
+from ..data import DataCard
 from ..likelihood.dequantisation import dequantisers
 from ..likelihood.divergence import divergences
 from ..likelihood.inputs import deterministic, positive
@@ -32,9 +33,9 @@ from ..likelihood.log_prob import GRID, default_solver, dequantise, log_prob
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
 from ..result_files import environment, fingerprint, write_arrays, write_atomically, write_json
 from ..sampling.batches import batches_of
+from ..show.likelihood_page import block, page
 from . import build
-from .config import DataCard, flat
-from .likelihood_page import block, page
+from .config import flat
 from .run import Run
 from .shards import join, read_part, refuse_another, write_part
 

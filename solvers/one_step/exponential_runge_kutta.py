@@ -152,10 +152,6 @@ class ExponentialRungeKutta(Solver):
         return min(self.nominal_order, 1 if self.stochastic else 2) if self.mode == "grid" else self.nominal_order
 
     @property
-    def restartable(self) -> bool:
-        return self.mode != "grid"
-
-    @property
     def plans_grid(self) -> bool:
         return self.mode == "grid"
 

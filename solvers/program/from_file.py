@@ -63,10 +63,6 @@ class File(Solver):
         return self.program.grid
 
     @property
-    def restartable(self) -> bool:
-        return False
-
-    @property
     def plans_grid(self) -> bool:
         return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from functools import cache
@@ -110,6 +111,6 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     elif hint is type(None) and value in (None, "None"):
         return None
     name = {float: "a number", int: "an integer", bool: "True or False", str: "a string"}
-    wanted = name.get(hint) or str(hint).replace("typing.", "").replace("solvers.types.solver.", "")
+    wanted = name.get(hint) or re.sub(r"\b[a-z_]+\.(?=\w)", "", str(hint))
     shown = value.name if isinstance(value, Spec) else value
     raise InputError(f"{where} takes {wanted}, got {shown!r}")

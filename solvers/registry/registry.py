@@ -10,7 +10,6 @@ import difflib
 import importlib
 import inspect
 import logging
-import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -183,11 +182,7 @@ class Registry(Generic[T]):
         if ":" in head:
             return grammar.parse(text)
         label = self._find(head)
-        try:
-            given = grammar.parse(f"_{paren}{tail}")
-        except InputError as error:  # show the user's text, not the stand-in name
-            raise InputError(re.sub(r"(?<=['\"])_\(", lambda _: f"{head}(", str(error))) from None
-        return self._complete(label, given)
+        return self._complete(label, grammar.parse(f"_{paren}{tail}", shown=text))
 
     def _prefixed(self, text: str) -> Spec | None:
         """The spec of ``name:TEXT`` if that name is a prefix."""

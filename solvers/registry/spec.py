@@ -35,8 +35,8 @@ class Spec:
         return f"{self.name}({', '.join(inside)})" if inside else self.name
 
 
-def parse(text: str) -> Spec:
-    """Parses the text of a spec into a tree.
+def parse(text: str, shown: str | None = None) -> Spec:
+    """Parses the text of a spec into a tree; errors quote ``shown``, by default the text.
 
     >>> parse("pc(predictor=ddpm, corrector_steps=2)").kwargs
     (('predictor', Spec(name='ddpm', args=(), kwargs=())), ('corrector_steps', 2))
@@ -44,13 +44,14 @@ def parse(text: str) -> Spec:
     Raises:
         InputError: the text is not a spec.
     """
+    shown = text if shown is None else shown
     try:
         tree = ast.parse(_OUTSIDE.sub(_without_colon, text.strip()), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise InputError(f"cannot read the spec {text!r}; expected name or name(option=value, ...)") from None
-    value = _value(tree, text)
+        raise InputError(f"cannot read the spec {shown!r}; expected name or name(option=value, ...)") from None
+    value = _value(tree, shown)
     if not isinstance(value, Spec):
-        raise InputError(f"the spec {text!r} is a value, not a name; expected name or name(option=value, ...)")
+        raise InputError(f"the spec {shown!r} is a value, not a name; expected name or name(option=value, ...)")
     return value
 
 

@@ -142,6 +142,9 @@ class _Adapted(Problem):
     def __init__(self, given: Any) -> None:
         self.given = given
         self.has = {name for name in self.OPTIONAL if getattr(given, name, None) is not None}
+        if not hasattr(given, "raw"):
+            self.has.discard("output")  # an output that cannot be evaluated is of no use
+        self.space = getattr(given, "space", Problem.space)
 
     @property
     def path(self) -> Schedule:

@@ -136,11 +136,14 @@ class Solver(Options):
     def restartable(self) -> bool:
         """Whether a step passes nothing on to the next, so that a solve can start again from any state of the grid.
         False if the carry changes from step to step; a carry that ``init`` made may stay the same throughout."""
-        return not self.adaptive
+        return not (self.adaptive or self.plans_grid)
 
     @property
     def plans_grid(self) -> bool:
-        """Whether ``init`` plans the steps from the nodes of the grid, so that the solver cannot take other steps."""
+        """Whether ``init`` plans the steps from the nodes of the grid, so that the solver cannot take other steps.
+
+        The number of steps is no plan: a solver may depend on it and return False.
+        """
         return False
 
     def limit_variance(self, variance: Any, node: Node) -> Any:

@@ -33,6 +33,10 @@ class Wrapper(Solver):
         return self.inner.order
 
     @property
+    def nodes(self) -> tuple[Node, ...] | None:
+        return self.inner.nodes
+
+    @property
     def stochastic(self) -> bool:
         return self.inner.stochastic
 
@@ -46,7 +50,7 @@ class Wrapper(Solver):
 
     @property
     def restartable(self) -> bool:
-        return self.inner.restartable
+        return self.inner.restartable and not self.plans_grid
 
     @property
     def plans_grid(self) -> bool:

@@ -57,10 +57,6 @@ class Final(Wrapper):
         return self.solver.nonlinear or self.last.nonlinear
 
     @property
-    def restartable(self) -> bool:
-        return False
-
-    @property
     def plans_grid(self) -> bool:
         return True
 

@@ -136,10 +136,6 @@ class Picard(Wrapper):
         return True
 
     @property
-    def restartable(self) -> bool:
-        return False
-
-    @property
     def plans_grid(self) -> bool:
         return True
 

@@ -77,10 +77,6 @@ class Restart(Wrapper):
         return bool(self.intervals)
 
     @property
-    def restartable(self) -> bool:
-        return False
-
-    @property
     def plans_grid(self) -> bool:
         return True
 

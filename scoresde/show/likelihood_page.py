@@ -12,9 +12,9 @@ import jinja2
 import torch
 from torch import Tensor
 
+from ..data import DataCard
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
-from ..show.page import histogram, image_grid, inline, is_image, number
-from .config import DataCard
+from .page import histogram, image_grid, inline, is_image, number
 
 SHOWN = 12  # how many of the least and of the most likely samples the page shows
 
@@ -65,7 +65,7 @@ def page(
             yield {"image": picture, "value": f"{float(values[i]):.4g}", "place": str(i)}
 
     facts = [(k, str(v)) for k, v in {**document["environment"], **document["evaluation"]}.items()]
-    source = resources.files("scoresde.runs").joinpath("likelihood.html").read_text(encoding="utf-8")
+    source = resources.files("scoresde.show").joinpath("likelihood.html").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
     return template.render(
         title=title,
