@@ -108,7 +108,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        note = (
+            None if name in ("solvers", "check-solver") else "--config.SECTION.FIELD=VALUE sets a field of the config."
+        )
+        return commands.add_parser(name, help=text, description=text, epilog=note, allow_abbrev=False)
 
     def workdir_and_out(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--workdir", type=Path, required=True, help="the run's folder")

@@ -108,5 +108,8 @@ def adapted(denoiser: Any) -> Model:
         return denoiser
     missing = [name for name in ("sde", "predict") if not hasattr(denoiser, name)]
     if missing:
-        raise InputError(f"a denoiser needs .sde and .predict(x, node); {type(denoiser).__name__} has no {missing[0]}")
+        raise InputError(
+            f"a denoiser needs .sde and .predict(x, node); {type(denoiser).__name__} has no {missing[0]}: "
+            "wrap a network in scoresde.Denoiser(network, sde, predicts=...)"
+        )
     return Adapted(denoiser)

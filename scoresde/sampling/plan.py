@@ -22,6 +22,7 @@ from solvers.program.trace import NoProgram
 from solvers.types.model_output import Output
 from solvers.types.schedule import as_schedule
 
+from ..models.denoises import adapted
 from ..paths.base import SDE, Denoises
 
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
@@ -65,6 +66,7 @@ class Plan:
             stop: end at t_min even if the grid would continue to sigma = 0. With ``nfe``, that budget is then spent on
                 the steps to t_min.
         """
+        denoiser = adapted(denoiser)
         named = None
         if isinstance(solver, str):
             solver, named = solvers.resolve(solver)

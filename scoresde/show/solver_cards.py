@@ -308,7 +308,8 @@ def card(label: str) -> str:
     solver = solvers.make(head)
     info, spec = solvers.solvers.info_of(solver), str(solver)
     summary, details = description(info)
-    command, python = examples(solver, grid, label if ":" in label else spec)
+    shown = label if ":" in label else spec  # its own name is known only after its module is imported
+    command, python = examples(solver, grid, shown)
     noise = (
         "draws noise" if solver.stochastic else "deterministic" + (", noise by eta" if "eta" in info.options else "")
     )
@@ -322,7 +323,7 @@ def card(label: str) -> str:
         "": details,
         "formula": info.formula,
         "kind": f"{info.kind or 'not declared'}, {noise}; native form {info.native}",
-        "order": "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec)}", *variants]),
+        "order": "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec, shown)}", *variants]),
         "NFE": cost(solver),
         "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()) or "none",
         "aliases": ", ".join(spellings(info)),
@@ -336,10 +337,11 @@ def card(label: str) -> str:
     return "\n".join([_entry(title, summary), *(_entry(f"  {key}", text) for key, text in facts.items() if text)])
 
 
-def _orders_of(spec: str) -> str:
+def _orders_of(spec: str, name: str = "") -> str:
+    """The measured orders of a spec; without any, the command that measures ``name``."""
     found = orders().get(spec, {})
     if not found:
-        return f'- (scoresde check-solver "{spec}" measures it)'
+        return f'- (scoresde check-solver "{name or spec}" measures it)'
     if len({f"{value:.2f}" for value in found.values()}) == 1 and len(found) == len(PATHS):
         return f"{next(iter(found.values())):.2f} on every path"
     return ", ".join(f"{value:.2f} ({path})" for path, value in found.items())
