@@ -46,7 +46,7 @@ SAME = {
 }
 
 
-# t(lam) is good to 1e-12 of t (tests/test_sde.py), which the slopes of these rules raise to less than 1e-11
+# t(lam) is good to 1e-12 of t (tests/test_paths.py), which the slopes of these rules raise to less than 1e-11
 @each_sde
 @pytest.mark.parametrize("spec", RULES)
 @pytest.mark.parametrize("steps", [1, 2, 17])
