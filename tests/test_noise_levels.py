@@ -51,8 +51,8 @@ COURSES = {
 }
 
 
-# t(lam) is good to 1e-12 (tests/test_paths.py); the steepest coordinate here is atan at r = 14.6, whose inverse magnifies
-# the rounding of an angle 200 times, and the rectified flow's t near 1, which magnifies it 100 times
+# t(lam) is good to 1e-12 (tests/test_paths.py); the steepest coordinate here is atan at r = 14.6, whose inverse
+# magnifies the rounding of an angle 200 times, and the rectified flow's t near 1, which magnifies it 100 times
 @each_path
 @pytest.mark.parametrize("spec", COURSES)
 @pytest.mark.parametrize("end", ["zero", "t_min"])
