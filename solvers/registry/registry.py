@@ -178,11 +178,11 @@ class Registry(Generic[T]):
         """
         if prefixed := self._prefixed(text):
             return prefixed
-        head, paren, tail = text.partition("(")
+        head = text.partition("(")[0]
         if ":" in head:
             return grammar.parse(text)
         label = self._find(head)
-        return self._complete(label, grammar.parse(f"_{paren}{tail}", shown=text))
+        return self._complete(label, grammar.parse(text, label=head))
 
     def _prefixed(self, text: str) -> Spec | None:
         """The spec of ``name:TEXT`` if that name is a prefix."""

@@ -35,8 +35,11 @@ class Spec:
         return f"{self.name}({', '.join(inside)})" if inside else self.name
 
 
-def parse(text: str, shown: str | None = None) -> Spec:
-    """Parses the text of a spec into a tree; errors quote ``shown``, by default the text.
+def parse(text: str, label: str = "") -> Spec:
+    """Parses the text of a spec into a tree.
+
+    Args:
+        label: the beginning of the text that is its name, if that need not be a Python name (``DPM++ 2M``).
 
     >>> parse("pc(predictor=ddpm, corrector_steps=2)").kwargs
     (('predictor', Spec(name='ddpm', args=(), kwargs=())), ('corrector_steps', 2))
@@ -44,14 +47,17 @@ def parse(text: str, shown: str | None = None) -> Spec:
     Raises:
         InputError: the text is not a spec.
     """
-    shown = text if shown is None else shown
+    code = f"_{text[len(label) :]}" if label else text
     try:
-        tree = ast.parse(_OUTSIDE.sub(_without_colon, text.strip()), mode="eval").body
+        tree = ast.parse(_OUTSIDE.sub(_without_colon, code.strip()), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError):
-        raise InputError(f"cannot read the spec {shown!r}; expected name or name(option=value, ...)") from None
-    value = _value(tree, shown)
+        raise InputError(f"cannot read the spec {text!r}; expected name or name(option=value, ...)") from None
+    if label:
+        first = min((n for n in ast.walk(tree) if isinstance(n, ast.Name)), key=lambda n: n.col_offset)
+        first.id = label
+    value = _value(tree, text)
     if not isinstance(value, Spec):
-        raise InputError(f"the spec {shown!r} is a value, not a name; expected name or name(option=value, ...)")
+        raise InputError(f"the spec {text!r} is a value, not a name; expected name or name(option=value, ...)")
     return value
 
 
