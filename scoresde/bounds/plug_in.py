@@ -113,7 +113,7 @@ def plug_in_bound(
     """
     if not 0 <= interpolation <= 1:
         raise InputError(f"interpolation must be between 0, the reverse SDE, and 1, the ODE, got {interpolation!r}")
-    plan = Plan.make(denoiser, "heun", grid or "logsnr", steps, None, t_min, t_max, stop=True)
+    plan = Plan.make(denoiser, "heun", grid or "logsnr", steps, None, t_min, t_max, end_at_t_min=True)
     rule, batching = divergences.make(divergence), Batching(batch_size, x.device, x.dtype, progress)
     check_batch("x", x, condition)
     positive_integer("draws", draws)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -76,7 +76,7 @@ def planned_up(
     default = default_solver(steps, nfe)
     if given is None:
         deterministic(solver or default)  # report this error before a missing number of steps
-    made = planned(given, denoiser, solver, grid, steps, nfe, t_min, t_max, default=(default, GRID), stop=True)
+    made = planned(given, denoiser, solver, grid, steps, nfe, t_min, t_max, default=(default, GRID), end_at_t_min=True)
     deterministic(made.solver)
     return made
 
@@ -234,19 +234,19 @@ def log_prob(
     width = None if bin_width is None else positive("bin_width", bin_width)
     batching = Batching(batch_size, x.device, torch.promote_types(x.dtype, torch.float32), progress)
 
-    def how(path: Plan) -> LikelihoodPlan:
-        noise = None if dequantiser is None else dequantisers.make(dequantiser)
-        return LikelihoodPlan(
-            path, divergences.make(divergence), batching, prior, width, noise, draws, error, differentiable
-        )
+    def likelihood_plan(of: Plan) -> LikelihoodPlan:
+        noise, rule = None if dequantiser is None else dequantisers.make(dequantiser), divergences.make(divergence)
+        return LikelihoodPlan(of, rule, batching, prior, width, noise, draws, error, differentiable)
 
     if tolerance is None:
-        return evaluate(denoiser, how(planned_up(plan, denoiser, solver, grid, steps, nfe, t_min, t_max)), samples)
+        plan = planned_up(plan, denoiser, solver, grid, steps, nfe, t_min, t_max)
+        return evaluate(denoiser, likelihood_plan(plan), samples)
     if plan is not None:
         raise InputError("tolerance chooses the steps: leave out the plan, and pass solver and grid")
     if (steps, nfe, draws) != (None, None, 1):
         raise InputError("tolerance chooses the steps: leave out steps, nfe and draws")
-    return _within(denoiser, samples, positive("tolerance", tolerance), solver or ADAPTIVE, grid, t_min, t_max, how)
+    total = positive("tolerance", tolerance)
+    return _within(denoiser, samples, total, solver or ADAPTIVE, grid, t_min, t_max, likelihood_plan)
 
 
 def _within(
@@ -257,21 +257,21 @@ def _within(
     grid: str | Grid | None,
     t_min: float | None,
     t_max: float | None,
-    how: Callable[[Plan], LikelihoodPlan],
+    likelihood_plan: Callable[[Plan], LikelihoodPlan],
 ) -> LogProb:
     """The likelihood within a tolerance: ``tolerance.meet`` calls ``evaluate`` with increasing steps and probes."""
     solvers.grids.make(grid or GRID)  # check the grid even though adaptive solvers do not use it
     method = solver_of(solver)
 
-    def path(method: Solver, steps: int | None) -> Plan:
+    def plan_in(method: Solver, steps: int | None) -> Plan:
         placed = GRID if steps is None else grid or GRID
         return planned_up(None, denoiser, method, placed, steps, None, t_min, t_max)
 
-    first = replace(how(path(*setting(method, 0))), error=False)
+    first = replace(likelihood_plan(plan_in(*setting(method, 0))), error=False)
     trials = replace(samples, seeds=other_seeds(samples.seeds))
 
     def attempt(method: Solver, steps: int | None, rule: Divergence, rows: slice, trial: bool, graph: bool) -> LogProb:
-        plan = replace(first, plan=path(method, steps), divergence=rule, differentiable=graph)
+        plan = replace(first, plan=plan_in(method, steps), divergence=rule, differentiable=graph)
         return evaluate(denoiser, plan, (trials if trial else samples).select(rows))
 
     total = in_nats(tolerance, first.bin_width, samples.x)
@@ -287,36 +287,45 @@ def evaluate(denoiser: Denoises, how: LikelihoodPlan, samples: Samples) -> LogPr
     """
     if how.dequantiser is not None and how.bin_width is not None:
         on_lattice(samples.x, how.bin_width)
-    began, d, rule = time.perf_counter(), samples.dimensions, how.divergence
+    began = time.perf_counter()
     with torch.set_grad_enabled(how.differentiable):
         found = _integrals(denoiser, how, samples)
-        nats = found.nats
-        budget, stderr = found.budget, rule.stderr(found.changes, d)
-    gap, nfe = None, found.nfe
+        result = assemble(how, found, samples.dimensions)
     if how.error:
+        frozen = replace(how, error=False, differentiable=False)
         with torch.no_grad():
-            frozen = replace(how, error=False, differentiable=False)
             others = [_integrals(denoiser, replace(frozen, plan=plan), samples) for plan in how.coarser]
-            gap = solver_error.bound(nats.detach(), *(other.nats for other in others))
-        nfe = torch.stack([nfe, *(other.nfe for other in others)]).sum(0)
-    return LogProb(
+            gap = solver_error.bound(result.nats.detach(), *(other.nats for other in others))
+        result = _with_cost(replace(result, solver_error=gap), [found, *others], how, samples.dimensions)
+    return replace(result, seconds=time.perf_counter() - began)
+
+
+def assemble(how: LikelihoodPlan, found: Integrals, d: int) -> LogProb:
+    """The result of the integrals along one plan, for samples of d dimensions."""
+    rule, nats = how.divergence, found.nats
+    result = LogProb(
         nats=nats,
-        stderr=stderr,
+        stderr=rule.stderr(found.changes, d),
         freedom=degrees(rule.channels(d), nats),
         stderr_of="" if rule.exact(d) else "the trace's probes",
-        nfe=int(nfe.max()),
-        nfe_per_sample=nfe,
-        products=int(nfe.max()) * rule.products(d),
-        solver_error=gap,
+        nfe=0,
         latent=found.carried[0].end,
-        budget=budget,
+        budget=found.budget,
         solver=str(how.plan.solver),
         grid=how.plan.grid,
         divergence=str(rule),
-        seconds=time.perf_counter() - began,
+        seconds=0.0,
         bin_width=how.bin_width,
         kind=("" if how.dequantiser is None else "lower bound of the levels, by the ") + kind_of(rule, d),
     )
+    return _with_cost(result, [found], how, d)
+
+
+def _with_cost(result: LogProb, solves: Sequence[Integrals], how: LikelihoodPlan, d: int) -> LogProb:
+    """The result with the evaluations and products of all its solves."""
+    nfe = torch.stack([found.nfe for found in solves]).sum(0)
+    products = int(nfe.max()) * how.divergence.products(d)
+    return replace(result, nfe=int(nfe.max()), nfe_per_sample=nfe, products=products)
 
 
 def _integrals(denoiser: Denoises, how: LikelihoodPlan, samples: Samples) -> Integrals:

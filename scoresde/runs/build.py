@@ -124,7 +124,10 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
 
 
 def plan_of(
-    denoiser: Denoises, section: ConfigDict, default: tuple[str, str | None] = ("dpmpp_2m", None), stop: bool = False
+    denoiser: Denoises,
+    section: ConfigDict,
+    default: tuple[str, str | None] = ("dpmpp_2m", None),
+    end_at_t_min: bool = False,
 ) -> Plan:
     """The plan of a config's section ``sampling`` or ``likelihood``.
 
@@ -133,7 +136,7 @@ def plan_of(
     Args:
         section: the section.
         default: the solver and the grid to use if the section names none.
-        stop: end at t_min.
+        end_at_t_min: end at t_min even if the grid would continue to sigma = 0.
 
     Raises:
         InputError: see ``scoresde.plan``.
@@ -142,4 +145,6 @@ def plan_of(
     method = make(resolve(solver)[0])
     own_steps = method.adaptive or method.nodes is not None or (section.grid and grids.make(section.grid).fixed)
     steps = None if own_steps or section.nfe is not None else section.steps
-    return planned(None, denoiser, solver, section.grid, steps, section.nfe, None, None, default=default, stop=stop)
+    return planned(
+        None, denoiser, solver, section.grid, steps, section.nfe, None, None, default=default, end_at_t_min=end_at_t_min
+    )

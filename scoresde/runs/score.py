@@ -165,7 +165,7 @@ def options_of(run: Run) -> dict[str, Any]:
         return {**options, "solver": solver, "grid": grid, "nfe": section.nfe, "tolerance": tolerance}
     default = default_solver(section.steps, section.nfe), GRID
     deterministic(section.solver or default[0])  # first, so that this error comes before one about steps
-    plan = build.plan_of(run.denoiser, section, default, stop=True)
+    plan = build.plan_of(run.denoiser, section, default, end_at_t_min=True)
     return {**options, "plan": plan, "error": section.error}
 
 

@@ -58,13 +58,13 @@ class Plan:
         nfe: int | None = None,
         t_min: float | None = None,
         t_max: float | None = None,
-        stop: bool = False,
+        end_at_t_min: bool = False,
     ) -> Plan:
         """Makes a plan from names and a number of steps or evaluations; see ``plan``.
 
         Args:
-            stop: end at t_min even if the grid would continue to sigma = 0. With ``nfe``, that budget is then spent on
-                the steps to t_min.
+            end_at_t_min: end at t_min even if the grid would continue to sigma = 0. With ``nfe``, that budget is then
+                spent on the steps to t_min.
         """
         denoiser = adapted(denoiser)
         named = None
@@ -72,7 +72,7 @@ class Plan:
             solver, named = solvers.resolve(solver)
         method = solvers.make(solver)
         if method.nodes is not None:
-            if stop:
+            if end_at_t_min:
                 raise _has_its_own(method)
             if (grid, steps, nfe, t_min, t_max) != (None,) * 5:
                 raise InputError(
@@ -80,7 +80,7 @@ class Plan:
                 )
             return cls(method, None, method.nodes, denoiser.sde).on(denoiser.sde)
         rule = solvers.grids.make(grid or named or "karras")
-        if stop:
+        if end_at_t_min:
             rule = replace(rule, end="t_min")
         if steps is not None and nfe is not None:
             raise InputError("pass steps or nfe, not both")
@@ -93,7 +93,7 @@ class Plan:
         elif steps is None and not rule.fixed:
             raise InputError(f"{method} needs a step count: pass steps or nfe")
         nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
-        nodes = nodes[:-1] if stop and nodes[-1].sigma == 0 else nodes
+        nodes = nodes[:-1] if end_at_t_min and nodes[-1].sigma == 0 else nodes
         return cls(method, rule, nodes, denoiser.sde, t_min, t_max)
 
     @property
@@ -232,7 +232,7 @@ def planned(
     t_max: float | None,
     *,
     default: tuple[str, str | None],
-    stop: bool = False,
+    end_at_t_min: bool = False,
 ) -> Plan:
     """The plan of a call that accepts either a plan or its parts; ``default`` is the default solver and grid.
 
@@ -240,11 +240,11 @@ def planned(
         InputError: both a plan and parts are given; the plan is for a different path; see ``plan``.
     """
     if given is None:
-        return Plan.make(denoiser, solver or default[0], grid or default[1], steps, nfe, t_min, t_max, stop)
+        return Plan.make(denoiser, solver or default[0], grid or default[1], steps, nfe, t_min, t_max, end_at_t_min)
     parts = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "t_min": t_min, "t_max": t_max}
     if both := [name for name, value in parts.items() if value is not None]:
         raise InputError(f"a plan contains its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
     if not isinstance(given, Plan):
         raise InputError(f"plan must be what scoresde.plan returns, got {type(given).__name__}")
-    found = given.to_t_min() if stop else given
+    found = given.to_t_min() if end_at_t_min else given
     return found.on(denoiser.sde)

@@ -148,7 +148,7 @@ def encode(
         InputError: see ``scoresde.plan``; also if the solver is stochastic, or the data or the result are not finite.
     """
     check_batch("x", x)
-    made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("heun", None), stop=True)
+    made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("heun", None), end_at_t_min=True)
     solve = _Solve(adapted(denoiser), made.reversed(), condition or {}, Batching(batch_size, progress=progress), hooks)
     return solve.run(len(x), lambda rows: (x[rows], SeededNoise((), x.shape[1:])))
 

@@ -40,7 +40,7 @@ class Row:
         places: the values of the clock where its slope is known, in this solve up to now, the latest last.
         accepted, rejected: how many inner steps were.
         error: the sum of the error norms of the accepted inner steps.
-        path: the source of its noise, for stochastic solvers.
+        noise: the source of its noise, for stochastic solvers.
     """
 
     node: Node
@@ -53,7 +53,7 @@ class Row:
     accepted: int = 0
     rejected: int = 0
     error: float = 0.0
-    path: Any = None
+    noise: Any = None
 
 
 class Attempt(NamedTuple):
@@ -141,7 +141,7 @@ class Adaptive(Solver):
         """The slope (n, *) at one node per sample. The model is evaluated in ``dtype``; the result has x's dtype."""
         return self.slope(problem.predict(x.to(dtype), Node.stack(nodes))).to(x.dtype)
 
-    def path(self, noise: Noise | None, row: int, count: int) -> Any:
+    def noise_of(self, noise: Noise | None, row: int, count: int) -> Any:
         """The noise source of sample ``row`` of ``count``."""
         return None
 
@@ -167,7 +167,7 @@ class Adaptive(Solver):
             slope, previous, known = carry.slope, carry.previous, self.reuses
         else:
             slope, previous, known = self.remembered(torch.zeros_like(state)), self.measured(state, t), False
-        rows = [Row(t, path=self.path(noise, i, count), known=known) for i in range(count)]
+        rows = [Row(t, noise=self.noise_of(noise, i, count), known=known) for i in range(count)]
         for i, row in enumerate(rows):
             row.h = math.inf if self.first_step is None else self.first_step
             if isinstance(carry, Carry):
@@ -234,8 +234,8 @@ class Adaptive(Solver):
         accept, factor = False, self.smallest
         if math.isfinite(norm):
             accept, factor = self.control((max(norm, 1e-10), *row.errors), row)
-        if row.path is not None:
-            row.path.settle(accept)
+        if row.noise is not None:
+            row.noise.settle(accept)
         row.retried, row.lost = not accept, not math.isfinite(norm)
         if not accept:
             row.h, row.known = coarse(factor * length), True

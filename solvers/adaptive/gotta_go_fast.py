@@ -104,7 +104,7 @@ class GottaGoFast(Adaptive):
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
         return [0.01 * abs(s.t - t.t)] * len(x)
 
-    def path(self, noise: Noise | None, row: int, count: int) -> Increments:
+    def noise_of(self, noise: Noise | None, row: int, count: int) -> Increments:
         assert noise is not None
         return Increments(as_source(noise).select(slice(row, row + 1)))
 
@@ -115,7 +115,7 @@ class GottaGoFast(Adaptive):
         self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
     ) -> Attempt:
         starts = [row.node for row in rows]
-        w = torch.cat([row.path.take(row.node, end, x.dtype) for row, end in zip(rows, ends, strict=True)])
+        w = torch.cat([row.noise.take(row.node, end, x.dtype) for row, end in zip(rows, ends, strict=True)])
         dt = column([end.t - start.t for start, end in zip(starts, ends, strict=True)], x)
         euler = x + dt * _drift(x, slope, starts) + _diffusion(x, starts) * w
         eps = self.ask(problem, euler, ends, dtype)

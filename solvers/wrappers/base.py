@@ -77,7 +77,7 @@ class Wrapper(Solver):
 
 
 def require(
-    name: str, solver: Solver, restartable: bool = False, fixed_noise: bool = True, other_steps: bool = False
+    name: str, solver: Solver, restartable: bool = False, deterministic: bool = False, other_steps: bool = False
 ) -> None:
     """Checks that a wrapper can wrap this solver.
 
@@ -85,7 +85,7 @@ def require(
         name: the wrapper, for the error.
         solver: the inner solver. It must not be adaptive.
         restartable: True if the wrapper needs steps that depend on the state alone, not on the steps before.
-        fixed_noise: False if the wrapper needs a deterministic solver.
+        deterministic: the wrapper needs a deterministic solver.
         other_steps: True if the wrapper takes steps that are not the grid's.
 
     Raises:
@@ -97,7 +97,7 @@ def require(
         raise InputError(f"{name}: {solver} carries state from step to step; take a single-step solver")
     if other_steps and solver.plans_grid:
         raise InputError(f"{name}: {solver} plans its steps from the whole grid; take a solver that steps from t to s")
-    if not fixed_noise and solver.stochastic:
+    if deterministic and solver.stochastic:
         raise InputError(f"{name}: {solver} draws noise; take a deterministic solver")
 
 

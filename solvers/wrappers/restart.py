@@ -58,7 +58,7 @@ class Restart(Wrapper):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require("restart", self.solver, fixed_noise=False)
+        require("restart", self.solver, deterministic=True)
         for interval in self.intervals:
             whole = len(interval) == 4 and all(float(v).is_integer() for v in interval[:2])
             if not (whole and interval[0] >= 2 and interval[1] >= 1 and 0 < interval[2] < interval[3]):

@@ -81,7 +81,7 @@ class StepDoubling(Wrapper):
         super().__post_init__()
         require("step_doubling", self.solver, other_steps=True)
         if self.extrapolate:
-            require("step_doubling(extrapolate=True)", self.solver, restartable=True, fixed_noise=False)
+            require("step_doubling(extrapolate=True)", self.solver, restartable=True, deterministic=True)
 
     @property
     def order(self) -> float:
