@@ -376,9 +376,9 @@ def test_bad_chains(make, given, message):
 
 def test_bad_options_of_schedules():
     for options, message in (
-        ({"beta_start": -0.1}, "betas (must )?lie between 0 and 1, got -0.1"),
-        ({"beta_end": 0.0}, "betas (must )?lie between 0 and 1, got 0"),
-        ({"beta_end": 1.5}, "betas (must )?lie between 0 and 1, got 1.00"),
+        ({"beta_start": -0.1}, "betas must lie between 0 and 1, got -0.1"),
+        ({"beta_end": 0.0}, "betas must lie between 0 and 1, got 0"),
+        ({"beta_end": 1.5}, "betas must lie between 0 and 1, got 1.00"),
     ):
         for name in ("linear", "scaled_linear"):
             with pytest.raises(InputError, match=message):

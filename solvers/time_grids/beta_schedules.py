@@ -40,7 +40,7 @@ def cosine(count: int, offset: float = OFFSET) -> Array:
 def _scaled_linear(start: float, end: float, count: int) -> Array:
     for beta in (start, end):
         if not beta > 0:
-            raise InputError(f"scaled_linear: betas lie between 0 and 1, got {beta:g} at an end")
+            raise InputError(f"scaled_linear: betas must lie between 0 and 1, got {beta:g} at an end")
     return np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2
 
 
