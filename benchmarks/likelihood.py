@@ -48,7 +48,7 @@ import scoresde
 import solvers
 from scoresde.cli.commands import fit
 from scoresde.likelihood.divergence import Divergence, divergences
-from scoresde.models.denoises import Model, adapted
+from scoresde.models.model import Model, adapted
 from scoresde.models.targets import GaussianMixture
 from scoresde.paths.base import Denoises
 from scoresde.result_files import environment, fingerprint, write_figure, write_json

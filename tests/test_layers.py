@@ -25,7 +25,7 @@ FLOORS = {
 # what solvers may import besides the standard library
 FOREIGN = {"solvers", "torch", "numpy", "scipy", "torchdiffeq", "typing_extensions"}
 # the doors, where an object of a user's or of another library becomes one of ours: here its parts are looked up, once
-DOORS = {"solvers/types/problem.py", "solvers/types/schedule.py", "scoresde/models/denoises.py"}
+DOORS = {"solvers/types/problem.py", "solvers/types/schedule.py", "scoresde/models/model.py"}
 # attributes looked up by name on objects that are not ours
 FOREIGN_ATTRIBUTES = {
     "scoresde/models/denoiser.py": {"_orig_mod", "sample"},  # torch.compile's modules; outputs of diffusers' networks

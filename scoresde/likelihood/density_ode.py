@@ -14,7 +14,7 @@ from torch import Tensor
 import solvers
 from solvers import InputError, Node, Prediction, Problem, Rows
 
-from ..models.denoises import Model, adapted
+from ..models.model import Model, adapted
 from ..paths.base import SDE, Denoises
 from ..sampling.batches import Batching, check_finite
 from ..sampling.plan import Plan

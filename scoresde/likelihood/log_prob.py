@@ -58,7 +58,7 @@ def default_solver(steps: int | None, nfe: int | None) -> str:
     return ADAPTIVE if steps is None and nfe is None else "heun"
 
 
-def planned_up(
+def planned_to_t_min(
     given: Plan | None,
     denoiser: Denoises,
     solver: str | Solver | None,
@@ -239,7 +239,7 @@ def log_prob(
         return LikelihoodPlan(of, rule, batching, prior, width, noise, draws, error, differentiable)
 
     if tolerance is None:
-        plan = planned_up(plan, denoiser, solver, grid, steps, nfe, t_min, t_max)
+        plan = planned_to_t_min(plan, denoiser, solver, grid, steps, nfe, t_min, t_max)
         return evaluate(denoiser, likelihood_plan(plan), samples)
     if plan is not None:
         raise InputError("tolerance chooses the steps: leave out the plan, and pass solver and grid")
@@ -265,7 +265,7 @@ def _within(
 
     def plan_in(method: Solver, steps: int | None) -> Plan:
         placed = GRID if steps is None else grid or GRID
-        return planned_up(None, denoiser, method, placed, steps, None, t_min, t_max)
+        return planned_to_t_min(None, denoiser, method, placed, steps, None, t_min, t_max)
 
     first = replace(likelihood_plan(plan_in(*setting(method, 0))), error=False)
     trials = replace(samples, seeds=other_seeds(samples.seeds))

@@ -1,8 +1,8 @@
 """Models on a path: denoisers, time labels, networks, targets with an exact score, and the problem of a solver."""
 
 from .denoiser import Denoiser, label_shift
-from .denoises import Model, WithLabelShift
 from .learned_path import WithSchedule, with_network, with_schedule
+from .model import Model, WithLabelShift
 from .networks import MLP, FourierFeatures, UNet
 from .problem import Diffusion
 from .targets import Empirical, Gaussian, GaussianMixture

@@ -17,7 +17,7 @@ from solvers.types.model_output import Output
 
 from ..paths.base import SDE
 from . import time_labels as labels
-from .denoises import Model
+from .model import Model
 
 
 @dataclass(frozen=True)

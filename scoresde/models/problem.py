@@ -12,7 +12,7 @@ from solvers import Node, Prediction, Problem, Rows
 from solvers.types.model_output import Output
 
 from ..paths.base import SDE, Denoises
-from .denoises import Model, adapted
+from .model import Model, adapted
 
 
 @dataclass(frozen=True)

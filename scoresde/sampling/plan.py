@@ -22,7 +22,7 @@ from solvers.program.trace import NoProgram
 from solvers.types.model_output import Output
 from solvers.types.schedule import as_schedule
 
-from ..models.denoises import adapted
+from ..models.model import adapted
 from ..paths.base import SDE, Denoises
 
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes

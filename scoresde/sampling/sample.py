@@ -23,7 +23,7 @@ import solvers
 from solvers import BrownianNoise, Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 from solvers.errors import unknown
 
-from ..models.denoises import Model, WithLabelShift, adapted
+from ..models.model import Model, WithLabelShift, adapted
 from ..models.problem import Diffusion
 from ..paths.base import Denoises
 from . import cuda_graph as graphs

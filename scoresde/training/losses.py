@@ -20,7 +20,7 @@ from solvers import InputError, Registry
 from solvers.errors import unknown
 from solvers.registry.options import Options
 
-from ..models.denoises import adapted
+from ..models.model import adapted
 from ..paths.base import Denoises
 from ..paths.time_samplers import TimeSampler, Uniform
 
