@@ -48,13 +48,13 @@ import scoresde
 import solvers
 from scoresde.cli.commands import fit
 from scoresde.likelihood.divergence import Divergence, divergences
-from scoresde.models.model import Model, adapted
+from scoresde.models.model import ModelObserver
 from scoresde.models.targets import GaussianMixture
-from scoresde.paths.base import Denoises
+from scoresde.paths.base import ModelLike
 from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import build, config
 from scoresde.runs.run import Run, load_run
-from solvers import Node, Output, Prediction
+from solvers import Node
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "digits_vp"
@@ -74,26 +74,14 @@ TARGETS = {"right_hand_sides": 4, "forward_passes": 8, "seconds": 5}  # how many
 TIMED, LIMIT = 3, 2.0  # runs of a setting; no more are begun after so many seconds
 
 
-class Counter(Model):
+class Counter(ModelObserver):
     """A denoiser that counts its calls, and the samples in them."""
 
-    def __init__(self, denoiser: Denoises) -> None:
-        self.denoiser, self.sde = adapted(denoiser), denoiser.sde
+    def __init__(self, denoiser: ModelLike) -> None:
+        super().__init__(denoiser)
         self.calls = self.passes = 0
 
-    @property
-    def output(self) -> Output:
-        return self.denoiser.output
-
-    def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        self._count(x)
-        return self.denoiser.predict(x, node, **conditions)
-
-    def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
-        self._count(x)
-        return self.denoiser.raw(x, node, **conditions)
-
-    def _count(self, x: Tensor) -> None:
+    def observe(self, x: Tensor, node: Node | Node[Tensor]) -> None:
         self.calls += 1
         self.passes += len(x)
 
@@ -102,7 +90,7 @@ class Counter(Model):
 class Task:
     """What is to be scored, and how: data x (B, *), the log-density (B,) at t_max, and the true one in nats (B,)."""
 
-    denoiser: Denoises
+    denoiser: ModelLike
     x: Tensor
     prior: Callable[[Tensor], Tensor]
     divergence: Divergence
@@ -122,7 +110,7 @@ class Found(NamedTuple):
     right_hand_sides: Tensor
 
 
-def slope(denoiser: Denoises, x: Tensor, time: float, probes: Tensor | None) -> tuple[Tensor, Tensor]:
+def slope(denoiser: ModelLike, x: Tensor, time: float, probes: Tensor | None) -> tuple[Tensor, Tensor]:
     """dx/dt (B, *) and its divergence (B,) from one pass, in the dtype of x."""
     node = denoiser.sde(min(max(time, denoiser.sde.t_min), denoiser.sde.t_max))
     with torch.enable_grad():
@@ -142,7 +130,7 @@ def ends(task: Task, x: Tensor, change: Tensor) -> Tensor:
     return task.prior(x) + change + task.x[0].numel() * math.log(sde(sde.t_min).alpha)
 
 
-def recipe(task: Task, denoiser: Denoises, tolerance: float) -> Found:
+def recipe(task: Task, denoiser: ModelLike, tolerance: float) -> Found:
     """score_sde's."""
     sde, shape, dtype, probes = denoiser.sde, task.x.shape, task.x.dtype, task.probes
 
@@ -180,7 +168,7 @@ def dopri5(task: Task, denoiser: Counter, tolerance: float) -> Found:
     return Found(ends(task, x[-1], change[-1]), torch.full((len(task.x),), denoiser.calls - before))
 
 
-def own(task: Task, denoiser: Denoises, solver: str | solvers.Solver, steps: int | None = None) -> Found:
+def own(task: Task, denoiser: ModelLike, solver: str | solvers.Solver, steps: int | None = None) -> Found:
     """This library's."""
     found = scoresde.log_prob(denoiser, task.x, solver, steps=steps, divergence=task.divergence, prior=task.prior)
     assert found.nfe_per_sample is not None

@@ -31,7 +31,7 @@ from likelihood import held_out, trained
 from torch import Tensor
 
 from scoresde.likelihood.divergence import Divergence, Hutchinson, HutchPP, Orthogonal, Products
-from scoresde.paths.base import Denoises
+from scoresde.paths.base import ModelLike
 from scoresde.result_files import environment, fingerprint, write_json
 
 RESULTS = Path(__file__).parent / "results"
@@ -76,7 +76,7 @@ def estimators(products: int) -> dict[str, tuple[Divergence, Callable[[Products,
     }
 
 
-def jacobians(denoiser: Denoises, x: Tensor, ratios: Tensor) -> Tensor:
+def jacobians(denoiser: ModelLike, x: Tensor, ratios: Tensor) -> Tensor:
     """dD/dy less the part of it that is known (len(ratios), B, d, d) along the ODE of y = x / alpha from data x (B, *):
     with s = sigma / alpha dy/ds = eps, by Heun's method in log s."""
     y, found, d = x, [], x[0].numel()

@@ -9,7 +9,8 @@ from torch import nn
 
 import scoresde
 from scoresde import Denoiser, InputError
-from solvers import generator
+from scoresde.models.model import ModelObserver, ModelWrapper
+from solvers import Prediction, generator
 
 pytestmark = pytest.mark.quick
 
@@ -282,3 +283,40 @@ def test_a_networks_own_error_is_not_taken_for_a_refusal():
     with pytest.raises(RuntimeError, match="out of memory") as caught:
         Denoiser(network, sde).predict(x, sde(0.5))
     assert not isinstance(caught.value, InputError)
+
+
+class Halved(ModelWrapper):
+    """A model whose x0 is half of the inner one's."""
+
+    def predict(self, x, node, **conditions):
+        x0 = super().predict(x, node, **conditions).x0 / 2
+        return Prediction(x0, (x - node.alpha * x0) / node.sigma)
+
+
+def test_a_wrapper_that_overrides_predict_changes_every_use_of_the_model():
+    """A wrapper halves x0 = x / 2; a network with x0 = x / 4 is the same model."""
+    wrapped = Halved(Denoiser(lambda x, label: x / 2, scoresde.VP(), "x0", "index", round_labels=True))
+    plain = Denoiser(lambda x, label: x / 4, scoresde.VP(), "x0", "index", round_labels=True)
+    x, node = torch.randn(4, 2, generator=generator(1), dtype=torch.float64), scoresde.VP()(0.3004)
+    assert torch.allclose(wrapped.raw(x, node), x / 4, rtol=1e-15)
+    assert wrapped.output.name == "x0"
+    assert wrapped.log_prob is None
+    assert wrapped.label_shift(node) == plain.label_shift(node) > 0
+    ours, theirs = (scoresde.sample(model, (2,), range(4), steps=5, dtype=torch.float64) for model in (wrapped, plain))
+    assert torch.allclose(ours.x, theirs.x, rtol=1e-12)
+    assert ours.label_shift == theirs.label_shift > 0
+    ours, theirs = (scoresde.log_prob(model, x, steps=5, divergence="exact").nats for model in (wrapped, plain))
+    assert torch.allclose(ours, theirs, rtol=1e-12)
+
+
+def test_an_observer_sees_every_evaluation_and_changes_none():
+    class Observed(ModelObserver):
+        def observe(self, x, node):
+            seen.append(node.t)
+
+    seen: list[float] = []
+    model = Denoiser(lambda x, label: x / 2, scoresde.VP())
+    ours, theirs = (scoresde.sample(m, (2,), range(4), steps=5) for m in (Observed(model), model))
+    assert torch.equal(ours.x, theirs.x)
+    assert len(seen) == ours.nfe == 5
+    assert seen == [node.t for node in ours.nodes[:-1]]

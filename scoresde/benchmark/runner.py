@@ -31,7 +31,7 @@ from solvers import Grid, InputError, Node, Solver, generator, grids, make, reso
 from solvers.errors import positive_integer
 
 from ..models.problem import Diffusion
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 from ..result_files import environment, write_csv, write_json
 from ..sampling.batches import batches_of
 from ..sampling.plan import Plan
@@ -95,7 +95,7 @@ class Truth:
 
 
 def ode_solution(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     shape: Sequence[int],
     seeds: Sequence[int],
     steps: int = 128,
@@ -139,7 +139,7 @@ def ode_solution(
 
 
 def _to_data(
-    denoiser: Denoises, x: Tensor, node: Node, condition: Mapping[str, Tensor], batch_size: int | None
+    denoiser: ModelLike, x: Tensor, node: Node, condition: Mapping[str, Tensor], batch_size: int | None
 ) -> Tensor:
     """The samplers' last step, from x (N, *) at ``node`` to sigma = 0."""
     problem, method = Diffusion(denoiser, condition), make("heun")
@@ -149,7 +149,7 @@ def _to_data(
 
 
 def benchmark(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     reference: Tensor,
     solvers: Sequence[str],
     nfe: Sequence[int],

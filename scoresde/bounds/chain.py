@@ -34,7 +34,7 @@ from solvers.time_grids.network_steps import train_timesteps
 
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb
-from ..paths.base import SDE, Denoises, sdes
+from ..paths.base import SDE, ModelLike, sdes
 from ..paths.chain import Chain, reverse_kernel
 from ..sampling.batches import Batching, check_batch
 from .continuous import prior_kl
@@ -128,7 +128,7 @@ def step_terms(
 
 
 def chain_bound(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     x: Tensor,
     kernel: str | Solver = "ddpm(variance=beta)",
     *,
@@ -196,7 +196,7 @@ def _asked(chain: Chain, indices: int | None) -> int:
 
 
 def _terms(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     chain: Chain,
     x0: Tensor,
     seeds: list[int],

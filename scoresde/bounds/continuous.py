@@ -34,7 +34,7 @@ from solvers.errors import positive_integer
 
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb, degrees, standard_error
-from ..paths.base import SDE, Denoises
+from ..paths.base import SDE, ModelLike
 from ..paths.learned_vp import LearnedVP, node_of_gamma
 from ..paths.time_samplers import LogSNR, LowDiscrepancy, TimeSampler, Uniform
 from ..paths.time_samplers import times as samplers
@@ -133,7 +133,7 @@ def reconstruction(x0: Tensor, node: Node[Tensor], noise: Tensor, decoder: Decod
     return -decoder.log_prob(clean, clean + ratio * draw, ratio**2).flatten(1).sum(1)
 
 
-def diffusion(denoiser: Denoises, x0: Tensor, place: Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
+def diffusion(denoiser: ModelLike, x0: Tensor, place: Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     """The term weight |eps - eps_model|^2 (B,) in nats, at x = alpha x0 + sigma eps, both (B, *)."""
     node = place.at.like(x0)
     found = denoiser.predict(node.alpha * x0 + node.sigma * eps, place.at, **conditions)
@@ -142,7 +142,7 @@ def diffusion(denoiser: Denoises, x0: Tensor, place: Place, eps: Tensor, conditi
 
 
 def continuous_bound(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     x: Tensor,
     *,
     draws: int = 64,
@@ -202,7 +202,7 @@ def continuous_bound(
 
 
 def _draws(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     x0: Tensor,
     seeds: list[int],
     conditions: Mapping[str, Tensor],

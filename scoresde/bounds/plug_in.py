@@ -62,7 +62,7 @@ from ..likelihood.divergence import Divergence, divergences
 from ..likelihood.inputs import check_end, positive, prior_at, seeds_of
 from ..likelihood.log_prob import kind_of
 from ..likelihood.result import LogProb, degrees, standard_error
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_batch, check_finite
 from ..sampling.plan import Plan
 
@@ -71,7 +71,7 @@ _ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # any interval: seeded noise 
 
 
 def plug_in_bound(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     x: Tensor,
     interpolation: float = 0.0,
     grid: str | Grid | None = None,

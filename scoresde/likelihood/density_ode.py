@@ -14,8 +14,8 @@ from torch import Tensor
 import solvers
 from solvers import InputError, Node, Prediction, Problem, Rows
 
-from ..models.model import Model, adapted
-from ..paths.base import SDE, Denoises
+from ..models.model import Model, as_model
+from ..paths.base import SDE, ModelLike
 from ..sampling.batches import Batching, check_finite
 from ..sampling.plan import Plan
 from .divergence import Divergence, Exact
@@ -77,7 +77,7 @@ class WithLogDensity(Problem):
     be differentiated by x, by the network's parameters and by the conditions; every evaluation then stays in memory.
     """
 
-    denoiser: Denoises
+    denoiser: ModelLike
     shape: tuple[int, ...]
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     divergence: Divergence = field(default=Exact())
@@ -89,7 +89,7 @@ class WithLogDensity(Problem):
     @cached_property
     def model(self) -> Model:
         """The denoiser as a ``Model``."""
-        return adapted(self.denoiser)
+        return as_model(self.denoiser)
 
     @property
     def channels(self) -> int:
@@ -208,7 +208,7 @@ class Carrier:
         differentiable: keep the graph of the whole solve.
     """
 
-    denoiser: Denoises
+    denoiser: ModelLike
     divergence: Divergence
     seeds: list[int]
     shape: tuple[int, ...]

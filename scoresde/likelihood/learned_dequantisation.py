@@ -45,7 +45,7 @@ import solvers
 from solvers import Grid, InputError, Node, Solver
 from solvers.errors import positive_integer
 
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 from ..result_files import write_atomically
 from ..sampling.batches import check_batch
 from .dequantisation import Dequantiser, dequantisers
@@ -193,7 +193,7 @@ def load_dequantiser(path: str | Path) -> VariationalDequantiser:
 
 
 def fit_dequantiser(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     levels: Tensor,
     bin_width: float,
     dequantiser: VariationalDequantiser | None = None,

@@ -32,7 +32,7 @@ import solvers
 from solvers import Grid, InputError, Solver
 
 from ..data import spread
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_batch
 from ..sampling.plan import Plan, planned
 from . import solver_error
@@ -60,7 +60,7 @@ def default_solver(steps: int | None, nfe: int | None) -> str:
 
 def planned_to_t_min(
     given: Plan | None,
-    denoiser: Denoises,
+    denoiser: ModelLike,
     solver: str | Solver | None,
     grid: str | Grid | None,
     steps: int | None,
@@ -189,7 +189,7 @@ class Integrals(NamedTuple):
 
 
 def log_prob(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     x: Tensor,
     solver: str | Solver | None = None,
     grid: str | Grid | None = None,
@@ -250,7 +250,7 @@ def log_prob(
 
 
 def _within(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     samples: Samples,
     tolerance: float,
     solver: str | Solver,
@@ -279,7 +279,7 @@ def _within(
     return meet(attempt, method, first.divergence, total, count, d, first.differentiable)
 
 
-def evaluate(denoiser: Denoises, how: LikelihoodPlan, samples: Samples) -> LogProb:
+def evaluate(denoiser: ModelLike, how: LikelihoodPlan, samples: Samples) -> LogProb:
     """Computes the likelihood of samples as planned.
 
     Raises:
@@ -328,7 +328,7 @@ def _with_cost(result: LogProb, solves: Sequence[Integrals], how: LikelihoodPlan
     return replace(result, nfe=int(nfe.max()), nfe_per_sample=nfe, products=products)
 
 
-def _integrals(denoiser: Denoises, how: LikelihoodPlan, samples: Samples) -> Integrals:
+def _integrals(denoiser: ModelLike, how: LikelihoodPlan, samples: Samples) -> Integrals:
     """Carries every draw of the samples from t_min to t_max, and computes the budget (B,) of each draw."""
     x, d, plan, width = samples.x, samples.dimensions, how.plan, how.bin_width
     host = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64

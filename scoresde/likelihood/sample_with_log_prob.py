@@ -26,7 +26,7 @@ from torch import Tensor
 
 from solvers import Grid, InputError, SeededNoise, Solver
 
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_conditions, check_draws, check_start
 from ..sampling.plan import Plan
 from .density_ode import Carrier
@@ -37,7 +37,7 @@ from .result import LogProb, degrees
 
 
 def sample_with_log_prob(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     shape: Sequence[int],
     seeds: Iterable[int],
     solver: str | Solver | None = None,

@@ -2,7 +2,7 @@
 
 from .denoiser import Denoiser, label_shift
 from .learned_path import WithSchedule, with_network, with_schedule
-from .model import Model, WithLabelShift
+from .model import LabelShiftRecorder, Model, ModelObserver, ModelWrapper, as_model
 from .networks import MLP, FourierFeatures, UNet
 from .problem import Diffusion
 from .targets import Empirical, Gaussian, GaussianMixture
@@ -15,10 +15,13 @@ __all__ = [
     "FourierFeatures",
     "Gaussian",
     "GaussianMixture",
+    "LabelShiftRecorder",
     "Model",
+    "ModelObserver",
+    "ModelWrapper",
     "UNet",
-    "WithLabelShift",
     "WithSchedule",
+    "as_model",
     "label_shift",
     "with_network",
     "with_schedule",

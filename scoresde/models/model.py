@@ -1,8 +1,9 @@
-"""``Model``: a denoiser whose optional parts have defaults, and the adapter from a user's object to it.
+"""``Model``: an object that predicts x0 and eps on a path; ``as_model`` makes one of any object with ``predict``.
 
-A denoiser is any object with ``.sde`` and ``.predict(x, node, **conditions)``. All other parts are optional: the
-network's own output, a density, the standard deviation of the data, rounded labels. Every public function calls
-``adapted`` once on its denoiser; all code behind it can rely on the attributes of ``Model``.
+Users pass a ``ModelLike``: any object with ``.sde`` and ``.predict(x, node, **conditions)``. A ``Model`` also has the
+optional parts: the network's own output, a density, the standard deviation of the data, rounded labels. Every public
+function calls ``as_model`` once; all code behind it can rely on the attributes of ``Model``. ``Denoiser`` is the model
+made of a network, and ``ModelWrapper`` a model built around another one.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from torch import Tensor
 from solvers import InputError, Node, Prediction
 from solvers.types.model_output import Output
 
-from ..paths.base import SDE, Denoises
+from ..paths.base import SDE, ModelLike
 
 
 class Model:
-    """A denoiser whose optional parts have defaults.
+    """An object that predicts x0 and eps on a path; its optional parts have defaults.
 
     Attributes:
         sde: the path that it was trained on.
@@ -51,10 +52,10 @@ class Model:
         return 0.0
 
 
-class Adapted(Model):
-    """A user's denoiser as a ``Model``; the constructor looks up its optional parts."""
+class _UserModel(Model):
+    """A user's object as a ``Model``; the constructor looks up its optional parts."""
 
-    def __init__(self, denoiser: Denoises) -> None:
+    def __init__(self, denoiser: ModelLike) -> None:
         self.denoiser, self.sde = denoiser, denoiser.sde
         self.sigma_data, self.log_prob = getattr(denoiser, "sigma_data", None), getattr(denoiser, "log_prob", None)
         output, raw = getattr(denoiser, "output", None), getattr(denoiser, "raw", None)
@@ -73,33 +74,61 @@ class Adapted(Model):
         return super().raw(x, node, **conditions) if self._native is None else self._native[1](x, node, **conditions)
 
 
-class WithLabelShift(Model):
-    """A denoiser that rounds its labels and records, in ``largest``, the largest shift over its evaluations."""
+class ModelWrapper(Model):
+    """A model around an inner model, on the same path and with the same labels; a subclass overrides ``predict``.
 
-    round_labels = True
+    ``raw`` returns the x0 of ``predict``, and there is no ``log_prob``: a changed prediction has neither the inner
+    model's output nor its density.
+    """
 
-    def __init__(self, denoiser: Model) -> None:
-        self.denoiser, self.largest = denoiser, 0.0
-        self.sde, self.sigma_data, self.log_prob = denoiser.sde, denoiser.sigma_data, denoiser.log_prob
+    def __init__(self, model: ModelLike) -> None:
+        self.model = as_model(model)
+        self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
+
+    def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
+        return self.model.predict(x, node, **conditions)
+
+    def label_shift(self, node: Node | Node[Tensor]) -> float:
+        return self.model.label_shift(node)
+
+
+class ModelObserver(ModelWrapper):
+    """A model that predicts the same as the inner one; a subclass overrides ``observe``, called at each evaluation."""
+
+    def __init__(self, model: ModelLike) -> None:
+        super().__init__(model)
+        self.log_prob = self.model.log_prob
+
+    def observe(self, x: Tensor, node: Node | Node[Tensor]) -> None:
+        """Receives the states x (B, *) and the node of an evaluation, before it."""
+        raise NotImplementedError
 
     @property
     def output(self) -> Output:
-        return self.denoiser.output
+        return self.model.output
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        self.largest = max(self.largest, self.label_shift(node))
-        return self.denoiser.predict(x, node, **conditions)
+        self.observe(x, node)
+        return self.model.predict(x, node, **conditions)
 
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
+        self.observe(x, node)
+        return self.model.raw(x, node, **conditions)
+
+
+class LabelShiftRecorder(ModelObserver):
+    """Records in ``largest`` the largest distance by which rounding moved a label, over all evaluations."""
+
+    def __init__(self, model: ModelLike) -> None:
+        super().__init__(model)
+        self.largest = 0.0
+
+    def observe(self, x: Tensor, node: Node | Node[Tensor]) -> None:
         self.largest = max(self.largest, self.label_shift(node))
-        return self.denoiser.raw(x, node, **conditions)
-
-    def label_shift(self, node: Node | Node[Tensor]) -> float:
-        return self.denoiser.label_shift(node)
 
 
-def adapted(denoiser: Any) -> Model:
-    """The denoiser as a ``Model``; a ``Model`` is returned unchanged.
+def as_model(denoiser: Any) -> Model:
+    """Any object with ``sde`` and ``predict`` as a ``Model``; a ``Model`` is returned unchanged.
 
     Raises:
         InputError: the object has no ``sde`` or no ``predict``.
@@ -112,4 +141,4 @@ def adapted(denoiser: Any) -> Model:
             f"a denoiser needs .sde and .predict(x, node); {type(denoiser).__name__} has no {missing[0]}: "
             "wrap a network in scoresde.Denoiser(network, sde, predicts=...)"
         )
-    return Adapted(denoiser)
+    return _UserModel(denoiser)

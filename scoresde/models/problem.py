@@ -11,21 +11,21 @@ from torch import Tensor
 from solvers import Node, Prediction, Problem, Rows
 from solvers.types.model_output import Output
 
-from ..paths.base import SDE, Denoises
-from .model import Model, adapted
+from ..paths.base import SDE, ModelLike
+from .model import Model, as_model
 
 
 @dataclass(frozen=True)
 class Diffusion(Problem):
     """A denoiser with the conditions of its samples (each (B, *)), as a problem for a solver."""
 
-    denoiser: Denoises
+    denoiser: ModelLike
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def model(self) -> Model:
         """The denoiser as a ``Model``."""
-        return adapted(self.denoiser)
+        return as_model(self.denoiser)
 
     @property
     def path(self) -> SDE:

@@ -1,6 +1,6 @@
 """Gaussian paths x_t = alpha(t) x0 + sigma(t) eps: closed-form paths, a learned one, and those of discrete chains."""
 
-from .base import SDE, Denoises, sdes
+from .base import SDE, ModelLike, sdes
 from .chain import Chain
 from .chain_paths import ChainSDE, SMLDChainSDE
 from .chains import DDPMChain, SMLDChain
@@ -17,13 +17,13 @@ __all__ = [
     "ChainSDE",
     "Cosine",
     "DDPMChain",
-    "Denoises",
     "Discrete",
     "GammaNetwork",
     "LearnedVP",
     "LogNormal",
     "LogSNR",
     "LowDiscrepancy",
+    "ModelLike",
     "RectifiedFlow",
     "SMLDChain",
     "SMLDChainSDE",

@@ -23,8 +23,8 @@ from solvers.registry.options import Options
 from .chain import Chain, embed
 
 
-class Denoises(Protocol):
-    """The interface of a denoiser: an SDE, and a prediction at its nodes."""
+class ModelLike(Protocol):
+    """Any object that may be passed as a denoiser: it has an SDE, and a prediction at its nodes."""
 
     @property
     def sde(self) -> SDE:
@@ -145,7 +145,7 @@ class SDE(Options, Schedule):
         """The diffusion g(t) of the forward SDE."""
         return math.sqrt(self(t).g2)
 
-    def reverse(self, denoiser: Denoises, probability_flow: bool = False) -> ReverseSDE:
+    def reverse(self, denoiser: ModelLike, probability_flow: bool = False) -> ReverseSDE:
         """The reverse-time SDE of a denoiser, or the probability-flow ODE with the same marginals."""
         return ReverseSDE(self, denoiser, probability_flow)
 
@@ -161,7 +161,7 @@ class ReverseSDE:
     """
 
     sde: SDE
-    denoiser: Denoises
+    denoiser: ModelLike
     probability_flow: bool = False
 
     def drift(self, x: Tensor, t: float) -> Tensor:

@@ -17,7 +17,7 @@ from ..data import DataCard, Dataset, load
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
-from ..paths.base import Denoises, make_sde
+from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..sampling.plan import Plan, planned
 from ..training import bound_losses  # noqa: F401  (registers its losses)
@@ -124,7 +124,7 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
 
 
 def plan_of(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     section: ConfigDict,
     default: tuple[str, str | None] = ("dpmpp_2m", None),
     end_at_t_min: bool = False,

@@ -17,7 +17,7 @@ from solvers import InputError, Node, Noise, Program, Solution
 from solvers.program.instructions import Draw
 
 from ..models.problem import Diffusion
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 
 
 class Trajectory:
@@ -28,7 +28,7 @@ class Trajectory:
         conditions: the conditions of the network, each (B, *).
     """
 
-    def __init__(self, program: Program, denoiser: Denoises, x: Tensor, conditions: Mapping[str, Tensor]) -> None:
+    def __init__(self, program: Program, denoiser: ModelLike, x: Tensor, conditions: Mapping[str, Tensor]) -> None:
         self.program = program
         self.x, self.conditions = x.clone(), {name: value.clone() for name, value in conditions.items()}
         self.draws = [torch.zeros_like(x) for _ in range(program.draws)]
@@ -72,7 +72,7 @@ def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
 
 
 def runner(
-    program: Program | None, denoiser: Denoises, name: str
+    program: Program | None, denoiser: ModelLike, name: str
 ) -> Callable[[Tensor, Noise, Mapping[str, Tensor]], Solution]:
     """A solve that records one ``Trajectory`` per batch size, at its first use, and replays it afterwards.
 

@@ -11,12 +11,12 @@ import solvers
 from solvers.errors import positive_integer
 from solvers.types.schedule import as_schedule
 
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 from .batches import batches_of, check_batch
 
 
 def eps_power(
-    denoiser: Denoises, x0: Tensor, levels: int = 20, *, seed: int = 0, batch_size: int | None = None
+    denoiser: ModelLike, x0: Tensor, levels: int = 20, *, seed: int = 0, batch_size: int | None = None
 ) -> tuple[tuple[float, float], ...]:
     """Estimates the power E|eps|^2 / d of the model's eps at noised data; returns pairs (lam, power).
 

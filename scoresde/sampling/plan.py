@@ -22,8 +22,8 @@ from solvers.program.trace import NoProgram
 from solvers.types.model_output import Output
 from solvers.types.schedule import as_schedule
 
-from ..models.model import adapted
-from ..paths.base import SDE, Denoises
+from ..models.model import as_model
+from ..paths.base import SDE, ModelLike
 
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
 PROGRAMS = 64  # the number of programs in the cache
@@ -51,7 +51,7 @@ class Plan:
     @classmethod
     def make(
         cls,
-        denoiser: Denoises,
+        denoiser: ModelLike,
         solver: str | Solver,
         grid: str | Grid | None = None,
         steps: int | None = None,
@@ -66,7 +66,7 @@ class Plan:
             end_at_t_min: end at t_min even if the grid would continue to sigma = 0. With ``nfe``, that budget is then
                 spent on the steps to t_min.
         """
-        denoiser = adapted(denoiser)
+        denoiser = as_model(denoiser)
         named = None
         if isinstance(solver, str):
             solver, named = solvers.resolve(solver)
@@ -190,7 +190,7 @@ _kept = lru_cache(maxsize=PROGRAMS)(_traced)
 
 
 def plan(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     solver: str | Solver = "dpmpp_2m",
     grid: str | Grid | None = None,
     steps: int | None = None,
@@ -223,7 +223,7 @@ def plan(
 
 def planned(
     given: Plan | None,
-    denoiser: Denoises,
+    denoiser: ModelLike,
     solver: str | Solver | None,
     grid: str | Grid | None,
     steps: int | None,

@@ -23,9 +23,9 @@ import solvers
 from solvers import BrownianNoise, Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 from solvers.errors import unknown
 
-from ..models.model import Model, WithLabelShift, adapted
+from ..models.model import LabelShiftRecorder, Model, as_model
 from ..models.problem import Diffusion
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 from . import cuda_graph as graphs
 from .batches import Batching, check_batch, check_conditions, check_draws, check_finite, check_start
 from .plan import Plan, planned
@@ -71,7 +71,7 @@ class Sample:
 
 
 def sample(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     shape: Sequence[int],
     seeds: Iterable[int],
     solver: str | Solver | None = None,
@@ -117,14 +117,14 @@ def sample(
     if noise not in SOURCES:
         raise unknown("noise", noise, SOURCES)
     solve = _Solve(
-        adapted(denoiser), made, condition or {}, Batching(batch_size, torch.device(device), dtype, progress), hooks,
+        as_model(denoiser), made, condition or {}, Batching(batch_size, torch.device(device), dtype, progress), hooks,
         cuda_graph,
     )  # fmt: skip
     return solve.run(len(seeds), solve.starts(seeds, shape, SOURCES[noise], x_init))
 
 
 def encode(
-    denoiser: Denoises,
+    denoiser: ModelLike,
     x: Tensor,
     solver: str | Solver | None = None,
     grid: str | Grid | None = None,
@@ -149,7 +149,7 @@ def encode(
     """
     check_batch("x", x)
     made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("heun", None), end_at_t_min=True)
-    solve = _Solve(adapted(denoiser), made.reversed(), condition or {}, Batching(batch_size, progress=progress), hooks)
+    solve = _Solve(as_model(denoiser), made.reversed(), condition or {}, Batching(batch_size, progress=progress), hooks)
     return solve.run(len(x), lambda rows: (x[rows], SeededNoise((), x.shape[1:])))
 
 
@@ -191,8 +191,8 @@ class _Solve:
             raise InputError("there are no seeds or no data; at least one sample is needed")
         check_conditions(self.conditions, count)
         plan, batches = self.plan, self.batching.rows(count)
-        shifted = WithLabelShift(self.denoiser) if self.denoiser.round_labels else None
-        problem = Diffusion(shifted or self.denoiser, dict(self.conditions))
+        recorder = LabelShiftRecorder(self.denoiser) if self.denoiser.round_labels else None
+        problem = Diffusion(recorder or self.denoiser, dict(self.conditions))
         bar = self.batching.bar(plan.steps * len(batches), str(plan.solver))
 
         def advance(x: Tensor, node: Node) -> None:
@@ -219,7 +219,7 @@ class _Solve:
             grid=plan.grid,
             nodes=plan.nodes,
             seconds=time.perf_counter() - began,
-            label_shift=None if shifted is None else shifted.largest,
+            label_shift=None if recorder is None else recorder.largest,
         )
 
     def _solver(self, problem: Diffusion, hooks: Sequence[Hook]) -> Callable[[Diffusion, Tensor, Source], Solution]:

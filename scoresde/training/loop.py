@@ -31,7 +31,7 @@ from solvers import InputError, generator
 from solvers.errors import positive_integer
 
 from ..data import spread
-from ..paths.base import Denoises
+from ..paths.base import ModelLike
 from . import checkpoint, ema
 from .losses import Loss
 
@@ -108,7 +108,7 @@ class TrainResult:
 
 
 def train(
-    denoiser: Denoises, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions, progress: bool = True
+    denoiser: ModelLike, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions, progress: bool = True
 ) -> TrainResult:
     """Trains the network inside a denoiser, in place, and resumes if ``workdir`` contains checkpoints.
 
@@ -158,7 +158,7 @@ class _Run:
     """The state of a training run, and the update that advances it."""
 
     def __init__(
-        self, denoiser: Denoises, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions
+        self, denoiser: ModelLike, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions
     ) -> None:
         self.denoiser, self.network, self.data, self.loss, self.options = denoiser, network, data, loss, options
         self.parameters = [p for p in network.parameters() if p.requires_grad]

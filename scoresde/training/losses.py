@@ -20,8 +20,8 @@ from solvers import InputError, Registry
 from solvers.errors import unknown
 from solvers.registry.options import Options
 
-from ..models.model import adapted
-from ..paths.base import Denoises
+from ..models.model import as_model
+from ..paths.base import ModelLike
 from ..paths.time_samplers import TimeSampler, Uniform
 
 # (d_x0, d_eps, node, sigma_data) -> the error whose square is the loss; the node's numbers broadcast over (B, *)
@@ -88,13 +88,13 @@ class DSM(Loss):
         if self.target not in TARGETS:
             raise unknown("training target", self.target, TARGETS)
 
-    def __call__(self, denoiser: Denoises, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+    def __call__(self, denoiser: ModelLike, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
         """See ``Loss``.
 
         Raises:
             InputError: the target "edm" with a denoiser that has no ``sigma_data``.
         """
-        sigma_data = adapted(denoiser).sigma_data
+        sigma_data = as_model(denoiser).sigma_data
         if self.target == "edm" and sigma_data is None:
             raise InputError("the training target 'edm' needs a denoiser with sigma_data")
         node = denoiser.sde(self.times.sample(denoiser.sde, len(x0), generator))
