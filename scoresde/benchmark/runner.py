@@ -34,7 +34,7 @@ from ..models.problem import Diffusion
 from ..paths.base import ModelLike
 from ..result_files import environment, write_csv, write_json
 from ..sampling.batches import batches_of
-from ..sampling.plan import Plan
+from ..sampling.plan import Plan, PlanRequest
 from ..sampling.sample import Sample, sample
 from .metrics import METRICS, Estimate, Features, check_names, compare
 
@@ -123,7 +123,7 @@ def ode_solution(
     if positive_integer("steps", steps) % 4:
         raise InputError(f"the steps of the exact solution must be a multiple of four, got {steps}")
 
-    plan = Plan.make(denoiser, "heun", "logsnr", steps)
+    plan = Plan.make(denoiser, PlanRequest("heun", "logsnr", steps))
     fine, half, quarter = (
         sample(
             denoiser, shape, seeds, plan=plan.in_steps(steps // part),
@@ -199,7 +199,7 @@ def benchmark(
     for job in (bar := tqdm(jobs, desc="benchmark", disable=not progress, leave=False)):
         bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'adaptive'}")
         try:
-            plan = Plan.make(denoiser, job.method, job.rule, nfe=job.nfe)
+            plan = Plan.make(denoiser, PlanRequest(job.method, job.rule, nfe=job.nfe))
             result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **carried)
         except InputError as reason:
             rows.append(replace(job.row(len(seeds)), skipped=str(reason)))

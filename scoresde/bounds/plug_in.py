@@ -64,7 +64,7 @@ from ..likelihood.log_prob import kind_of
 from ..likelihood.result import LogProb, degrees, standard_error
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_batch, check_finite
-from ..sampling.plan import Plan
+from ..sampling.plan import Plan, PlanRequest
 
 _PATHS = 7  # label of the generator's stream
 _ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # any interval: seeded noise ignores it and returns a new draw
@@ -113,7 +113,7 @@ def plug_in_bound(
     """
     if not 0 <= interpolation <= 1:
         raise InputError(f"interpolation must be between 0, the reverse SDE, and 1, the ODE, got {interpolation!r}")
-    plan = Plan.make(denoiser, "heun", grid or "logsnr", steps, None, t_min, t_max, end_at_t_min=True)
+    plan = Plan.make(denoiser, PlanRequest("heun", grid or "logsnr", steps, None, t_min, t_max), end_at_t_min=True)
     rule, batching = divergences.make(divergence), Batching(batch_size, x.device, x.dtype, progress)
     check_batch("x", x, condition)
     positive_integer("draws", draws)

@@ -34,7 +34,7 @@ from solvers import Grid, InputError, Solver
 from ..data import spread
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_batch
-from ..sampling.plan import Plan, planned
+from ..sampling.plan import Plan, PlanRequest, choose_plan
 from . import solver_error
 from .density_ode import Carried, Carrier
 from .dequantisation import Dequantiser, dequantisers, uniforms
@@ -58,25 +58,16 @@ def default_solver(steps: int | None, nfe: int | None) -> str:
     return ADAPTIVE if steps is None and nfe is None else "heun"
 
 
-def planned_to_t_min(
-    given: Plan | None,
-    denoiser: ModelLike,
-    solver: str | Solver | None,
-    grid: str | Grid | None,
-    steps: int | None,
-    nfe: int | None,
-    t_min: float | None,
-    t_max: float | None,
-) -> Plan:
-    """The plan of a likelihood, from a given plan or its parts; it ends at t_min.
+def choose_plan_to_t_min(given: Plan | None, denoiser: ModelLike, request: PlanRequest) -> Plan:
+    """The plan of a likelihood: the given one, or one made as requested; it ends at t_min.
 
     Raises:
-        InputError: the solver is stochastic; see ``plan.planned``.
+        InputError: the solver is stochastic; see ``choose_plan``.
     """
-    default = default_solver(steps, nfe)
+    default = default_solver(request.steps, request.nfe)
     if given is None:
-        deterministic(solver or default)  # report this error before a missing number of steps
-    made = planned(given, denoiser, solver, grid, steps, nfe, t_min, t_max, default=(default, GRID), end_at_t_min=True)
+        deterministic(request.solver or default)  # report this error before a missing number of steps
+    made = choose_plan(given, denoiser, request, default=(default, GRID), end_at_t_min=True)
     deterministic(made.solver)
     return made
 
@@ -238,34 +229,31 @@ def log_prob(
         noise, rule = None if dequantiser is None else dequantisers.make(dequantiser), divergences.make(divergence)
         return LikelihoodPlan(of, rule, batching, prior, width, noise, draws, error, differentiable)
 
+    request = PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     if tolerance is None:
-        plan = planned_to_t_min(plan, denoiser, solver, grid, steps, nfe, t_min, t_max)
-        return evaluate(denoiser, likelihood_plan(plan), samples)
+        return evaluate(denoiser, likelihood_plan(choose_plan_to_t_min(plan, denoiser, request)), samples)
     if plan is not None:
         raise InputError("tolerance chooses the steps: leave out the plan, and pass solver and grid")
     if (steps, nfe, draws) != (None, None, 1):
         raise InputError("tolerance chooses the steps: leave out steps, nfe and draws")
-    total = positive("tolerance", tolerance)
-    return _within(denoiser, samples, total, solver or ADAPTIVE, grid, t_min, t_max, likelihood_plan)
+    return _within(denoiser, samples, positive("tolerance", tolerance), request, likelihood_plan)
 
 
 def _within(
     denoiser: ModelLike,
     samples: Samples,
     tolerance: float,
-    solver: str | Solver,
-    grid: str | Grid | None,
-    t_min: float | None,
-    t_max: float | None,
+    request: PlanRequest,
     likelihood_plan: Callable[[Plan], LikelihoodPlan],
 ) -> LogProb:
     """The likelihood within a tolerance: ``tolerance.meet`` calls ``evaluate`` with increasing steps and probes."""
-    solvers.grids.make(grid or GRID)  # check the grid even though adaptive solvers do not use it
-    method = solver_of(solver)
+    grid = request.grid or GRID
+    solvers.grids.make(grid)  # check the grid even though adaptive solvers do not use it
+    method = solver_of(request.solver or ADAPTIVE)
 
     def plan_in(method: Solver, steps: int | None) -> Plan:
-        placed = GRID if steps is None else grid or GRID
-        return planned_to_t_min(None, denoiser, method, placed, steps, None, t_min, t_max)
+        placed = GRID if steps is None else grid
+        return choose_plan_to_t_min(None, denoiser, request._replace(solver=method, grid=placed, steps=steps))
 
     first = replace(likelihood_plan(plan_in(*setting(method, 0))), error=False)
     trials = replace(samples, seeds=other_seeds(samples.seeds))

@@ -28,11 +28,11 @@ from solvers import Grid, InputError, SeededNoise, Solver
 
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_conditions, check_draws, check_start
-from ..sampling.plan import Plan
+from ..sampling.plan import Plan, PlanRequest
 from .density_ode import Carrier
 from .divergence import Divergence, divergences
 from .inputs import prior_at, seeds_of
-from .log_prob import kind_of, planned_to_t_min
+from .log_prob import choose_plan_to_t_min, kind_of
 from .result import LogProb, degrees
 
 
@@ -78,7 +78,7 @@ def sample_with_log_prob(
         InputError: see ``log_prob``; also if there are no seeds, ``x_init`` has a different length, the range is
             shortened without ``x_init`` and ``prior``, or ``prior`` is given without ``x_init``.
     """
-    made = planned_to_t_min(plan, denoiser, solver, grid, steps, nfe, t_min, t_max)
+    made = choose_plan_to_t_min(plan, denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max))
     seeds, shape = check_draws(seeds, shape)
     seeds = seeds_of(seeds, len(seeds))
     _check(made, seeds, shape, x_init, prior)

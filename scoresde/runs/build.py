@@ -19,7 +19,7 @@ from ..models.learned_path import with_schedule
 from ..models.networks import networks
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
-from ..sampling.plan import Plan, planned
+from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.loop import TrainingOptions
 from ..training.losses import Loss, losses
@@ -145,6 +145,5 @@ def plan_of(
     method = make(resolve(solver)[0])
     own_steps = method.adaptive or method.nodes is not None or (section.grid and grids.make(section.grid).fixed)
     steps = None if own_steps or section.nfe is not None else section.steps
-    return planned(
-        None, denoiser, solver, section.grid, steps, section.nfe, None, None, default=default, end_at_t_min=end_at_t_min
-    )
+    request = PlanRequest(solver, section.grid or default[1], steps, section.nfe)
+    return Plan.make(denoiser, request, end_at_t_min)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import solvers
 from solvers import Grid, InputError, Node, Program, Solver
@@ -27,6 +28,17 @@ from ..paths.base import SDE, ModelLike
 
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
 PROGRAMS = 64  # the number of programs in the cache
+
+
+class PlanRequest(NamedTuple):
+    """What a caller asks of a plan, each None if it is left open; ``plan`` describes the fields."""
+
+    solver: str | Solver | None = None
+    grid: str | Grid | None = None
+    steps: int | None = None
+    nfe: int | None = None
+    t_min: float | None = None
+    t_max: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,24 +61,18 @@ class Plan:
     t_max: float | None = None
 
     @classmethod
-    def make(
-        cls,
-        denoiser: ModelLike,
-        solver: str | Solver,
-        grid: str | Grid | None = None,
-        steps: int | None = None,
-        nfe: int | None = None,
-        t_min: float | None = None,
-        t_max: float | None = None,
-        end_at_t_min: bool = False,
-    ) -> Plan:
-        """Makes a plan from names and a number of steps or evaluations; see ``plan``.
+    def make(cls, denoiser: ModelLike, request: PlanRequest, end_at_t_min: bool = False) -> Plan:
+        """Makes a plan as requested; see ``plan``.
 
         Args:
+            request: it must name a solver.
             end_at_t_min: end at t_min even if the grid would continue to sigma = 0. With ``nfe``, that budget is then
                 spent on the steps to t_min.
         """
         denoiser = as_model(denoiser)
+        solver, grid, steps, nfe, t_min, t_max = request
+        if solver is None:
+            raise InputError("a plan needs a solver")
         named = None
         if isinstance(solver, str):
             solver, named = solvers.resolve(solver)
@@ -74,7 +80,7 @@ class Plan:
         if method.nodes is not None:
             if end_at_t_min:
                 raise _has_its_own(method)
-            if (grid, steps, nfe, t_min, t_max) != (None,) * 5:
+            if request[1:] != (None,) * 5:
                 raise InputError(
                     f"{method} has fixed nodes, from noise to data: leave out grid, steps, nfe, t_min and t_max"
                 )
@@ -218,31 +224,26 @@ def plan(
         InputError: a name or an option is unknown; both or neither of steps and nfe are given; nfe is too small; the
             range leaves that of the SDE.
     """
-    return Plan.make(denoiser, solver, grid, steps, nfe, t_min, t_max)
+    return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max))
 
 
-def planned(
+def choose_plan(
     given: Plan | None,
     denoiser: ModelLike,
-    solver: str | Solver | None,
-    grid: str | Grid | None,
-    steps: int | None,
-    nfe: int | None,
-    t_min: float | None,
-    t_max: float | None,
+    request: PlanRequest,
     *,
     default: tuple[str, str | None],
     end_at_t_min: bool = False,
 ) -> Plan:
-    """The plan of a call that accepts either a plan or its parts; ``default`` is the default solver and grid.
+    """The plan that a caller gave, or one made as requested; ``default`` is the default solver and grid.
 
     Raises:
-        InputError: both a plan and parts are given; the plan is for a different path; see ``plan``.
+        InputError: both a plan and a request are given; the plan is for a different path; see ``plan``.
     """
     if given is None:
-        return Plan.make(denoiser, solver or default[0], grid or default[1], steps, nfe, t_min, t_max, end_at_t_min)
-    parts = {"solver": solver, "grid": grid, "steps": steps, "nfe": nfe, "t_min": t_min, "t_max": t_max}
-    if both := [name for name, value in parts.items() if value is not None]:
+        filled = request._replace(solver=request.solver or default[0], grid=request.grid or default[1])
+        return Plan.make(denoiser, filled, end_at_t_min)
+    if both := [name for name, value in request._asdict().items() if value is not None]:
         raise InputError(f"a plan contains its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
     if not isinstance(given, Plan):
         raise InputError(f"plan must be what scoresde.plan returns, got {type(given).__name__}")

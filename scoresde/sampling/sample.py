@@ -28,7 +28,7 @@ from ..models.problem import Diffusion
 from ..paths.base import ModelLike
 from . import cuda_graph as graphs
 from .batches import Batching, check_batch, check_conditions, check_draws, check_finite, check_start
-from .plan import Plan, planned
+from .plan import Plan, PlanRequest, choose_plan
 
 Source = SeededNoise | BrownianNoise
 SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
@@ -111,7 +111,8 @@ def sample(
         InputError: see ``scoresde.plan``; also if there are no seeds, conditions or ``x_init`` have a different length,
             or samples are not finite.
     """
-    made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("dpmpp_2m", None))
+    request = PlanRequest(solver, grid, steps, nfe, t_min, t_max)
+    made = choose_plan(plan, denoiser, request, default=("dpmpp_2m", None))
     seeds, shape = check_draws(seeds, shape)
     check_start(x_init, len(seeds), shape)
     if noise not in SOURCES:
@@ -148,7 +149,8 @@ def encode(
         InputError: see ``scoresde.plan``; also if the solver is stochastic, or the data or the result are not finite.
     """
     check_batch("x", x)
-    made = planned(plan, denoiser, solver, grid, steps, nfe, t_min, t_max, default=("heun", None), end_at_t_min=True)
+    request = PlanRequest(solver, grid, steps, nfe, t_min, t_max)
+    made = choose_plan(plan, denoiser, request, default=("heun", None), end_at_t_min=True)
     solve = _Solve(as_model(denoiser), made.reversed(), condition or {}, Batching(batch_size, progress=progress), hooks)
     return solve.run(len(x), lambda rows: (x[rows], SeededNoise((), x.shape[1:])))
 
