@@ -80,7 +80,7 @@ def test_likelihood_matches_the_library(run, tmp_path):
     assert (record["samples"], record["nfe"], record["kind"]) == (
         5,
         20,
-        "lower bound of the levels, by the exact ODE value",
+        "lower bound on the log-probability of the levels (exact ODE value)",
     )
 
 

@@ -75,7 +75,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bits(run, tmp_path, monke
     assert main(command(run, whole)) == 0
     stop_after(monkeypatch, 2)
     assert main(command(run, halves)) == 130
-    assert f"stopped: 2 of 3 shards are in {halves / 'parts'}; the same command resumes" in capsys.readouterr().err
+    assert f"stopped: 2 of 3 shards are in {halves / 'shards'}; the same command resumes" in capsys.readouterr().err
     assert sorted(p.name for p in halves.rglob("*") if p.is_file()) == ["00000.npz", "00001.npz"]
     monkeypatch.undo()
     done = stop_after(monkeypatch, 99)
@@ -143,10 +143,10 @@ def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
     assert record["evaluation"]["the data"] == scoresde.result_files.fingerprint(x)
 
 
-def test_parts_of_another_evaluation_are_refused_and_named(run, tmp_path, monkeypatch, capsys):
+def test_shards_of_another_evaluation_are_refused_and_named(run, tmp_path, monkeypatch, capsys):
     assert main(command(run, tmp_path)) == 0
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    there = f"{tmp_path / 'parts'} contains parts of a different evaluation"
+    there = f"{tmp_path / 'shards'} contains shards of a different evaluation"
     steps = command(run, tmp_path, "--config.likelihood.steps=6")
     fails(capsys, steps, there, "likelihood.steps is 4 there and 6 here", "use a different --out")
     fails(capsys, command(run, tmp_path, "--split=train"), "the split is 'test' there and 'train' here")
@@ -162,19 +162,19 @@ def test_parts_of_another_evaluation_are_refused_and_named(run, tmp_path, monkey
         next(trained.denoiser.network.parameters())[0] += 1e-6
     x = scoresde.data.load("digits").test[:10]
     with pytest.raises(InputError, match="the weights is"):
-        score.evaluate(trained, x, "test", tmp_path / "parts")
+        score.evaluate(trained, x, "test", tmp_path / "shards")
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
-def test_damaged_parts_and_parts_in_the_wrong_place(run, tmp_path, capsys):
+def test_damaged_shards_and_shards_in_the_wrong_place(run, tmp_path, capsys):
     assert main(command(run, tmp_path)) == 0
-    parts = tmp_path / "parts"
-    whole = (parts / "00001.npz").read_bytes()
-    (parts / "00001.npz").write_bytes(whole[:-50])
+    folder = tmp_path / "shards"
+    whole = (folder / "00001.npz").read_bytes()
+    (folder / "00001.npz").write_bytes(whole[:-50])
     fails(capsys, command(run, tmp_path), "00001.npz is damaged", "remove it")
-    (parts / "00001.npz").write_bytes((parts / "00000.npz").read_bytes())
+    (folder / "00001.npz").write_bytes((folder / "00000.npz").read_bytes())
     fails(capsys, command(run, tmp_path), "00001.npz contains other samples than 4 to 7")
-    (parts / "00001.npz").unlink()
+    (folder / "00001.npz").unlink()
     before = saved(tmp_path)
     assert main(command(run, tmp_path)) == 0
     same(saved(tmp_path), before)
@@ -306,8 +306,8 @@ def test_intervals_of_joined_shards(tmp_path):
     parts = []
     for k, (part, rows) in enumerate(((a, slice(0, 2)), (b, slice(2, 3)), (c, slice(3, 5)))):
         part = replace(part, budget={"prior": part.nats})
-        shards.write_part(tmp_path / f"{k}.npz", {"k": k}, rows, {"ode": part})
-        parts.append(shards.read_part(tmp_path / f"{k}.npz", {"k": k}, rows)["ode"])
+        shards.write_shard(tmp_path / f"{k}.npz", {"k": k}, rows, {"ode": part})
+        parts.append(shards.read_shard(tmp_path / f"{k}.npz", {"k": k}, rows)["ode"])
     joined = shards.join(parts)
     low, high = joined.interval(0.95)
     # Student's quantiles 0.975 of 7 and of 2 degrees of freedom, from tables

@@ -25,7 +25,7 @@ from ..paths.base import make_sde
 from ..result_files import environment, fingerprint, write_arrays, write_atomically, write_figure, write_json
 from ..runs import build, config
 from ..runs.run import Run, load_run
-from ..runs.score import score
+from ..runs.score import Unfinished, evaluate, summary, write_results
 from ..sampling.sample import sample as draw
 from ..show import program_view, solver_cards
 from ..show.page import image_grid, is_image, write_report
@@ -135,8 +135,13 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
         run.config.likelihood.tolerance = arguments.tolerance
     x = getattr(build.load_data(run.config, run.card), arguments.split)[: arguments.limit]
     out = writable(arguments.out or arguments.workdir / "likelihood")
-    if score(run, x, arguments.split, out, command, out / "parts", arguments.shards) is not None:
-        print(out / "likelihood.html")
+    found = evaluate(run, x, arguments.split, out / "shards", arguments.shards)
+    if isinstance(found, Unfinished):
+        print(f"{found.done} of {found.total} shards are in {out / 'shards'}: the last process joins them")
+        return
+    write_results(out, run, x, arguments.split, found, command)
+    print(summary(run, x, arguments.split, found))
+    print(out / "likelihood.html")
 
 
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -213,10 +218,14 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     fit(cfg, out / "run")
     run = load_run(out / "run")
     test = build.load_data(run.config, run.card).test
-    result = score(run, test[:64] if arguments.fast else test, "test", out, command)
+    x = test[:64] if arguments.fast else test
+    found = evaluate(run, x, "test")
+    assert not isinstance(found, Unfinished)  # this process computes every shard
+    write_results(out, run, x, "test", found, command)
+    print(summary(run, x, "test", found))
     names = ["ddim", "heun", "dpmpp_2m", "ddpm"]
     seeds = range(64 if arguments.fast else 256)
-    compare(run, out, names, [5, 10, 20, 50], seeds, command, "scoresde demo: 8x8 digits", result)
+    compare(run, out, names, [5, 10, 20, 50], seeds, command, "scoresde demo: 8x8 digits", found["ode"])
 
 
 def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:

@@ -45,6 +45,7 @@ from .tolerance import in_nats, meet, other_seeds, setting, solver_of
 
 ADAPTIVE = "adams_adaptive(rtol=0.0001, atol=0.0001)"
 GRID = "logsnr"
+BOUND_OF_LEVELS = "lower bound on the log-probability of the levels"
 
 
 def dequantise(x: Tensor, bin_width: float, seeds: Iterable[int]) -> Tensor:
@@ -304,7 +305,7 @@ def assemble(how: LikelihoodPlan, found: Integrals, d: int) -> LogProb:
         divergence=str(rule),
         seconds=0.0,
         bin_width=how.bin_width,
-        kind=("" if how.dequantiser is None else "lower bound of the levels, by the ") + kind_of(rule, d),
+        kind=kind_of(rule, d) if how.dequantiser is None else f"{BOUND_OF_LEVELS} ({kind_of(rule, d)})",
     )
     return _with_cost(result, [found], how, d)
 

@@ -110,12 +110,12 @@ def claim(workdir: Path, config: ConfigDict, card: DataCard) -> None:
     if checkpoint.latest(workdir) is not None:
         if not (workdir / "config.json").exists():
             raise InputError(f"{workdir} contains checkpoints but no config.json; use a different --workdir")
-        refuse_another(workdir, saved(workdir)[0], config, "use a different --workdir")
+        refuse_other_config(workdir, saved(workdir)[0], config, "use a different --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": config.to_dict(), "data": asdict(card)})
 
 
-def refuse_another(workdir: Path, there: ConfigDict, config: ConfigDict, advice: str) -> None:
+def refuse_other_config(workdir: Path, there: ConfigDict, config: ConfigDict, advice: str) -> None:
     """Refuses to resume a run with a different config.
 
     Raises:

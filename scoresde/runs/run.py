@@ -14,7 +14,7 @@ from ..data import DataCard
 from ..models.denoiser import Denoiser
 from ..training import checkpoint
 from .build import build_denoiser
-from .config import line, override, refuse_another, saved
+from .config import line, override, refuse_other_config, saved
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def load_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
     """
     there, card = saved(workdir)
     config = override(saved(workdir)[0], overrides)
-    refuse_another(workdir, there, config, "only sampling, likelihood, device and data.path can be overridden")
+    refuse_other_config(workdir, there, config, "only sampling, likelihood, device and data.path can be overridden")
     folder = checkpoint.latest(workdir)
     if folder is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")

@@ -1,6 +1,6 @@
 """Scoring a data set: the likelihood of each shard is computed and saved, then the shards are joined and written.
 
-A shard is a batch of ``likelihood.batch_size`` samples; when it is done it is a file such as ``parts/00003.npz``. The
+A shard is a batch of ``likelihood.batch_size`` samples; when it is done it is a file such as ``shards/00003.npz``. The
 seed of a sample is its index in the split. The value of a sample therefore does not depend on interruptions or on the
 process that computes it.
 """
@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -37,45 +37,84 @@ from ..show.likelihood_page import block, page
 from . import build
 from .config import flat
 from .run import Run
-from .shards import join, read_part, refuse_another, write_part
+from .shards import join, read_shard, refuse_other_evaluation, write_shard
 
 # the fields of the config that decide a value; all others act through the weights
 _DECIDES = ("sde", "model", "likelihood", "device", "data.dequantise")
 
 
-def score(
-    run: Run,
-    x: Tensor,
-    split: str,
-    out: Path,
-    command: str,
-    parts: Path | None = None,
-    share: tuple[int, int] = (1, 1),
-) -> LogProb | None:
-    """Scores data (N, *) with a run's ``likelihood`` section; writes likelihood.npz, .json and .html.
+class Unfinished(NamedTuple):
+    """How many of an evaluation's shards are done, while shards of other processes are missing."""
+
+    done: int
+    total: int
+
+
+def evaluate(
+    run: Run, x: Tensor, split: str, folder: Path | None = None, share: tuple[int, int] = (1, 1)
+) -> dict[str, LogProb] | Unfinished:
+    """Computes the likelihood of data (N, *) with a run's ``likelihood`` section.
 
     Args:
-        parts: a folder that stores the shards; existing shards of the same evaluation are not computed again.
-        share: (k, n): compute only every n-th shard, from the k-th. The files are written when all shards are done.
+        folder: a folder that stores the shards; existing shards of the same evaluation are not computed again.
+        share: (k, n): compute only every n-th shard, from the k-th.
 
     Returns:
-        the likelihood of all samples in order; None while shards of other processes are missing.
+        The likelihood of all samples in order, under ``ode``, and the bound under ``bound`` if the config names one;
+        ``Unfinished`` while shards of other processes are missing.
 
     Raises:
         InputError: see ``log_prob``; also discrete data outside the model's levels, and shards of a different
             evaluation.
     """
-    found = evaluate(run, x, split, parts, share)
-    if found is None:
-        return None
+    options, facts = options_of(run), facts_of(run, x, split)
+    check_range(x, run.card, split)
+    shards = dict(enumerate(batches_of(len(x), run.config.likelihood.batch_size)))
+    done: dict[int, dict[str, LogProb]] = {}
+    if folder is not None:
+        folder.mkdir(exist_ok=True)
+        refuse_other_evaluation(folder, facts)
+    elif share != (1, 1):
+        raise InputError("processes that share the shards need a folder for them")
+    files = {k: folder / f"{k:05d}.npz" for k in shards} if folder is not None else {}
+    mine = [k for k in shards if k % share[1] == share[0] - 1]
+    kept = [k for k in mine if k in files and files[k].exists()]
+    sizes = {k: rows.stop - rows.start for k, rows in shards.items()}
+    total, before = sum(sizes[k] for k in mine), sum(sizes[k] for k in kept)
+    try:
+        with tqdm(total=total, initial=before, desc=f"{split} samples", leave=False) as bar:
+            for k in mine:
+                if k in kept:
+                    continue
+                done[k] = _values(run, x, shards[k], options)
+                if folder is not None:
+                    write_shard(files[k], facts, shards[k], done[k])
+                bar.update(sizes[k])
+    except KeyboardInterrupt:
+        there = sum(file.exists() for file in files.values())
+        note = f"{there} of {len(shards)} shards are in {folder}; the same command resumes" if there else ""
+        raise KeyboardInterrupt(note) from None
+    missing = [k for k in shards if k not in done and not (k in files and files[k].exists())]
+    if missing:
+        return Unfinished(len(shards) - len(missing), len(shards))
+    whole = [done[k] if k in done else read_shard(files[k], facts, shards[k]) for k in shards]
+    return {name: join([shard[name] for shard in whole]) for name in whole[0]}
+
+
+def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> str:
+    """The results of ``evaluate`` as text."""
+    bound = found.get("bound")
+    return "\n".join([_title(run, x, split), block(found["ode"]), *([] if bound is None else [str(bound)])])
+
+
+def write_results(out: Path, run: Run, x: Tensor, split: str, found: Mapping[str, LogProb], command: str) -> None:
+    """Writes the results of ``evaluate`` on data x (N, *): likelihood.npz, .json and .html in the folder ``out``."""
     result, bound = found["ode"], found.get("bound")
     arrays = {
         **_arrays(result),
         **{f"bound_{name}": value for name, value in (_arrays(bound) if bound else {}).items()},
     }
     write_arrays(out / "likelihood.npz", latent=result.latent, **arrays)
-    title = f"{run.config.data.name} {split}: {len(x)} samples, step {run.step}"
-    text = "\n".join([title, block(result), *([] if bound is None else [str(bound)])])
     document = {
         "command": command,
         "split": split,
@@ -95,48 +134,12 @@ def score(
         "environment": environment(build.device_of(run.config)),
     }
     write_json(out / "likelihood.json", document)
-    write_atomically(out / "likelihood.html", page(title, text, found, x, run.card, document))
-    print(text)
-    return result
+    html = page(_title(run, x, split), summary(run, x, split, found), found, x, run.card, document)
+    write_atomically(out / "likelihood.html", html)
 
 
-def evaluate(
-    run: Run, x: Tensor, split: str, parts: Path | None = None, share: tuple[int, int] = (1, 1)
-) -> dict[str, LogProb] | None:
-    """The likelihood ``ode`` of data (N, *), and its ``bound`` if the config names one; see ``score``."""
-    options, facts = options_of(run), facts_of(run, x, split)
-    check_range(x, run.card, split)
-    shards = dict(enumerate(batches_of(len(x), run.config.likelihood.batch_size)))
-    done: dict[int, dict[str, LogProb]] = {}
-    if parts is not None:
-        parts.mkdir(exist_ok=True)
-        refuse_another(parts, facts)
-    elif share != (1, 1):
-        raise InputError("processes that share the shards need a folder for the parts")
-    files = {k: parts / f"{k:05d}.npz" for k in shards} if parts is not None else {}
-    mine = [k for k in shards if k % share[1] == share[0] - 1]
-    kept = [k for k in mine if k in files and files[k].exists()]
-    sizes = {k: rows.stop - rows.start for k, rows in shards.items()}
-    total, before = sum(sizes[k] for k in mine), sum(sizes[k] for k in kept)
-    try:
-        with tqdm(total=total, initial=before, desc=f"{split} samples", leave=False) as bar:
-            for k in mine:
-                if k in kept:
-                    continue
-                done[k] = _values(run, x, shards[k], options)
-                if parts is not None:
-                    write_part(files[k], facts, shards[k], done[k])
-                bar.update(sizes[k])
-    except KeyboardInterrupt:
-        there = sum(file.exists() for file in files.values())
-        note = f"{there} of {len(shards)} shards are in {parts}; the same command resumes" if there else ""
-        raise KeyboardInterrupt(note) from None
-    missing = [k for k in shards if k not in done and not (k in files and files[k].exists())]
-    if missing:
-        print(f"{len(shards) - len(missing)} of {len(shards)} shards are in {parts}: the last process joins them")
-        return None
-    whole = [done[k] if k in done else read_part(files[k], facts, shards[k]) for k in shards]
-    return {name: join([part[name] for part in whole]) for name in whole[0]}
+def _title(run: Run, x: Tensor, split: str) -> str:
+    return f"{run.config.data.name} {split}: {len(x)} samples, step {run.step}"
 
 
 def options_of(run: Run) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from ..likelihood.result import LogProb
 from ..result_files import write_arrays
 
 
-def write_part(path: Path, facts: Mapping[str, Any], rows: slice, found: Mapping[str, LogProb]) -> None:
+def write_shard(path: Path, facts: Mapping[str, Any], rows: slice, found: Mapping[str, LogProb]) -> None:
     """Writes a shard: arrays ``ode.nats``, ``ode.budget.prior``, ...; all other values and the facts as JSON."""
     arrays: dict[str, Any] = {"items": np.arange(rows.start, rows.stop)}
     plain: dict[str, dict[str, Any]] = {}
@@ -32,29 +32,29 @@ def write_part(path: Path, facts: Mapping[str, Any], rows: slice, found: Mapping
             if isinstance(value, Tensor):
                 arrays[f"{key}.{field.name}"] = value.detach().cpu()
             elif isinstance(value, Mapping):
-                arrays |= {f"{key}.{field.name}.{name}": part.detach().cpu() for name, part in value.items()}
+                arrays |= {f"{key}.{field.name}.{name}": inner.detach().cpu() for name, inner in value.items()}
             else:
                 plain[key][field.name] = value
     write_arrays(path, **arrays, plain=np.array(json.dumps(plain)), facts=np.array(json.dumps(facts)))
 
 
-def read_part(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, LogProb]:
+def read_shard(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, LogProb]:
     """Reads a shard.
 
     Raises:
         InputError: the shard is damaged, or belongs to a different evaluation or to other samples.
     """
-    with _Part(path) as part:
-        _same(path.parent, json.loads(str(part["facts"])), facts)
-        if part["items"].tolist() != list(range(rows.start, rows.stop)):
+    with _ShardFile(path) as shard:
+        _same(path.parent, json.loads(str(shard["facts"])), facts)
+        if shard["items"].tolist() != list(range(rows.start, rows.stop)):
             raise InputError(f"{path} contains other samples than {rows.start} to {rows.stop - 1}: remove it")
-        found: dict[str, dict[str, Any]] = json.loads(str(part["plain"]))
-        for name in part:
+        found: dict[str, dict[str, Any]] = json.loads(str(shard["plain"]))
+        for name in shard:
             key, _, field = name.partition(".")
             if key not in found:
                 continue
             field, _, inner = field.partition(".")
-            value = torch.from_numpy(part[name])
+            value = torch.from_numpy(shard[name])
             if inner:
                 found[key].setdefault(field, {})[inner] = value
             else:
@@ -62,7 +62,7 @@ def read_part(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, Lo
         return {key: LogProb(**values) for key, values in found.items()}
 
 
-class _Part:
+class _ShardFile:
     """An open shard file; damage is reported as ``InputError``."""
 
     def __init__(self, path: Path) -> None:
@@ -86,31 +86,31 @@ class _Part:
         return InputError(f"{self.path} is damaged ({error}): remove it, and the same command computes it again")
 
 
-def refuse_another(parts: Path, facts: Mapping[str, Any]) -> None:
+def refuse_other_evaluation(folder: Path, facts: Mapping[str, Any]) -> None:
     """Rejects a folder that contains a shard of a different evaluation.
 
     Raises:
         InputError: a shard belongs to a different evaluation, or is damaged.
     """
-    for path in sorted(parts.glob("[0-9]*.npz")):
-        with _Part(path) as part:
-            _same(parts, json.loads(str(part["facts"])), facts)
+    for path in sorted(folder.glob("[0-9]*.npz")):
+        with _ShardFile(path) as shard:
+            _same(folder, json.loads(str(shard["facts"])), facts)
 
 
-def _same(parts: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def _same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
             raise InputError(
-                f"{parts} contains parts of a different evaluation: {name} is {there.get(name)!r} there and "
+                f"{folder} contains shards of a different evaluation: {name} is {there.get(name)!r} there and "
                 f"{here.get(name)!r} here; use a different --out"
             )
 
 
-def join(parts: Sequence[LogProb]) -> LogProb:
+def join(shards: Sequence[LogProb]) -> LogProb:
     """Joins the shards of one evaluation into one result."""
     made: dict[str, Any] = {}
     for field in fields(LogProb):
-        values = [getattr(part, field.name) for part in parts]
+        values = [getattr(shard, field.name) for shard in shards]
         first = values[0]
         if isinstance(first, Tensor):
             made[field.name] = torch.cat([value.detach().cpu() for value in values])
