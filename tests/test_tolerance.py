@@ -25,7 +25,8 @@ class Normal:
     def __init__(self, spreads, seed):
         self.spreads, self.seed, self.runs = torch.tensor(spreads, dtype=torch.float64), seed, []
 
-    def __call__(self, solver, steps, rule, rows, trial, graph):
+    def __call__(self, use):
+        _, steps, rule, rows, trial, _ = use
         self.runs.append((rule, trial, (5 / steps) ** 2))
         spreads, m = self.spreads[rows], rule.channels(D)
         g = generator(self.seed, int(trial))  # those of a trial are others
@@ -41,9 +42,9 @@ class Normal:
 def test_standard_errors_and_totals_over_repetitions(spreads):
     counts, errors, stderrs, covered = [], [], [], []
     for seed in range(MANY):
-        attempt = Normal(spreads, seed)
-        found = tolerance.meet(attempt, make("heun"), Hutchinson(2), 0.5, len(spreads), D)
-        rule, trial, wrong = attempt.runs[-1]
+        likelihoods = Normal(spreads, seed)
+        found = tolerance.meet(likelihoods, make("heun"), Hutchinson(2), 0.5, len(spreads), D)
+        rule, trial, wrong = likelihoods.runs[-1]
         assert not trial
         assert wrong <= float(found.solver_error.max()) <= 0.125
         low, high = found.interval()

@@ -41,7 +41,7 @@ from .dequantisation import Dequantiser, dequantisers, uniforms
 from .divergence import Divergence, divergences
 from .inputs import check_end, deterministic, on_lattice, positive, prior_at, seeds_of
 from .result import LogProb, degrees
-from .tolerance import in_nats, meet, other_seeds, setting, solver_of
+from .tolerance import Settings, in_nats, meet, other_seeds, solver_of, solver_setting
 
 ADAPTIVE = "adams_adaptive(rtol=0.0001, atol=0.0001)"
 GRID = "logsnr"
@@ -256,16 +256,17 @@ def _within(
         placed = GRID if steps is None else grid
         return choose_plan_to_t_min(None, denoiser, request._replace(solver=method, grid=placed, steps=steps))
 
-    first = replace(likelihood_plan(plan_in(*setting(method, 0))), error=False)
+    first = replace(likelihood_plan(plan_in(*solver_setting(method, 0))), error=False)
     trials = replace(samples, seeds=other_seeds(samples.seeds))
 
-    def attempt(method: Solver, steps: int | None, rule: Divergence, rows: slice, trial: bool, graph: bool) -> LogProb:
-        plan = replace(first, plan=plan_in(method, steps), divergence=rule, differentiable=graph)
-        return evaluate(denoiser, plan, (trials if trial else samples).select(rows))
+    def likelihood_with(use: Settings) -> LogProb:
+        plan = plan_in(use.solver, use.steps)
+        how = replace(first, plan=plan, divergence=use.divergence, differentiable=use.graph)
+        return evaluate(denoiser, how, (trials if use.trial else samples).select(use.rows))
 
     total = in_nats(tolerance, first.bin_width, samples.x)
     count, d = len(samples.x), samples.dimensions
-    return meet(attempt, method, first.divergence, total, count, d, first.differentiable)
+    return meet(likelihood_with, method, first.divergence, total, count, d, first.differentiable)
 
 
 def evaluate(denoiser: ModelLike, how: LikelihoodPlan, samples: Samples) -> LogProb:

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy.stats import t as student
@@ -39,8 +39,27 @@ TIGHTEST, MOST_STEPS = 1e-10, 4096
 
 _TRIAL = 9  # label of the generator's stream
 
-# (solver, steps, divergence, rows, whether to use the seeds of a trial, whether to keep the graph) -> a likelihood
-Attempt = Callable[[Solver, int | None, Divergence, slice, bool, bool], LogProb]
+
+class Settings(NamedTuple):
+    """What one evaluation of a likelihood uses.
+
+    Attributes:
+        solver, steps: the method and its number of steps; None for an adaptive solver.
+        divergence: the estimator of the trace.
+        rows: which samples.
+        trial: use the seeds of a trial instead of those of the result.
+        graph: keep the graph.
+    """
+
+    solver: Solver
+    steps: int | None
+    divergence: Divergence
+    rows: slice
+    trial: bool
+    graph: bool
+
+
+LikelihoodWith = Callable[[Settings], LogProb]
 
 
 class Trials:
@@ -50,13 +69,13 @@ class Trials:
         nfe, products: model evaluations and vector-Jacobian products (count,) of all evaluations so far.
     """
 
-    def __init__(self, attempt: Attempt, solver: Solver, count: int, d: int) -> None:
-        self.attempt, self.solver, self.d = attempt, solver, d
+    def __init__(self, likelihood_with: LikelihoodWith, solver: Solver, count: int, d: int) -> None:
+        self.likelihood_with, self.solver, self.d = likelihood_with, solver, d
         self.nfe, self.products = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
 
     def run(self, k: int, rule: Divergence, rows: slice, trial: bool, graph: bool = False) -> LogProb:
         """The likelihood of some samples at the k-th setting."""
-        found = self.attempt(*setting(self.solver, k), rule, rows, trial, graph)
+        found = self.likelihood_with(Settings(*solver_setting(self.solver, k), rule, rows, trial, graph))
         assert found.nfe_per_sample is not None
         self.nfe[rows] += found.nfe_per_sample.cpu()
         self.products[rows] += found.nfe_per_sample.cpu() * rule.products(self.d)
@@ -73,7 +92,13 @@ class Trials:
 
 
 def meet(
-    attempt: Attempt, solver: Solver, divergence: Divergence, tolerance: float, count: int, d: int, graph: bool = False
+    likelihood_with: LikelihoodWith,
+    solver: Solver,
+    divergence: Divergence,
+    tolerance: float,
+    count: int,
+    d: int,
+    graph: bool = False,
 ) -> LogProb:
     """The likelihood of all samples with a total error of at most ``tolerance`` nats in 95 % of them.
 
@@ -81,7 +106,7 @@ def meet(
     ``products``, ``seconds``) includes every trial.
 
     Args:
-        attempt: computes a likelihood with given settings.
+        likelihood_with: computes a likelihood with given settings.
         solver: the solver whose steps or tolerances are chosen.
         divergence: the estimator of the trace to start from.
         count: the number of samples.
@@ -91,7 +116,7 @@ def meet(
     Raises:
         InputError: the tolerance cannot be met.
     """
-    began, trials = time.perf_counter(), Trials(attempt, solver, count, d)
+    began, trials = time.perf_counter(), Trials(likelihood_with, solver, count, d)
     some, everything, k = slice(0, min(count, PILOT)), slice(0, count), 2
     rule, share = pilot(divergence, d), SOLVERS_PART * tolerance
     while not rule.exact(d):
@@ -119,7 +144,7 @@ def meet(
     )
 
 
-def setting(solver: Solver, k: int) -> tuple[Solver, int | None]:
+def solver_setting(solver: Solver, k: int) -> tuple[Solver, int | None]:
     """The k-th setting, each finer than the last: tolerances of 4^-k / 10, or 5 2^k steps.
 
     Raises:
