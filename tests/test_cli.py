@@ -318,6 +318,19 @@ def test_another_config_in_the_same_folder(run, capsys):
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_run_of_a_different_config_resumes_with_the_arguments_of_the_error(tmp_path, capsys):
+    """Such as an old run, whose config names the target and the times beside the loss."""
+    train = ["train", "--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL]
+    old = [
+        "--config.training.loss=dsm", "--config.training.target=x0", "--config.training.times=lognormal(std=2.0)"
+    ]  # fmt: skip
+    assert main([*train, *old, "--config.training.steps=20"]) == 0
+    fails(capsys, train, "a different config: training.loss is 'dsm' there", f"add {shlex.join(old)}; otherwise")
+    assert main([*train, *old, "--config.training.steps=30"]) == 0
+    assert (tmp_path / "checkpoints" / "step_00000030").is_dir()
+    fails(capsys, [*train, *old, "--config.model.num_train_timesteps=50"], "50 here; use a different --workdir")
+
+
 def test_a_truncated_checkpoint(tmp_path, capsys):
     arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", "--config.training.steps=20", *SMALL]
     assert main(["train", *arguments]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import importlib.util
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -110,25 +111,41 @@ def claim(workdir: Path, config: ConfigDict, card: DataCard) -> None:
     if checkpoint.latest(workdir) is not None:
         if not (workdir / "config.json").exists():
             raise InputError(f"{workdir} contains checkpoints but no config.json; use a different --workdir")
-        refuse_other_config(workdir, saved(workdir)[0], config, "use a different --workdir")
+        there = saved(workdir)[0]
+        refuse_other_config(workdir, there, config, _to_resume(there, config))
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "config.json", {"config": config.to_dict(), "data": asdict(card)})
 
 
 def refuse_other_config(workdir: Path, there: ConfigDict, config: ConfigDict, advice: str) -> None:
-    """Refuses to resume a run with a different config.
+    """Refuses to use a run with a different config.
 
     Raises:
-        InputError: a field differs that must not change; the message names it.
+        InputError: a field differs that must not change; the message names the first one, and ends with ``advice``.
     """
-    old, new = dict(flat(there)), dict(flat(config))
-    for field in new:
-        if field in _FREE or field.partition(".")[0] in _FREE_SECTIONS or old[field] == new[field]:
-            continue
+    for field, old, new in _differences(there, config):
         raise InputError(
-            f"{workdir} contains a run of a different config: {field} is {old[field]!r} there and {new[field]!r} here; "
-            f"{advice}"
+            f"{workdir} contains a run of a different config: {field} is {old!r} there and {new!r} here; {advice}"
         )
+
+
+def _differences(there: ConfigDict, config: ConfigDict) -> list[tuple[str, Any, Any]]:
+    """The fields that differ and must not change: their names, values there and values here."""
+    old = dict(flat(there))
+    return [
+        (field, old[field], new)
+        for field, new in flat(config)
+        if field not in _FREE and field.partition(".")[0] not in _FREE_SECTIONS and old[field] != new
+    ]
+
+
+def _to_resume(there: ConfigDict, config: ConfigDict) -> str:
+    """What to do about a run of a different config: the arguments that resume it, or a different folder."""
+    found = _differences(there, config)
+    if len(found) > 4 or any(old is None for _, old, _ in found):  # an argument cannot set None
+        return "use a different --workdir"
+    arguments = " ".join(shlex.quote(f"--config.{field}={old}") for field, old, _ in found)
+    return f"to resume it, add {arguments}; otherwise use a different --workdir"
 
 
 def saved(workdir: Path) -> tuple[ConfigDict, DataCard]:
