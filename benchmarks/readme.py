@@ -104,7 +104,7 @@ def distances(measure: str, stochastic: bool | None = None) -> str:
     """A table of a measure, "error" or "sliced_wasserstein", by solver, problem and budget."""
     header, rows = results("steps_vs_quality.json")
     rows = [row for row in rows if not row["skipped"] and stochastic in (None, row["stochastic"])]
-    found = {(row["solver"], row["problem"], row["nfe_asked"]): row for row in rows if row[measure] is not None}
+    found = {(row["solver"], row["problem"], row["nfe_budget"]): row for row in rows if row[measure] is not None}
     problems, budgets = list(header["floor"]), sorted({asked for _, _, asked in found if asked})
     columns = [(problem, budget) for problem in problems for budget in budgets]
     best = {
@@ -146,11 +146,11 @@ def floors() -> str:
 def leaders() -> str:
     """The README's table of the best solvers: a row for each budget, a column for each problem and kind of solver."""
     header, rows = results("steps_vs_quality.json")
-    rows = [row for row in rows if row["nfe_asked"] and not row["skipped"]]
+    rows = [row for row in rows if row["nfe_budget"] and not row["skipped"]]
 
     def cell(budget: int, problem: str, noise: bool, measure: str) -> str:
         wanted = (problem, budget, noise)
-        column = [row for row in rows if (row["problem"], row["nfe_asked"], row["stochastic"]) == wanted]
+        column = [row for row in rows if (row["problem"], row["nfe_budget"], row["stochastic"]) == wanted]
         return named(ranks(column, measure))
 
     columns = [(problem, noise, measure, title) for noise, measure, title in RANKINGS for problem in header["floor"]]

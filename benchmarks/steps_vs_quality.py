@@ -46,7 +46,7 @@ NFE = (5, 10, 20, 50)
 TOLERANCES = {"ODE": (1e-1, 1e-2, 1e-3), "SDE": (1.0, 0.3)}  # a stochastic one of 1e-2 takes hundreds of steps
 SHOWN = 7  # rows of a panel
 METRICS = ("sliced_wasserstein",)
-COLUMNS = ("problem", "solver", "nfe_asked")  # which identify a row
+COLUMNS = ("problem", "solver", "nfe_budget")  # which identify a row
 TIMINGS = ("seconds", "seconds_per_sample")
 MEASURE = {False: "error", True: "sliced_wasserstein"}  # the measure that ranks solvers, by whether they draw noise
 
@@ -172,10 +172,10 @@ def standing(records: list[dict[str, Any]], problem: str, budget: int, stochasti
     best: dict[str, dict[str, Any]] = {}
     measure = MEASURE[stochastic]
     for row in records:
-        fits = row["problem"] == problem and not row["skipped"] and (row["nfe_asked"] or row["nfe"]) in (
-            (budget,) if row["nfe_asked"] else range(budget // 2, budget + 1)
+        fits = row["problem"] == problem and not row["skipped"] and (row["nfe_budget"] or row["nfe"]) in (
+            (budget,) if row["nfe_budget"] else range(budget // 2, budget + 1)
         )  # fmt: skip
-        name = row["solver"] if row["nfe_asked"] else row["solver"].partition("(")[0]
+        name = row["solver"] if row["nfe_budget"] else row["solver"].partition("(")[0]
         if fits and row["stochastic"] == stochastic and (name not in best or row["nfe"] > best[name]["nfe"]):
             best[name] = {**row, "label": name}
     rows = sorted(best.values(), key=lambda row: float(row[measure]))

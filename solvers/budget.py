@@ -1,4 +1,7 @@
-"""Model evaluations (NFE), counted before a solve: the cost of a solver on a grid, and the steps for a given cost."""
+"""Model evaluations (NFE), counted before a solve: the cost of a solver on a grid, and the steps for a given cost.
+
+Only solvers of Gaussian states can be counted: the dummy model has no discrete states.
+"""
 
 from __future__ import annotations
 

@@ -45,8 +45,10 @@ def test_the_response_is_that_of_a_run(spec):
     inputs = torch.cat([x, known.answers[: program.nfe], *known.drawn])
     rows = solvers.response(program)
     assert torch.allclose(torch.from_numpy(rows.states[-1:]) @ inputs, outcome, rtol=1e-12, atol=1e-12)
-    assert torch.allclose(torch.from_numpy(rows.asked) @ inputs, torch.cat(known.asked), rtol=1e-12, atol=1e-12)
-    assert np.array_equal(np.triu(rows.asked[:, 1 : 1 + program.nfe]), np.zeros((program.nfe, program.nfe)))  # causal
+    assert torch.allclose(torch.from_numpy(rows.evaluated) @ inputs, torch.cat(known.asked), rtol=1e-12, atol=1e-12)
+    assert np.array_equal(
+        np.triu(rows.evaluated[:, 1 : 1 + program.nfe]), np.zeros((program.nfe, program.nfe))
+    )  # causal
 
 
 def test_difference_tells_where_two_programs_part():

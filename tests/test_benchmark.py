@@ -67,7 +67,7 @@ def test_evaluations_are_measured_and_rows_paired(reference):
     for name, asked in [("ddim", 7), ("heun", 8), ("ddpm", 7), ("pc", 8)]:
         model.seen = 0
         (row,) = benchmark(model, reference, [name], [asked], SEEDS, shape=(2,), truth_steps=0, progress=False)
-        assert row.nfe == model.seen / len(SEEDS) <= asked == row.nfe_asked
+        assert row.nfe == model.seen / len(SEEDS) <= asked == row.nfe_budget
         assert row.error is None
         counts.append((row.nfe, row.steps, row.stochastic))
         alone = scoresde.sample(model, (2,), SEEDS, name, "karras", row.steps)
@@ -81,7 +81,7 @@ def test_errors_fall_at_each_solvers_order(sde, reference):
     """Down to t_min: a last step to sigma = 0 is of order one for every solver, but the truth takes that step too."""
     rows = run(["ddim", "heun"], [80, 160, 320], reference, sde, grid="logsnr", dtype=torch.float64)
     errors = {name: [row.error.value for row in rows if row.solver == name] for name in ("ddim", "heun")}
-    steps = {row.nfe_asked: row.steps for row in rows if row.solver == "heun"}
+    steps = {row.nfe_budget: row.steps for row in rows if row.solver == "heun"}
     assert steps == {80: 40, 160: 80, 320: 160}
     for name, order in (("ddim", 1), ("heun", 2)):
         first, second, third = errors[name]
@@ -109,9 +109,9 @@ def test_the_error_is_the_distance_to_the_truth_it_is_given(reference):
 
 def test_an_adaptive_solver_has_one_row_at_its_own_cost(reference):
     rows = run(["rk45(rtol=1e-4, atol=1e-4)", "ddim"], [5, 10], reference)
-    assert [(row.nfe_asked, row.solver) for row in rows[1:]] == [(5, "ddim"), (10, "ddim")]
+    assert [(row.nfe_budget, row.solver) for row in rows[1:]] == [(5, "ddim"), (10, "ddim")]
     adaptive = rows[0]
-    assert adaptive.nfe_asked is None
+    assert adaptive.nfe_budget is None
     assert adaptive.nfe % 6 == 2  # one evaluation at the start, six for each inner step, one to sigma = 0
     assert 20 < adaptive.nfe < 500
     assert adaptive.error.value < 2e-3 < rows[2].error.value
@@ -120,7 +120,7 @@ def test_an_adaptive_solver_has_one_row_at_its_own_cost(reference):
 def test_budgets_that_cannot_be_met_are_rows_with_a_reason(reference):
     rows = run(["heun", "DPM++ 2M", "ddim", "DDIM"], [1, 5], reference, grid="uniform")
     skipped = [row for row in rows if row.skipped]
-    assert [(row.solver, row.nfe_asked) for row in skipped] == [("heun", 1)]
+    assert [(row.solver, row.nfe_budget) for row in skipped] == [("heun", 1)]
     assert skipped[0].skipped == "nfe=1 is too small for heun: one step takes 2"
     assert (skipped[0].nfe, skipped[0].error, skipped[0].seconds, skipped[0].metrics) == (None, None, None, {})
     assert [row.solver for row in rows] == ["heun", "heun", "dpmpp_2m", "dpmpp_2m", "ddim", "ddim"]  # DDIM is ddim

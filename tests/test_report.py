@@ -104,7 +104,7 @@ def test_every_number_is_in_its_row(tmp_path):
             continue
         assert texts["steps"] == ["5"]
         assert texts["NFE"] == [str(source.nfe)]
-        assert texts["asked"] == [str(source.nfe_asked or "-")]
+        assert texts["budget"] == [str(source.nfe_budget or "-")]
         assert texts["ms / sample"] == ["48.4"]
         for column, score in [
             ("sliced Wasserstein", source.metrics["sliced_wasserstein"]),

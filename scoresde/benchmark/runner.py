@@ -48,7 +48,7 @@ class Row:
 
     Attributes:
         solver, grid: canonical specs.
-        nfe_asked: the budget; None for an adaptive solver, which has none.
+        nfe_budget: the budget; None for an adaptive solver, which has none.
         nfe: model evaluations per sample, as counted; None if the row was skipped.
         steps: steps of the grid, including a last step to sigma = 0.
         stochastic: whether the solver draws noise.
@@ -63,7 +63,7 @@ class Row:
 
     solver: str
     grid: str
-    nfe_asked: int | None
+    nfe_budget: int | None
     nfe: int | None
     steps: int | None
     stochastic: bool

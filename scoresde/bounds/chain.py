@@ -162,37 +162,37 @@ def chain_bound(
     method, rule = reverse_kernel(kernel), decoders.make(decoder)
     chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
     width, seeds = width_of(rule, x, bin_width), seeds_of(seeds, len(x))
-    between, asked = chain.count - 1, _asked(chain, indices)
+    between, count = chain.count - 1, _count_of_terms(chain, indices)
     began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
     batches = batching.rows(len(x))
-    with batching.bar((asked + 1) * len(batches), "bound") as bar, torch.no_grad():
+    with batching.bar((count + 1) * len(batches), "bound") as bar, torch.no_grad():
         for rows in batches:
             given = rows_of(condition, rows)
-            parts.append(_terms(denoiser, chain, x[rows], seeds[rows], given, asked, method, rule, bar.update))
+            parts.append(_terms(denoiser, chain, x[rows], seeds[rows], given, count, method, rule, bar.update))
     terms, latent = (torch.cat(each) for each in zip(*parts, strict=True))
-    last, whole = prior_term(chain, x).cpu(), asked == between
+    last, whole = prior_term(chain, x).cpu(), count == between
     budget = {
         "prior": -last,
-        "diffusion": -(between / asked) * terms[:, 1:].sum(1),
+        "diffusion": -(between / count) * terms[:, 1:].sum(1),
         "decoder": -terms[:, 0],
         "dequantisation": 0 * last,
         "offset": offset_of(rule, x, width),
     }
     stderr, seconds = math.nan * last, time.perf_counter() - began
     return LogProb(
-        finite_sum(budget), stderr, asked + 1, latent, budget, str(method), f"a chain of {chain.count} nodes", "",
+        finite_sum(budget), stderr, count + 1, latent, budget, str(method), f"a chain of {chain.count} nodes", "",
         seconds, width, "lower bound, of the reverse chain", torch.cat([terms, last[:, None]], 1) if whole else None,
         stderr_of="the draws of noise, one a term",
     )  # fmt: skip
 
 
-def _asked(chain: Chain, indices: int | None) -> int:
+def _count_of_terms(chain: Chain, indices: int | None) -> int:
     """The number of terms between the first and the last to evaluate, checked."""
     between = chain.count - 1
-    asked = between if indices is None else positive_integer("indices", indices)
-    if asked > between:
-        raise InputError(f"indices={asked}, but the chain has {between} terms between the first and the last")
-    return asked
+    count = between if indices is None else positive_integer("indices", indices)
+    if count > between:
+        raise InputError(f"indices={count}, but the chain has {between} terms between the first and the last")
+    return count
 
 
 def _terms(
@@ -201,26 +201,26 @@ def _terms(
     x0: Tensor,
     seeds: list[int],
     conditions: Mapping[str, Tensor],
-    asked: int,
+    count: int,
     kernel: DDPM,
     decoder: Decoder,
     advance: Callable[[], Any],
 ) -> tuple[Tensor, Tensor]:
-    """Evaluates L_0 and ``asked`` of the terms between L_0 and L_N, for samples ``x0`` (B, *).
+    """Evaluates L_0 and ``count`` of the terms between L_0 and L_N, for samples ``x0`` (B, *).
 
-    Returns the terms (B, asked + 1), in nats on the CPU, and the noisy samples (B, *) of the last term.
+    Returns the terms (B, count + 1), in nats on the CPU, and the noisy samples (B, *) of the last term.
     """
     between, first = chain.count - 1, chain.node(0)
     source = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device)
     start = torch.zeros(len(x0), dtype=torch.float64)
-    if asked < between:  # from each sample's seed, in a stream that nothing else uses
+    if count < between:  # from each sample's seed, in a stream that nothing else uses
         streams = (solvers.generator(seed, _INDICES) for seed in seeds)
         start = torch.stack([torch.rand((), generator=stream, dtype=torch.float64) for stream in streams])
     found = []
-    for k in range(asked + 1):
+    for k in range(count + 1):
         index = torch.zeros(len(x0), dtype=torch.long)
         if k:
-            index = 1 + (between * (k - 1 + start) / asked).long().clamp(max=between - 1)
+            index = 1 + (between * (k - 1 + start) / count).long().clamp(max=between - 1)
         at, _ = chain.steps(index)
         wide, eps = at.like(x0), source(first, first)
         noisy = wide.alpha * x0 + wide.sigma * eps

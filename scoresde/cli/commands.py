@@ -199,7 +199,7 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         if row.skipped:
-            lines.append(f"{row.solver:28s} {row.nfe_asked or '':>4} skipped: {row.skipped}")
+            lines.append(f"{row.solver:28s} {row.nfe_budget or '':>4} skipped: {row.skipped}")
             continue
         w, f = row.metrics["sliced_wasserstein"], row.metrics["frechet"]
         error = f"{row.error.value:10.4f}" if row.error else f"{'-':>10s}"

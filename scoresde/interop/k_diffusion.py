@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 import solvers
 from solvers import InputError, Node, Output, Prediction, Problem, Program, Solver
 from solvers.program.instructions import Evaluate
-from solvers.program.program import asker
+from solvers.program.program import evaluator
 
 from ..paths.standard import EDM
 
@@ -89,10 +89,10 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
         program = solvers.trace(method, nodes, PATH)
         work = working(x)
         with tqdm(total=len(nodes) - 1, disable=disable) as bar:
-            answer = asker(program.output, _Reporting(model, x.dtype, extra_args or {}, callback, program, bar))
+            evaluate = evaluator(program.output, _Reporting(model, x.dtype, extra_args or {}, callback, program, bar))
             # not program.run, which sums in place: models and callbacks may keep the tensors that they get
             for request in program.steps(work, _Noise(work, noise_sampler)):
-                request.answer(answer(request.x, request.node))
+                request.answer(evaluate(request.x, request.node))
             outcome: Tensor = request.outcome
             return outcome.to(x.dtype)
 

@@ -182,7 +182,7 @@ def _dress(axes: Any, name: str, rows: Sequence[Row]) -> float:
         axes.axhline(0, color=_SOFT, lw=0.6)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-    ticks = sorted({row.nfe_asked for row in rows if row.nfe_asked})
+    ticks = sorted({row.nfe_budget for row in rows if row.nfe_budget})
     if 1 < len(ticks) <= 10:
         axes.set_xticks(ticks)
         axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -283,8 +283,8 @@ def _best(rows: Sequence[Row], name: str) -> dict[int, float]:
     best: dict[int, float] = {}
     for row in rows:
         score = _score(row, name)
-        if score and row.nfe_asked is not None:
-            best[row.nfe_asked] = min(score.value, best.get(row.nfe_asked, math.inf))
+        if score and row.nfe_budget is not None:
+            best[row.nfe_budget] = min(score.value, best.get(row.nfe_budget, math.inf))
     return best
 
 
@@ -296,7 +296,7 @@ def _summary(rows: Sequence[Row]) -> str:
     parts = []
     for budget, value in sorted(best.items()):
         winner = next(
-            r for r in rows if r.nfe_asked == budget and names[0] in r.metrics and r.metrics[names[0]].value == value
+            r for r in rows if r.nfe_budget == budget and names[0] in r.metrics and r.metrics[names[0]].value == value
         )
         parts.append(f"{winner.solver} with {budget} evaluations ({number(value)})")
     return f"Best {_NAMES.get(names[0], names[0])} distance: {'; '.join(parts)}." if parts else ""
@@ -307,18 +307,18 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
     best = {name: _best(rows, name) for name in names}
     lines = []
     for row in rows:
-        facts = [row.steps, row.nfe, row.nfe_asked, row.grid, "SDE" if row.stochastic else "ODE", row.n_samples]
+        facts = [row.steps, row.nfe, row.nfe_budget, row.grid, "SDE" if row.stochastic else "ODE", row.n_samples]
         cells = []
         for name in names:
             score = _score(row, name)
-            marked = score is not None and row.nfe_asked is not None and score.value == best[name][row.nfe_asked]
+            marked = score is not None and row.nfe_budget is not None and score.value == best[name][row.nfe_budget]
             interval = f"{number(score.low)} to {number(score.high)}" if score else ""
             cells.append({"value": number(score.value if score else None), "interval": interval, "best": marked})
         time = None if row.seconds_per_sample is None else 1e3 * row.seconds_per_sample
         cells.append({"value": number(time), "interval": "", "best": False})
         shown = ["-" if fact is None else str(fact) for fact in facts]
         lines.append({"solver": row.solver, "facts": shown, "scores": cells, "skipped": row.skipped})
-    columns = ["steps", "NFE", "asked", "grid", "kind", "samples", *(_NAMES.get(n, n) for n in names), "ms / sample"]
+    columns = ["steps", "NFE", "budget", "grid", "kind", "samples", *(_NAMES.get(n, n) for n in names), "ms / sample"]
     return {"table_rows": lines, "columns": columns, "scores": len(names) + 1, "has_error": "error" in names}
 
 
@@ -345,14 +345,14 @@ def _pictures(rows: Sequence[Row], low: float, high: float, reference: Tensor | 
             return {"image": "", "text": row.skipped}
         return draw(row.samples, reference)
 
-    budgets = sorted({row.nfe_asked for row in rows if row.nfe_asked is not None})
-    own = [None] if any(row.nfe_asked is None for row in rows) else []
+    budgets = sorted({row.nfe_budget for row in rows if row.nfe_budget is not None})
+    own = [None] if any(row.nfe_budget is None for row in rows) else []
     lines = []
     if reference is not None:
         blank = [{"image": "", "text": ""}] * (len(budgets) + len(own) - 1)
         lines.append({"label": "real data", "cells": [draw(reference[: len(shown[0])], None), *blank]})
     for label, members in _groups(rows).items():
-        at = {row.nfe_asked: row for row in members}
+        at = {row.nfe_budget: row for row in members}
         lines.append({"label": label, "cells": [cell(at.get(budget)) for budget in [*budgets, *own]]})
     caption = "A row for each solver, a column for each budget of evaluations (NFE); all start from the same noise."
     if not pixels and reference is not None and shown[0][0].numel() <= 2:

@@ -1,4 +1,7 @@
-"""Checks that every solver must pass, measured on problems with known exact solutions."""
+"""Checks that every solver must pass, measured on problems with known exact solutions.
+
+The problems have Gaussian states; there are no checks for solvers of discrete states yet.
+"""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from .analysis import difference, equal, response, terminal_covariance
 from .from_file import File
 from .instructions import Combine, Draw, Evaluate
-from .program import Answer, Program, asker, shares
+from .program import Answer, Program, evaluator, shares
 from .trace import NoProgram
 
 __all__ = [
@@ -14,9 +14,9 @@ __all__ = [
     "File",
     "NoProgram",
     "Program",
-    "asker",
     "difference",
     "equal",
+    "evaluator",
     "response",
     "shares",
     "terminal_covariance",

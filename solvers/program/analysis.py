@@ -25,13 +25,13 @@ class Response(NamedTuple):
 
     Attributes:
         registers: every register, the start first (1 + R, 1 + P + Q).
-        asked: the states at which the model is evaluated (P, 1 + P + Q). Of the outputs, row k, counted from 0, depends
-            on m_1 .. m_k only.
+        evaluated: the states at which the model is evaluated (P, 1 + P + Q). Of the outputs, row k, counted from 0,
+            depends on m_1 .. m_k only.
         states: the states at the ends of the steps (N, 1 + P + Q); the last one is the outcome.
     """
 
     registers: Matrix
-    asked: Matrix
+    evaluated: Matrix
     states: Matrix
 
 
@@ -47,7 +47,7 @@ def response(program: Program, output: Output | None = None) -> Response:
     size = 1 + program.nfe + program.draws
     values: list[Any] = [np.eye(1, size)[0]]
     models, draws = 0, program.nfe
-    asked = []
+    evaluated = []
     for instruction in program.instructions:
         value = np.zeros(size)
         if isinstance(instruction, Combine):
@@ -56,7 +56,7 @@ def response(program: Program, output: Output | None = None) -> Response:
         elif isinstance(instruction, Evaluate):
             models += 1
             state, node = values[instruction.x], program.nodes[instruction.node]
-            asked.append(state)
+            evaluated.append(state)
             value[models] = 1.0
             if output is not None and output != program.output:
                 value = program.output.of(output.read(value, state, node), state, node)
@@ -65,7 +65,7 @@ def response(program: Program, output: Output | None = None) -> Response:
             value[draws] = 1.0
         values.append(value)
     states = [values[state.register] for state in program.states]
-    return Response(np.array(values), np.array(asked).reshape(-1, size), np.array(states))
+    return Response(np.array(values), np.array(evaluated).reshape(-1, size), np.array(states))
 
 
 def difference(one: Program, other: Program) -> float:
@@ -83,7 +83,7 @@ def difference(one: Program, other: Program) -> float:
         return math.inf
     gaps = [0.0]
     mine, its = (response(program, Output("eps")) for program in (one, other))
-    for a, b in zip((*mine.asked, mine.states[-1]), (*its.asked, its.states[-1]), strict=True):
+    for a, b in zip((*mine.evaluated, mine.states[-1]), (*its.evaluated, its.states[-1]), strict=True):
         gaps.append(float(np.abs(a - b).max() / np.abs(a).max()))
     for a_node, b_node in zip(_places(one), _places(other), strict=True):
         gaps.append(0.0 if a_node == b_node else abs(a_node - b_node))
@@ -93,9 +93,9 @@ def difference(one: Program, other: Program) -> float:
 def _places(program: Program) -> list[float]:
     """lam at every evaluation, at the start and end of every draw, and at the last node."""
     nodes = program.nodes
-    asked = [nodes[i.node].lam for i in program.instructions if isinstance(i, Evaluate)]
+    evaluated = [nodes[i.node].lam for i in program.instructions if isinstance(i, Evaluate)]
     drawn = [nodes[k].lam for i in program.instructions if not isinstance(i, (Combine, Evaluate)) for k in (i.t, i.s)]
-    return [*asked, *drawn, program.end.lam]
+    return [*evaluated, *drawn, program.end.lam]
 
 
 def equal(one: Program, other: Program, tolerance: float = 1e-12) -> bool:

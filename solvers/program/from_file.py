@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import Noise, Solver, Step, solvers
-from .program import Program, Registers, answered, asker
+from .program import Program, Registers, answer_requests, evaluator
 
 
 class Place(NamedTuple):
@@ -84,7 +84,7 @@ class File(Solver):
         program, registers = self.program, carry.registers.copy()
         state = program.states[carry.step - 1].register if carry.step else 0
         registers.values[state] = registers.inwards(x)  # a hook may have replaced it
-        answered(program.rows(registers, carry.step, noise), asker(program.output, problem))
+        answer_requests(program.rows(registers, carry.step, noise), evaluator(program.output, problem))
         end = registers.values[program.states[carry.step].register]
         return Step(registers.outwards(end), Place(carry.step + 1, registers))
 

@@ -116,14 +116,14 @@ class Program:
             InputError: noise is missing.
         """
         steps = self._advance(x, noise, bool(hooks), not torch.is_grad_enabled())
-        ask = asker(self.output, as_problem(problem))
+        evaluate = evaluator(self.output, as_problem(problem))
         answer: Any = None
         try:
             while True:
                 request = steps.send(answer)
                 answer = None
                 if isinstance(request, Request):
-                    answer = ask(request.x, request.node)
+                    answer = evaluate(request.x, request.node)
                 else:
                     for hook in hooks:
                         replaced = hook(request.x if answer is None else answer, request.node)
@@ -362,17 +362,17 @@ def shares(one: Any, other: Any) -> bool:
     return bool(one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr())
 
 
-def asker(output: Output, problem: Problem) -> Callable[[Tensor, Node], Any]:
+def evaluator(output: Output, problem: Problem) -> Callable[[Tensor, Node], Any]:
     """The function (x, node) that evaluates the model: ``raw`` if its output is the program's, else ``predict``."""
     return problem.raw if problem.output == output else problem.predict
 
 
-def answered(requests: Generator[Request, Any, None], ask: Callable[[Tensor, Node], Any]) -> None:
-    """Runs a generator to its end and answers every request with ``ask``."""
+def answer_requests(requests: Generator[Request, Any, None], evaluate: Callable[[Tensor, Node], Any]) -> None:
+    """Runs a generator to its end and answers every request with ``evaluate``."""
     answer: Any = None
     try:
         while True:
             request = requests.send(answer)
-            answer = ask(request.x, request.node)
+            answer = evaluate(request.x, request.node)
     except StopIteration:
         return

@@ -1,4 +1,7 @@
-"""Tracing: runs a solver's own steps on symbolic values, which support only sums and products with numbers."""
+"""Tracing: runs a solver's own steps on symbolic values, which support only sums and products with numbers.
+
+Only solvers of Gaussian states can be traced: a step between discrete states is not a sum.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def row_norm(x: Tensor) -> Tensor:
     return norm.view(-1, *(1,) * (x.ndim - 1))
 
 
-def widened(x: Tensor) -> Tensor:
+def in_float64(x: Tensor) -> Tensor:
     """x in float64, on its own device; on the CPU if that device has no float64."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
@@ -136,16 +136,16 @@ class MALA(Corrector):
             return x + size * problem.predict(x, node).score(node)
 
         def log_kernel(x: Tensor, mean: Tensor) -> Tensor:
-            gaps: Tensor = (widened(x - mean) ** 2).flatten(1).sum(1)
+            gaps: Tensor = (in_float64(x - mean) ** 2).flatten(1).sum(1)
             return gaps / (-4 * size)
 
         there = mean(x)
         proposal = there + math.sqrt(2 * size) * noise(node, node)
         try:
-            gain = widened(problem.log_prob(proposal, node)) - widened(problem.log_prob(x, node))
+            gain = in_float64(problem.log_prob(proposal, node)) - in_float64(problem.log_prob(x, node))
         except NoDensity as error:
             raise InputError(f"mala needs the target's density: {error}; langevin needs the score only") from None
         gain = gain + log_kernel(x, mean(proposal)) - log_kernel(proposal, there)
         # log of a uniform number, from the first component of a normal draw from the sample's noise
-        accepted = torch.special.log_ndtr(widened(noise(node, node).flatten(1)[:, 0])) < gain
+        accepted = torch.special.log_ndtr(in_float64(noise(node, node).flatten(1)[:, 0])) < gain
         return torch.where(accepted.to(x.device).view(-1, *(1,) * (x.ndim - 1)), proposal, x)

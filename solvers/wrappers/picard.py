@@ -17,12 +17,12 @@ from ..types.node import Node, Prediction, Rows
 from ..types.problem import Problem, ProblemWrapper
 from ..types.solver import Noise, Solver, Step, solvers
 from .base import Wrapper, require
-from .correctors import widened
+from .correctors import in_float64
 
 Draws = tuple[Tensor, ...]
 
 
-class _Ask(Exception):
+class _NeedsPrediction(Exception):
     """Raised where a step needs a prediction that has not been made yet."""
 
     def __init__(self, x: Tensor, node: Node) -> None:
@@ -30,7 +30,10 @@ class _Ask(Exception):
 
 
 class _Replay(ProblemWrapper):
-    """A problem and noise source that replay a step: stored predictions, then ``_Ask`` for the next; stored draws."""
+    """A problem and noise source that replay a step from stored predictions and draws.
+
+    The first prediction that is not stored raises ``_NeedsPrediction``.
+    """
 
     def __init__(self, problem: Problem, answers: Sequence[Prediction], draws: Sequence[Tensor]) -> None:
         super().__init__(problem)
@@ -40,7 +43,7 @@ class _Replay(ProblemWrapper):
         try:
             return next(self.answers)
         except StopIteration:
-            raise _Ask(x, node) from None
+            raise _NeedsPrediction(x, node) from None
 
     def __call__(self, t: Node, s: Node) -> Tensor:
         return next(self.draws)
@@ -205,7 +208,7 @@ class Picard(Wrapper):
             at = chosen.to(old.device)
             # the recursion of the sum; where a state did not move, this is the solver's step to the last bit
             new = moved + (node.alpha / nodes[j].alpha) * (points[j][at] - window.points[j][at])
-            shift = widened(new - old[at]).flatten(1).pow(2).mean(1).sqrt().cpu()
+            shift = in_float64(new - old[at]).flatten(1).pow(2).mean(1).sqrt().cpu()
             tolerance = max(self.tolerance, 4 * torch.finfo(old.dtype).eps) * math.hypot(node.alpha, node.sigma)
             first = window.reached[chosen] == j
             final = first | (settled[chosen] & (shift <= tolerance))
@@ -236,17 +239,17 @@ class Picard(Wrapper):
         answers: dict[int, list[Prediction]] = {j: [] for j in rows}
         found: dict[int, Tensor] = {}
         while len(found) < len(rows):
-            asked: dict[int, _Ask] = {}
+            needed: dict[int, _NeedsPrediction] = {}
             for j in rows:
                 if j not in found:
                     replay = _Replay(problem, answers[j], draws[j])
                     try:
                         found[j] = self._advance(window, j, replay, starts[j])
-                    except _Ask as ask:
-                        asked[j] = ask
-            if asked:
-                made = _together(problem, [(rows[j], ask.x, ask.node) for j, ask in asked.items()])
-                for j, prediction in zip(asked, made, strict=True):
+                    except _NeedsPrediction as need:
+                        needed[j] = need
+            if needed:
+                made = _together(problem, [(rows[j], need.x, need.node) for j, need in needed.items()])
+                for j, prediction in zip(needed, made, strict=True):
                     answers[j].append(prediction)
         return {j: found[j] for j in rows}
 
@@ -260,15 +263,15 @@ def _chosen(x: Tensor, rows: Rows) -> Tensor:
     return x[rows if isinstance(rows, slice) else rows.to(x.device)]
 
 
-def _together(problem: Problem, asked: Sequence[tuple[Rows, Tensor, Node]]) -> list[Prediction]:
+def _together(problem: Problem, needed: Sequence[tuple[Rows, Tensor, Node]]) -> list[Prediction]:
     """The predictions at several states and nodes, in one call of the model; for symbolic states, in one call each."""
-    if not all(isinstance(x, Tensor) for _, x, _ in asked):
-        return [problem.predict(x, node) for _, x, node in asked]
-    each = [len(x) for _, x, _ in asked]
+    if not all(isinstance(x, Tensor) for _, x, _ in needed):
+        return [problem.predict(x, node) for _, x, node in needed]
+    each = [len(x) for _, x, _ in needed]
     places = torch.arange(max(each))
-    rows = torch.cat([places[chosen] if isinstance(chosen, slice) else chosen for chosen, _, _ in asked])
-    nodes = Node.stack([node for (_, _, node), n in zip(asked, each, strict=True) for _ in range(n)])
-    prediction = problem.select(rows).predict(torch.cat([x for _, x, _ in asked]), nodes)
+    rows = torch.cat([places[chosen] if isinstance(chosen, slice) else chosen for chosen, _, _ in needed])
+    nodes = Node.stack([node for (_, _, node), n in zip(needed, each, strict=True) for _ in range(n)])
+    prediction = problem.select(rows).predict(torch.cat([x for _, x, _ in needed]), nodes)
     x0, eps = torch.split(prediction.x0, each), torch.split(prediction.eps, each)
     nu = [None] * len(each) if prediction.nu is None else torch.split(prediction.nu, each)
     return [Prediction(*parts) for parts in zip(x0, eps, nu, strict=True)]

@@ -19,7 +19,7 @@ from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import Noise, Solver, Step, solvers
 from .base import Wrapper, require
-from .correctors import widened
+from .correctors import in_float64
 
 
 class _Recorded:
@@ -108,7 +108,7 @@ class StepDoubling(Wrapper):
         fine = self.solver.step(problem, half.x, middle, s, half.carry, record)
         coarse = self.solver.step(problem, x, t, s, carry, None if record is None else record.composed)
         gap = (1 / (2**self.solver.order - 1)) * (fine.x - coarse.x)
-        error = widened(gap.detach()).flatten(1).pow(2).mean(1).sqrt().cpu()
+        error = in_float64(gap.detach()).flatten(1).pow(2).mean(1).sqrt().cpu()
         return Step(fine.x + gap if self.extrapolate else fine.x, fine.carry, error)
 
 
