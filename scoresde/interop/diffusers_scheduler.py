@@ -21,7 +21,7 @@ from solvers.program.program import shares
 
 from ..paths.base import SDE
 from .diffusers_config import PREDICTIONS, Reading, config_of
-from .foreign_loop import Run
+from .foreign_loop import ForeignRun
 from .k_diffusion import linear_solver, steps_of_evaluations, working
 
 # options of other schedulers that pipelines pass to step, with the values that have no effect
@@ -103,7 +103,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.register_to_config(**config)  # type: ignore[no-untyped-call]
         self.num_inference_steps: int | None = None
         self._generator: Any = None
-        self._run: Run | None = None
+        self._run: ForeignRun | None = None
         self._begin_index: int | None = None
         self._broken_off: int | None = None  # the place of the run that was copied, if this is a copy
         every = torch.arange(self._reading.num_train_timesteps - 1, -1, -1)
@@ -261,7 +261,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _clip_range(self) -> float:
         return float(self.config.get("clip_sample_range", 1.0))
 
-    def _run_at(self, timestep: float | Tensor, sample: Tensor) -> Run:
+    def _run_at(self, timestep: float | Tensor, sample: Tensor) -> ForeignRun:
         """The current run if this timestep is its next, or else a new run that begins at this timestep."""
         if self.num_inference_steps is None:
             raise InputError("call set_timesteps before step")
@@ -288,7 +288,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             )
         self._broken_off = None
         place = next((i for i in places if self._begins(i)), places[0])
-        return Run(self._program_from(place), sample, self._draw(sample), place)
+        return ForeignRun(self._program_from(place), sample, self._draw(sample), place)
 
     def _entry(self, places: list[int]) -> str:
         return f"entry {' or '.join(map(str, places))} ({self._labels[places[0]]:g})"

@@ -12,7 +12,7 @@ from solvers.program.program import Answer
 from .k_diffusion import working
 
 
-class Run:
+class ForeignRun:
     """A program in progress: it returns a state, receives the model's output for it, and returns the next state.
 
     The foreign loop evaluates the model at ``shown`` (B, *), which has the loop's dtype; inside, states of 16 bits are

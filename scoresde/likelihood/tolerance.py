@@ -34,7 +34,7 @@ from .result import LogProb
 PILOT = 32  # the number of samples on which steps and probes are chosen
 PROBES = 8  # the least number of probes in a trial, whose spread determines how many are needed
 MISSES = 0.05  # the share of the samples whose error may exceed the tolerance
-SOLVERS_PART = 0.25  # the solver's share of the tolerance if there are probes as well
+SOLVERS_SHARE = 0.25  # the solver's share of the tolerance if there are probes as well
 TIGHTEST, MOST_STEPS = 1e-10, 4096
 
 _TRIAL = 9  # label of the generator's stream
@@ -118,7 +118,7 @@ def meet(
     """
     began, trials = time.perf_counter(), Trials(likelihood_with, solver, count, d)
     some, everything, k = slice(0, min(count, PILOT)), slice(0, count), 2
-    rule, share = pilot(divergence, d), SOLVERS_PART * tolerance
+    rule, share = pilot(divergence, d), SOLVERS_SHARE * tolerance
     while not rule.exact(d):
         wanted: Divergence | None = None
         for step in trials.ladder(rule, some, True, 2):

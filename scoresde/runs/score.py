@@ -242,11 +242,11 @@ def _values(run: Run, x: Tensor, rows: slice, options: Mapping[str, Any]) -> dic
     began = time.perf_counter()
     result = log_prob(run.denoiser, part, seeds=seeds, **options, progress=True)
     found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # includes the trials of a tolerance
-    bound = chain_score(run, part, seeds)
+    bound = bound_of(run, part, seeds)
     return found if bound is None else {**found, "bound": bound}
 
 
-def chain_score(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
+def bound_of(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
     """The bound that a run's ``likelihood.bound`` names, or None: of the reverse chain, or ``continuous``."""
     options, width = run.config.likelihood, run.card.bin_width
     if options.bound is None:

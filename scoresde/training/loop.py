@@ -132,7 +132,7 @@ def train(
         raise InputError(f"training data must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
     if not torch.isfinite(data).all():
         raise InputError("the training data contain numbers that are not finite")
-    run = _Run(denoiser, network, data, loss, options)
+    run = _Training(denoiser, network, data, loss, options)
     run.resume()
     last = math.nan
     network.train()
@@ -154,7 +154,7 @@ def train(
     return TrainResult(network.eval(), run.average.module.eval(), run.step, last)
 
 
-class _Run:
+class _Training:
     """The state of a training run, and the update that advances it."""
 
     def __init__(
