@@ -27,11 +27,11 @@ def on(path, ratio):
     return path(path.t_of_lam(-math.log(ratio)))
 
 
-def rows(spec, path=VP, count=None):
-    """The row of a step to RATIOS[0] with predictions at the next ``count`` ratios, newest first."""
+def step_of(spec, path=VP, count=None):
+    """The coefficients of a step to RATIOS[0] with predictions at the next ``count`` ratios, newest first."""
     solver = solvers.make(spec)
     past = [on(path, ratio) for ratio in RATIOS[1 : 1 + (count or solver.depth)]]
-    return solver.row(Mixture(path), on(path, RATIOS[0]), past)
+    return solver.coefficients(Mixture(path), on(path, RATIOS[0]), past)
 
 
 def lagrange(at, j, u):
@@ -54,9 +54,9 @@ def test_the_phi_functions_are_their_integrals():
 def test_lms_integrates_lagranges_polynomials_in_ratio(spec):
     s, *at = RATIOS
     wanted = [quad(lambda u, j=j: lagrange(at, j, u), at[0], s)[0] for j in range(4)]
-    row = rows(spec)
-    assert row.keep == 1
-    close(row.weights, wanted)
+    step = step_of(spec)
+    assert step.keep == 1
+    close(step.weights, wanted)
 
 
 def test_ipndm_v_at_order_3_is_the_variable_step_formula():
@@ -64,7 +64,7 @@ def test_ipndm_v_at_order_3_is_the_variable_step_formula():
     h, h1, h2 = s - r0, r0 - r1, r1 - r2  # Hairer, Norsett and Wanner, III.5.15 with k = 3, by hand
     third = h * (2 * h + 3 * h1) / (6 * h2 * (h1 + h2))
     second = -(h / (2 * h1)) - third * (h1 + h2) / h1
-    close(rows("ipndm_v(order=3)").weights, [h * (1 - second - third), h * second, h * third])
+    close(step_of("ipndm_v(order=3)").weights, [h * (1 - second - third), h * second, h * third])
 
 
 @pytest.mark.parametrize("path", [VP, SUB_VP, RECTIFIED_FLOW], ids=str)
@@ -77,7 +77,7 @@ def test_deis_tab_integrates_polynomials_in_t(path):
         return (node.dsigma - node.f * node.sigma) / node.alpha  # d ratio / dt
 
     wanted = [quad(lambda t, j=j: slope(t) * lagrange(at, j, t), at[0], end, epsabs=1e-14)[0] for j in range(3)]
-    close(rows("deis", path).weights, wanted)
+    close(step_of("deis", path).weights, wanted)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_deis_tab_integrates_polynomials_in_t(path):
     ],
 )
 def test_pndms_weights_are_those_of_even_steps(spec, weights):
-    close(rows(spec).weights, [(RATIOS[0] - RATIOS[1]) * w for w in weights])
+    close(step_of(spec).weights, [(RATIOS[0] - RATIOS[1]) * w for w in weights])
 
 
 def test_dpmpp_2m_is_the_papers_algorithm_2():
@@ -98,7 +98,7 @@ def test_dpmpp_2m_is_the_papers_algorithm_2():
     h, before = lams[0] - lams[1], lams[1] - lams[2]
     r = before / h
     for variant, share in (("midpoint", -math.expm1(-h) / (2 * r)), ("heun", (math.expm1(-h) / h + 1) / r)):
-        close(rows(f"dpmpp_2m(variant={variant})").weights, [-math.expm1(-h) + share, -share])
+        close(step_of(f"dpmpp_2m(variant={variant})").weights, [-math.expm1(-h) + share, -share])
 
 
 def test_dpmpp_3m_is_the_parabolas_integral_and_the_released_one_halves_its_bend():
@@ -107,25 +107,25 @@ def test_dpmpp_3m_is_the_parabolas_integral_and_the_released_one_halves_its_bend
     r0, r1 = (lams[1] - lams[2]) / h, (lams[2] - lams[3]) / h
     at = lams[1:4]
     exact = [quad(lambda u, j=j: math.exp(u - lams[0]) * lagrange(at, j, u), at[0], lams[0])[0] for j in range(3)]
-    close(rows("dpmpp_3m").weights, exact)
+    close(step_of("dpmpp_3m").weights, exact)
     p1 = -math.expm1(-h)
     p2 = math.expm1(-h) / h + 1
     p3 = p2 / h - 0.5
     unit = np.eye(3)
     d10, d11 = (unit[0] - unit[1]) / r0, (unit[1] - unit[2]) / r1
     d1, d2 = d10 + r0 / (r0 + r1) * (d10 - d11), (d10 - d11) / (r0 + r1)
-    close(rows("dpmpp_3m(variant=released)").weights, p1 * unit[0] + p2 * d1 - p3 * d2)
-    close(rows("dpmpp_3m").weights, p1 * unit[0] + p2 * d1 - p3 * 2 * d2)
+    close(step_of("dpmpp_3m(variant=released)").weights, p1 * unit[0] + p2 * d1 - p3 * d2)
+    close(step_of("dpmpp_3m").weights, p1 * unit[0] + p2 * d1 - p3 * 2 * d2)
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])
 def test_sde_dpmpp_2m_has_the_papers_linear_part_and_noise(eta):
     s, t = RATIOS[0], RATIOS[1]
     h = math.log(t / s)
-    row = rows(f"dpmpp_2m_sde(eta={eta})")
-    assert row.keep == pytest.approx(math.exp(-(1 + eta**2) * h), rel=1e-14)
-    assert row.noise == pytest.approx(s * math.sqrt(1 - math.exp(-2 * eta**2 * h)), rel=1e-13)
-    assert sum(row.weights) == pytest.approx(1 - row.keep, rel=1e-13)
+    step = step_of(f"dpmpp_2m_sde(eta={eta})")
+    assert step.keep == pytest.approx(math.exp(-(1 + eta**2) * h), rel=1e-14)
+    assert step.noise == pytest.approx(s * math.sqrt(1 - math.exp(-2 * eta**2 * h)), rel=1e-13)
+    assert sum(step.weights) == pytest.approx(1 - step.keep, rel=1e-13)
 
 
 def unipc(order, variant, corrector):
@@ -154,7 +154,7 @@ def unipc(order, variant, corrector):
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_unipc_is_the_papers_linear_system(order, variant):
     spec = f"uni_pc(order={order}, variant={variant})"
-    close(rows(spec).weights, unipc(order, variant, corrector=False), 1e-10)
+    close(step_of(spec).weights, unipc(order, variant, corrector=False), 1e-10)
     solver = solvers.make(spec)
     nodes = [on(VP, ratio) for ratio in RATIOS[: order + 1]]
     close(solver.corrector(Mixture(VP), nodes, order), unipc(order, variant, corrector=True), 1e-10)
@@ -169,9 +169,11 @@ def test_sa_solver_integrates_with_the_papers_kernel(eta):
         return (1 + eta**2) * math.exp(-(1 + eta**2) * (lams[0] - u)) * lagrange(at, j, u)
 
     wanted = [quad(kernel, at[0], lams[0], args=(j,))[0] for j in range(3)]
-    row = rows(f"sa_solver(eta={eta})")
-    close(row.weights, wanted)
-    assert row.noise == pytest.approx(RATIOS[0] * math.sqrt(1 - math.exp(-2 * eta**2 * (lams[0] - lams[1]))), abs=1e-14)
+    step = step_of(f"sa_solver(eta={eta})")
+    close(step.weights, wanted)
+    assert step.noise == pytest.approx(
+        RATIOS[0] * math.sqrt(1 - math.exp(-2 * eta**2 * (lams[0] - lams[1]))), abs=1e-14
+    )
 
 
 @pytest.mark.parametrize("name", sorted(NOISE_SCALES))
@@ -188,12 +190,12 @@ def test_er_sde_is_the_papers_proposition_with_exact_integrals(name):
     d1 = (unit[0] - unit[1]) / (t - before)
     d1_before = (unit[1] - unit[2]) / (before - earlier)
     d2 = (d1 - d1_before) / ((t - earlier) / 2)
-    row = rows(f"er_sde(noise_scale={name}, variant=published)")
-    assert row.keep == pytest.approx(keep, rel=1e-13)
-    close(row.weights, (1 - keep) * unit[0] + first * d1 + second * d2, 1e-9)
-    assert row.noise == pytest.approx(math.sqrt(max(0, s**2 - (t * keep) ** 2)), abs=1e-14)
+    step = step_of(f"er_sde(noise_scale={name}, variant=published)")
+    assert step.keep == pytest.approx(keep, rel=1e-13)
+    close(step.weights, (1 - keep) * unit[0] + first * d1 + second * d2, 1e-9)
+    assert step.noise == pytest.approx(math.sqrt(max(0, s**2 - (t * keep) ** 2)), abs=1e-14)
     # order 2 is the same in both variants
-    close(rows(f"er_sde(noise_scale={name}, order=2)").weights, (1 - keep) * unit[0][:2] + first * d1[:2], 1e-9)
+    close(step_of(f"er_sde(noise_scale={name}, order=2)").weights, (1 - keep) * unit[0][:2] + first * d1[:2], 1e-9)
 
 
 @pytest.mark.parametrize("name", sorted(NOISE_SCALES))

@@ -14,7 +14,7 @@ from ..types.model_output import Quantity
 from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import Noise, Step, solvers
-from .base import Coordinate, Memory, Multistep, Row, Start, adams
+from .base import Coefficients, Coordinate, Memory, Multistep, Start, adams
 
 
 class Polynomial(Multistep):
@@ -27,10 +27,7 @@ class Polynomial(Multistep):
     coordinate: Coordinate = "ratio"
     quantity: Quantity = "eps"
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
-        return self.integral(problem, s, past[0], past)
-
-    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
+    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Coefficients:
         return adams(problem, s, t, nodes, self.quantity, self.coordinate)
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Memory, noise: Noise | None) -> Step:
@@ -93,12 +90,8 @@ class LMS(Polynomial):
     equals=("lms",),
 )
 @dataclass(frozen=True)
-class IPNDMV(Polynomial):
-    """iPNDM with the Adams-Bashforth weights of uneven steps; identical to ``lms``."""
-
-    depth: Annotated[int, Range(1, 6)] = named("order", 4)
-    start: Start = "lower"
-    lower_order_final: bool = False
+class IPNDMV(LMS):
+    """iPNDM with the Adams-Bashforth weights of uneven steps: a second name of ``lms``."""
 
 
 @solvers.register(
@@ -152,9 +145,6 @@ class RES2M(Multistep):
     lower_order_final: bool = False
     depth: ClassVar[int] = 2
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
-        return self.integral(problem, s, past[0], past)
-
 
 # Adams-Bashforth weights for equal steps, newest first
 FIXED = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -166,8 +156,8 @@ class FixedWeights(Multistep):
     depth: int = 4
     quantity: Quantity = "eps"
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
-        return Row(1.0, [(s.ratio - past[0].ratio) * weight for weight in FIXED[len(past) - 1]])
+    def coefficients(self, problem: Problem, s: Node, past: Sequence[Node]) -> Coefficients:
+        return Coefficients(1.0, [(s.ratio - past[0].ratio) * weight for weight in FIXED[len(past) - 1]])
 
 
 @solvers.register(
@@ -194,9 +184,9 @@ class GradientEstimation(Multistep):
     def nominal_order(self) -> float:
         return 2 if self.gamma == 1.5 else 1
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
+    def coefficients(self, problem: Problem, s: Node, past: Sequence[Node]) -> Coefficients:
         weights = (self.gamma, 1 - self.gamma) if len(past) > 1 else (1.0,)
-        return Row(1.0, [(s.ratio - past[0].ratio) * weight for weight in weights])
+        return Coefficients(1.0, [(s.ratio - past[0].ratio) * weight for weight in weights])
 
 
 @solvers.register(

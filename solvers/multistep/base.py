@@ -1,7 +1,7 @@
 """Multistep methods: a step is a weighted sum of the state and of the predictions made so far.
 
 In x / alpha every method has the form x_s / alpha_s = keep x / alpha_t + sum_j weights_j q_j + noise z, with q_j the
-predictions at t and at earlier nodes, newest first. A method defines the row of these numbers. The base class does the
+predictions at t and at earlier nodes, newest first. A method defines these coefficients. The base class does the
 rest: the history, the start, the corrector and the order of the last steps.
 """
 
@@ -25,7 +25,7 @@ Start = Literal["lower", "corrector", "runge_kutta"]
 Coordinate = Literal["lam", "ratio", "t", "flow", "angle"]
 
 
-class Row(NamedTuple):
+class Coefficients(NamedTuple):
     """The coefficients of a step in x / alpha: of the state, of the predictions (newest first) and of the noise."""
 
     keep: float
@@ -42,7 +42,11 @@ class Memory(NamedTuple):
 
 
 class Multistep(Solver):
-    """Base class of multistep methods; a subclass defines ``row``, and ``corrector`` if it has one.
+    """Base class of multistep methods; a subclass defines ``depth`` and its formula.
+
+    The formula is ``coefficients`` or, where it is the integral of an interpolating polynomial, ``integral``;
+    ``corrector`` if the method has one. ``depth`` is a class variable where it is fixed, a field where users choose it
+    as the option ``order``, and a property where it follows from other options.
 
     The first steps have too few earlier predictions. ``start`` decides what they do:
 
@@ -62,7 +66,7 @@ class Multistep(Solver):
 
     @property
     def depth(self) -> int:
-        """How many predictions a step uses."""
+        """How many predictions a step uses; see the class for its three forms."""
         raise NotImplementedError
 
     @property
@@ -98,9 +102,9 @@ class Multistep(Solver):
     def restartable(self) -> bool:
         return False
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
-        """The row of the step from past[0] to s, for the predictions at ``past``, newest first."""
-        raise NotImplementedError
+    def coefficients(self, problem: Problem, s: Node, past: Sequence[Node]) -> Coefficients:
+        """The step from past[0] to s, from the predictions at ``past``, newest first; by default ``integral``."""
+        return self.integral(problem, s, past[0], past)
 
     def corrector(self, problem: Problem, past: Sequence[Node], used: int) -> Sequence[float]:
         """The corrected weights of the step that led to past[0], one for each prediction at ``past``.
@@ -111,8 +115,8 @@ class Multistep(Solver):
             return self.integral(problem, past[0], past[1], past).weights
         return ()
 
-    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
-        """The row of the step from t to s that integrates the polynomial through the predictions at ``nodes``."""
+    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Coefficients:
+        """The step from t to s that integrates the polynomial through the predictions at ``nodes``."""
         return adams(problem, s, t, nodes, self.quantity)
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Memory:
@@ -130,14 +134,14 @@ class Multistep(Solver):
             moved = _one_step(self.start_stages, problem, x, t, s, prediction)
             return Step(moved, Memory(past, (), carry.remaining - 1))
         used = past[: min(self.depth, carry.remaining) if self.lower_order_final else self.depth]
-        row = self.row(problem, s, [node for node, _ in used])
-        moved = (s.alpha / t.alpha * row.keep) * x
-        for weight, (_, q) in zip(row.weights, used, strict=True):
+        step = self.coefficients(problem, s, [node for node, _ in used])
+        moved = (s.alpha / t.alpha * step.keep) * x
+        for weight, (_, q) in zip(step.weights, used, strict=True):
             moved = moved + (s.alpha * weight) * q
-        if row.noise:
+        if step.noise:
             assert noise is not None
-            moved = moved + (s.alpha * row.noise) * noise(t, s)
-        return Step(moved, Memory(past[: self.memory], row.weights, carry.remaining - 1))
+            moved = moved + (s.alpha * step.noise) * noise(t, s)
+        return Step(moved, Memory(past[: self.memory], step.weights, carry.remaining - 1))
 
     def corrected(
         self, problem: Problem, x: Tensor, past: Sequence[tuple[Node, Tensor]], taken: Sequence[float]
@@ -176,8 +180,8 @@ def adams(
     name: Quantity,
     coordinate: Coordinate = "lam",
     eta: float = 0.0,
-) -> Row:
-    """The row of the step from t to s with the predictions interpolated by Lagrange's polynomials in ``coordinate``.
+) -> Coefficients:
+    """The step from t to s with the predictions interpolated by Lagrange's polynomials in ``coordinate``.
 
     Every quantity q has a scale and a variable m in which the ODE is d(x / scale) = q dm. With r = ratio:
 
@@ -191,7 +195,7 @@ def adams(
     """
     if name == "eps" and coordinate == "ratio" and eta == 0:  # finite at sigma = 0 too
         h, at = s.ratio - t.ratio, [(node.ratio - t.ratio) for node in nodes]
-        return Row(1.0, lagrange(at, h * GAUSS[0], h * GAUSS[1]))
+        return Coefficients(1.0, lagrange(at, h * GAUSS[0], h * GAUSS[1]))
     rate, h = 1 + eta**2, s.lam - t.lam
     lams = t.lam + h * GAUSS[0]
     r = np.exp(-lams)
@@ -209,4 +213,4 @@ def adams(
     elif name == "v":
         scale = math.hypot(1, s.ratio)
         keep, density = scale / math.hypot(1, t.ratio), -scale * r / (1 + r**2)
-    return Row(keep, lagrange(at, points, h * GAUSS[1] * density), noise)
+    return Coefficients(keep, lagrange(at, points, h * GAUSS[1] * density), noise)

@@ -16,7 +16,7 @@ from ..types.model_output import Quantity
 from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import solvers
-from .base import Multistep, Row, Start, adams
+from .base import Coefficients, Multistep, Start, adams
 
 
 class Moments(NamedTuple):
@@ -43,13 +43,13 @@ class Exponential(Multistep):
     def stochastic(self) -> bool:
         return self.eta > 0
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
+    def coefficients(self, problem: Problem, s: Node, past: Sequence[Node]) -> Coefficients:
         keep, moments, noise = (self._data if self.quantity == "x0" else self._noise)(past[0], s)
         steps = [after.lam - before.lam for after, before in pairwise((s, *past))]  # h, h_before, h_earlier
         rule = (lambda *_: (moments.constant,), two_point, three_point)[len(past) - 1]
-        return Row(keep, rule(moments, steps, self.variant), self.s_noise * noise)
+        return Coefficients(keep, rule(moments, steps, self.variant), self.s_noise * noise)
 
-    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
+    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Coefficients:
         return adams(problem, s, t, nodes, self.quantity, "lam", self.eta)
 
     def _data(self, t: Node, s: Node) -> tuple[float, Moments, float]:

@@ -15,7 +15,7 @@ from ..registry.ranges import NonNegative, Range
 from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import solvers
-from .base import Multistep, Row
+from .base import Coefficients, Multistep
 
 NoiseScale = Literal["ode", "sde", "power_1_5", "power_2_5", "logarithmic", "exponential"]
 
@@ -76,7 +76,7 @@ class ERSDE(Multistep):
     def stochastic(self) -> bool:
         return self.noise_scale != "ode"
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
+    def coefficients(self, problem: Problem, s: Node, past: Sequence[Node]) -> Coefficients:
         t = past[0]
         phi = NOISE_SCALES[self.noise_scale]
         h = s.lam - t.lam
@@ -90,7 +90,7 @@ class ERSDE(Multistep):
         if self.variant == "published" and len(past) == 3:
             weights = self._published(measure, r, at)
         variance = (s.ratio - keep * t.ratio) * (s.ratio + keep * t.ratio)
-        return Row(keep, weights, self.s_noise * math.sqrt(max(0.0, variance)) if self.stochastic else 0.0)
+        return Coefficients(keep, weights, self.s_noise * math.sqrt(max(0.0, variance)) if self.stochastic else 0.0)
 
     def _published(self, measure: Array, r: Array, at: Sequence[float]) -> list[float]:
         """The weights that integrate x0 + D1 (r - r_t) + D2 (r - r_t)^2 / 2, with D1 the last difference quotient."""

@@ -12,7 +12,7 @@ from ..registry.ranges import NonNegative, Range
 from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import solvers
-from .base import Multistep, Row, adams
+from .base import Coefficients, Multistep, adams
 
 
 @solvers.register(
@@ -84,22 +84,19 @@ class SASolver(Multistep):
     def ceiling(self) -> float:
         return 3 if self.corrector_order else 2  # the first step is Euler's; a corrector raises its order by one
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
-        return self.integral(problem, s, past[0], past)
-
     def corrector(self, problem: Problem, past: Sequence[Node], used: int) -> Sequence[float]:
         if not self.corrector_order:
             return ()
         return self.integral(problem, past[0], past[1], past[: self.corrector_order]).weights
 
-    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Row:
+    def integral(self, problem: Problem, s: Node, t: Node, nodes: Sequence[Node]) -> Coefficients:
         eta = self.eta if self.ratios[0] <= t.ratio <= self.ratios[1] else 0.0
-        row = adams(problem, s, t, nodes, self.quantity, "lam", eta)
+        step = adams(problem, s, t, nodes, self.quantity, "lam", eta)
         if self.variant == "exact" or self.quantity == "eps" or len(nodes) != 2:
-            return row
+            return step
         # the weight of newer less older: (1 + eta^2) h / 2, times h over their distance in lam
         newer, older = nodes
         share = (1 + eta**2) * (s.lam - t.lam) / 2 * (s.lam - t.lam) / (newer.lam - older.lam)
-        return row._replace(
-            weights=(sum(row.weights) + share, -share) if newer is t else (share, sum(row.weights) - share)
+        return step._replace(
+            weights=(sum(step.weights) + share, -share) if newer is t else (share, sum(step.weights) - share)
         )

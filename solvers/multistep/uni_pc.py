@@ -13,7 +13,7 @@ from ..registry.ranges import Range
 from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import solvers
-from .base import Multistep, Row
+from .base import Coefficients, Multistep
 
 
 class Unified(Multistep):
@@ -42,21 +42,21 @@ class Unified(Multistep):
             return super().ceiling
         return 4 if self.start == "runge_kutta" else 3
 
-    def row(self, problem: Problem, s: Node, past: Sequence[Node]) -> Row:
-        row = self.integral(problem, s, past[0], past)
+    def coefficients(self, problem: Problem, s: Node, past: Sequence[Node]) -> Coefficients:
+        step = super().coefficients(problem, s, past)
         if len(past) != 2:
-            return row
+            return step
         share = self._half(past[0], s) * (s.lam - past[0].lam) / (past[0].lam - past[1].lam)
-        return row._replace(weights=(sum(row.weights) + share, -share))
+        return step._replace(weights=(sum(step.weights) + share, -share))
 
     def corrector(self, problem: Problem, past: Sequence[Node], used: int) -> Sequence[float]:
         if not self.correct:
             return super().corrector(problem, past, used)
-        row = self.integral(problem, past[0], past[1], past[: used + 1])
+        step = self.integral(problem, past[0], past[1], past[: used + 1])
         if used > 1:
-            return row.weights
+            return step.weights
         share = self._half(past[1], past[0])
-        return share, sum(row.weights) - share
+        return share, sum(step.weights) - share
 
     def _half(self, t: Node, s: Node) -> float:
         """B / 2 in x / alpha, with the sign of the predictions' weights."""
