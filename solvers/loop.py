@@ -75,8 +75,8 @@ def solve(
 ) -> Solution:
     """Carries x from the first node to the last.
 
-    The loop uses two facts of a node: its level, which orders the nodes, and whether it is clean. Therefore it works
-    for every space of states.
+    The loop uses two facts of a node: its noise level, which orders the nodes, and whether it is clean. Therefore it
+    works for every space of states.
 
     Args:
         solver: the method.
@@ -94,7 +94,7 @@ def solve(
     if solver.space != problem.space:
         raise InputError(f"{solver} solves for {solver.space} states, but the problem has {problem.space} states")
     if solver.stochastic:
-        if nodes[-1].level > nodes[0].level:
+        if nodes[-1].noise_level > nodes[0].noise_level:
             raise InputError(f"{solver} draws noise and cannot encode; use a deterministic solver")
         if noise is None:
             raise InputError(f"{solver} draws noise: give it a noise source")

@@ -11,7 +11,7 @@ from torch import Tensor
 import scoresde
 import solvers
 from solvers import InputError, SeededNoise, grid, solve
-from solvers.adaptive.base import Row, coarse, pid
+from solvers.adaptive.base import Progress, coarse, pid
 from solvers.adaptive.embedded_pairs import BOGACKI_SHAMPINE, DORMAND_PRINCE, TSITOURAS
 from solvers.conformance.problems import EDM, PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture, exact_solution
 
@@ -196,7 +196,7 @@ def test_controllers():
     assert pid((0.5,), 3, 0.0, 1.0, 0.0) == pytest.approx(0.5 ** (-1 / 3))
     wanted = (0.5**-0.9 * 0.25**0.6 * 0.1**-0.2) ** (1 / 3)  # p = 0.2, i = 0.5, d = 0.2
     assert pid((0.5, 0.25, 0.1), 3, 0.2, 0.5, 0.2) == pytest.approx(wanted)
-    dpm, here = solvers.make("dpm_adaptive"), Row(VP(0.5))
+    dpm, here = solvers.make("dpm_adaptive"), Progress(VP(0.5))
     assert dpm.control((1.0,), here) == (True, 1.0)
     accept, factor = dpm.control((1.99,), here)  # 1 + atan(w - 1) = 0.81 at w = 1 + tan(-0.19), E = w^-3 = 1.898
     assert not accept
@@ -206,7 +206,7 @@ def test_controllers():
     assert rk45.control((32.0,), here) == (False, pytest.approx(0.45))
     assert rk45.control((1e9,), here) == (False, 0.2)
     assert rk45.control((1e-10,), here) == (True, pytest.approx(min(10.0, 0.9 * 1e10**0.08)))
-    assert rk45.control((1e-10,), Row(VP(0.5), retried=True)) == (True, 1.0)
+    assert rk45.control((1e-10,), Progress(VP(0.5), retried=True)) == (True, 1.0)
     go = solvers.make("gotta_go_fast")
     assert go.control((2.0,), here) == (False, pytest.approx(0.9 * 2**-0.9))
     assert [coarse(h) for h in (1.0, 1.06, 0.99, 3e-7)] == [1.0, 1.0, 31 / 32, math.ldexp(20 / 32, -21)]

@@ -171,7 +171,7 @@ class Kept(AnyNode):
     kept: float
 
     @property
-    def level(self):
+    def noise_level(self):
         return 1 - self.kept
 
     @property
@@ -238,7 +238,7 @@ def test_nodes_of_any_kind_are_checked_by_their_level():
     up = [Kept(1.0, 0.0), Kept(0.5, 0.5), Kept(0.6, 0.4)]
     with pytest.raises(InputError, match=r"nodes 1 and 2 .* are out of order"):
         solve(Unmask(), Letters(), torch.full((1, 2), 2), up, SeededNoise([0], (2,)))
-    with pytest.raises(InputError, match=r"node 0 \(t=1\) has level=nan"):
+    with pytest.raises(InputError, match=r"node 0 \(t=1\) has noise_level=nan"):
         solve(Unmask(), Letters(), torch.full((1, 2), 2), [Kept(1.0, math.nan), Kept(0.0, 1.0)], SeededNoise([0], (2,)))
 
 

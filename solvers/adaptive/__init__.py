@@ -1,7 +1,7 @@
 """Adaptive solvers: they estimate their error and choose their own inner steps in each interval of the grid."""
 
 from .adams import AdamsAdaptive
-from .base import Adaptive, Row
+from .base import Adaptive, Progress
 from .embedded_pairs import RK23, RK45, DPMAdaptive, Tsit5
 from .gotta_go_fast import GottaGoFast, Increments
 from .other_libraries import BlackBox, Dopri5, Scipy, TorchDiffEq
@@ -16,7 +16,7 @@ __all__ = [
     "Dopri5",
     "GottaGoFast",
     "Increments",
-    "Row",
+    "Progress",
     "Scipy",
     "TorchDiffEq",
     "Tsit5",

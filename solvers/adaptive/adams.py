@@ -16,7 +16,7 @@ from ..registry.ranges import Range
 from ..types.node import Node, Prediction
 from ..types.problem import Problem
 from ..types.solver import solvers
-from .base import Adaptive, Attempt, Row, column, row_norms
+from .base import Adaptive, Attempt, Progress, column, row_norms
 
 SOFTNESS = 0.1  # the number a in the clock
 
@@ -93,35 +93,42 @@ class AdamsAdaptive(Adaptive):
         return [(0.1 / max(norm, 1e-10)) ** 0.5 for norm in norms]
 
     def attempt(
-        self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
+        self,
+        problem: Problem,
+        x: Tensor,
+        slope: Tensor,
+        samples: Sequence[Progress],
+        ends: Sequence[Node],
+        dtype: torch.dtype,
     ) -> Attempt:
-        predictor, corrector, lower = self._weights(rows, ends)
-        before, after = (column([self.scale(n) for n in nodes], x) for nodes in ([row.node for row in rows], ends))
+        predictor, corrector, lower = self._weights(samples, ends)
+        starts = [sample.node for sample in samples]
+        before, after = (column([self.scale(n) for n in nodes], x) for nodes in (starts, ends))
         y = x / before
         moved = after * (y + _sum(predictor, slope))
         known = torch.cat([slope, self.ask(problem, moved, ends, dtype).unsqueeze(1)], 1)
         new = y + _sum(corrector, known)
         return Attempt(after * new, _sum(corrector - lower, known), new, known[:, 1:])
 
-    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
-        factor = 0.8 * errors[0] ** (-1 / (self._used(row) + 1))
+    def control(self, errors: tuple[float, ...], sample: Progress) -> tuple[bool, float]:
+        factor = 0.8 * errors[0] ** (-1 / (self._used(sample) + 1))
         if errors[0] > 1:
             return False, max(factor, self.smallest)
         return True, min(factor, self.largest)
 
-    def _used(self, row: Row) -> int:
+    def _used(self, sample: Progress) -> int:
         """The number of slopes that the predictor of a sample's next step uses."""
-        return min(len(row.places), self.order - 1)
+        return min(len(sample.places), self.order - 1)
 
-    def _weights(self, rows: Sequence[Row], ends: Sequence[Node]) -> tuple[Rows, Rows, Rows]:
+    def _weights(self, samples: Sequence[Progress], ends: Sequence[Node]) -> tuple[Rows, Rows, Rows]:
         """The weights of the slopes, latest last: of the predictor (n, k), the corrector (n, k + 1), and the corrector
         of one order less (n, k + 1)."""
         k = self.order - 1
-        predictor, corrector, lower = (np.zeros((len(rows), columns)) for columns in (k, k + 1, k + 1))
+        predictor, corrector, lower = (np.zeros((len(samples), columns)) for columns in (k, k + 1, k + 1))
         goals = np.array([self.clock(end) for end in ends])
-        for used in {self._used(row) for row in rows}:
-            some = [i for i, row in enumerate(rows) if self._used(row) == used]
-            at = np.array([(*rows[i].places[-used:], goals[i]) for i in some])
+        for used in {self._used(sample) for sample in samples}:
+            some = [i for i, sample in enumerate(samples) if self._used(sample) == used]
+            at = np.array([(*samples[i].places[-used:], goals[i]) for i in some])
             start, h = at[:, -2, None], (at[:, -1] - at[:, -2])[:, None]
             points = start + h * GAUSS[0]
             measure = h * GAUSS[1] * self._rate(points)

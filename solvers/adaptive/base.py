@@ -21,13 +21,13 @@ from ..types.node import Node, Prediction
 from ..types.problem import Problem
 from ..types.solver import Noise, Solver, Step
 
-MEMORY = 8  # how many places (values of the clock) a sample's row keeps
+MEMORY = 8  # how many places (values of the clock) a sample's progress keeps
 # a step shorter than this share of the clock's value is lost in rounding
 UNDERFLOW = 1e-12
 
 
 @dataclass
-class Row:
+class Progress:
     """The progress of one sample across an interval.
 
     Attributes:
@@ -78,13 +78,13 @@ class Carry(NamedTuple):
     Attributes:
         slope: the remembered slopes at the end of the interval.
         previous: the state there, as ``measured``, which the next tolerances compare with.
-        rows: each sample's row.
+        samples: the progress of each sample.
         moved: whether a hook has replaced the state since; the slopes are then invalid.
     """
 
     slope: Tensor
     previous: Tensor
-    rows: list[Row]
+    samples: list[Progress]
     moved: bool = False
 
 
@@ -141,8 +141,8 @@ class Adaptive(Solver):
         """The slope (n, *) at one node per sample. The model is evaluated in ``dtype``; the result has x's dtype."""
         return self.slope(problem.predict(x.to(dtype), Node.stack(nodes))).to(x.dtype)
 
-    def noise_of(self, noise: Noise | None, row: int, count: int) -> Any:
-        """The noise source of sample ``row`` of ``count``."""
+    def noise_of(self, noise: Noise | None, i: int, count: int) -> Any:
+        """The noise source of sample ``i`` of ``count``."""
         return None
 
     def tolerance(self, before: Tensor, after: Tensor) -> Tensor:
@@ -150,13 +150,19 @@ class Adaptive(Solver):
         return self.atol + self.rtol * torch.maximum(before.abs(), after.abs())
 
     def attempt(
-        self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
+        self,
+        problem: Problem,
+        x: Tensor,
+        slope: Tensor,
+        samples: Sequence[Progress],
+        ends: Sequence[Node],
+        dtype: torch.dtype,
     ) -> Attempt:
         """One inner step of samples x (n, *), from their remembered slopes, each to its own node of ``ends``; the model
         is evaluated in ``dtype``."""
         raise NotImplementedError
 
-    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
+    def control(self, errors: tuple[float, ...], sample: Progress) -> tuple[bool, float]:
         """Whether to accept a sample's step, and the factor for the next length; ``errors`` has the latest first."""
         raise NotImplementedError
 
@@ -167,92 +173,93 @@ class Adaptive(Solver):
             slope, previous, known = carry.slope, carry.previous, self.reuses
         else:
             slope, previous, known = self.remembered(torch.zeros_like(state)), self.measured(state, t), False
-        rows = [Row(t, noise=self.noise_of(noise, i, count), known=known) for i in range(count)]
-        for i, row in enumerate(rows):
-            row.h = math.inf if self.first_step is None else self.first_step
+        samples = [Progress(t, noise=self.noise_of(noise, i, count), known=known) for i in range(count)]
+        for i, sample in enumerate(samples):
+            sample.h = math.inf if self.first_step is None else self.first_step
             if isinstance(carry, Carry):
-                row.h, row.errors = carry.rows[i].h, carry.rows[i].errors
-                row.places = carry.rows[i].places if known else ()
+                sample.h, sample.errors = carry.samples[i].h, carry.samples[i].errors
+                sample.places = carry.samples[i].places if known else ()
         active = list(range(count))
         while active:
-            if missing := [i for i in active if not rows[i].known]:
-                nodes = [rows[i].node for i in missing]
+            if missing := [i for i in active if not samples[i].known]:
+                nodes = [samples[i].node for i in missing]
                 found = self.ask(_part(problem, missing, count), state[missing], nodes, x.dtype)
                 slope = _put(slope, missing, self.remembered(found))
                 for i in missing:
-                    rows[i].places = (self.clock(rows[i].node),)
-                if carry is None and self.first_step is None and not any(r.accepted + r.rejected for r in rows):
-                    self._check(rows, missing, found)
-                    for row, h in zip(rows, self.automatic(state, slope, t, s), strict=True):
-                        row.h = h
-            ends = self._ends(problem, rows, active, s)
-            lengths = [abs(self.clock(end) - self.clock(rows[i].node)) for i, end in zip(active, ends, strict=True)]
+                    samples[i].places = (self.clock(samples[i].node),)
+                if carry is None and self.first_step is None and not any(p.accepted + p.rejected for p in samples):
+                    self._check(samples, missing, found)
+                    for sample, h in zip(samples, self.automatic(state, slope, t, s), strict=True):
+                        sample.h = h
+            ends = self._ends(problem, samples, active, s)
+            lengths = [abs(self.clock(end) - self.clock(samples[i].node)) for i, end in zip(active, ends, strict=True)]
             made = self.attempt(
-                _part(problem, active, count), state[active], slope[active], [rows[i] for i in active], ends, x.dtype
+                _part(problem, active, count), state[active], slope[active], [samples[i] for i in active], ends, x.dtype
             )
             norms = row_norms(made.error / self.tolerance(previous[active], made.compare))
             taken: list[int] = []
             for k, (i, norm, error) in enumerate(zip(active, norms, row_norms(made.error), strict=True)):
                 if not math.isfinite(norm):
-                    self._check([rows[i]], [i], slope[i : i + 1])
-                if self._settle(rows[i], norm, error, lengths[k], ends[k]):
+                    self._check([samples[i]], [i], slope[i : i + 1])
+                if self._settle(samples[i], norm, error, lengths[k], ends[k]):
                     taken.append(k)
             moved = [active[k] for k in taken]
             state, previous = _put(state, moved, made.x[taken]), _put(previous, moved, made.compare[taken])
             if made.slope is not None:
                 slope = _put(slope, moved, made.slope[taken])
-            active = [i for i in active if rows[i].node is not s]
+            active = [i for i in active if samples[i].node is not s]
         out = state.to(x.dtype)
-        accepted, rejected = (torch.tensor([getattr(row, name) for row in rows]) for name in ("accepted", "rejected"))
-        total = torch.tensor([row.error for row in rows], dtype=torch.float64)
-        return Step(out, Carry(slope, previous, rows), total, accepted, rejected)
+        accepted = torch.tensor([sample.accepted for sample in samples])
+        rejected = torch.tensor([sample.rejected for sample in samples])
+        total = torch.tensor([sample.error for sample in samples], dtype=torch.float64)
+        return Step(out, Carry(slope, previous, samples), total, accepted, rejected)
 
     def replaced(self, carry: Any, x: Tensor) -> Any:
         return carry._replace(moved=True)
 
-    def _ends(self, problem: Problem, rows: Sequence[Row], active: Sequence[int], s: Node) -> list[Node]:
+    def _ends(self, problem: Problem, samples: Sequence[Progress], active: Sequence[int], s: Node) -> list[Node]:
         """The end nodes of the next inner steps of some samples; a step that nearly reaches s is stretched to s."""
         goal, short = self.clock(s), {}
         for i in active:
-            row, now = rows[i], self.clock(rows[i].node)
-            if 1.01 * row.h >= abs(goal - now):
+            sample, now = samples[i], self.clock(samples[i].node)
+            if 1.01 * sample.h >= abs(goal - now):
                 continue
-            if row.h <= UNDERFLOW * max(1.0, abs(now)):
-                advice = "the model's predictions beyond it are not finite" if row.lost else "increase rtol or atol"
-                raise InputError(f"{self}: the step of sample {i} underflows at lam={row.node.lam:.6g}; {advice}")
-            if row.accepted + row.rejected >= self.max_steps:
+            if sample.h <= UNDERFLOW * max(1.0, abs(now)):
+                advice = "the model's predictions beyond it are not finite" if sample.lost else "increase rtol or atol"
+                raise InputError(f"{self}: the step of sample {i} underflows at lam={sample.node.lam:.6g}; {advice}")
+            if sample.accepted + sample.rejected >= self.max_steps:
                 raise InputError(
-                    f"{self}: sample {i} took max_steps={self.max_steps} inner steps and is at lam={row.node.lam:.6g}, "
-                    f"not yet at {s.lam:.6g}; increase max_steps, rtol or atol"
+                    f"{self}: sample {i} took max_steps={self.max_steps} inner steps and is at "
+                    f"lam={sample.node.lam:.6g}, not yet at {s.lam:.6g}; increase max_steps, rtol or atol"
                 )
-            short[i] = now + math.copysign(row.h, goal - now)
+            short[i] = now + math.copysign(sample.h, goal - now)
         nodes = dict(zip(short, self.nodes_at(problem, list(short.values())), strict=True))
         return [nodes.get(i, s) for i in active]
 
-    def _settle(self, row: Row, norm: float, error: float, length: float, end: Node) -> bool:
+    def _settle(self, sample: Progress, norm: float, error: float, length: float, end: Node) -> bool:
         """Accepts or rejects an inner step of a sample, and sets the length of its next one."""
         accept, factor = False, self.smallest
         if math.isfinite(norm):
-            accept, factor = self.control((max(norm, 1e-10), *row.errors), row)
-        if row.noise is not None:
-            row.noise.settle(accept)
-        row.retried, row.lost = not accept, not math.isfinite(norm)
+            accept, factor = self.control((max(norm, 1e-10), *sample.errors), sample)
+        if sample.noise is not None:
+            sample.noise.settle(accept)
+        sample.retried, sample.lost = not accept, not math.isfinite(norm)
         if not accept:
-            row.h, row.known = coarse(factor * length), True
-            row.rejected += 1
+            sample.h, sample.known = coarse(factor * length), True
+            sample.rejected += 1
             return False
         # the end of the interval may have cut this step short; that must not shorten the next
-        row.h = coarse(factor * length if length >= 0.99 * row.h else max(row.h, factor * length))
-        row.node, row.known, row.places = end, self.reuses, (*row.places, self.clock(end))[-MEMORY:]
-        row.errors = (max(norm, 1e-10), *row.errors)[:2]
-        row.accepted += 1
-        row.error += error
+        sample.h = coarse(factor * length if length >= 0.99 * sample.h else max(sample.h, factor * length))
+        sample.node, sample.known, sample.places = end, self.reuses, (*sample.places, self.clock(end))[-MEMORY:]
+        sample.errors = (max(norm, 1e-10), *sample.errors)[:2]
+        sample.accepted += 1
+        sample.error += error
         return True
 
-    def _check(self, rows: Sequence[Row], places: Sequence[int], slope: Tensor) -> None:
-        for row, i, values in zip(rows, places, slope, strict=True):
+    def _check(self, samples: Sequence[Progress], places: Sequence[int], slope: Tensor) -> None:
+        for sample, i, values in zip(samples, places, slope, strict=True):
             if not bool(torch.isfinite(values).all()):
-                lam = row.node.lam
+                lam = sample.node.lam
                 raise InputError(f"{self}: the model's predictions for sample {i} are not finite at lam={lam:.6g}")
 
 

@@ -19,7 +19,7 @@ from ..registry.ranges import AnyPositive, Count, Share
 from ..types.node import Node, Prediction
 from ..types.problem import Problem
 from ..types.solver import solvers
-from .base import Adaptive, Attempt, Row, column, pid, row_norms
+from .base import Adaptive, Attempt, Progress, column, pid, row_norms
 
 
 class Weights(NamedTuple):
@@ -55,9 +55,15 @@ class Pair(Adaptive):
         return new
 
     def attempt(
-        self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
+        self,
+        problem: Problem,
+        x: Tensor,
+        slope: Tensor,
+        samples: Sequence[Progress],
+        ends: Sequence[Node],
+        dtype: torch.dtype,
     ) -> Attempt:
-        starts = [row.node for row in rows]
+        starts = [sample.node for sample in samples]
         lengths = [self.clock(end) - self.clock(start) for start, end in zip(starts, ends, strict=True)]
         weights = [self.weights(start, h) for start, h in zip(starts, lengths, strict=True)]
         found = [slope]
@@ -181,11 +187,11 @@ class RungeKuttaPair(Pair):
         most = 2 * self.clock(t) if t.lam > s.lam else math.inf
         return [min((0.01 / max(norm, 1e-10)) ** (1 / (self.order + 1)), most) for norm in norms]
 
-    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
+    def control(self, errors: tuple[float, ...], sample: Progress) -> tuple[bool, float]:
         if errors[0] > 1:
             return False, max(0.9 * errors[0] ** (-1 / self.order), self.smallest)
         factor = 0.9 * pid(errors, self.order, 0.2, 0.4, 0.0)
-        return True, min(max(factor, self.smallest), 1.0 if row.retried else self.largest)
+        return True, min(max(factor, self.smallest), 1.0 if sample.retried else self.largest)
 
 
 @solvers.register(
@@ -317,6 +323,6 @@ class DPMAdaptive(Pair):
     def compared(self, new: Tensor, low: Tensor) -> Tensor:
         return low
 
-    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
+    def control(self, errors: tuple[float, ...], sample: Progress) -> tuple[bool, float]:
         factor = 1 + math.atan(pid(errors, self.order, self.pcoeff, self.icoeff, self.dcoeff) - 1)
         return factor >= self.accept_safety, factor

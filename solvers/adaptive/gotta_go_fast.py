@@ -13,7 +13,7 @@ from ..registry.ranges import AnyPositive, Count, Share
 from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import Noise, as_source, solvers
-from .base import Adaptive, Attempt, Row, column
+from .base import Adaptive, Attempt, Progress, column
 
 
 class Increments:
@@ -104,18 +104,24 @@ class GottaGoFast(Adaptive):
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
         return [0.01 * abs(s.t - t.t)] * len(x)
 
-    def noise_of(self, noise: Noise | None, row: int, count: int) -> Increments:
+    def noise_of(self, noise: Noise | None, i: int, count: int) -> Increments:
         assert noise is not None
-        return Increments(as_source(noise).select(slice(row, row + 1)))
+        return Increments(as_source(noise).select(slice(i, i + 1)))
 
     def tolerance(self, before: Tensor, after: Tensor) -> Tensor:
         return torch.clamp(self.rtol * torch.maximum(before.abs(), after.abs()), min=self.atol)
 
     def attempt(
-        self, problem: Problem, x: Tensor, slope: Tensor, rows: Sequence[Row], ends: Sequence[Node], dtype: torch.dtype
+        self,
+        problem: Problem,
+        x: Tensor,
+        slope: Tensor,
+        samples: Sequence[Progress],
+        ends: Sequence[Node],
+        dtype: torch.dtype,
     ) -> Attempt:
-        starts = [row.node for row in rows]
-        w = torch.cat([row.noise.take(row.node, end, x.dtype) for row, end in zip(rows, ends, strict=True)])
+        starts = [sample.node for sample in samples]
+        w = torch.cat([sample.noise.take(sample.node, end, x.dtype) for sample, end in zip(samples, ends, strict=True)])
         dt = column([end.t - start.t for start, end in zip(starts, ends, strict=True)], x)
         euler = x + dt * _drift(x, slope, starts) + _diffusion(x, starts) * w
         eps = self.ask(problem, euler, ends, dtype)
@@ -123,7 +129,7 @@ class GottaGoFast(Adaptive):
         mean = 0.5 * (euler + other)
         return Attempt(mean if self.extrapolate else euler, euler - mean, euler)
 
-    def control(self, errors: tuple[float, ...], row: Row) -> tuple[bool, float]:
+    def control(self, errors: tuple[float, ...], sample: Progress) -> tuple[bool, float]:
         return errors[0] <= 1, self.safety * errors[0] ** -self.exponent
 
 

@@ -60,18 +60,18 @@ class Grid(Options):
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         """The times of a solve of ``steps`` intervals, without sigma = 0; the ends of the range are exact."""
         to_zero = self.end == "zero"
-        inner = steps - (to_zero and not self.leaves_out_last)
+        inner = steps - (to_zero and not self.zero_replaces_t_min)
         times = [float(t) for t in self.place(schedule, lo, hi, inner)] if inner else [hi]
         times[0] = hi
-        if to_zero and self.leaves_out_last:
+        if to_zero and self.zero_replaces_t_min:
             return times[:-1]
         if len(times) > 1:
             times[-1] = lo
         return times
 
     @property
-    def leaves_out_last(self) -> bool:
-        """Whether sigma = 0 replaces the last time that ``place`` returns, t_min, instead of following it."""
+    def zero_replaces_t_min(self) -> bool:
+        """Whether, with ``end=zero``, sigma = 0 replaces the last time of ``place``, t_min, instead of following it."""
         return False
 
     def __str__(self) -> str:
@@ -98,7 +98,7 @@ def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> 
 
 
 def checked(nodes: tuple[N, ...], name: str = "the grid") -> tuple[N, ...]:
-    """Returns ``nodes`` if there are at least two, none has a defect, and the levels are strictly ordered.
+    """Returns ``nodes`` if there are at least two, none has a defect, and the noise levels are strictly ordered.
 
     Raises:
         InputError: a condition fails; the message names the first invalid node.
@@ -108,10 +108,10 @@ def checked(nodes: tuple[N, ...], name: str = "the grid") -> tuple[N, ...]:
     for i, node in enumerate(nodes):
         if node.defect:
             raise InputError(f"{name}: node {i} (t={node.t:g}) has {node.defect}")
-    sign = -1 if nodes[0].level > nodes[-1].level else 1
+    sign = -1 if nodes[0].noise_level > nodes[-1].noise_level else 1
     for i, (t, s) in enumerate(pairwise(nodes)):
-        if not sign * (s.level - t.level) > 0:
-            problem = "coincide" if s.level == t.level else "are out of order"
+        if not sign * (s.noise_level - t.noise_level) > 0:
+            problem = "coincide" if s.noise_level == t.noise_level else "are out of order"
             raise InputError(f"{name}: nodes {i} and {i + 1} (t={t.t:g}, t={s.t:g}) {problem}; use fewer steps")
     return nodes
 

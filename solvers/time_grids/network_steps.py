@@ -161,7 +161,7 @@ class SGMUniform(Grid):
     end: End = field(default="zero", kw_only=True)
 
     @property
-    def leaves_out_last(self) -> bool:
+    def zero_replaces_t_min(self) -> bool:
         return True
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:

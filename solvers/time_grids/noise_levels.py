@@ -73,7 +73,7 @@ class Beta(RatioGrid):
     on: Literal["ratio", "time"] = "ratio"
 
     @property
-    def leaves_out_last(self) -> bool:
+    def zero_replaces_t_min(self) -> bool:
         return self.on == "time"
 
     def _shares(self, steps: int) -> list[float]:
@@ -201,7 +201,7 @@ class LinearQuadratic(FlowGrid):
     linear_steps: Count | None = None
 
     @property
-    def leaves_out_last(self) -> bool:
+    def zero_replaces_t_min(self) -> bool:
         return True
 
     def flow_times(self, low: float, high: float, steps: int) -> Sequence[float]:

@@ -48,7 +48,7 @@ class TableGrid(RatioGrid):
         raise NotImplementedError
 
     @property
-    def leaves_out_last(self) -> bool:
+    def zero_replaces_t_min(self) -> bool:
         return True
 
     def resampled(self, steps: int) -> list[float]:

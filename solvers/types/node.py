@@ -29,7 +29,7 @@ class AnyNode:
     t: Any
 
     @property
-    def level(self) -> float:
+    def noise_level(self) -> float:
         """A number that grows with the noise; nodes are ordered by it."""
         raise NotImplementedError
 
@@ -41,7 +41,7 @@ class AnyNode:
     @property
     def defect(self) -> str:
         """Why a solve cannot use the node, in words; empty if it can."""
-        return "" if math.isfinite(self.t) and math.isfinite(self.level) else f"level={self.level:g}"
+        return "" if math.isfinite(self.t) and math.isfinite(self.noise_level) else f"noise_level={self.noise_level:g}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +82,7 @@ class Node(AnyNode, Generic[T]):
         return self.sigma / self.alpha
 
     @property
-    def level(self) -> float:
+    def noise_level(self) -> float:
         """``ratio``: nodes are ordered by it."""
         return self.ratio  # type: ignore[return-value]  # in a solve the numbers are floats
 
@@ -95,7 +95,9 @@ class Node(AnyNode, Generic[T]):
     def defect(self) -> str:
         """alpha and sigma as text if one is not finite, alpha is not positive or sigma is negative; else empty."""
         numbers = (self.t, self.alpha, self.sigma)
-        on_path = all(map(math.isfinite, numbers)) and self.alpha > 0 and self.sigma >= 0 and math.isfinite(self.level)
+        on_path = (
+            all(map(math.isfinite, numbers)) and self.alpha > 0 and self.sigma >= 0 and math.isfinite(self.noise_level)
+        )
         return "" if on_path else f"alpha={self.alpha:g}, sigma={self.sigma:g}"
 
     @property
