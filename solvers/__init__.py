@@ -21,7 +21,8 @@ from .types.model_output import Output
 from .types.node import AnyNode, Node, Prediction, Rows
 from .types.problem import Problem, ProblemWrapper, as_problem
 from .types.schedule import Schedule
-from .types.solver import Corrector, Noise, NoiseSource, Solver, Step, correctors, solvers
+from .types.solver import Corrector, Noise, NoiseSource, Solver, Step, correctors
+from .types.solver import solvers as solvers  # not in __all__: an import of * would replace the package's own name
 
 __version__ = "0.1.0"
 
@@ -72,7 +73,6 @@ __all__ = [
     "resolve",
     "response",
     "solve",
-    "solvers",
     "startup",
     "steps_of_nfe",
     "terminal_covariance",

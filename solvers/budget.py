@@ -20,8 +20,8 @@ from .types.schedule import Schedule
 from .types.solver import Solver
 
 
-class _Dummy(Problem):
-    """A problem and a noise source that cost nothing to evaluate, for counting evaluations."""
+class _ZeroModel(Problem):
+    """A model that predicts x0 = 0 at no cost, for counting evaluations."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -37,14 +37,16 @@ class _Dummy(Problem):
     def log_prob(self, x: Tensor, node: Any) -> Tensor:
         return torch.zeros(len(x), dtype=x.dtype)
 
-    def __call__(self, t: Node, s: Node) -> Tensor:
-        return torch.ones(1, 1, dtype=torch.float64)
+
+def _ones(t: Node, s: Node) -> Tensor:
+    """Noise (1, 1) that costs nothing to draw."""
+    return torch.ones(1, 1, dtype=torch.float64)
 
 
 def evaluations(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> int:
-    """Model evaluations (NFE) of one sample on these nodes, counted by running the solver on a dummy model."""
-    dummy = _Dummy(schedule)
-    return int(solve(solver, dummy, torch.ones(1, 1, dtype=torch.float64), nodes, dummy).nfe.item())
+    """Model evaluations (NFE) of one sample on these nodes, counted by running the solver on a free model."""
+    start = torch.ones(1, 1, dtype=torch.float64)
+    return int(solve(solver, _ZeroModel(schedule), start, nodes, _ones).nfe.item())
 
 
 def startup(solver: Solver, schedule: Schedule) -> int:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from .errors import InputError
 from .time_grids.base import checked
-from .types.node import Node, Prediction, Rows
+from .types.node import AnyNode, Prediction, Rows
 from .types.problem import Problem, ProblemWrapper, as_problem
 from .types.solver import Noise, Solver
 
-Hook = Callable[[Tensor, Node], "Tensor | None"]
+Hook = Callable[[Tensor, Any], "Tensor | None"]
+"""Receives the state (B, *) and its node, of the kind of the solve's nodes; returns a new state, or None."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Solution:
 
     Attributes:
         x: the state (B, *) at ``node``.
-        node: the last node.
+        node: the last node, of the kind of the solve's nodes.
         nfe: model evaluations (NFE) per sample (B,), counted during the solve.
         calls: number of model calls; less than ``nfe`` if one call evaluates several nodes of a sample.
         error: sum of the steps' error estimates (B,); None if the solver makes none.
@@ -33,7 +34,7 @@ class Solution:
     """
 
     x: Tensor
-    node: Node
+    node: Any
     nfe: Tensor
     calls: int
     error: Tensor | None
@@ -69,7 +70,7 @@ def solve(
     solver: Solver,
     problem: Problem | Any,
     x: Tensor,
-    nodes: Sequence[Node],
+    nodes: Sequence[AnyNode],
     noise: Noise | None = None,
     hooks: Sequence[Hook] = (),
 ) -> Solution:
@@ -90,20 +91,21 @@ def solve(
         InputError: a stochastic solver gets no noise, or goes from data to noise; or the solver and the problem have
             different spaces of states.
     """
-    nodes, problem = checked(tuple(nodes)), as_problem(problem)
+    ordered: tuple[Any, ...] = checked(tuple(nodes))
+    problem = as_problem(problem)
     if solver.space != problem.space:
         raise InputError(f"{solver} solves for {solver.space} states, but the problem has {problem.space} states")
     if solver.stochastic:
-        if nodes[-1].noise_level > nodes[0].noise_level:
+        if ordered[-1].noise_level > ordered[0].noise_level:
             raise InputError(f"{solver} draws noise and cannot encode; use a deterministic solver")
         if noise is None:
             raise InputError(f"{solver} draws noise: give it a noise source")
     tally = Tally(x.shape[0])
     counted = Counted(problem, tally)
-    carry: Any = solver.init(counted, x, nodes)
+    carry: Any = solver.init(counted, x, ordered)
     none = torch.zeros_like(tally.nfe)
     error, accepted, rejected = None, none, none
-    for t, s in pairwise(nodes):
+    for t, s in pairwise(ordered):
         advance = solver.to_data if s.clean else solver.step
         step = advance(counted, x, t, s, carry, noise)
         if step.error is not None:
@@ -112,10 +114,10 @@ def solve(
         rejected = rejected if step.rejected is None else rejected + step.rejected
         x, replaced = run_hooks(step.x, s, hooks)
         carry = solver.replaced(step.carry, x) if replaced else step.carry
-    return Solution(x, nodes[-1], tally.nfe, tally.calls, error, accepted, rejected)
+    return Solution(x, ordered[-1], tally.nfe, tally.calls, error, accepted, rejected)
 
 
-def run_hooks(x: Tensor, node: Node, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:
+def run_hooks(x: Tensor, node: Any, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:
     """Calls every hook; returns the state (B, *), and whether a hook replaced it or wrote into it."""
     seen, version = x, _version(x) if hooks else 0
     for hook in hooks:

@@ -359,3 +359,9 @@ def test_plugins_are_loaded_when_they_are_first_needed(registry, monkeypatch):
     assert "from_a_plugin" in solvers.names()
     assert asked == ["scoresde.solvers"]
     assert Point.loaded == 1
+
+
+def test_an_import_of_everything_keeps_the_package_under_its_own_name():
+    names = {}
+    exec("import solvers\nfrom solvers import *", names)
+    assert names["solvers"] is solvers

@@ -219,15 +219,12 @@ def _draws(
     source = SeededNoise(seeds, tuple(x0.shape[1:]), x0.dtype, x0.device)
     parts, recovered = [], []
     for place in places:
-        parts.append(diffusion(denoiser, x0, place, source(*_ANY), conditions).cpu().double())
-        recovered.append(reconstruction(x0, ends.first, source(*_ANY), decoder).cpu().double())
+        parts.append(diffusion(denoiser, x0, place, source.draw(), conditions).cpu().double())
+        recovered.append(reconstruction(x0, ends.first, source.draw(), decoder).cpu().double())
         advance()
     last = ends.last
-    latent = last.alpha.to(x0) * x0 + last.sigma.to(x0) * source(*_ANY)
+    latent = last.alpha.to(x0) * x0 + last.sigma.to(x0) * source.draw()
     return torch.stack(parts, 1), torch.stack(recovered, 1), latent
-
-
-_ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # any interval: seeded noise ignores it and returns a new draw
 
 
 def _points(sampler: TimeSampler, sde: SDE, seed: int, draws: int, sets: int) -> Tensor:

@@ -67,7 +67,6 @@ from ..sampling.batches import Batching, check_batch, check_finite
 from ..sampling.plan import Plan, PlanRequest
 
 _PATHS = 7  # label of the generator's stream
-_ANY = (Node(0.0, 1.0, 0.0), Node(0.0, 1.0, 0.0))  # any interval: seeded noise ignores it and returns a new draw
 
 
 def plug_in_bound(
@@ -215,7 +214,7 @@ def _climb(
 
     for t, s in pairwise(nodes):
         variance, rise = (1 - k) * (s.ratio**2 - t.ratio**2), k * (s.ratio - t.ratio)
-        noise = math.sqrt(variance) * source(*_ANY) if k < 1 else torch.zeros_like(y)
+        noise = math.sqrt(variance) * source.draw() if k < 1 else torch.zeros_like(y)
         eps, spread = at(y, t)
         ahead, spread_ahead = at(y + rise * eps + noise, s)
         both = integrand(eps, spread) + integrand(ahead, spread_ahead)

@@ -26,7 +26,7 @@ from ..types.schedule import Schedule
 from ..types.solver import Solver, solvers
 from .convergence import measured_order, reaches
 from .problems import PATHS, Mixture
-from .rounding import LOST, few, lost
+from .rounding import LIMIT, outcome, roundings_lost
 
 TRACED = 1e-12  # relative to the largest state; measured: 2e-14
 
@@ -310,13 +310,13 @@ def check_few_steps(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[C
             farthest, losses = {}, [0.0]
             for steps in (1, 2, 3, 20):
                 nodes = grid(spec, schedule, steps)
-                narrow = few(solver, Mixture(schedule), nodes, torch.float32)
+                narrow = outcome(solver, Mixture(schedule), nodes, torch.float32)
                 farthest[steps] = float((narrow / nodes[-1].alpha).abs().max())
                 if solver.linear:
-                    losses.append(lost(solver, schedule, nodes))
+                    losses.append(roundings_lost(solver, schedule, nodes))
             yield Check(
                 f"few steps to {end} on {schedule}",
-                all(map(math.isfinite, farthest.values())) and farthest[20] < 10 and max(losses) < LOST,
+                all(map(math.isfinite, farthest.values())) and farthest[20] < 10 and max(losses) < LIMIT,
                 "largest |x| "
                 + ", ".join(f"{far:.2f} in {steps}" for steps, far in farthest.items())
                 + (f"; float32 costs {max(losses):.1f} roundings" if solver.linear else ""),

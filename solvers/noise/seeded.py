@@ -68,8 +68,12 @@ class SeededNoise(NoiseSource):
         """The standard normal start of every sample (B, *): the same on every call, independent of the steps' noise."""
         return self._draw([generator(seed, 0) for seed in self.seeds])
 
-    def __call__(self, t: Node, s: Node) -> Tensor:
+    def draw(self) -> Tensor:
+        """The next standard normal draw of every sample (B, *)."""
         return self._draw(self._steps)
+
+    def __call__(self, t: Node, s: Node) -> Tensor:
+        return self.draw()
 
     def select(self, rows: Rows) -> SeededNoise:
         """The noise of the selected samples; it shares their generators, so each draw advances both objects."""

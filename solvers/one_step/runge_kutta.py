@@ -59,7 +59,7 @@ TABLEAUX: dict[str, tuple[int, Tableau]] = {
 }
 
 
-class Explicit(Solver):
+class ExplicitRungeKutta(Solver):
     """An explicit Runge-Kutta method; a subclass provides the tableau for an interval.
 
     With h = ratio_s - ratio_t and stages eps_i at ratio_t + c_i h:
@@ -100,7 +100,7 @@ class Explicit(Solver):
         return move(s, tableau.b)
 
 
-class RungeKutta(Explicit):
+class RungeKutta(ExplicitRungeKutta):
     """An explicit Runge-Kutta method with one tableau for every interval; a subclass provides it."""
 
     tableau: ClassVar[Tableau]
@@ -175,7 +175,7 @@ class ClassicalRK4(RungeKutta):
     equals=("heun",),
 )
 @dataclass(frozen=True)
-class RhoRK(Explicit):
+class RhoRK(ExplicitRungeKutta):
     """DEIS' rho-RK family: a Runge-Kutta method in ratio = sigma / alpha, with a tableau selected by name.
 
     The tableau determines the order and the evaluations per step.
@@ -218,7 +218,7 @@ class RhoRK(Explicit):
     equals=("dpm_solver_2",),
 )
 @dataclass(frozen=True)
-class DPM2(Explicit):
+class DPM2(ExplicitRungeKutta):
     """The midpoint method in log ratio: Euler to ratio_m = ratio_t^(1 - r) ratio_s^r, then a step with eps_m there.
 
     x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) ((1 - w) eps + w eps_m), w = 1 / (2 r). Raises InputError for r

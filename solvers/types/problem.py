@@ -131,10 +131,10 @@ def as_problem(given: Any) -> Problem:
         return given
     if not (hasattr(given, "predict") or hasattr(given, "raw")):
         raise InputError(f"a problem needs predict(x, node), which {type(given).__name__} does not have")
-    return _Adapted(given)
+    return _AdaptedProblem(given)
 
 
-class _Adapted(Problem):
+class _AdaptedProblem(Problem):
     """An adapter from any suitable object to a problem."""
 
     OPTIONAL = ("sde", "node", "node_of_lam", "nodes_of_lam", "select", "output", "log_prob")

@@ -76,10 +76,10 @@ def as_schedule(given: Any) -> Schedule:
     if missing or not callable(given):
         lacks = ", ".join(missing) or "a call with a time"
         raise InputError(f"a schedule has {', '.join(NEEDED)} and is called with a time; {given!r} lacks {lacks}")
-    return _Adapted(given)
+    return _AdaptedSchedule(given)
 
 
-class _Adapted(Schedule):
+class _AdaptedSchedule(Schedule):
     """An adapter from any suitable object to a schedule."""
 
     def __init__(self, given: Any) -> None:
