@@ -40,7 +40,7 @@ solver with its formula, options and an example: `scoresde solvers NAME`.
 
 The terms are explained in the [glossary](glossary.md).
 """
-NAMED = 5  # the README names up to so many tied solvers
+NAMED = 4  # the README names up to so many tied solvers
 BUDGETS = (5, 10, 20, 50)
 RANKINGS = (  # whether solvers draw noise, the measure that ranks them, and what the README calls them
     (False, "error", "deterministic"),
@@ -162,16 +162,16 @@ def leaders() -> str:
 
 
 def named(best: list[str]) -> str:
-    """The best solvers of a column, by name where they are few.
+    """The best solvers of a column: the up to four by name, or three and the number of the others.
 
     >>> named(["heun"]), named(["deis", "plms"])
     ('`heun`', '`deis`, `plms` (tied)')
     >>> named(["a", "b", "c", "d", "e", "f"])
-    '6 solvers tied, see [docs/solvers.md](docs/solvers.md)'
+    '`a`, `b`, `c` and 3 more (tied)'
     """
-    if len(best) > NAMED:
-        return f"{len(best)} solvers tied, see [docs/solvers.md](docs/solvers.md)"
-    return ", ".join(map(code, best)) + " (tied)" * (len(best) > 1)
+    first = best if len(best) <= NAMED else best[: NAMED - 1]
+    others = f" and {len(best) - len(first)} more" * (len(best) > len(first))
+    return ", ".join(map(code, first)) + others + " (tied)" * (len(best) > 1)
 
 
 def overhead() -> str:

@@ -74,7 +74,7 @@ def solve(
     noise: Noise | None = None,
     hooks: Sequence[Hook] = (),
 ) -> Solution:
-    """Carries x from the first node to the last.
+    """Computes the state at the last node from that at the first.
 
     The loop uses two facts of a node: its noise level, which orders the nodes, and whether it is clean. Therefore it
     works for every space of states.

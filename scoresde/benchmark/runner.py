@@ -189,9 +189,9 @@ def benchmark(
     check_names(metrics)
     _check(reference, solvers, nfe, seeds, shape)
     jobs = _jobs(solvers, grid, nfe)
-    carried: dict[str, Any] = {"condition": condition, "batch_size": batch_size, "device": device}
+    common: dict[str, Any] = {"condition": condition, "batch_size": batch_size, "device": device}
     if truth is None and truth_steps and not all(job.method.stochastic for job in jobs):
-        truth = ode_solution(denoiser, shape, seeds, truth_steps, **carried)
+        truth = ode_solution(denoiser, shape, seeds, truth_steps, **common)
     if truth is not None and len(truth.x) != len(seeds):
         raise InputError(f"the exact solution has {len(truth.x)} samples for {len(seeds)} seeds")
 
@@ -200,7 +200,7 @@ def benchmark(
         bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'adaptive'}")
         try:
             plan = Plan.make(denoiser, PlanRequest(job.method, job.rule, nfe=job.nfe))
-            result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **carried)
+            result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **common)
         except InputError as reason:
             rows.append(replace(job.row(len(seeds)), skipped=str(reason)))
             continue

@@ -57,7 +57,7 @@ import solvers
 from solvers import Grid, InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
-from ..likelihood.density_ode import Carrier, WithLogDensity
+from ..likelihood.density_ode import DensitySolve, WithLogDensity
 from ..likelihood.divergence import Divergence, divergences
 from ..likelihood.inputs import check_end, positive, prior_at, seeds_of
 from ..likelihood.log_prob import kind_of
@@ -118,15 +118,15 @@ def plug_in_bound(
     positive_integer("draws", draws)
     width = None if bin_width is None else positive("bin_width", bin_width)
     check_end("the paths end", prior, denoiser.sde, plan.nodes[0].t)
-    carrier = Carrier(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), condition or {}, batching)
-    return _Paths(carrier, plan, interpolation, draws, prior, width).bound(x)
+    solve = DensitySolve(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), condition or {}, batching)
+    return _Paths(solve, plan, interpolation, draws, prior, width).bound(x)
 
 
 @dataclass(frozen=True)
 class _Paths:
-    """The simulation of a bound's paths; ``carrier`` contains the seeds of the samples."""
+    """The simulation of a bound's paths; ``solve`` contains the seeds of the samples."""
 
-    carrier: Carrier
+    solve: DensitySolve
     plan: Plan
     interpolation: float
     draws: int
@@ -135,7 +135,7 @@ class _Paths:
 
     def bound(self, x: Tensor) -> LogProb:
         """The bound of data (B, *)."""
-        began, rule, d = time.perf_counter(), self.carrier.divergence, x[0].numel()
+        began, rule, d = time.perf_counter(), self.solve.divergence, x[0].numel()
         found, latent = self._terms(x)
         check_finite(torch.cat([latent.flatten(1), found.flatten(1)], 1), self.plan)
         ones, k = torch.ones_like(found[:, 0, 0]), self.interpolation
@@ -168,19 +168,19 @@ class _Paths:
     def _terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Prior, integral and martingale of every path (B, draws, 3), and the ends (B, *) of the first paths."""
         last, sde = self.plan.nodes[0], self.plan.sde
-        batches = self.carrier.batching.rows(len(x))
+        batches = self.solve.batching.rows(len(x))
         # every path has its own seed; that of the k-th path does not depend on the number of draws
         own = [
             torch.randint(2**62, (self.draws,), generator=solvers.generator(seed, _PATHS)).tolist()
-            for seed in self.carrier.seeds
+            for seed in self.solve.seeds
         ]
-        carriers = [replace(self.carrier, seeds=[row[k] for row in own]) for k in range(self.draws)]
+        solves = [replace(self.solve, seeds=[row[k] for row in own]) for k in range(self.draws)]
         found, latents = [], []
-        with self.carrier.batching.bar(self.draws * len(batches), "bound") as bar, torch.no_grad():
+        with self.solve.batching.bar(self.draws * len(batches), "bound") as bar, torch.no_grad():
             for rows in batches:
                 terms, ends = [], []
-                for carrier in carriers:
-                    problem, seeds = carrier.problem(rows), carrier.seeds[rows]
+                for solve in solves:
+                    problem, seeds = solve.problem(rows), solve.seeds[rows]
                     y, integral, martingale = _climb(problem, x[rows], self.plan.nodes[::-1], self.interpolation, seeds)
                     ends.append((last.alpha * y).view(x[rows].shape))
                     terms.append(torch.stack([prior_at(self.prior, sde, ends[-1]), integral, martingale], 1))

@@ -183,8 +183,8 @@ class WithLogDensity(Problem):
         return replace(self, conditions=conditions, vectors=None if self.vectors is None else self.vectors[rows])
 
 
-class Carried(NamedTuple):
-    """The result of ``Carrier.along``.
+class DensitySolution(NamedTuple):
+    """The result of ``DensitySolve.run``.
 
     It contains the states (B, *) at both ends, the change of the log-density of x (B, m) in nats, and the NFE (B,).
     """
@@ -196,7 +196,7 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Carrier:
+class DensitySolve:
     """A solve of the log-density ODE for a set of samples, along any plan.
 
     Attributes:
@@ -229,8 +229,8 @@ class Carrier:
             self.batching.device,
         )
 
-    def along(self, plan: Plan, clean: Callable[[slice], Tensor]) -> Carried:
-        """Carries samples and their log-density along the nodes of a plan, in either direction.
+    def run(self, plan: Plan, clean: Callable[[slice], Tensor]) -> DensitySolution:
+        """Solves for samples and their log-density on the nodes of a plan, in either direction.
 
         Args:
             clean: returns x / alpha (n, *) at the first node for the rows of a batch.
@@ -255,7 +255,7 @@ class Carrier:
                 states, channels = problem.split(solution.x)
                 # l is the log-density of x / alpha; convert it to that of x at both ends
                 change = problem.log_density_change(channels, start, end) - d * math.log(end.alpha / start.alpha)
-                parts.append(Carried(problem.split(state)[0], states, change, solution.nfe))
-        found = Carried(*(torch.cat(values) for values in zip(*parts, strict=True)))
+                parts.append(DensitySolution(problem.split(state)[0], states, change, solution.nfe))
+        found = DensitySolution(*(torch.cat(values) for values in zip(*parts, strict=True)))
         check_finite(torch.cat([found.end.flatten(1), found.change], 1), plan)
         return found

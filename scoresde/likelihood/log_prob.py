@@ -1,6 +1,6 @@
 """Log-likelihood by the probability-flow ODE, with any deterministic solver.
 
-log p(x) = log p_T(x_T) + int div, where the ODE carries x from t_min to t_max. The result is the density of
+log p(x) = log p_T(x_T) + int div, where the ODE moves x from t_min to t_max. The result is the density of
 x0 + (sigma / alpha)(t_min) eps, on the scale of the data: x enters the path as alpha(t_min) x, and the term
 ``truncation`` of the budget is the change of scale.
 
@@ -36,7 +36,7 @@ from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_batch
 from ..sampling.plan import Plan, PlanRequest, choose_plan
 from . import solver_error
-from .density_ode import Carried, Carrier
+from .density_ode import DensitySolution, DensitySolve
 from .dequantisation import Dequantiser, dequantisers, uniforms
 from .divergence import Divergence, divergences
 from .inputs import check_end, deterministic, on_lattice, positive, prior_at, seeds_of
@@ -146,7 +146,7 @@ class Integrals(NamedTuple):
     """The results of the ODE along one plan, one for each draw of the dequantiser, and their combination."""
 
     budgets: list[dict[str, Tensor]]
-    carried: list[Carried]
+    solutions: list[DensitySolution]
 
     @property
     def totals(self) -> Tensor:
@@ -172,12 +172,12 @@ class Integrals(NamedTuple):
         All draws share their probes, so the channels remain those of the single probes.
         """
         shares = torch.softmax(self.totals, 0).unsqueeze(2)
-        return -(shares * torch.stack([found.change for found in self.carried])).sum(0)
+        return -(shares * torch.stack([solution.change for solution in self.solutions])).sum(0)
 
     @property
     def nfe(self) -> Tensor:
         """The NFE (B,), summed over the draws."""
-        return torch.stack([found.nfe for found in self.carried]).sum(0)
+        return torch.stack([solution.nfe for solution in self.solutions]).sum(0)
 
 
 def log_prob(
@@ -299,7 +299,7 @@ def assemble(how: LikelihoodPlan, found: Integrals, d: int) -> LogProb:
         freedom=degrees(rule.channels(d), nats),
         stderr_of="" if rule.exact(d) else "the trace's probes",
         nfe=0,
-        latent=found.carried[0].end,
+        latent=found.solutions[0].end,
         budget=found.budget,
         solver=str(how.plan.solver),
         grid=how.plan.grid,
@@ -319,11 +319,11 @@ def _with_cost(result: LogProb, solves: Sequence[Integrals], how: LikelihoodPlan
 
 
 def _integrals(denoiser: ModelLike, how: LikelihoodPlan, samples: Samples) -> Integrals:
-    """Carries every draw of the samples from t_min to t_max, and computes the budget (B,) of each draw."""
+    """Solves for every draw of the samples from t_min to t_max, and computes the budget (B,) of each draw."""
     x, d, plan, width = samples.x, samples.dimensions, how.plan, how.bin_width
     host = "cpu" if x.device.type == "mps" else x.device  # MPS has no float64
     shape, start = tuple(x.shape[1:]), plan.nodes[-1]
-    carrier = Carrier(
+    solve = DensitySolve(
         denoiser, how.divergence, samples.seeds, shape, samples.conditions, how.batching, how.differentiable
     )
     found = Integrals([], [])
@@ -332,13 +332,13 @@ def _integrals(denoiser: ModelLike, how: LikelihoodPlan, samples: Samples) -> In
         if how.dequantiser is not None and width is not None:
             u, law = how.dequantiser.spread(x, uniforms(shape, samples.seeds, draw), width, start)
             y = y + u.to(host)
-        carried = carrier.along(plan.reversed(), lambda rows, y=y: y[rows])  # type: ignore[misc]
-        ones = torch.ones(len(x), dtype=torch.float64, device=carried.end.device)
+        solution = solve.run(plan.reversed(), lambda rows, y=y: y[rows])  # type: ignore[misc]
+        ones = torch.ones(len(x), dtype=torch.float64, device=solution.end.device)
         volume = d * math.log(width or 1.0)
-        found.carried.append(carried)
+        found.solutions.append(solution)
         found.budgets.append({
-            "prior": prior_at(how.prior, denoiser.sde, carried.end),
-            "divergence": -carried.change.mean(1),
+            "prior": prior_at(how.prior, denoiser.sde, solution.end),
+            "divergence": -solution.change.mean(1),
             "truncation": d * math.log(start.alpha) * ones,
             "dequantisation": 0 * ones if law is None else -law.to(ones) - volume,
             "offset": volume * ones,

@@ -1,4 +1,4 @@
-"""Samples and their log-density in one solve: the ODE carries both from noise to data.
+"""Samples and their log-density in one solve: the ODE moves both from noise to data.
 
 log p(x) = log p_T(x_T) + int div is true in both directions of time. A solve from noise to data can therefore compute
 the likelihood of its samples as well; the extra cost is the vector-Jacobian products. Importance weights, reverse
@@ -29,7 +29,7 @@ from solvers import Grid, InputError, SeededNoise, Solver
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_conditions, check_draws, check_start
 from ..sampling.plan import Plan, PlanRequest
-from .density_ode import Carrier
+from .density_ode import DensitySolve
 from .divergence import Divergence, divergences
 from .inputs import prior_at, seeds_of
 from .log_prob import choose_plan_to_t_min, kind_of
@@ -85,9 +85,9 @@ def sample_with_log_prob(
     check_conditions(condition, len(seeds))
     batching = Batching(batch_size, device, dtype, progress)
     rule = divergences.make(divergence)
-    carrier = Carrier(denoiser, rule, seeds, shape, condition or {}, batching, differentiable)
+    solve = DensitySolve(denoiser, rule, seeds, shape, condition or {}, batching, differentiable)
     with torch.set_grad_enabled(differentiable):
-        x, found = _carried(carrier, made, x_init, prior)
+        x, found = _solved(solve, made, x_init, prior)
     return x.to(dtype).to(device), found
 
 
@@ -113,35 +113,35 @@ def _check(
     check_start(x_init, len(seeds), shape)
 
 
-def _carried(
-    carrier: Carrier, plan: Plan, x_init: Tensor | None, prior: Callable[[Tensor], Tensor] | None
+def _solved(
+    solve: DensitySolve, plan: Plan, x_init: Tensor | None, prior: Callable[[Tensor], Tensor] | None
 ) -> tuple[Tensor, LogProb]:
     """The samples (B, *) in float64 and their likelihood."""
-    began, rule, d = time.perf_counter(), carrier.divergence, math.prod(carrier.shape)
+    began, rule, d = time.perf_counter(), solve.divergence, math.prod(solve.shape)
     noisy, clean = plan.nodes[0], plan.nodes[-1]
 
     def start(rows: slice) -> Tensor:
         if x_init is not None:
             return x_init[rows] / noisy.alpha
-        noise = SeededNoise(carrier.seeds[rows], carrier.shape, torch.float64).initial()
+        noise = SeededNoise(solve.seeds[rows], solve.shape, torch.float64).initial()
         return math.hypot(noisy.alpha, noisy.sigma) / noisy.alpha * noise
 
-    carried = carrier.along(plan, start)
+    solution = solve.run(plan, start)
     budget = {
-        "prior": prior_at(prior, plan.sde, carried.start),
-        "divergence": carried.change.mean(1),
-        "truncation": d * math.log(clean.alpha) * torch.ones_like(carried.change[:, 0]),
+        "prior": prior_at(prior, plan.sde, solution.start),
+        "divergence": solution.change.mean(1),
+        "truncation": d * math.log(clean.alpha) * torch.ones_like(solution.change[:, 0]),
     }
     nats = torch.stack(list(budget.values())).sum(0)
-    return carried.end / clean.alpha, LogProb(
+    return solution.end / clean.alpha, LogProb(
         nats=nats,
-        stderr=rule.stderr(carried.change, d),
+        stderr=rule.stderr(solution.change, d),
         freedom=degrees(rule.channels(d), nats),
         stderr_of="" if rule.exact(d) else "the trace's probes",
-        nfe=int(carried.nfe.max()),
-        nfe_per_sample=carried.nfe,
-        products=int(carried.nfe.max()) * rule.products(d),
-        latent=carried.start,
+        nfe=int(solution.nfe.max()),
+        nfe_per_sample=solution.nfe,
+        products=int(solution.nfe.max()) * rule.products(d),
+        latent=solution.start,
         budget=budget,
         solver=str(plan.solver),
         grid=plan.grid,

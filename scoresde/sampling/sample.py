@@ -140,7 +140,7 @@ def encode(
     hooks: Sequence[Hook] = (),
     progress: bool = False,
 ) -> Sample:
-    """Carries states x (B, *) from t_min to t_max along the ODE; ``sample(x_init=...)`` carries them back.
+    """Moves states x (B, *) from t_min to t_max along the ODE; ``sample(x_init=...)`` moves them back.
 
     The nodes are those of a sampler in reverse order, without the step to sigma = 0. By default the solver is ``heun``.
     The arguments are the same as in ``sample``.
@@ -188,7 +188,7 @@ class _Solve:
         return start
 
     def run(self, count: int, start: Start) -> Sample:
-        """Carries ``count`` samples from their starts along the plan's nodes."""
+        """Moves ``count`` samples from their starts along the plan's nodes."""
         if count == 0:
             raise InputError("there are no seeds or no data; at least one sample is needed")
         check_conditions(self.conditions, count)

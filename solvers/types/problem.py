@@ -22,7 +22,7 @@ class NoDensity(InputError):
 
 
 class Problem:
-    """The path and the model of the samples that a solver carries.
+    """What a solver integrates: a path and a model, with the conditions of its samples.
 
     A subclass has ``path``, as an attribute or a property, and implements ``predict``. Everything else has a default,
     which a subclass overrides if it knows more.

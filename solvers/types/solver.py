@@ -83,7 +83,7 @@ class Solver(Options):
     """
 
     space: ClassVar[str] = "gaussian"
-    """The space of states that the solver carries, one of ``SPACES``; it requires a problem of the same space."""
+    """The space of the solver's states, one of ``SPACES``; it requires a problem of the same space."""
 
     @property
     def order(self) -> float:
@@ -156,7 +156,7 @@ class Solver(Options):
         return None
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        """Carries x (B, *) at t to the state at s."""
+        """The state at s, from x (B, *) at t."""
         raise NotImplementedError
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
