@@ -5,7 +5,7 @@ Only solvers of Gaussian states can be counted: the dummy model has no discrete 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -85,8 +85,21 @@ def steps_of_nfe(
     least = cost(1)
     if least > nfe:
         raise InputError(f"nfe={nfe} is too small for {solver}: one step takes {least}")
-    low, high = 1, nfe + 1  # each step takes at least one evaluation, so nfe + 1 steps are too many
+    return _largest(cost, nfe, max(1, (nfe - least) // solver.evaluations + 1))
+
+
+def _largest(cost: Callable[[int], int], nfe: int, guess: int) -> int:
+    """The largest number of steps with ``cost(steps) <= nfe``; cost(1) is, and cost(steps) is at least ``steps``.
+
+    It starts at a guess and doubles the distance until it has steps that are too many; a right guess takes two counts.
+    """
+    low, high, stride = 1, nfe + 1, 1
+    trial = min(max(guess, 1), nfe)
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if cost(middle) <= nfe else (low, middle)
+        if cost(trial) <= nfe:
+            low, following = trial, trial + stride
+        else:
+            high, following = trial, trial - stride
+        stride *= 2
+        trial = following if low < following < high else (low + high) // 2
     return low

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 import torch
 from scipy.optimize import brentq
@@ -96,14 +96,25 @@ class SDE(Options, Schedule):
         return made
 
     def _node(self, t: Tensor) -> Node[Tensor]:
+        with torch.no_grad():
+            alpha, sigma = self.alpha(t), self.sigma(t)
+            return Node(t, alpha + 0 * t, sigma + 0 * t, *self.derivatives(t, alpha, sigma))
+
+    def derivatives(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The time derivatives of alpha and sigma at t (B,); by autograd, unless a path has a closed form."""
         with torch.enable_grad():
             time = t.detach().requires_grad_()
-            alpha, sigma = self.alpha(time), self.sigma(time)
             dalpha, dsigma = (
                 torch.autograd.grad(v.sum(), time)[0] if v.requires_grad else torch.zeros_like(t)
-                for v in (alpha, sigma)
+                for v in (self.alpha(time), self.sigma(time))
             )
-        return Node(t, alpha.detach() + 0 * t, sigma.detach() + 0 * t, dalpha, dsigma)
+        return dalpha, dsigma
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """A path with its own alpha or sigma does not inherit the closed form of another path's derivatives."""
+        super().__init_subclass__(**options)
+        if {"alpha", "sigma", "integral"} & vars(cls).keys() and "derivatives" not in vars(cls):
+            cls.derivatives = SDE.derivatives  # type: ignore[method-assign]
 
     def t_of_lam(self, lam: float) -> float:
         """The time in [t_min, t_max] where log(alpha / sigma) = lam, by root finding unless a path has a closed form.

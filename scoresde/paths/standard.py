@@ -45,11 +45,19 @@ class VP(SDE):
         """The integral B(t) = int_0^t beta."""
         return beta_schedules.integral(t, self.beta_min, self.beta_max - self.beta_min)
 
+    def beta(self, t: Tensor) -> Tensor:
+        """The rate beta(t)."""
+        return self.beta_min + (self.beta_max - self.beta_min) * t
+
     def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(-0.5 * self.integral(t))
 
     def sigma(self, t: Tensor) -> Tensor:
         return torch.sqrt(-torch.expm1(-self.integral(t)))
+
+    def derivatives(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        half_beta = 0.5 * self.beta(t)
+        return -half_beta * alpha, half_beta * alpha**2 / sigma
 
     def t_of_lam(self, lam: float) -> float:
         # 1 / alpha^2 = 1 + exp(-2 lam), so B = log(1 + exp(-2 lam))
@@ -66,6 +74,10 @@ class SubVP(VP):
 
     def sigma(self, t: Tensor) -> Tensor:
         return -torch.expm1(-self.integral(t))
+
+    def derivatives(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        beta = self.beta(t)
+        return -0.5 * beta * alpha, beta * alpha**2
 
     def t_of_lam(self, lam: float) -> float:
         # sigma / alpha = 2 sinh(B / 2)
@@ -93,6 +105,9 @@ class VE(SDE):
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
 
+    def derivatives(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), math.log(self.sigma_max / self.sigma_min) * sigma
+
     def t_of_lam(self, lam: float) -> float:
         return (-lam - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
@@ -114,6 +129,9 @@ class EDM(SDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         return t
+
+    def derivatives(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(t), torch.ones_like(t)
 
     def t_of_lam(self, lam: float) -> float:
         return math.exp(-lam)
@@ -147,6 +165,11 @@ class Cosine(SDE):
         swing = t * (0.5 * math.pi / (1 + self.offset))
         return torch.sqrt(torch.sin(swing) * torch.sin(swing + 2 * self._start)) / math.cos(self._start)
 
+    def derivatives(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        # alpha^2 + sigma^2 = 1, so sigma' = -alpha alpha' / sigma
+        dalpha = -torch.sin(self._angle(t)) * (0.5 * math.pi / (1 + self.offset) / math.cos(self._start))
+        return dalpha, -alpha * dalpha / sigma
+
     def t_of_lam(self, lam: float) -> float:
         ratio = math.exp(-lam)
         alpha = 1 / math.hypot(1, ratio)
@@ -172,6 +195,9 @@ class RectifiedFlow(SDE):
 
     def sigma(self, t: Tensor) -> Tensor:
         return t
+
+    def derivatives(self, t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(t), torch.ones_like(t)
 
     def t_of_lam(self, lam: float) -> float:
         return 1 / (1 + math.exp(lam))

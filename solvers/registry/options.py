@@ -55,6 +55,12 @@ def check_options(obj: Any) -> None:
 
 
 @cache
+def type_hints(cls: type) -> dict[str, Any]:
+    """The annotations of a class, without their ranges; kept, because resolving them takes long."""
+    return typing.get_type_hints(cls)
+
+
+@cache
 def ranged_options(cls: type) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
     """The fields of a dataclass that have ranges, and their annotations."""
     try:

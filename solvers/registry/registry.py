@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from ..errors import InputError, unknown
 from . import spec as grammar
 from .normalise import normalise
-from .options import REGISTRIES, coerce, option_name
+from .options import REGISTRIES, coerce, option_name, type_hints
 from .spec import Spec
 
 T = TypeVar("T")
@@ -267,7 +267,7 @@ class Registry(Generic[T]):
             if key in given:
                 raise InputError(f"{info.name} got the option {key!r} twice")
             given[key] = value
-        hints = typing.get_type_hints(info.cls)
+        hints = type_hints(info.cls)
         values = {
             fields[key].name: coerce(value, hints[fields[key].name], f"option {key!r} of {info.name}")
             for key, value in given.items()

@@ -53,9 +53,9 @@ class Grid(Options):
         schedule = as_schedule(schedule)
         lo, hi = time_range(schedule, t_min, t_max)
         count = self.intervals(steps)
-        checked((schedule(hi), schedule(lo)), str(self))
+        checked((schedule(hi), schedule(lo)), self)
         nodes = schedule.nodes([float(t) for t in self.all_times(schedule, lo, hi, count)])
-        return checked((*nodes, schedule.clean) if self.end == "zero" else tuple(nodes), str(self))
+        return checked((*nodes, schedule.clean) if self.end == "zero" else tuple(nodes), self)
 
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         """The times of a solve of ``steps`` intervals, without sigma = 0; the ends of the range are exact."""
@@ -97,7 +97,7 @@ def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> 
     return lo, hi
 
 
-def checked(nodes: tuple[N, ...], name: str = "the grid") -> tuple[N, ...]:
+def checked(nodes: tuple[N, ...], name: object = "the grid") -> tuple[N, ...]:
     """Returns ``nodes`` if there are at least two, none has a defect, and the noise levels are strictly ordered.
 
     Raises:

@@ -32,7 +32,7 @@ class RatioGrid(Grid):
         raise NotImplementedError
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
-        low, high = schedule(lo).ratio, schedule(hi).ratio
+        low, high = (node.ratio for node in schedule.nodes([lo, hi]))
         return [hi, *(time_of(schedule, r, lo, hi) for r in self.ratios(low, high, steps)[1:-1]), lo]
 
 
@@ -260,7 +260,7 @@ class FlowShift(FlowGrid):
         return [float(high - (high - u) * stretch) for u in shifted]
 
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
-        low, high = schedule(lo).ratio, schedule(hi).ratio
+        low, high = (node.ratio for node in schedule.nodes([lo, hi]))
         return [hi, *(time_of(schedule, r, lo, hi) for r in self.ratios(low, high, steps)[1:])]
 
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
