@@ -10,7 +10,6 @@ import difflib
 import importlib
 import inspect
 import logging
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points as installed_entry_points
