@@ -5,7 +5,7 @@ Only solvers of Gaussian states can be counted: the dummy model has no discrete 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,21 +85,11 @@ def steps_of_nfe(
     least = cost(1)
     if least > nfe:
         raise InputError(f"nfe={nfe} is too small for {solver}: one step takes {least}")
-    return _largest(cost, nfe, max(1, (nfe - least) // solver.evaluations + 1))
-
-
-def _largest(cost: Callable[[int], int], nfe: int, guess: int) -> int:
-    """The largest number of steps with ``cost(steps) <= nfe``; cost(1) is, and cost(steps) is at least ``steps``.
-
-    It starts at a guess and doubles the distance until it has steps that are too many; a right guess takes two counts.
-    """
-    low, high, stride = 1, nfe + 1, 1
-    trial = min(max(guess, 1), nfe)
+    # every step takes at least one evaluation; most take ``solver.evaluations``, so that two or three counts suffice
+    low, high, trial = 1, nfe + 1, max(1, 1 + (nfe - least) // solver.evaluations)
     while high - low > 1:
-        if cost(trial) <= nfe:
-            low, following = trial, trial + stride
-        else:
-            high, following = trial, trial - stride
-        stride *= 2
-        trial = following if low < following < high else (low + high) // 2
+        trial = trial if low < trial < high else (low + high) // 2
+        left = nfe - cost(trial)
+        low, high = (trial, high) if left >= 0 else (low, trial)
+        trial += max(1, left // solver.evaluations) if left >= 0 else min(-1, left // solver.evaluations)
     return low

@@ -94,6 +94,18 @@ def test_a_budget_is_spent_as_far_as_it_goes():
     assert steps_of_nfe(solvers.make("euler"), uniform, sde, 50, t_min=0.2, t_max=0.4) == 50
 
 
+@pytest.mark.parametrize("solver", ["ddim", "heun", "pndm", "dpm_fast", "restart", "pc(corrector_steps=3)"])
+def test_a_budget_gives_the_largest_number_of_steps(solver, monkeypatch):
+    sde, rule, solver = scoresde.VP(), solvers.grids.make("karras"), solvers.make(solver)
+    cost = {steps: evaluations(solver, sde, rule.nodes(sde, steps)) for steps in range(1, 32)}
+    for nfe in range(cost[1], 31):
+        assert steps_of_nfe(solver, rule, sde, nfe) == max(steps for steps in cost if cost[steps] <= nfe), nfe
+    counted = []
+    monkeypatch.setattr(solvers.budget, "evaluations", lambda *parts: counted.append(parts) or evaluations(*parts))
+    steps_of_nfe(solver, rule, sde, 200)
+    assert len(counted) <= 5  # bisection takes 9
+
+
 @pytest.mark.parametrize(
     ("solver", "nfe", "message"),
     [

@@ -9,7 +9,8 @@ import scoresde
 import solvers
 from scoresde import InputError, encode, log_prob, sample, sample_with_log_prob
 from scoresde.models.targets import GaussianMixture
-from scoresde.sampling.plan import _kept
+from scoresde.sampling.cached_by_value import cached_by_value
+from solvers.time_grids.files import write_grid
 
 pytestmark = pytest.mark.quick
 
@@ -64,7 +65,7 @@ def test_samples_with_their_density():
 
 def test_a_program_is_traced_once(monkeypatch):
     """Of the same values, whoever made them; of another output, path or number of steps anew."""
-    _kept.cache_clear()
+    denoiser = TARGET.denoiser(scoresde.VP(beta_max=18.0))  # no other test traces on this path
     traced, real = [], solvers.trace
 
     def trace(*arguments):
@@ -72,29 +73,79 @@ def test_a_program_is_traced_once(monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(solvers, "trace", trace)
-    plan = scoresde.plan(DENOISER, "dpmpp_2m", steps=7)
-    first = sample(DENOISER, (2,), range(4), plan=plan)
+    plan = scoresde.plan(denoiser, "dpmpp_2m", steps=7)
+    first = sample(denoiser, (2,), range(4), plan=plan)
     assert len(traced) == 1
-    again = [sample(DENOISER, (2,), range(4), plan=plan), sample(DENOISER, (2,), range(4), "dpmpp_2m", steps=7)]
+    again = [sample(denoiser, (2,), range(4), plan=plan), sample(denoiser, (2,), range(4), "dpmpp_2m", steps=7)]
     assert len(traced) == 1
     assert all(torch.equal(found.x, first.x) for found in again)
-    assert plan.program("x0") is scoresde.plan(DENOISER, "dpmpp_2m", steps=7).program("x0")
+    assert plan.program("x0") is scoresde.plan(denoiser, "dpmpp_2m", steps=7).program("x0")
     assert len(traced) == 1
     plan.program("eps")
     sample(TARGET.denoiser(scoresde.VP(beta_max=19.0)), (2,), range(4), "dpmpp_2m", steps=7)
-    sample(DENOISER, (2,), range(4), "dpmpp_2m", steps=8)
+    sample(denoiser, (2,), range(4), "dpmpp_2m", steps=8)
     assert len(traced) == 4
+
+
+def test_a_call_plans_once(monkeypatch):
+    denoiser = TARGET.denoiser(scoresde.VP(beta_max=18.5))  # no other test plans on this path
+    placed, real = [], solvers.grids.make("karras").__class__.nodes
+
+    def nodes(self, *arguments):
+        placed.append(arguments)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(solvers.Grid, "nodes", nodes)
+    first = sample(denoiser, (2,), range(4), "heun", "karras", nfe=15)
+    count = len(placed)
+    again = sample(denoiser, (2,), range(4), "heun", "karras", nfe=15)
+    assert len(placed) == count
+    assert torch.equal(first.x, again.x)
+    sample(denoiser, (2,), range(4), "heun", "karras", nfe=15, t_max=0.9, x_init=first.x)
+    assert len(placed) > count
+
+
+def test_a_file_that_changed_is_read_anew(tmp_path):
+    path = tmp_path / "grid.json"
+    for ratios in ([8.0, 1.0, 0.1, 0.0], [8.0, 2.0, 0.1, 0.0]):
+        write_grid(path, ratios, {})
+        plan = scoresde.plan(DENOISER, "ddim", f"file:{path}")
+        assert plan.nodes == scoresde.plan(DENOISER, "ddim", f"explicit(ratios={ratios})").nodes
+
+
+def test_a_program_file_that_changed_is_read_anew(tmp_path):
+    path, found = tmp_path / "program.json", []
+    for solver in ("ddim", "dpmpp_2m"):
+        written = scoresde.plan(DENOISER, solver, "karras", 4).program("x0")
+        path.write_text(written.to_json())
+        found.append(sample(DENOISER, (2,), range(4), solvers.make(f"file:{path}")).x)
+        assert torch.allclose(found[-1], sample(DENOISER, (2,), range(4), solver, "karras", 4).x, atol=1e-5)
+    assert not torch.allclose(*found, atol=1e-3)
+
+
+def test_results_are_kept_for_values_only():
+    calls = []
+
+    @cached_by_value(8)
+    def record(*arguments):
+        calls.append(arguments)
+
+    own, learned = object(), scoresde.LearnedVP()
+    for arguments in ((1, VP), (1, VP), (1.0, VP), (None, scoresde.VP()), (None, VP)):
+        record(*arguments)
+    assert len(calls) == 3
+    for arguments in ((own,), (own,), (learned,), (learned,), ([1],), ([1],)):
+        record(*arguments)
+    assert len(calls) == 9
 
 
 def test_a_path_that_learns_is_traced_anew():
     sde = scoresde.LearnedVP()
     plan = scoresde.plan(TARGET.denoiser(sde), "dpm_2", steps=3)
-    kept = _kept.cache_info().currsize
     before = plan.program()
     with torch.no_grad():
         next(iter(sde.module.interior.parameters())).add_(1.0)
     assert plan.program() != before
-    assert _kept.cache_info().currsize == kept
     with pytest.raises(InputError, match="dpm_2 was made for a different path"):
         sample(TARGET.denoiser(sde), (2,), range(2), plan=plan)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import NamedTuple
 
 import solvers
@@ -25,9 +24,10 @@ from solvers.types.schedule import as_schedule
 
 from ..models.model import as_model
 from ..paths.base import SDE, ModelLike
+from .cached_by_value import cached_by_value
 
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
-PROGRAMS = 64  # the number of programs in the cache
+PLANS = 64  # how many plans and programs are kept
 
 
 class PlanRequest(NamedTuple):
@@ -91,14 +91,14 @@ class Plan:
         if steps is not None and nfe is not None:
             raise InputError("pass steps or nfe, not both")
         if nfe is not None:
-            steps = solvers.steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
+            steps = _steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
         elif steps is None and method.adaptive and not rule.fixed:
             if grid is None and named is None:
                 rule = solvers.grids.make("uniform")
             steps = 2 if rule.end == "zero" else 1
         elif steps is None and not rule.fixed:
             raise InputError(f"{method} needs a step count: pass steps or nfe")
-        nodes = rule.nodes(denoiser.sde, steps, t_min, t_max)
+        nodes = _place(rule, denoiser.sde, steps, t_min, t_max)
         nodes = nodes[:-1] if end_at_t_min and nodes[-1].sigma == 0 else nodes
         return cls(method, rule, nodes, denoiser.sde, t_min, t_max)
 
@@ -127,7 +127,7 @@ class Plan:
             return self
         rule = replace(self.rule, end="t_min")
         steps = max(1, self.steps - 1) if self.solver.adaptive else self.steps
-        nodes = rule.nodes(self.sde, None if rule.fixed else steps, self.t_min, self.t_max)
+        nodes = _place(rule, self.sde, None if rule.fixed else steps, self.t_min, self.t_max)
         return replace(self, rule=rule, nodes=nodes[:-1] if nodes[-1].sigma == 0 else nodes)
 
     def in_steps(self, steps: int) -> Plan:
@@ -138,7 +138,7 @@ class Plan:
         """
         if self.rule is None or self.rule.fixed:
             raise InputError(f"the grid {self.grid} sets its own steps")
-        return replace(self, nodes=self.rule.nodes(self.sde, steps, self.t_min, self.t_max))
+        return replace(self, nodes=_place(self.rule, self.sde, steps, self.t_min, self.t_max))
 
     def reversed(self) -> Plan:
         """The plan with the same nodes in reverse order."""
@@ -150,6 +150,9 @@ class Plan:
         Raises:
             InputError: the alpha or sigma of a node differs from that of ``sde`` at the same t.
         """
+        placed = self.rule is not None and sde is self.sde
+        if placed and type(sde).__eq__ is not object.__eq__:  # a path that learns may have changed
+            return self
         noisy = [node.t for node in self.nodes if node.sigma > 0]
         owns = dict(zip(noisy, as_schedule(sde).nodes(noisy), strict=True))
         for node in self.nodes:
@@ -168,14 +171,7 @@ class Plan:
         """
         if self.solver.parallel:
             return None
-        key = (self.solver, self.nodes, self.sde, Output(output) if isinstance(output, str) else output)
-        if type(self.sde).__eq__ is object.__eq__:  # a learned path: training changes it, but not its identity
-            return _traced(*key)
-        try:
-            hash(key)
-        except TypeError:
-            return _traced(*key)
-        return _kept(*key)
+        return _trace(self.solver, self.nodes, self.sde, Output(output) if isinstance(output, str) else output)
 
     def __str__(self) -> str:
         return f"{self.solver} on {self.grid}, {self.steps} steps"
@@ -185,14 +181,20 @@ def _has_its_own(solver: Solver) -> InputError:
     return InputError(f"{solver} has fixed nodes, from noise to data: use a different solver for encode and log_prob")
 
 
-def _traced(solver: Solver, nodes: tuple[Node, ...], sde: SDE, output: Output) -> Program | None:
+@cached_by_value(PLANS)
+def _trace(solver: Solver, nodes: tuple[Node, ...], sde: SDE, output: Output) -> Program | None:
     try:
         return solvers.trace(solver, nodes, sde, output)
     except NoProgram:
         return None
 
 
-_kept = lru_cache(maxsize=PROGRAMS)(_traced)
+@cached_by_value(PLANS)
+def _place(rule: Grid, sde: SDE, steps: int | None, t_min: float | None, t_max: float | None) -> tuple[Node, ...]:
+    return rule.nodes(sde, steps, t_min, t_max)
+
+
+_steps_of_nfe = cached_by_value(PLANS)(solvers.steps_of_nfe)
 
 
 def plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class Place(NamedTuple):
     reference="docs/program_format.md",
     formula="the rows of the file",
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class File(Solver):
     """Runs a program from a file that ``Program.to_json`` or other software has written, on the nodes in the file."""
 
@@ -41,9 +41,16 @@ class File(Solver):
         super().__post_init__()
         self.program  # noqa: B018  (fails early if the file is not a program)
 
-    @property
+    # a file may change: solvers read from one path are equal only if they have the same program
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, File) and (self.path, self.program) == (other.path, other.program)
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @cached_property
     def program(self) -> Program:
-        """The program in the file.
+        """The program in the file, as it was when the solver was made.
 
         Raises:
             InputError: there is no such file, or it is not a program.

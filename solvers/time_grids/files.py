@@ -85,7 +85,7 @@ def read_grid(path: str | Path) -> tuple[float, ...]:
     formula="sigma_i / alpha_i = ratios[i], as the file lists them",
     note="file:PATH is short for file(path=PATH). tune_grid writes such files.",
 )
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileGrid(Grid):
     """The noise levels sigma / alpha in a file, such as those of a tuned grid; a last 0 is sigma = 0."""
 
@@ -101,6 +101,13 @@ class FileGrid(Grid):
     def listed(self) -> Explicit:
         """The grid of the file as an explicit list."""
         return Explicit(ratios=read_grid(self.path), end=self.end)
+
+    # a file may change: grids read from one path are equal only if they have the same levels
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FileGrid) and (self.path, self.listed) == (other.path, other.listed)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.listed))
 
     @property
     def fixed(self) -> bool:
