@@ -29,7 +29,8 @@ def cached_by_value(size: int) -> Callable[[Callable[..., R]], Callable[..., R]]
 
         @wraps(function)
         def call(*arguments: Any) -> R:
-            if any(a is not None and type(a).__eq__ is object.__eq__ for a in arguments):
+            kinds: list[Any] = [type(a) for a in arguments if a is not None]
+            if any(kind.__eq__ is object.__eq__ for kind in kinds):
                 return function(*arguments)
             try:
                 hash(arguments)
