@@ -12,7 +12,7 @@ R = TypeVar("R")
 def cached_by_value(size: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Keeps the last ``size`` results of a pure function of positional arguments.
 
-    A call is evaluated anew if an argument compares by identity, since such an object may have changed (a path that
+    The function runs at every call if an argument compares by identity, since such an object may have changed (a path that
     learns, a user's solver with state), or if it has no hash.
 
     >>> calls = []
