@@ -56,7 +56,7 @@ NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vp, eps, unet": (
         DIGITS,
         ("model.predicts=eps", "training.loss=dsm(target=eps)", "model.network=unet(channels=[16,32])",
-         "training.steps=2000"),
+         "training.steps=500"),
     ),
     "cosine, v": (DIGITS, ("sde=cosine", "model.predicts=v", "training.loss=dsm(target=v)")),
     "ve, edm": ("configs/digits_ve.py", ()),

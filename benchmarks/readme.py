@@ -178,20 +178,24 @@ def overhead() -> str:
     """The cost of a step without the network: the table of docs/programs.md."""
     header, rows = results("solver_overhead.json")
     _, memory = results("program_memory.json")
-    names = ("floor", "program", "steps", "eager", "diffusers", "trace")
+    names = ("floor", "program", "sample", "steps", "eager", "diffusers", "trace")
     lines = []
     for row in rows:
         least = row["least_microseconds"]
         times = (f"{least[name]:.1f}" if name in least else "" for name in names)
-        ratios = f"{row['program_over_floor']:.2f}", f"{row['diffusers_over_program']:.1f}"
+        ratios = (
+            f"{row['program_over_floor']:.2f}",
+            f"{least['sample'] / least['floor']:.2f}",
+            f"{row['diffusers_over_program']:.1f}",
+        )
         lines.append((code(row["method"]), " x ".join(map(str, row["shape"])), *times, *ratios))
-    head = ("solver", "state", *names, "program / floor", "diffusers / program")
+    head = ("solver", "state", *names, "program / floor", "sample / floor", "diffusers / program")
     peak = max(row["peak_ratio"] for row in memory)
     added = max(abs(row["added_ratio"] - 1) for row in memory)
     return (
         f"Microseconds per step, {header['steps']} steps with a trivial network on one thread of a "
         f"{header['platform']} machine (`{header['command'].removeprefix('python ')}`). `floor` is the network and two "
-        "operations in place; `steps` are the solver's own steps one by one; `eager` is a loop that computes "
+        "operations in place; `sample` is a repeated call of `scoresde.sample`; `steps` are the solver's own steps one by one; `eager` is a loop that computes "
         "coefficients from tensors; `diffusers` is the scheduler of diffusers for the same method; `trace` is the time "
         f"to make the program.\n\n{solver_cards.markdown(head, lines)}\n\n"
         f"Peak memory of 1000 steps divided by that of 20 (`benchmarks/program_memory.py`): at most {peak:.3f} for the "

@@ -1,7 +1,7 @@
 """Measures the cost of a step without the network, for several implementations: python benchmarks/solver_overhead.py
 
 Times 50 steps with a trivial network (one multiplication) in one thread: the traced program, ``scoresde.sample`` with
-its noise and checks, the solver's own steps one by one, code that computes its coefficients from tensors in the loop
+its plan and checks, from its second call on, with ``steps=`` and with ``nfe=``; the solver's own steps one by one, code that computes its coefficients from tensors in the loop
 (the usual hand-written loop), and diffusers' scheduler of the same method (from the extra ``images``). The floor is the
 network and two elementwise operations in place, the minimum for a step. All implementations alternate in every
 repetition. A figure is the minimum over the repetitions, which other work on the machine disturbs least; a ratio is
@@ -136,13 +136,14 @@ def competitors(method: str, x: Tensor) -> dict[str, Run]:
     denoiser = scoresde.Denoiser(network, PATH, predicts="eps", time_label="sigma")
     shape, seeds = tuple(x.shape[1:]), range(len(x))
 
-    def sample() -> None:
-        scoresde.sample(denoiser, shape, seeds, solver, "logsnr", STEPS, x_init=x, device=x.device)
+    def sample(**budget: int) -> None:
+        scoresde.sample(denoiser, shape, seeds, method, "logsnr", x_init=x, device=x.device, **budget)
 
     runs: dict[str, Run] = {
         "floor": lambda: floor(x),
         "program": lambda: program.run(problem, x),
-        "sample": sample,
+        "sample": lambda: sample(steps=STEPS),
+        "sample_nfe": lambda: sample(nfe=STEPS),
         "steps": lambda: solvers.solve(solver, problem, x, nodes),
         "diffusers": peer(method, x),
         "trace": lambda: solvers.trace(solver, nodes, PATH, Trivial.output),
@@ -185,6 +186,8 @@ def main() -> None:
                 "shape": list(shape),
                 "method": method,
                 "program_over_floor": round(least["program"] / least["floor"], 2),
+                "sample_over_floor": round(least["sample"] / least["floor"], 2),
+                "nfe_over_steps": round(least["sample_nfe"] / least["sample"], 2),
                 "diffusers_over_program": round(least["diffusers"] / least["program"], 2),
                 "least_microseconds": {name: round(value, 2) for name, value in least.items()},
                 "median_microseconds": {name: round(statistics.median(v), 2) for name, v in times.items()},
@@ -192,8 +195,8 @@ def main() -> None:
             rows.append(row)
             figures = ", ".join(f"{name} {value}" for name, value in row["least_microseconds"].items())
             print(
-                f"{'x'.join(map(str, shape))} {method}: {row['program_over_floor']} floors, diffusers' "
-                f"{row['diffusers_over_program']} times the program's; {figures}",
+                f"{'x'.join(map(str, shape))} {method}: {row['program_over_floor']} floors, sample "
+                f"{row['sample_over_floor']}, diffusers' {row['diffusers_over_program']} times the program's; {figures}",
                 flush=True,
             )
     import diffusers
