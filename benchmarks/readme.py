@@ -195,7 +195,8 @@ def overhead() -> str:
     return (
         f"Microseconds per step, {header['steps']} steps with a trivial network on one thread of a "
         f"{header['platform']} machine (`{header['command'].removeprefix('python ')}`). `floor` is the network and two "
-        "operations in place; `sample` is a repeated call of `scoresde.sample`; `steps` are the solver's own steps one by one; `eager` is a loop that computes "
+        "operations in place; `sample` is a repeated call of `scoresde.sample`; `steps` are the solver's own steps one "
+        "by one; `eager` is a loop that computes "
         "coefficients from tensors; `diffusers` is the scheduler of diffusers for the same method; `trace` is the time "
         f"to make the program.\n\n{solver_cards.markdown(head, lines)}\n\n"
         f"Peak memory of 1000 steps divided by that of 20 (`benchmarks/program_memory.py`): at most {peak:.3f} for the "

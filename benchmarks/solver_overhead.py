@@ -1,12 +1,12 @@
 """Measures the cost of a step without the network, for several implementations: python benchmarks/solver_overhead.py
 
 Times 50 steps with a trivial network (one multiplication) in one thread: the traced program, ``scoresde.sample`` with
-its plan and checks, from its second call on, with ``steps=`` and with ``nfe=``; the solver's own steps one by one, code that computes its coefficients from tensors in the loop
-(the usual hand-written loop), and diffusers' scheduler of the same method (from the extra ``images``). The floor is the
-network and two elementwise operations in place, the minimum for a step. All implementations alternate in every
-repetition. A figure is the minimum over the repetitions, which other work on the machine disturbs least; a ratio is
-that of two such figures; the file also contains medians. ``--device cuda`` times on a GPU. Writes
-benchmarks/results/solver_overhead.json.
+its plan and checks, from its second call on, with ``steps=`` and with ``nfe=``; the solver's own steps one by one; code
+that computes its coefficients from tensors in the loop (the usual hand-written loop), and diffusers' scheduler of the
+same method (from the extra ``images``). The floor is the network and two elementwise operations in place, the minimum
+for a step. All implementations alternate in every repetition. A figure is the minimum over the repetitions, which other
+work on the machine disturbs least; a ratio is that of two such figures; the file also contains medians. ``--device
+cuda`` times on a GPU. Writes benchmarks/results/solver_overhead.json.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ def main() -> None:
             figures = ", ".join(f"{name} {value}" for name, value in row["least_microseconds"].items())
             print(
                 f"{'x'.join(map(str, shape))} {method}: {row['program_over_floor']} floors, sample "
-                f"{row['sample_over_floor']}, diffusers' {row['diffusers_over_program']} times the program's; {figures}",
+                f"{row['sample_over_floor']}, diffusers' {row['diffusers_over_program']} times the program's; "
+                f"{figures}",
                 flush=True,
             )
     import diffusers
