@@ -136,8 +136,8 @@ def competitors(method: str, x: Tensor) -> dict[str, Run]:
     denoiser = scoresde.Denoiser(network, PATH, predicts="eps", time_label="sigma")
     shape, seeds = tuple(x.shape[1:]), range(len(x))
 
-    def sample(**budget: int) -> None:
-        scoresde.sample(denoiser, shape, seeds, method, "logsnr", x_init=x, device=x.device, **budget)
+    def sample(steps: int | None = None, nfe: int | None = None) -> None:
+        scoresde.sample(denoiser, shape, seeds, method, "logsnr", steps, nfe=nfe, x_init=x, device=x.device)
 
     runs: dict[str, Run] = {
         "floor": lambda: floor(x),
