@@ -12,8 +12,8 @@ R = TypeVar("R")
 def cached_by_value(size: int) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Keeps the last ``size`` results of a pure function of positional arguments.
 
-    The function runs at every call if an argument compares by identity, since such an object may have changed (a path that
-    learns, a user's solver with state), or if it has no hash.
+    The function runs at every call if an argument has no hash, or compares by identity, since such an object may have
+    changed (a path that learns, a user's solver with state).
 
     >>> calls = []
     >>> @cached_by_value(2)
