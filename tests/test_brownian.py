@@ -10,7 +10,7 @@ import torch
 import solvers
 from solvers import Node, SeededNoise, grid, solve
 from solvers.conformance.problems import RECTIFIED_FLOW, VP, GaussianData, Mixture
-from solvers.noise.brownian import DEPTH, LIMIT, BrownianNoise, clock
+from solvers.noise.brownian import DEPTH, LIMIT, BrownianNoise, _above, _leaf, _weights, clock
 
 
 def at(lam):
@@ -22,7 +22,7 @@ def path(lams, seeds=range(4), shape=(5,)):
     return [noise(at(a), at(b)) for a, b in pairwise(lams)]
 
 
-LAMS = [-2.3, -1.91, -0.7, -0.69, 0.0, 1.25, 1.2501, 2.9]
+LAMS = [-2.3, -1.91, -0.7, -0.69, 0.0, 1.25, 1.251, 2.9]
 
 
 def test_the_increments_of_nested_grids_compose():
@@ -142,13 +142,35 @@ def test_memory_is_bounded_by_the_depth_of_the_tree():
             found.append(value.numel())
         elif isinstance(value, dict | list | tuple):
             stored += value.values() if isinstance(value, dict) else value
-    assert sum(found) <= (DEPTH + 3) * 2 * 3  # the midpoints above the last query, its two ends, the far end
+    # the numbers above the last end, the leaf's own and the far end's, in fours; and four words of key per seed
+    assert sum(found) <= (DEPTH + 2) * 2 * 4 + 4 * 2
 
 
-def test_float32_is_float64_rounded():
-    narrow = BrownianNoise(range(3), (2,))(at(0.0), at(1.0))
+def test_the_weights_of_an_increment_are_those_of_a_standard_normal_sum():
+    """Their squares add up to 1, for any interval, and disjoint intervals share no variance."""
+
+    def increment(a, b):
+        weights = dict.fromkeys([*_above(_leaf(a)), *_above(_leaf(b))], 0.0)
+        for lam, sign in ((a, -1), (b, 1)):
+            for place, weight in zip(_above(_leaf(lam)), _weights(lam, _leaf(lam)), strict=True):
+                weights[place] += sign * weight / math.sqrt(clock(a, b))
+        return weights
+
+    ends = [-LIMIT, -9.3, -2.0, -1.999, 0.0, 0.3, 0.3011, 7.7, math.nextafter(9.5, 0), LIMIT]
+    found = [increment(a, b) for a, b in pairwise(ends)]
+    for i, one in enumerate(found):
+        # rounding of the path's value, at most 1 / sqrt(2 (b - a)) = 30 times that of the increment: 30 * 20 * 1e-16
+        assert sum(w * w for w in one.values()) == pytest.approx(1, abs=1e-11)
+        for other in found[:i]:
+            assert sum(w * other.get(place, 0.0) for place, w in one.items()) == pytest.approx(0, abs=1e-11)
+
+
+def test_float32_and_float64_are_the_same_path():
+    narrow = BrownianNoise(range(30), (8,))(at(0.0), at(1.0))
     assert narrow.dtype == torch.float32
-    assert torch.equal(narrow, BrownianNoise(range(3), (2,), torch.float64)(at(0.0), at(1.0)).float())
+    # up to 36 summands, each with the rounding of test_noise.py
+    wide = BrownianNoise(range(30), (8,), torch.float64)(at(0.0), at(1.0))
+    assert torch.allclose(narrow.double(), wide, rtol=0, atol=1e-5)
 
 
 def test_no_rows_draw_nothing():

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from functools import cache
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..types.node import Node, Rows
+from ..types.node import Node
+from .counter import block, fill
 from .seeded import SeededNoise
 
 LIMIT = 16.0
 """The path covers lam = log(alpha / sigma) in [-16, 16]."""
-DEPTH = 20
-"""The tree halves that interval 20 times: its leaves are 3e-5 wide in lam."""
+DEPTH = 16
+"""The tree halves that interval 16 times: its leaves are 5e-4 wide in lam, a tenth of a step of a grid of 2048."""
 
 
 def clock(lower: float, upper: float) -> float:
@@ -32,9 +32,10 @@ class BrownianNoise(SeededNoise):
     with z(t, s) for ``noise(t, s)``, sqrt(c_u - c_t) z(t, u) = sqrt(c_s - c_t) z(t, s) + sqrt(c_u - c_s) z(s, u).
     Therefore the same seeds on a finer grid approximate the same solution of the SDE.
 
-    The path is a binary tree over lam in [-16, 16], which is not stored. Every midpoint is drawn conditionally on the
-    ends of its interval, with numbers that depend only on the seed and the position in the tree. Only the midpoints
-    above the last query are cached: ``DEPTH`` states in float64.
+    The path is a binary tree over lam in [-16, 16]. Every midpoint is drawn conditionally on the ends of its interval,
+    with numbers that depend only on the seed and the position in the tree. An increment is thus a sum of at most
+    2 (``DEPTH`` + 2) of these numbers, with weights whose squares add up to 1. Only the numbers above the end of
+    the last interval are stored.
 
     Outside [-16, 16] the clock stands still. For an interval of zero length on the clock, or within one leaf of the
     tree, the result is a fresh draw, as from ``SeededNoise``. The result for (s, t) is minus that for (t, s). Both ends
@@ -44,45 +45,41 @@ class BrownianNoise(SeededNoise):
         seeds, shape, dtype, device: as for ``SeededNoise``; ``initial()`` returns the same start, too.
     """
 
-    def __init__(
-        self,
-        seeds: Iterable[int],
-        shape: Sequence[int],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(seeds, shape, dtype, device)
-        # the tree's numbers: Philox with a key of 128 bits per seed, and the position in the tree as its counter
-        keys = [np.random.SeedSequence(int(seed), spawn_key=(2,)).generate_state(2, np.uint64) for seed in self.seeds]
-        self._use(keys)
-
-    def _use(self, keys: list[Any]) -> None:
-        self._keys = keys
-        self._philox = np.random.Philox(0)
-        self._state: dict[str, Any] = cast("dict[str, Any]", self._philox.state)
-        self._normal = np.random.Generator(self._philox)
-        self._middles: list[tuple[int, Tensor]] = [(0, torch.empty(0))] * DEPTH
-        self._points: dict[float, Tensor] = {}
-        self._far: Tensor | None = None
+    def _forget(self) -> None:
+        super()._forget()
+        self._tree: dict[int, Tensor] = {}  # the numbers (B, *) at positions of the tree
 
     def __call__(self, t: Node, s: Node) -> Tensor:
         if isinstance(t.sigma, Tensor) or isinstance(s.sigma, Tensor):
             return self._each(t, s)
         begin, end = (min(max(node.lam, -LIMIT), LIMIT) for node in (t, s))
-        if begin == end or _leaf(begin) == _leaf(end):
+        leaves = (_leaf(begin), _leaf(end))
+        if begin == end or leaves[0] == leaves[1]:
             return super().__call__(t, s)
-        # cache the two points of the last call: the end of one step is the start of the next
-        self._points = {lam: self._points[lam] if lam in self._points else self._at(lam) for lam in (begin, end)}
+        self._grow(leaves)
         gap = math.sqrt(clock(min(begin, end), max(begin, end)))
-        return ((self._points[end] - self._points[begin]) / gap).to(self.dtype).to(self.device)
+        weights = dict.fromkeys(_above(leaves[0]), 0.0)
+        for lam, leaf, sign in ((begin, leaves[0], -1), (end, leaves[1], 1)):
+            for place, weight in zip(_above(leaf), _weights(lam, leaf), strict=True):
+                weights[place] = weights.get(place, 0.0) + sign * weight
+        total = torch.zeros_like(self._tree[0])
+        for place in sorted(weights):  # in an order that does not depend on the direction
+            total.add_(self._tree[place], alpha=weights[place] / gap)
+        self._tree = {place: self._tree[place] for place in _above(leaves[1])}  # where the next interval begins
+        return self._shaped(total[None])[0]
 
-    def select(self, rows: Rows) -> BrownianNoise:
-        """The noise of the selected samples; fresh draws share the generators of the whole batch."""
-        part = super().select(rows)
-        chosen = BrownianNoise((), self.shape, self.dtype, self.device)
-        chosen.seeds, chosen._steps = part.seeds, part._steps
-        chosen._use(self._keys[rows] if isinstance(rows, slice) else [self._keys[i] for i in rows.tolist()])
-        return chosen
+    def _grow(self, leaves: tuple[int, int]) -> None:
+        """Makes the missing numbers above two leaves."""
+        for leaf in leaves:
+            # the missing positions are the lowest ones: leaf, leaf / 2, ...; several at a time, where they are small
+            missing = sum(place not in self._tree for place in _above(leaf))
+            size = max(1, block(self.device) // (4 * max(1, len(self.seeds) * self.size)))
+            for low in range(0, missing, size):
+                count = min(size, missing - low)
+                levels = torch.arange(low, low + count, dtype=torch.int32, device=self.device)
+                places = torch.full_like(levels, leaf) >> levels
+                numbers = fill(self._room(count), self._keys[2:], places)
+                self._tree.update((leaf >> (low + i), numbers[i]) for i in range(count))
 
     def _each(self, t: Node[Any], s: Node[Any]) -> Tensor:
         """The increments (B, *) for nodes with one time per sample."""
@@ -95,42 +92,42 @@ class BrownianNoise(SeededNoise):
         rows = (self.select(slice(i, i + 1))(nodes[0][i], nodes[1][i]) for i in range(count))
         return torch.cat([torch.empty((0, *self.shape), dtype=self.dtype, device=self.device), *rows])
 
-    def _draws(self, place: int) -> Tensor:
-        """The standard normal numbers (B, *) of a position in the tree."""
-        z = np.empty((len(self._keys), *self.shape), dtype=np.float32)
-        state = self._state
-        state["state"]["counter"] = np.array([0, place, 0, 0], dtype=np.uint64)
-        for row, key in zip(z, self._keys, strict=True):
-            state["state"]["key"] = key
-            self._philox.state = cast(Any, state)
-            self._normal.standard_normal(dtype=np.float32, out=row)
-        return torch.from_numpy(z)
-
-    def _at(self, lam: float) -> Tensor:
-        """The path at lam minus the path at -16, (B, *) in float64 on the CPU."""
-        left, right = -LIMIT, LIMIT
-        if self._far is None:
-            self._far = math.sqrt(clock(left, right)) * self._draws(0).double()
-        low, high = torch.zeros_like(self._far), self._far
-        place = 1
-        for level in range(DEPTH):
-            middle = 0.5 * (left + right)  # exact: the ends are multiples of a power of two
-            if self._middles[level][0] != place:
-                self._middles[level] = (place, self._between(low, high, left, middle, right, place))
-            value = self._middles[level][1]
-            if lam < middle:
-                right, high, place = middle, value, 2 * place
-            else:
-                left, low, place = middle, value, 2 * place + 1
-            if lam in (left, right):
-                return low if lam == left else high
-        return self._between(low, high, left, lam, right, place)
-
-    def _between(self, low: Tensor, high: Tensor, left: float, lam: float, right: float, place: int) -> Tensor:
-        """The path at lam given its values at left and right: a Brownian bridge on the clock."""
-        before, after, whole = clock(left, lam), clock(lam, right), clock(left, right)
-        return torch.lerp(low, high, before / whole).add_(self._draws(place), alpha=math.sqrt(before * after / whole))
-
 
 def _leaf(lam: float) -> int:
-    return math.floor((lam + LIMIT) / (2 * LIMIT) * (1 << DEPTH))
+    """The position of the leaf that contains lam. The root is 1, and below position p are 2 p and 2 p + 1."""
+    return (1 << DEPTH) + min(math.floor((lam + LIMIT) / (2 * LIMIT) * (1 << DEPTH)), (1 << DEPTH) - 1)
+
+
+def _above(leaf: int) -> list[int]:
+    """The positions whose numbers a path value in a leaf depends on: the leaf, its parents, and 0 for the far end."""
+    return [leaf >> level for level in range(DEPTH + 2)]
+
+
+def _weights(lam: float, leaf: int) -> list[float]:
+    """The path at lam, minus that at -16, as weights of the numbers of ``_above``.
+
+    From the leaf upwards: the value is a weighted mean of those at the ends of an interval plus a number of its own (a
+    Brownian bridge on the clock), and one of the ends is the midpoint of the interval above.
+    """
+    width = 2 * LIMIT / (1 << DEPTH)
+    left = -LIMIT + (leaf - (1 << DEPTH)) * width
+    lam = min(max(lam, left), left + width)  # rounding may have moved it into the next leaf
+    before, after, whole = clock(left, lam), clock(lam, left + width), clock(left, left + width)
+    found, low, high = [math.sqrt(before * after / whole)], after / whole, before / whole
+    for share, scale in _bridges():
+        if leaf & 1:  # the right half: its low end is the midpoint
+            left -= width
+            weight, low, high = low, low * (1 - share), high + low * share
+        else:
+            weight, low, high = high, low + high * (1 - share), high * share
+        found.append(weight * scale * math.exp(left))
+        leaf, width = leaf >> 1, 2 * width
+    return [*found, high * math.sqrt(clock(-LIMIT, LIMIT))]
+
+
+@cache
+def _bridges() -> list[tuple[float, float]]:
+    """For the intervals of each level, from the leaves' parents up: the share of the upper end in the mean of their
+    midpoint, and the midpoint's deviation over exp(lam of the lower end)."""
+    halves = [LIMIT / (1 << level) for level in range(DEPTH - 1, -1, -1)]
+    return [(1 / (1 + math.exp(2 * half)), math.sqrt(clock(0, half) / (1 + math.exp(-2 * half)))) for half in halves]
