@@ -24,7 +24,7 @@ from solvers import BrownianNoise, Node, SeededNoise, generator
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = ((16, 3, 32, 32), (64, 3, 32, 32), (64, 2), (64, 8, 8))
-DRAWS, STEPS, REPETITIONS = 51, 20, 25
+DRAWS, STEPS, REPETITIONS = 51, 20, 12
 T, S = Node(1.0, 0.1, 0.9), Node(0.5, 0.8, 0.6)
 # equal steps of lam from ratio 80 to 0.002
 NODES = [Node(0.0, 1.0, 80 * math.exp(-i / STEPS * math.log(80 / 0.002))) for i in range(STEPS + 1)]

@@ -47,7 +47,8 @@ def _state(sequence: np.random.SeedSequence) -> np.ndarray:
     constants = _constants()
     words = np.resize(np.asarray(sequence.pool, np.uint32), _WORDS) ^ constants[:-1]
     words *= constants[1:]
-    return np.bitwise_xor(words, words >> np.uint32(16), out=words)
+    words ^= words >> np.uint32(16)
+    return words
 
 
 @cache
