@@ -45,7 +45,7 @@ def _state(sequence: np.random.SeedSequence) -> np.ndarray:
     alternative"; NumPy guarantees that they remain the same.
     """
     constants = _constants()
-    words = np.resize(np.asarray(sequence.pool, np.uint32), _WORDS) ^ constants[:-1]
+    words: np.ndarray = np.resize(np.asarray(sequence.pool, np.uint32), _WORDS) ^ constants[:-1]
     words *= constants[1:]
     words ^= words >> np.uint32(16)
     return words
