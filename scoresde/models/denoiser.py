@@ -147,7 +147,7 @@ class Denoiser(Model):
         # in 16 bits, neighbouring times would get the same label: 988.49 is 988 in bfloat16
         precise = torch.float32 if dtype.itemsize < 4 else dtype
         if isinstance(label, Tensor):
-            return label.to(precise).to(x.device).expand(len(x))
+            return label.flatten().to(precise).to(x.device).expand(len(x))
         return torch.full((len(x),), label, dtype=precise, device=x.device)  # filled on the device: no copy, no wait
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:

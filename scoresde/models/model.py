@@ -1,6 +1,7 @@
 """``Model``: an object that predicts x0 and eps on a path; ``as_model`` makes one of any object with ``predict``.
 
-Users pass a ``ModelLike``: any object with ``.sde`` and ``.predict(x, node, **conditions)``. A ``Model`` also has the
+Users pass a ``ModelLike``: any object with ``.sde`` and ``.predict(x, node, **conditions)``, where the numbers of the
+node multiply x (B, *) as they are: floats, or tensors (B, 1, ..., 1) with one node per sample. A ``Model`` also has the
 optional parts: the network's own output, a density, the standard deviation of the data, rounded labels. Every public
 function calls ``as_model`` once; all code behind it can rely on the attributes of ``Model``. ``Denoiser`` is the model
 made of a network, and ``ModelWrapper`` a model built around another one.
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from solvers import InputError, Node, Prediction
 from solvers.types.model_output import Output
+from solvers.types.problem import ask
 
 from ..paths.base import SDE, ModelLike
 
@@ -68,10 +70,12 @@ class _UserModel(Model):
         return super().output if self._native is None else self._native[0]
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        return self.denoiser.predict(x, node, **conditions)
+        return ask(self.denoiser.predict, x, node, **conditions)
 
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
-        return super().raw(x, node, **conditions) if self._native is None else self._native[1](x, node, **conditions)
+        if self._native is None:
+            return super().raw(x, node, **conditions)
+        return self._native[1](x, node.like(x), **conditions)
 
 
 class ModelWrapper(Model):

@@ -111,18 +111,26 @@ class Node(AnyNode, Generic[T]):
         return 2 * self.sigma * (self.dsigma - self.f * self.sigma)
 
     @staticmethod
-    def stack(nodes: Sequence[Node]) -> Node[Tensor]:
-        """Combines the nodes of B samples into one node of tensors (B,) in float64."""
+    def stack(nodes: Sequence[Node], ndim: int = 1) -> Node[Tensor]:
+        """Combines the nodes of B samples into one node of tensors (B, 1, ..., 1) of ``ndim`` dimensions, in float64.
+
+        With the ``ndim`` of a state they multiply it, whether or not the receiver calls ``like``.
+        """
+        shape = (-1,) + (1,) * (ndim - 1)
         columns = ([node._numbers[k] for node in nodes] for k in range(5))
-        return Node(*(torch.tensor(values, dtype=torch.float64) for values in columns))
+        return Node(*(torch.tensor(values, dtype=torch.float64).view(shape) for values in columns))
 
     def like(self, x: Tensor) -> Node[T]:
-        """This node with numbers that broadcast against ``x`` (B, *): tensors (B,) become (B, 1, ..., 1)."""
+        """This node with numbers that broadcast against ``x`` (B, *): tensors of B numbers become (B, 1, ..., 1).
+
+        They have the dtype of x, and t at least float32, because 16 bits do not distinguish neighbouring times.
+        """
         if not isinstance(self.t, Tensor):
             return self
         shape = (-1,) + (1,) * (x.ndim - 1)
+        t = self.t.to(x.device, torch.promote_types(x.dtype, torch.float32)).view(shape)
         moved = (v.to(x.device, x.dtype).view(shape) for v in (self.alpha, self.sigma, self.dalpha, self.dsigma))
-        return cast("Node[T]", Node(self.t, *moved))
+        return cast("Node[T]", Node(t, *moved))
 
 
 @dataclass(frozen=True, slots=True)

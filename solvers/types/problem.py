@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -46,8 +46,9 @@ class Problem:
     def predict(self, x: Tensor, node: Any) -> Prediction:
         """Evaluates the model once at x (B, *).
 
-        ``node`` is one ``Node``, or a ``Node[Tensor]`` with tensors (B,), from solvers that step each sample on its
-        own. ``node.like(x)`` works for both.
+        ``node`` is one ``Node``, or a ``Node[Tensor]`` with tensors (B, 1, ..., 1), from solvers that step each sample
+        on its own: its numbers multiply x as they are. These tensors are float64 on the CPU; ``node.like(x)`` has x's
+        dtype and device. Objects that ``as_problem`` adapts get ``node.like(x)``.
         """
         raise NotImplementedError
 
@@ -134,6 +135,26 @@ def as_problem(given: Any) -> Problem:
     return _AdaptedProblem(given)
 
 
+def ask(predict: Callable[..., Prediction], x: Tensor, node: Any, **conditions: Tensor) -> Prediction:
+    """A user's prediction at x (B, *). Its node's numbers multiply x as they are: with one node per sample, they are
+    tensors (B, 1, ..., 1).
+
+    Raises:
+        InputError: with one node per sample, the prediction has another shape than x.
+    """
+    if not isinstance(node, Node) or not isinstance(node.t, Tensor):
+        return predict(x, node, **conditions)
+    found = predict(x, node.like(x), **conditions)
+    shapes = [tuple(part.shape) for part in (found.x0, found.eps)]
+    if any(shape != x.shape for shape in shapes):
+        raise InputError(
+            f"the model predicts x0 of shape {shapes[0]} and eps of shape {shapes[1]} for samples of shape "
+            f"{tuple(x.shape)}; with a time for each sample, the numbers of a node have the shape "
+            f"{tuple(node.like(x).t.shape)}, and node.t.flatten() is the time of each sample"
+        )
+    return found
+
+
 class _AdaptedProblem(Problem):
     """An adapter from any suitable object to a problem."""
 
@@ -155,8 +176,7 @@ class _AdaptedProblem(Problem):
         return path
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        prediction: Prediction = self.given.predict(x, node)
-        return prediction
+        return ask(self.given.predict, x, node)
 
     def node(self, t: float) -> Node:
         node: Node = self.given.node(t) if "node" in self.has else self.path(t)

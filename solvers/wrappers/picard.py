@@ -270,8 +270,9 @@ def _together(problem: Problem, needed: Sequence[tuple[Rows, Tensor, Node]]) -> 
     each = [len(x) for _, x, _ in needed]
     places = torch.arange(max(each))
     rows = torch.cat([places[chosen] if isinstance(chosen, slice) else chosen for chosen, _, _ in needed])
-    nodes = Node.stack([node for (_, _, node), n in zip(needed, each, strict=True) for _ in range(n)])
-    prediction = problem.select(rows).predict(torch.cat([x for _, x, _ in needed]), nodes)
+    states = torch.cat([x for _, x, _ in needed])
+    nodes = Node.stack([node for (_, _, node), n in zip(needed, each, strict=True) for _ in range(n)], states.ndim)
+    prediction = problem.select(rows).predict(states, nodes)
     x0, eps = torch.split(prediction.x0, each), torch.split(prediction.eps, each)
     nu = [None] * len(each) if prediction.nu is None else torch.split(prediction.nu, each)
     return [Prediction(*parts) for parts in zip(x0, eps, nu, strict=True)]
