@@ -64,12 +64,14 @@ class Attempt(NamedTuple):
         error: the estimate of its error.
         compare: the state that the tolerance is relative to, along with that of the last accepted step.
         slope: the slopes to remember at the new state, for methods that evaluate the model there.
+        measured: the error as the tolerance measures it, where that is not ``error`` itself.
     """
 
     x: Tensor
     error: Tensor
     compare: Tensor
     slope: Tensor | None = None
+    measured: Tensor | None = None
 
 
 class Carry(NamedTuple):
@@ -93,19 +95,26 @@ class Adaptive(Solver):
     """A solver with per-sample inner steps; a subclass defines the step and how its error sets the next length.
 
     The error of a sample is the root mean square over its components of error / tolerance. ``first_step`` is the
-    length of a solve's first inner step (``inf``: the whole interval); with None, the solver chooses it. ``max_steps``
-    is the greatest number of inner steps of a sample in one interval.
+    length of a solve's first inner step (``inf``: the whole interval); with None, the solver chooses it. ``max_step``
+    is the greatest length of an inner step (None: the solver's own), ``max_steps`` the greatest number of inner steps
+    of a sample in one interval.
     """
 
     rtol: AnyPositive = 1e-5
     atol: AnyPositive = 1e-5
     first_step: AnyPositive | None = None
     max_steps: Count = 10000
+    max_step: AnyPositive | None = None
 
     ramps: ClassVar[bool] = False  # whether a solve begins at a low order
     reuses: ClassVar[bool] = False  # whether the last prediction of an inner step is the first of the next one
     smallest: ClassVar[float] = 0.2  # the least factor from one step's length to the next
     largest: ClassVar[float] = 10.0  # the greatest factor
+
+    @property
+    def longest(self) -> float:
+        """The greatest length of an inner step."""
+        return math.inf if self.max_step is None else self.max_step
 
     def clock(self, node: Node) -> float:
         """The variable in which the lengths of steps are measured, at a node."""
@@ -139,7 +148,7 @@ class Adaptive(Solver):
 
     def ask(self, problem: Problem, x: Tensor, nodes: Sequence[Node], dtype: torch.dtype) -> Tensor:
         """The slope (n, *) at one node per sample. The model is evaluated in ``dtype``; the result has x's dtype."""
-        return self.slope(problem.predict(x.to(dtype), Node.stack(nodes))).to(x.dtype)
+        return self.slope(problem.predict(x.to(dtype), Node.stack(nodes, x.ndim))).to(x.dtype)
 
     def noise_of(self, noise: Noise | None, i: int, count: int) -> Any:
         """The noise source of sample ``i`` of ``count``."""
@@ -175,7 +184,7 @@ class Adaptive(Solver):
             slope, previous, known = self.remembered(torch.zeros_like(state)), self.measured(state, t), False
         samples = [Progress(t, noise=self.noise_of(noise, i, count), known=known) for i in range(count)]
         for i, sample in enumerate(samples):
-            sample.h = math.inf if self.first_step is None else self.first_step
+            sample.h = min(math.inf if self.first_step is None else self.first_step, self.longest)
             if isinstance(carry, Carry):
                 sample.h, sample.errors = carry.samples[i].h, carry.samples[i].errors
                 sample.places = carry.samples[i].places if known else ()
@@ -190,13 +199,14 @@ class Adaptive(Solver):
                 if carry is None and self.first_step is None and not any(p.accepted + p.rejected for p in samples):
                     self._check(samples, missing, found)
                     for sample, h in zip(samples, self.automatic(state, slope, t, s), strict=True):
-                        sample.h = h
+                        sample.h = min(h, self.longest)
             ends = self._ends(problem, samples, active, s)
             lengths = [abs(self.clock(end) - self.clock(samples[i].node)) for i, end in zip(active, ends, strict=True)]
             made = self.attempt(
                 _part(problem, active, count), state[active], slope[active], [samples[i] for i in active], ends, x.dtype
             )
-            norms = row_norms(made.error / self.tolerance(previous[active], made.compare))
+            measured = made.error if made.measured is None else made.measured
+            norms = row_norms(measured / self.tolerance(previous[active], made.compare))
             taken: list[int] = []
             for k, (i, norm, error) in enumerate(zip(active, norms, row_norms(made.error), strict=True)):
                 if not math.isfinite(norm):
@@ -249,7 +259,8 @@ class Adaptive(Solver):
             sample.rejected += 1
             return False
         # the end of the interval may have cut this step short; that must not shorten the next
-        sample.h = coarse(factor * length if length >= 0.99 * sample.h else max(sample.h, factor * length))
+        h = factor * length if length >= 0.99 * sample.h else max(sample.h, factor * length)
+        sample.h = min(coarse(h), self.longest)
         sample.node, sample.known, sample.places = end, self.reuses, (*sample.places, self.clock(end))[-MEMORY:]
         sample.errors = (max(norm, 1e-10), *sample.errors)[:2]
         sample.accepted += 1

@@ -34,7 +34,7 @@ class Weights(NamedTuple):
 class Pair(Adaptive):
     """An embedded pair: x_i / scale_i = x / scale_t + sum_j w_ij slope_j, with stage i at clock_t + c_i h.
 
-    The error has the scale of x.
+    Errors and tolerances are those of x / (alpha + sigma), so every path takes the same steps.
     """
 
     @property
@@ -45,6 +45,13 @@ class Pair(Adaptive):
     def scale(self, node: Node) -> float:
         """The number that the state is divided by."""
         return node.alpha
+
+    def size(self, node: Node) -> float:
+        """The number that states and errors are divided by where the tolerance measures them."""
+        return node.alpha + node.sigma
+
+    def measured(self, x: Tensor, node: Node) -> Tensor:
+        return x / self.size(node)
 
     def weights(self, start: Node, h: float) -> Weights:
         """The weights of a step of length h on the clock; h is negative where the clock falls."""
@@ -76,7 +83,9 @@ class Pair(Adaptive):
             found.append(self.ask(problem, moved, nodes, dtype))
         new = moved if self.reuses else self._move(x, starts, ends, [w.new for w in weights], found)
         error = self._sum(ends, [w.error for w in weights], found)
-        return Attempt(new, error, self.compared(new, new - error), found[-1] if self.reuses else None)
+        sizes = column([self.size(end) for end in ends], x)
+        compare = self.compared(new, new - error) / sizes
+        return Attempt(new, error, compare, found[-1] if self.reuses else None, error / sizes)
 
     def _sum(self, ends: Sequence[Node], weights: Sequence[Sequence[float]], found: Sequence[Tensor]) -> Tensor:
         """scale sum_j w_j slope_j of every sample (n, *)."""
@@ -183,7 +192,8 @@ class RungeKuttaPair(Pair):
         return Weights(rows, rows[-1], [h * w for w in self.tableau.e])
 
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
-        norms = row_norms(self.scale(t) * slope / self.tolerance(x, x))
+        y = self.measured(x, t)
+        norms = row_norms(slope / self.tolerance(y, y))
         most = 2 * self.clock(t) if t.lam > s.lam else math.inf
         return [min((0.01 / max(norm, 1e-10)) ** (1 / (self.order + 1)), most) for norm in norms]
 
@@ -268,14 +278,20 @@ class DPMAdaptive(Pair):
     It solves d(x / alpha) / d lam = -ratio eps, with the exponential integrated exactly. ``first_step`` is a length in
     lam. The solve continues from x_high, the result of higher order.
 
-    E is the root mean square of (x_high - x_low) / max(atol, rtol max(|x_low|, |x_low of the last accepted step|)).
+    E is the root mean square of (y_high - y_low) / max(atol, rtol max(|y_low|, |y_low of the last accepted step|)),
+    with y = x / (alpha + sigma), so every path takes the same steps. No step is longer than ``max_step``, by default
+    3/2 (order 3) or 1/2 (order 2): over a longer step the two results may coincide and both be wrong. The published
+    methods have no such limit, rtol=0.05 and atol=0.0078, and measure x (``error_scale="one"``, Lu et al.) or x / alpha
+    (``alpha``, k-diffusion): ``dpm_adaptive(rtol=0.05, atol=0.0078, max_step=inf, error_scale=alpha)`` is the latter's
+    method, but for lengths rounded to five binary digits.
+
     After a step h is multiplied by 1 + atan(w - 1), w = E_n^-(p + i + d) E_(n-1)^(p + 2 d) E_(n-2)^-d, each power over
-    ``order``. The step is accepted where this factor is at least ``accept_safety``. The option names (pcoeff, icoeff,
-    dcoeff) and defaults are k-diffusion's.
+    ``order``. The step is accepted where this factor is at least ``accept_safety``. The options pcoeff, icoeff, dcoeff
+    and accept_safety have k-diffusion's names and defaults.
     """
 
-    rtol: AnyPositive = 0.05
-    atol: AnyPositive = 0.0078
+    rtol: AnyPositive = 0.01
+    atol: AnyPositive = 0.001
     first_step: AnyPositive | None = 0.05
     max_steps: Count = 10000
     order: Literal[2, 3] = 3
@@ -283,6 +299,7 @@ class DPMAdaptive(Pair):
     icoeff: float = 1.0
     dcoeff: float = 0.0
     accept_safety: Share = 0.81
+    error_scale: Literal["alpha_plus_sigma", "alpha", "one"] = "alpha_plus_sigma"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -301,6 +318,15 @@ class DPMAdaptive(Pair):
     @property
     def stages(self) -> tuple[float, ...]:
         return (0, 1 / 3, 2 / 3) if self.order == 3 else (0, 1 / 2)
+
+    @property
+    def longest(self) -> float:
+        return (1.5 if self.order == 3 else 0.5) if self.max_step is None else self.max_step
+
+    def size(self, node: Node) -> float:
+        if self.error_scale == "one":
+            return 1.0
+        return node.alpha if self.error_scale == "alpha" else super().size(node)
 
     def automatic(self, x: Tensor, slope: Tensor, t: Node, s: Node) -> list[float]:
         return [0.05] * len(x)
