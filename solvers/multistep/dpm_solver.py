@@ -75,26 +75,26 @@ class Exponential(Multistep):
 def two_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequence[float]:
     """Weights of (q, q_before): m0 q + m1 (q - q_before) / r, r = h_before / h (``heun``, ``exact``).
 
-    ``midpoint``, which most releases use, replaces m1 by m0 / 2. The step is then m0 D with
+    So does ``taylor``. ``midpoint``, which most releases use, replaces m1 by m0 / 2. The step is then m0 D with
     D = (1 + 1 / (2 r)) q - 1 / (2 r) q_before, the D of arXiv:2211.01095, algorithm 2.
     """
     h, h_before = steps
     one_over_r = h / h_before
-    slope = moments.linear if variant in ("heun", "exact") else moments.constant / 2
+    slope = moments.linear if variant in ("heun", "exact", "taylor") else moments.constant / 2
     return moments.constant + slope * one_over_r, -slope * one_over_r
 
 
 def three_point(moments: Moments, steps: Sequence[float], variant: str) -> Sequence[float]:
     """Weights of (q, q_1, q_2): m0 q + m1 D1 + m2 D2, D1 and D2 the parabola's derivatives times h and h^2.
 
-    D2 is twice the second divided difference. ``released`` omits the factor 2: order 2. ``flipped`` also omits it and
-    has the constant 1/2 of m2 with the wrong sign: order 1. Both are in wide use.
+    D2 is twice the second divided difference. ``released`` and ``taylor`` omit the factor 2: order 2. ``flipped`` also
+    omits it and has the constant 1/2 of m2 with the wrong sign: order 1. Both are in wide use.
     """
     h, h_before, h_earlier = steps
     r0, r1 = h_before / h, h_earlier / h
     # a = (q - q_1) / r0, b = (q_1 - q_2) / r1; D1 = a + (a - b) r0 / (r0 + r1), D2 = 2 (a - b) / (r0 + r1)
     m2 = moments.quadratic
-    second = {"exact": 2 * m2, "released": m2, "flipped": m2 - 1}[variant]
+    second = {"exact": 2 * m2, "released": m2, "taylor": m2, "flipped": m2 - 1}[variant]
     bend = (moments.linear * r0 + second) / (r0 + r1)
     a, b = moments.linear + bend, -bend
     return moments.constant + a / r0, -a / r0 + b / r1, -b / r1
@@ -186,18 +186,20 @@ class DPMpp2MSDE(Exponential):
     reference="Lu et al. 2022, arXiv:2211.01095, appendix B.2, on the reverse SDE",
     formula="dpmpp_3m's with H = (1 + eta^2) h for h, and + sigma_s sqrt(1 - exp(-2 eta^2 h)) z",
     note="measured order 2; eta scales the noise's standard deviation; k-diffusion's eta is its square "
-    "(solvers.convert_eta)",
+    "(solvers.convert_eta); variant=taylor is k-diffusion's method",
 )
 @dataclass(frozen=True)
 class DPMpp3MSDE(Exponential):
     """DPM-Solver++(3M) on the reverse SDE.
 
     ``released`` halves the second difference. ``flipped``, as one library ships it, also has one wrong sign: order 1.
+    Their second step, which has two predictions, is that of ``dpmpp_2m_sde``. ``taylor`` is k-diffusion's method:
+    ``released``, but the second step integrates the line through its predictions exactly.
     """
 
     eta: NonNegative = 1.0
     s_noise: NonNegative = 1.0
-    variant: Literal["exact", "released", "flipped"] = "exact"
+    variant: Literal["exact", "released", "taylor", "flipped"] = "exact"
     start: Literal["lower"] = "lower"
     lower_order_final: bool = False
     depth: ClassVar[int] = 3

@@ -53,7 +53,7 @@ class _ThreeStages(ExponentialRungeKutta):
 
     r1: Share = 1 / 3
     r2: Share = 2 / 3
-    variant: Variant = "dpmsolver"
+    variant: Literal["dpmsolver", "taylor", "published"] = "dpmsolver"
     mode: Mode = "singlestep"
     lower_order_final: bool = False
     kind: ClassVar[Kind] = "eps"
@@ -69,7 +69,12 @@ class _ThreeStages(ExponentialRungeKutta):
         return 3.0 if abs(self.r2 - 2 / 3) < 1e-9 else 2.0
 
     def scheme(self) -> Scheme:
-        return three_stages(self.kind, self.r1, self.r2, self.variant, eta=self.eta)
+        return three_stages(self.kind, self.r1, self.r2, self.grid_variant(last=True), eta=self.eta)
+
+    def grid_variant(self, last: bool) -> str:
+        if self.variant != "published":
+            return self.variant
+        return "dpmsolver" if last else "taylor"  # stage 2 integrates the line exactly, as within a step
 
 
 @solvers.register(
@@ -122,7 +127,9 @@ class DPMSolver3(_ThreeStages):
     """DPM-Solver-3: eps at t and at the fractions r1 and r2 of the step in lam.
 
     ``dpmsolver`` integrates the line through eps and eps_2, ``taylor`` the parabola through all three. Both have order
-    3 at r2 = 2/3 and order 2 at any other r2. Raises InputError unless 0 < r1 < r2 <= 1.
+    3 at r2 = 2/3 and order 2 at any other r2. In ``mode="grid"``, the second interval of a group is ``dpm_solver_2``'s
+    of the same variant; with ``published`` it is stage 2 of the paper's step, and the group is that step. Raises
+    InputError unless 0 < r1 < r2 <= 1.
     """
 
 
@@ -132,6 +139,7 @@ class DPMSolver3(_ThreeStages):
     order=2,
     reference="Lu et al. 2022, arXiv:2206.00927, section 3.4",
     formula="dpm_solver_3 over groups of three intervals, dpm_solver_2 and dpm_solver_1 over the last of them",
+    equals=("dpm_solver_3(mode=grid, variant=published, lower_order_final=True)",),
     note="1 evaluation per interval of the grid; the last steps, of lower order, limit the order to 2; the paper's "
     "code takes equal steps in lam for every order, so that its last steps are longer",
 )
@@ -195,13 +203,14 @@ class DPMpp3S(_ThreeStages):
     """DPM-Solver++(3S): x0 at t and at the fractions r1 and r2 of the step in lam.
 
     ``dpmsolver`` integrates the line through x0 and x0_2, ``taylor`` the parabola through all three. Both have order 3
-    at r2 = 2/3 and order 2 at any other r2. In ``mode="grid"``, eta > 0 solves the reverse SDE: H = (1 + eta^2) h
-    replaces h, and each interval draws noise. ``flipped``, for the reverse SDE only, is ``taylor`` with a wrong sign,
-    as one library released it; it does not converge. Raises InputError unless 0 < r1 < r2 <= 1, for eta without
-    mode=grid, or for flipped without eta.
+    at r2 = 2/3 and order 2 at any other r2. In ``mode="grid"``, the second interval of a group is ``dpmpp_2s``'s of the
+    same variant; with ``published`` it is stage 2 of the paper's step, and the group is that step. eta > 0 then solves
+    the reverse SDE: H = (1 + eta^2) h replaces h, and each interval draws noise. ``flipped``, for the reverse SDE only,
+    is ``taylor`` with a wrong sign, as one library released it; it does not converge. Raises InputError unless
+    0 < r1 < r2 <= 1, for eta without mode=grid, or for flipped without eta.
     """
 
-    variant: Literal["dpmsolver", "taylor", "flipped"] = "dpmsolver"  # type: ignore[assignment]
+    variant: Literal["dpmsolver", "taylor", "published", "flipped"] = "dpmsolver"  # type: ignore[assignment]
     eta: NonNegative = 0.0
     kind: ClassVar[Kind] = "x0"
 
