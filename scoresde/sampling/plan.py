@@ -25,6 +25,7 @@ from solvers.types.schedule import as_schedule
 from ..models.model import as_model
 from ..paths.base import SDE, ModelLike
 from .cached_by_value import cached_by_value
+from .width import warn_if_too_wide
 
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
 PLANS = 64  # how many plans and programs are kept
@@ -184,9 +185,11 @@ def _has_its_own(solver: Solver) -> InputError:
 @cached_by_value(PLANS)
 def _trace(solver: Solver, nodes: tuple[Node, ...], sde: SDE, output: Output) -> Program | None:
     try:
-        return solvers.trace(solver, nodes, sde, output)
+        program = solvers.trace(solver, nodes, sde, output)
     except NoProgram:
         return None
+    warn_if_too_wide(program, solver, nodes, sde)
+    return program
 
 
 @cached_by_value(PLANS)

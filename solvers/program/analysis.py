@@ -137,6 +137,20 @@ def terminal_covariance(program: Program, covariance: float | Tensor) -> Tensor:
     return left[0] if c.ndim == 0 else (basis * left) @ basis.T
 
 
+def widening(program: Program, deviation: float) -> float:
+    """The deviation of the outcome over the right one, for data N(0, deviation^2) and a start with the law of x_t.
+
+    In few steps it may be far too small, or many times too large, where a method extrapolates too far:
+
+    >>> import scoresde, solvers
+    >>> nodes = solvers.grid("karras", scoresde.EDM(), steps=2)
+    >>> [round(widening(solvers.trace(name, nodes), 0.5), 1) for name in ("ddim", "heun")]
+    [0.0, 80.0]
+    """
+    right = math.hypot(program.end.alpha * deviation, program.end.sigma)
+    return math.sqrt(float(_variances(program, np.array([deviation**2]))[0])) / right
+
+
 def _variances(program: Program, v: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Any:
     """The variances (K,) of the outcome for data of variances v (K,)."""
     size = 1 + program.draws

@@ -1,0 +1,101 @@
+"""Plans that make samples far too wide are never silent, and the remedy that the warning names is one."""
+
+import math
+import re
+import warnings
+from itertools import product
+
+import pytest
+import torch
+
+import scoresde
+import solvers
+from scoresde.models.targets import Gaussian
+from scoresde.sampling.width import LIMIT, TooWide
+from solvers import InputError, terminal_covariance
+
+GRIDS = ("karras", "logsnr", "uniform", "leading", "trailing", "linspace", "quadratic", "kl_optimal", "vp", "ays")
+LINEAR = [name for name in solvers.names("gaussian") if solvers.make(name).linear]
+
+
+def denoiser_on(path):
+    return Gaussian(torch.tensor([0.3, -0.7], dtype=torch.float64), 0.25).denoiser(scoresde.make_sde(path))
+
+
+def planned(path, solver, grid, steps):
+    """The exact deviation of samples of data with deviation 1/2, over the right one, and the warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        program = scoresde.plan(denoiser_on(path), solver, grid, steps).program()
+    end = program.end
+    wide = math.sqrt(float(terminal_covariance(program, 0.25)) / (0.25 * end.alpha**2 + end.sigma**2))
+    return wide, [str(warning.message) for warning in caught if warning.category is TooWide]
+
+
+def remedied(path, solver, grid, steps, message):
+    """The same after the change that the message names."""
+    changed = re.search(r"; with (?:solver='(.*)'|grid='(.*?)'(?:, steps=(\d+))?) it would be [\d.]+ times$", message)
+    return planned(path, changed[1] or solver, changed[2] or grid, int(changed[3] or steps))
+
+
+@pytest.mark.parametrize(
+    ("path", "solver", "grid", "steps", "deviation"),
+    [
+        ("vp", "dpmpp_3m_sde", "leading", 40, 1.62),
+        ("vp", "sa_solver", "leading", 40, 1.87),
+        ("vp", "dpmpp_2m_sde", "leading", 40, 0.617),
+        ("vp", "dpmpp_3m_sde", "linspace", 40, 1.66),
+        ("edm", "heun", "karras", 2, 40.0),
+        ("flow", "heun", "karras", 2, 499.0),
+    ],
+)
+def test_what_was_silent_warns_and_its_remedy_is_one(path, solver, grid, steps, deviation):
+    wide, messages = planned(path, solver, grid, steps)
+    assert wide / 2 == pytest.approx(deviation, rel=0.02)  # two or three digits
+    assert len(messages) == 1
+    assert f"of data with deviation 0.5, theirs is {wide:.3g} times the right one;" in messages[0]
+    better, silent = remedied(path, solver, grid, steps, messages[0])
+    assert 1 / LIMIT <= better <= LIMIT
+    assert silent == []
+
+
+def test_sample_warns_and_the_samples_are_as_wide_as_it_says():
+    with pytest.warns(TooWide, match=r"^heun makes samples too wide in these 3 steps") as caught:
+        samples = scoresde.sample(denoiser_on("edm"), (2,), range(500), "heun", "uniform", 3).x
+    said = float(re.search(r"is ([\d.]+) times", str(caught[0].message))[1])
+    assert said > 2
+    assert float(samples.std()) == pytest.approx(said / 2, rel=0.1)  # 1000 numbers: four times their scatter
+
+
+def cases():
+    """Every linear solver; ``make test`` runs it on one path and three grids."""
+    quick = [("vp", "leading", 20), ("vp", "karras", 2), ("vp", "uniform", 5)]
+    rest = [
+        case
+        for case in product(("vp", "ve", "sub_vp", "edm", "flow", "cosine"), GRIDS, (2, 3, 5, 10, 20))
+        if case not in quick
+    ]
+    return [*quick, *(pytest.param(*case, marks=pytest.mark.slow) for case in rest)]
+
+
+@pytest.mark.parametrize(("path", "grid", "steps"), cases())
+def test_no_solver_is_too_wide_in_silence(path, grid, steps):
+    found = 0
+    for solver in LINEAR:
+        try:
+            wide, messages = planned(path, solver, grid, steps)
+        except InputError:  # this grid has no such number of steps, or the solver needs more
+            continue
+        assert len(messages) == (wide > LIMIT), (solver, wide)
+        for message in messages:
+            found += 1
+            better, _ = remedied(path, solver, grid, steps, message)
+            # reverse_diffusion, of order one, needs more than the 16 times as many steps that are tried
+            assert better <= 1.05 * LIMIT, (solver, message)
+    assert found or (path, grid, steps) != ("vp", "leading", 20)  # a check that something is found
+
+
+@pytest.mark.parametrize("path", ["vp", "ve", "sub_vp", "edm", "flow", "cosine"])
+def test_the_default_solver_and_grid_never_warn(path):
+    for steps in (2, 3, 5, 10, 20):
+        assert planned(path, "dpmpp_2m", "karras", steps)[1] == []
