@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.sampling = ConfigDict()
     config.sampling.solver = "dpmpp_2m"  # see `scoresde solvers`
     config.sampling.grid = placeholder(str)  # karras (default), uniform, quadratic, logsnr, explicit(times=[...])
-    config.sampling.steps = 20  # steps of the grid; adaptive solvers choose their own
+    config.sampling.steps = placeholder(int)  # steps of the grid; default: 20; adaptive solvers choose their own
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps
     config.sampling.batch_size = 512  # samples computed together; does not change their values

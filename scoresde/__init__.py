@@ -1,64 +1,31 @@
-"""Score-based diffusion models: paths, denoisers, training, sampling, likelihood, bounds and a solver benchmark."""
+"""Score-based diffusion models: paths, denoisers, training, sampling, likelihood, bounds and a solver benchmark.
 
-from solvers import InputError, __version__
+The first use of a public name imports all of them, see ``scoresde.public``. Until then nothing is imported, not even
+torch, so that ``scoresde --help`` needs no second.
+"""
 
-from .bounds.chain import chain_bound
-from .bounds.continuous import continuous_bound
-from .bounds.plug_in import plug_in_bound
-from .likelihood.learned_dequantisation import (
-    VariationalDequantiser,
-    fit_dequantiser,
-    load_dequantiser,
-    save_dequantiser,
-)
-from .likelihood.log_prob import dequantise, log_prob
-from .likelihood.result import LogProb
-from .likelihood.sample_with_log_prob import sample_with_log_prob
-from .models import targets
-from .models.denoiser import Denoiser, label_shift, time_labels
-from .paths import chains
-from .paths.base import SDE, make_sde, sdes
-from .paths.learned_vp import LearnedVP
-from .paths.standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
-from .runs.load import load
-from .sampling.eps_power import eps_power
-from .sampling.plan import Plan, plan
-from .sampling.sample import Sample, encode, sample
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "EDM",
-    "SDE",
-    "VE",
-    "VP",
-    "Cosine",
-    "Denoiser",
-    "InputError",
-    "LearnedVP",
-    "LogProb",
-    "Plan",
-    "RectifiedFlow",
-    "Sample",
-    "SubVP",
-    "VariationalDequantiser",
-    "__version__",
-    "chain_bound",
-    "chains",
-    "continuous_bound",
-    "dequantise",
-    "encode",
-    "eps_power",
-    "fit_dequantiser",
-    "label_shift",
-    "load",
-    "load_dequantiser",
-    "log_prob",
-    "make_sde",
-    "plan",
-    "plug_in_bound",
-    "sample",
-    "sample_with_log_prob",
-    "save_dequantiser",
-    "sdes",
-    "targets",
-    "time_labels",
-]
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .public import *  # noqa: F403
+else:
+
+    def __getattr__(name: str) -> object:
+        """Imports a public name, or a room such as ``scoresde.training``, at its first use."""
+        from importlib import import_module
+        from importlib.util import find_spec
+
+        if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+            return import_module(f"{__name__}.{name}")
+        public = import_module(f"{__name__}.public")
+        if name not in ("__all__", *public.__all__):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(public, name)
+        return found
+
+    def __dir__() -> list[str]:
+        from .public import __all__
+
+        return sorted({*globals(), *__all__})

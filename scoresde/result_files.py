@@ -10,14 +10,16 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from solvers import __version__
+from solvers import InputError, __version__
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def environment(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
@@ -40,6 +42,22 @@ def fingerprint(x: Tensor) -> str:
     numbers = x.detach().cpu().contiguous()
     label = f"{tuple(numbers.shape)} {numbers.dtype} ".encode()
     return hashlib.sha256(label + numbers.numpy().tobytes()).hexdigest()[:16]
+
+
+def writable(folder: Path) -> Path:
+    """Returns ``folder``, created if needed.
+
+    Raises:
+        InputError: the folder cannot be created or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    return folder
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

@@ -6,6 +6,7 @@ import difflib
 import operator
 from collections.abc import Iterable
 
+NEAR, MARGIN = 0.7, 0.1  # the least likeness of a suggestion, and how much less than the nearest one it may have
 LARGEST_COUNT = 1_000_000  # a larger number of steps, probes or layers is a typing error
 
 
@@ -20,9 +21,20 @@ def unknown(kind: str, name: object, accepted: Iterable[str], hint: str = "") ->
     no solver 'huen'; did you mean heun?
     """
     names = sorted(accepted)
-    near = difflib.get_close_matches(str(name), names, n=3, cutoff=0.6)
-    tail = f"did you mean {', '.join(near)}?" if near else f"accepted: {', '.join(names) or 'none'}"
+    found = near(str(name), names)
+    tail = f"did you mean {', '.join(found)}?" if found else f"accepted: {', '.join(names) or 'none'}"
     return InputError(f"no {kind} {name!r}; {tail}{' ' + hint if hint else ''}")
+
+
+def near(text: str, accepted: Iterable[str]) -> list[str]:
+    """At most three of the accepted words that could have been meant: those about as near to the text as the nearest.
+
+    >>> near("heum", ["churn", "euler", "heun", "heun3"]), near("nope", ["euler", "ode"])
+    (['heun'], [])
+    """
+    found = difflib.get_close_matches(text, list(accepted), n=3, cutoff=NEAR)
+    ratios = [difflib.SequenceMatcher(None, word, text).ratio() for word in found]
+    return [word for word, ratio in zip(found, ratios, strict=True) if ratio >= ratios[0] - MARGIN]
 
 
 def positive_integer(name: str, value: object) -> int:

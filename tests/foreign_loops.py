@@ -8,7 +8,7 @@ import scoresde
 import solvers
 from scoresde.models.problem import Diffusion
 from scoresde.paths.chain_paths import ChainSDE
-from scoresde.sampling.sample import SOURCES
+from scoresde.sampling.batches import SOURCES
 
 REQUIRED = ["dpmpp_2m", "uni_pc", "heun", "dpmpp_2m_sde", "ddpm", "er_sde", "res_2m"]
 LINEAR = [name for name in solvers.names() if solvers.make(name).linear]

@@ -18,8 +18,9 @@ FLOORS = {
         *("one_step", "multistep", "adaptive", "wrappers", "program", "tuning", "foreign", "conformance"),
     ),
     "scoresde": (
-        *("result_files", "data", "paths", "models", "sampling", "likelihood", "bounds", "training", "benchmark"),
-        *("show", "interop", "runs", "cli"),
+        *("result_files", "pictures", "progress", "data", "paths", "models", "sampling"),
+        *("likelihood", "bounds", "training", "benchmark"),
+        *("show", "interop", "runs", "cli", "public"),
     ),
 }
 # what solvers may import besides the standard library

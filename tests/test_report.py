@@ -14,7 +14,10 @@ from PIL import Image
 from scoresde.benchmark.metrics import Estimate
 from scoresde.benchmark.runner import Row
 from scoresde.likelihood.result import LogProb
-from scoresde.show.page import curves, image_grid, number, write_report
+from scoresde.pictures import image_grid
+from scoresde.show import likelihood_page
+from scoresde.show.figures import curves, number
+from scoresde.show.page import write_report
 from solvers import InputError
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -123,6 +126,42 @@ def test_the_best_of_each_budget_is_marked(tmp_path):
     marked = [line[0][1].strip() for line in found.tables[1][1:] if len(line) > column and line[column][0]]
     assert marked == ["ddim", "ddpm"]  # at 10 and at 5; rk45 has no budget to be the best of
     assert "ddpm with 5 evaluations (0.666); ddim with 10 evaluations (0.333)" in text
+
+
+def scored(solver, asked, value, low, high):
+    return Row(solver, "karras", asked, asked, 5, False, 31, metrics={"sliced_wasserstein": Estimate(value, low, high)})
+
+
+def test_what_intervals_do_not_distinguish_is_tied_and_a_single_solver_wins_nothing(tmp_path):
+    rows = [
+        scored("heun", 5, 0.50, 0.44, 0.56), scored("ddim", 5, 0.55, 0.51, 0.59), scored("euler", 5, 0.60, 0.57, 0.63),
+        scored("heun", 9, 0.10, 0.09, 0.11),
+    ]  # fmt: skip
+    found, text = page(tmp_path, rows=rows)
+    column = [cell[1].strip() for cell in found.tables[0][0]].index("sliced Wasserstein")
+    marked = [line[0][1].strip() for line in found.tables[0][1:] if line[column][0]]
+    assert marked == ["heun", "ddim"]  # 0.55 lies in heun's interval; 0.60 does not, nor 0.50 in euler's
+    assert "Least sliced Wasserstein distance: heun, ddim with 5 evaluations (0.5 to 0.55, tied).<" in text
+
+
+def test_a_single_budget_is_a_line_for_each_solver():
+    rows = [scored("heun", 5, 0.50, 0.44, 0.56), scored("ddim", 5, 0.75, 0.61, 0.89)]
+    (panel,) = curves(rows).axes
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["heun, 5 NFE", "ddim, 5 NFE"]
+    assert [line.get_xydata().tolist() for line in panel.lines] == [[[0.5, 0.0]], [[0.75, 1.0]]]
+    ends = [path.vertices[:, 0].tolist() for each in panel.collections for path in each.get_paths()]
+    assert ends == [[0.44, 0.56], [0.61, 0.89]]
+
+
+def test_both_pages_of_a_run_show_the_same_standard_error(tmp_path):
+    stderr = torch.tensor([0.1, 0.3, math.nan], dtype=torch.float64)
+    result = LogProb(
+        nats=torch.zeros(3), stderr=stderr, nfe=1, latent=torch.zeros(3, 2), budget={}, solver="heun", grid="logsnr",
+        divergence="", seconds=1.0, stderr_of="the trace's probes",
+    )  # fmt: skip
+    assert "the trace's probes: 0.2 nats a sample" in likelihood_page.block(result)
+    found, _ = page(tmp_path, rows=[], likelihood=result)
+    assert "standard error of the estimator 0.2 nats a sample" in " ".join(" ".join(found.text).split())
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path):

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
+import scipy
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 import solvers
@@ -154,7 +154,7 @@ def bootstrap(
         raise InputError(f"level must lie between 0 and 1, got {level!r}")
     generator = solvers.generator(seed, 1)
     values = [metric(_half(x, generator), _half(y, generator)) for _ in range(repeats)]
-    reach = float(student.ppf(0.5 + level / 2, repeats - 1)) * stdev(values)
+    reach = float(scipy.stats.t.ppf(0.5 + level / 2, repeats - 1)) * stdev(values)
     value = metric(x, y)
     return Estimate(value, max(value - reach, floor), value + reach)
 

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from solvers import Grid, InputError, Node, Solver, generator, grids, make, resolve, solve
 from solvers.errors import positive_integer
 
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
+from ..progress import bar as progress_bar
 from ..result_files import environment, write_csv, write_json
 from ..sampling.batches import batches_of
 from ..sampling.plan import Plan, PlanRequest
@@ -56,8 +56,8 @@ class Row:
         metrics: distances from the reference, by name.
         error: root-mean-square distance per dimension to the exact solution; None for stochastic solvers.
         seconds, seconds_per_sample: wall-clock time.
-        skipped: the reason why the row has no numbers, or "": a budget below the cost of one step, a grid whose nodes
-            coincide, or samples that are not finite.
+        skipped: the reason why the row has no numbers, or "": a budget below the cost of one step or without a step
+            more than a smaller one, a grid whose nodes coincide, or samples that are not finite.
         samples: the first few samples (K, *), on the CPU; not written to result files.
     """
 
@@ -88,8 +88,8 @@ class Truth:
         nfe: model evaluations per sample, for all solves together.
     """
 
-    x: Tensor
-    at_t_min: Tensor
+    x: Tensor = field(repr=False)
+    at_t_min: Tensor = field(repr=False)
     error: float
     nfe: int
 
@@ -176,11 +176,10 @@ def benchmark(
         solvers, grid: names or specs; the default grid is the one that a label names, else ``karras``.
         nfe: budgets of model evaluations; each row takes the most steps that its budget allows.
         seeds, shape, condition, batch_size, dtype, device: as for ``sample``; every row has the same seeds.
-        truth, truth_steps: the exact solution for these seeds; by default ``ode_solution`` with ``truth_steps`` steps,
-            if a solver is deterministic and ``truth_steps`` is not 0.
+        truth, truth_steps: the exact solution; by default ``ode_solution`` in so many steps, 0 for none.
         metrics, features: as for ``metrics.compare``.
         rounding: a function applied to the samples before the metrics, such as rounding to 8 bits.
-        keep, progress: how many samples a row contains; whether to show a bar over the rows.
+        keep, progress: samples in a row; whether to show a bar over the rows.
 
     Raises:
         InputError: an unknown name, fewer than four seeds or reference samples, a budget below 1; see also ``sample``.
@@ -195,16 +194,17 @@ def benchmark(
     if truth is not None and len(truth.x) != len(seeds):
         raise InputError(f"the exact solution has {len(truth.x)} samples for {len(seeds)} seeds")
 
-    rows = []
-    for job in (bar := tqdm(jobs, desc="benchmark", disable=not progress, leave=False)):
+    rows, plans = [], dict[tuple[Solver, tuple[Node, ...]], int | None]()
+    for job in (bar := progress_bar(jobs, desc="benchmark", disable=not progress)):
         bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'adaptive'}")
         try:
             plan = Plan.make(denoiser, PlanRequest(job.method, job.rule, nfe=job.nfe))
-            result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **common)
+            if (before := plans.setdefault((plan.solver, plan.nodes), job.nfe)) != job.nfe:
+                raise InputError(f"the same steps as with nfe={before}")
+            x = (result := sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **common)).x.cpu()
         except InputError as reason:
             rows.append(replace(job.row(len(seeds)), skipped=str(reason)))
             continue
-        x = result.x.cpu()
         scores = compare(rounding(x) if rounding else x, reference, metrics, features)
         rows.append(_filled(job.row(len(seeds)), plan, result, keep, scores, truth))
     return rows
@@ -228,7 +228,8 @@ def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[_J
     for spec in specs:
         label, named = resolve(spec)
         pairs[make(label), grids.make(grid or named or "karras")] = None
-    return [_Job(method, rule, n) for method, rule in pairs for n in ([None] if method.adaptive else nfe)]
+    budgets = list(dict.fromkeys(nfe))
+    return [_Job(method, rule, n) for method, rule in pairs for n in ([None] if method.adaptive else budgets)]
 
 
 def _filled(row: Row, plan: Plan, result: Sample, keep: int, scores: dict[str, Estimate], truth: Truth | None) -> Row:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import scipy
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 from solvers import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LogProb:
     """Log-likelihoods (or bounds) of samples, with their budget, uncertainty and cost.
 
@@ -85,12 +85,11 @@ class LogProb:
         if not 0 < level < 1:
             raise InputError(f"level must lie between 0 and 1, got {level!r}")
         freedom = torch.zeros_like(self.nats) if self.freedom is None else self.freedom
-        q = torch.as_tensor(student.ppf(0.5 + level / 2, freedom.detach().cpu().numpy())).to(self.nats)
+        q = torch.as_tensor(scipy.stats.t.ppf(0.5 + level / 2, freedom.detach().cpu().numpy())).to(self.nats)
         half = torch.where(self.stderr == 0, 0.0, q * self.stderr)
         return self.nats - half, self.nats + half
 
-    def __str__(self) -> str:
-
+    def __repr__(self) -> str:
         def mean(values: Tensor, digits: int) -> str:
             values, count = values.detach(), len(values)
             error = f" +- {float(values.std()) / math.sqrt(count):.{digits}f}" if count > 1 else ""
@@ -101,8 +100,8 @@ class LogProb:
             lines.append(f"bits/dim = {mean(self.bits_per_dim, 4)}")
         lines += [f"  {name:15s} {float(part.mean()):12.3f} nats" for name, part in self.budget.items()]
         if self.stderr_of:
-            known = self.stderr[~self.stderr.isnan()]
-            size = f"{float(known.mean()):.3g} nats a sample" if len(known) else "not known"
+            error = typical_error(self.stderr)
+            size = "not known" if math.isnan(error) else f"{error:.3g} nats a sample"
             lines.append(f"  standard error of {self.stderr_of}: {size}")
         if self.solver_error is not None:
             worst, average = float(self.solver_error.max()), float(self.solver_error.mean())
@@ -111,6 +110,12 @@ class LogProb:
         work = f"{self.nfe} NFE" + (f", {self.products} vector-Jacobian products" if self.products else "")
         lines.append(f"  {self.solver} on {self.grid}{trace}, {work}, {self.seconds:.1f} s")
         return "\n".join(lines)
+
+
+def typical_error(stderr: Tensor) -> float:
+    """The mean of the standard errors (B,) that are known, which every page shows; NaN if none is known."""
+    known = stderr.detach().double()[~stderr.isnan()]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def degrees(draws: int, like: Tensor) -> Tensor:

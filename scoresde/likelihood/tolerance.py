@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import scipy
 import torch
-from scipy.stats import t as student
 from torch import Tensor
 
 import solvers
@@ -181,7 +181,7 @@ def more(rule: Divergence, stderr: Tensor, allowed: float, d: int) -> Divergence
 
     def misses(probes: int) -> float:
         sizes = (stderr * math.sqrt(m / probes)).detach().cpu().clamp(min=1e-300).numpy()
-        return float((2 * student.sf(allowed / sizes, m - 1)).mean())
+        return float((2 * scipy.stats.t.sf(allowed / sizes, m - 1)).mean())
 
     if misses(m) <= MISSES:
         return rule

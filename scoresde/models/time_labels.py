@@ -10,8 +10,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import scipy
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from solvers import InputError, Node
@@ -135,7 +135,11 @@ def node_of_label(name: str, label: float, sde: SDE, num_train_timesteps: int) -
         t = known.time(label, sde, num_train_timesteps)
     else:
         ends = (sde.t_min, sde.t_max)
-        t = float(brentq(lambda t: float(known.of(sde(t), sde, num_train_timesteps)) - label, *ends, xtol=1e-15))
+        t = float(
+            scipy.optimize.brentq(
+                lambda t: float(known.of(sde(t), sde, num_train_timesteps)) - label, *ends, xtol=1e-15
+            )
+        )
     return sde(min(max(t, sde.t_min), sde.t_max))
 
 

@@ -11,9 +11,8 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
+import scipy
 import torch
-from scipy.interpolate import PchipInterpolator
-from scipy.optimize import brentq
 from torch import Tensor
 
 from solvers import InputError
@@ -62,7 +61,7 @@ class NodesSDE(SDE):
 
         The variable of each cubic is the distance from the node below, in steps.
         """
-        return torch.from_numpy(PchipInterpolator(np.arange(len(self.lams)), self.lams).c.copy())
+        return torch.from_numpy(scipy.interpolate.PchipInterpolator(np.arange(len(self.lams)), self.lams).c.copy())
 
     @cached_property
     def _moved(self) -> dict[Any, Tensor]:
@@ -87,7 +86,11 @@ class NodesSDE(SDE):
         if d <= 0:  # the node itself, to rounding
             return (below + 1) / self.num_train_timesteps
         after = ((a + b) + c) + d
-        u = 1.0 if after >= 0 else float(brentq(lambda u: ((a * u + b) * u + c) * u + d, 0, 1, xtol=1e-15, rtol=1e-14))
+        u = (
+            1.0
+            if after >= 0
+            else float(scipy.optimize.brentq(lambda u: ((a * u + b) * u + c) * u + d, 0, 1, xtol=1e-15, rtol=1e-14))
+        )
         return (below + 1 + u) / self.num_train_timesteps
 
 

@@ -10,7 +10,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from solvers import InputError, grids, make, resolve
+from solvers import InputError
 
 from ..bounds.decoders import Decoder, Discretised, Gaussian
 from ..data import DataCard, Dataset, load
@@ -19,11 +19,11 @@ from ..models.learned_path import with_schedule
 from ..models.networks import networks
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
+from ..sampling import inputs
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.loop import TrainingOptions
 from ..training.losses import Loss, losses
-from .config import line
 
 
 def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
@@ -50,14 +50,7 @@ def device_of(config: ConfigDict) -> torch.device:
     Raises:
         InputError: it is not a device, or this machine does not have it.
     """
-    try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
-        if device.type == "meta":
-            raise RuntimeError("it stores no numbers")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {config.device!r} is not available: {line(error).partition('. ')[0]}") from None
-    return device
+    return inputs.device_of(config.device)
 
 
 def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser, nn.Module]:
@@ -131,8 +124,6 @@ def plan_of(
 ) -> Plan:
     """The plan of a config's section ``sampling`` or ``likelihood``.
 
-    ``nfe`` takes precedence over ``steps``. Solvers and grids that choose their own steps ignore ``steps``.
-
     Args:
         section: the section.
         default: the solver and the grid to use if the section names none.
@@ -141,9 +132,5 @@ def plan_of(
     Raises:
         InputError: see ``scoresde.plan``.
     """
-    solver = section.solver or default[0]
-    method = make(resolve(solver)[0])
-    own_steps = method.adaptive or method.nodes is not None or (section.grid and grids.make(section.grid).fixed)
-    steps = None if own_steps or section.nfe is not None else section.steps
-    request = PlanRequest(solver, section.grid or default[1], steps, section.nfe)
+    request = PlanRequest(section.solver or default[0], section.grid or default[1], section.steps, section.nfe)
     return Plan.make(denoiser, request, end_at_t_min)

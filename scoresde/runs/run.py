@@ -27,16 +27,25 @@ class Run:
     step: int
 
 
-def load_run(workdir: Path, overrides: Sequence[str] = ()) -> Run:
+def load_run(
+    workdir: Path,
+    overrides: Sequence[str] = (),
+    free: Sequence[str] = ("sampling", "likelihood", "device", "data.path"),
+) -> Run:
     """Loads a run from its folder: the config, the data card, and the averaged weights of the last checkpoint.
+
+    Args:
+        overrides: ``--config.section.field=value`` arguments.
+        free: the fields and sections that the overrides may change.
 
     Raises:
         InputError: the folder is not a run, or contains no checkpoint, or its checkpoint is damaged or does not fit its
-            config.
+            config; an override changes a field that is not free.
     """
     there, card = saved(workdir)
     config = override(saved(workdir)[0], overrides)
-    refuse_other_config(workdir, there, config, "only sampling, likelihood, device and data.path can be overridden")
+    advice = f"only {', '.join(free[:-1])} and {free[-1]} can be overridden here"
+    refuse_other_config(workdir, there, config, advice, free)
     folder = checkpoint.latest(workdir)
     if folder is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")

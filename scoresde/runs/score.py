@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer
@@ -31,9 +30,9 @@ from ..likelihood.divergence import divergences
 from ..likelihood.inputs import deterministic, positive
 from ..likelihood.log_prob import GRID, default_solver, dequantise, log_prob
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
+from ..progress import bar as progress_bar
 from ..result_files import environment, fingerprint, write_arrays, write_atomically, write_json
 from ..sampling.batches import batches_of
-from ..show.likelihood_page import block, page
 from . import build
 from .config import flat
 from .run import Run
@@ -82,7 +81,7 @@ def evaluate(
     sizes = {k: rows.stop - rows.start for k, rows in shards.items()}
     total, before = sum(sizes[k] for k in mine), sum(sizes[k] for k in kept)
     try:
-        with tqdm(total=total, initial=before, desc=f"{split} samples", leave=False) as bar:
+        with progress_bar(total=total, initial=before, desc=f"{split} samples") as bar:
             for k in mine:
                 if k in kept:
                     continue
@@ -103,12 +102,16 @@ def evaluate(
 
 def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> str:
     """The results of ``evaluate`` as text."""
+    from ..show.likelihood_page import block  # here, so that only those who draw wait for matplotlib
+
     bound = found.get("bound")
     return "\n".join([_title(run, x, split), block(found["ode"]), *([] if bound is None else [str(bound)])])
 
 
 def write_results(out: Path, run: Run, x: Tensor, split: str, found: Mapping[str, LogProb], command: str) -> None:
     """Writes the results of ``evaluate`` on data x (N, *): likelihood.npz, .json and .html in the folder ``out``."""
+    from ..show.likelihood_page import page
+
     result, bound = found["ode"], found.get("bound")
     arrays = {
         **_arrays(result),
@@ -145,7 +148,7 @@ def _title(run: Run, x: Tensor, split: str) -> str:
 def options_of(run: Run) -> dict[str, Any]:
     """A run's ``likelihood`` section as arguments of ``log_prob``.
 
-    A tolerance takes precedence over the plan. Without a bin width there is no dequantiser.
+    Without a bin width there is no dequantiser.
 
     Raises:
         InputError: an unknown name, a tolerance that is not positive, or draws that are not a positive integer; see
@@ -162,6 +165,8 @@ def options_of(run: Run) -> dict[str, Any]:
         "draws": draws,
     }
     if section.tolerance is not None:  # which includes the solver error
+        if section.steps is not None:
+            raise InputError("likelihood.tolerance chooses the steps: leave out likelihood.steps")
         tolerance = positive("tolerance", section.tolerance)
         solver = section.solver and make(resolve(section.solver)[0])
         grid = section.grid and grids.make(section.grid)

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
-from solvers import InputError
+from solvers import BrownianNoise, InputError, SeededNoise
+from solvers.errors import unknown
 
+from .. import progress
 from .plan import Plan
+
+Source = SeededNoise | BrownianNoise
+SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Batching:
 
     def bar(self, steps: int, label: str) -> Any:
         """A progress bar over ``steps`` steps."""
-        return tqdm(total=steps, desc=label, disable=not self.progress, leave=False)
+        return progress.bar(total=steps, desc=label, disable=not self.progress)
 
 
 def check_draws(seeds: Iterable[int], shape: Iterable[int]) -> tuple[list[int], tuple[int, ...]]:
@@ -113,6 +117,16 @@ def batches_of(count: int, batch_size: int | None) -> list[slice]:
     """
     size = solvers.errors.positive_integer("batch_size", count if batch_size is None else batch_size)
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
+
+
+def check_source(noise: str) -> None:
+    """Checks the name of a kind of noise.
+
+    Raises:
+        InputError: it is neither ``seeded`` nor ``brownian``.
+    """
+    if noise not in SOURCES:
+        raise unknown("noise", noise, SOURCES)
 
 
 def check_finite(x: Tensor, plan: Plan) -> None:

@@ -28,6 +28,7 @@ from .cached_by_value import cached_by_value
 from .width import warn_if_too_wide
 
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
+STEPS = 20  # of a sampler, by default
 PLANS = 64  # how many plans and programs are kept
 
 
@@ -98,7 +99,9 @@ class Plan:
                 rule = solvers.grids.make("uniform")
             steps = 2 if rule.end == "zero" else 1
         elif steps is None and not rule.fixed:
-            raise InputError(f"{method} needs a step count: pass steps or nfe")
+            if end_at_t_min:
+                raise InputError(f"{method} needs a step count: pass steps or nfe")
+            steps = STEPS
         nodes = _place(rule, denoiser.sde, steps, t_min, t_max)
         nodes = nodes[:-1] if end_at_t_min and nodes[-1].sigma == 0 else nodes
         return cls(method, rule, nodes, denoiser.sde, t_min, t_max)
@@ -219,15 +222,15 @@ def plan(
         solver: a name or spec, see ``solvers.names()``, or a solver.
         grid: a name or spec, see ``solvers.grids.names()``, or a grid. The default is the grid in the solver's label
             ("DPM++ 2M Karras"), else ``karras``.
-        steps: the number of steps.
+        steps: the number of steps; by default 20.
         nfe: instead of steps, a number of model evaluations; the plan takes the most steps that need no more than it.
             Pass neither for a grid that is a list of nodes. An adaptive solver needs neither: it then crosses the
             whole range in one interval, and stops at t_min unless a named grid ends at sigma = 0.
         t_min, t_max: a part of the SDE's range.
 
     Raises:
-        InputError: a name or an option is unknown; both or neither of steps and nfe are given; nfe is too small; the
-            range leaves that of the SDE.
+        InputError: a name or an option is unknown; both steps and nfe are given; nfe is too small; the range leaves
+            that of the SDE.
     """
     return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max))
 

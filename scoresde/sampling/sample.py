@@ -12,33 +12,46 @@ buffers must therefore copy them. Hooks may keep the states that they receive.
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import solvers
-from solvers import BrownianNoise, Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
-from solvers.errors import unknown
+from solvers import Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 
 from ..models.model import LabelShiftRecorder, Model, as_model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
+from ..pictures import image_grid
+from ..result_files import write_arrays, write_atomically
 from . import cuda_graph as graphs
-from .batches import Batching, check_batch, check_conditions, check_draws, check_finite, check_start
+from .batches import (
+    SOURCES,
+    Batching,
+    Source,
+    check_batch,
+    check_conditions,
+    check_draws,
+    check_finite,
+    check_source,
+    check_start,
+)
 from .plan import Plan, PlanRequest, choose_plan
 
-Source = SeededNoise | BrownianNoise
-SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
+PICTURES = 100  # the most pictures in a grid
 # the rows of a batch -> its states (n, *) at the first node, and its noise
 Start = Callable[[slice], tuple[Tensor, Source]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sample:
-    """The result of ``sample`` and ``encode``.
+    """The result of ``sample`` and ``encode``; ``save`` writes it to a file.
 
     Attributes:
         x: the samples (B, *).
@@ -54,6 +67,7 @@ class Sample:
         seconds: wall-clock time.
         label_shift: the largest distance by which rounding moved a time label, over all evaluations; None if the
             denoiser does not round its labels.
+        seeds: the seed of each sample; empty for an encoding.
     """
 
     x: Tensor
@@ -68,6 +82,42 @@ class Sample:
     nodes: tuple[Node, ...]
     seconds: float
     label_shift: float | None = None
+    seeds: tuple[int, ...] = ()
+
+    def save(self, path: str | Path, low: float = -1.0, high: float = 1.0) -> None:
+        """Writes the samples to a file, whose ending decides the format.
+
+        ``.npz`` contains x (B, *), the seeds and the NFE of each sample; ``.npy`` contains x; ``.png`` is a grid of the
+        first 100 samples, which must be pictures (B, 1, H, W) or (B, 3, H, W).
+
+        Args:
+            low, high: the values of black and white in a picture.
+
+        Raises:
+            InputError: a different ending; samples that are not pictures; a folder that does not exist.
+        """
+        path, x = Path(path), self.x.detach().cpu()
+        if path.suffix not in (".npz", ".npy", ".png"):
+            raise InputError(f"cannot save samples as {path.name!r}: the name must end with .npz, .npy or .png")
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+        if path.suffix == ".npz":
+            seeds = {"seeds": np.array(self.seeds)} if self.seeds else {}
+            write_arrays(path, x=x, **seeds, nfe=self.nfe_per_sample.cpu())
+            return
+        buffer = io.BytesIO()
+        if path.suffix == ".npy":
+            np.save(buffer, x.numpy())
+        else:
+            image_grid(x[:PICTURES], low, high).save(buffer, "PNG")
+        write_atomically(path, buffer.getvalue())
+
+    def __repr__(self) -> str:
+        inner = f", {int(self.rejected.sum())} rejected steps" if bool(self.rejected.any()) else ""
+        return (
+            f"Sample: x {tuple(self.x.shape)}, {self.x.dtype}, on {self.x.device}\n"
+            f"  {self.solver} on {self.grid}, {len(self.nodes) - 1} steps, {self.nfe} NFE{inner}, {self.seconds:.2f} s"
+        )
 
 
 def sample(
@@ -115,13 +165,12 @@ def sample(
     made = choose_plan(plan, denoiser, request, default=("dpmpp_2m", None))
     seeds, shape = check_draws(seeds, shape)
     check_start(x_init, len(seeds), shape)
-    if noise not in SOURCES:
-        raise unknown("noise", noise, SOURCES)
+    check_source(noise)
     solve = _Solve(
         as_model(denoiser), made, condition or {}, Batching(batch_size, torch.device(device), dtype, progress), hooks,
         cuda_graph,
     )  # fmt: skip
-    return solve.run(len(seeds), solve.starts(seeds, shape, SOURCES[noise], x_init))
+    return solve.run(len(seeds), solve.starts(seeds, shape, SOURCES[noise], x_init), seeds)
 
 
 def encode(
@@ -187,7 +236,7 @@ class _Solve:
 
         return start
 
-    def run(self, count: int, start: Start) -> Sample:
+    def run(self, count: int, start: Start, seeds: Sequence[int] = ()) -> Sample:
         """Moves ``count`` samples from their starts along the plan's nodes."""
         if count == 0:
             raise InputError("there are no seeds or no data; at least one sample is needed")
@@ -222,6 +271,7 @@ class _Solve:
             nodes=plan.nodes,
             seconds=time.perf_counter() - began,
             label_shift=None if recorder is None else recorder.largest,
+            seeds=tuple(seeds),
         )
 
     def _solver(self, problem: Diffusion, hooks: Sequence[Hook]) -> Callable[[Diffusion, Tensor, Source], Solution]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.colors import SymLogNorm
-from matplotlib.figure import Figure
 
 from solvers import Node, Program, response
 from solvers.program.analysis import Matrix
 from solvers.program.instructions import Combine, Draw, Evaluate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WIDTH = 118
 ANNOTATED = 8  # steps up to which the picture shows its numbers
@@ -120,6 +122,9 @@ def picture(program: Program, title: str = "") -> Figure:
     Zero coefficients are grey. The colour scale is logarithmic over three decades and linear around 0, so that small
     coefficients are visible; up to ``ANNOTATED`` steps the picture also shows the numbers.
     """
+    from matplotlib.colors import SymLogNorm  # here, so that the text of a program does not wait for matplotlib
+    from matplotlib.figure import Figure
+
     (rows, columns), matrix = _response(program)
     figure = Figure(figsize=size(program), layout="constrained")
     axes = figure.add_subplot(facecolor=_EMPTY)
@@ -131,17 +136,7 @@ def picture(program: Program, title: str = "") -> Figure:
             if c:
                 color = "white" if abs(norm(c) - 0.5) > 0.34 else "black"
                 axes.text(j, i, _short(c), ha="center", va="center", fontsize=7, color=color)
-    names = register_names(program)
-    ends = {names[state.register]: program.nodes[state.node] for state in program.states}
-    named = [_symbol(name) + (_when(ends[name]) if name in ends else "") for name in rows]
-    tall, wide = (1 if noted else -(-len(names) // LABELLED) for names in (rows, columns))
-    axes.set_yticks(range(0, len(rows), tall), named[::tall], fontsize=8)
-    axes.set_xticks(range(0, len(columns), wide), [_symbol(name) for name in columns[::wide]], fontsize=8)
-    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=_SOFT)
-    axes.spines[:].set_visible(False)
-    for k in range(1, len(columns)):
-        if columns[k][0] != columns[k - 1][0]:
-            axes.axvline(k - 0.5, color="white", lw=4)
+    _label(axes, program, rows, columns, noted)
     outputs, noise = f"outputs of the model ({program.output.name})", ", and noise" * program.stochastic
     axes.set_xlabel(f"the start, {outputs}{noise}: their coefficients in each state", fontsize=8, color=_SOFT)
     heading = textwrap.fill(f"{title or program.solver}: {_steps(program)}", int(12 * figure.get_figwidth()))
@@ -153,6 +148,21 @@ def picture(program: Program, title: str = "") -> Figure:
     bar.ax.tick_params(labelsize=8, labelcolor=_SOFT, color=_SOFT)
     bar.outline.set_visible(False)
     return figure
+
+
+def _label(axes: Any, program: Program, rows: Sequence[str], columns: Sequence[str], every: bool) -> None:
+    """Writes the names of the rows and columns, and separates the start, the outputs and the noise."""
+    names = register_names(program)
+    ends = {names[state.register]: program.nodes[state.node] for state in program.states}
+    named = [_symbol(name) + (_when(ends[name]) if name in ends else "") for name in rows]
+    tall, wide = (1 if every else -(-len(names) // LABELLED) for names in (rows, columns))
+    axes.set_yticks(range(0, len(rows), tall), named[::tall], fontsize=8)
+    axes.set_xticks(range(0, len(columns), wide), [_symbol(name) for name in columns[::wide]], fontsize=8)
+    axes.tick_params(length=0, labeltop=True, labelbottom=False, labelcolor=_SOFT)
+    axes.spines[:].set_visible(False)
+    for k in range(1, len(columns)):
+        if columns[k][0] != columns[k - 1][0]:
+            axes.axvline(k - 0.5, color="white", lw=4)
 
 
 def _when(node: Node) -> str:

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel
-from tqdm.auto import tqdm
 
 from solvers import InputError, generator
 from solvers.errors import positive_integer
 
 from ..data import spread
 from ..paths.base import ModelLike
+from ..progress import bar as progress_bar
 from . import checkpoint, ema
 from .losses import Loss
 
@@ -101,8 +101,8 @@ class TrainResult:
         loss: the loss of the last update; NaN if the run was complete already.
     """
 
-    network: nn.Module
-    ema: nn.Module
+    network: nn.Module = field(repr=False)
+    ema: nn.Module = field(repr=False)
     step: int
     loss: float
 
@@ -136,7 +136,7 @@ def train(
     run.resume()
     last = math.nan
     network.train()
-    bar = tqdm(initial=run.step, total=options.steps, desc="train", disable=not progress, leave=False)
+    bar = progress_bar(initial=run.step, total=options.steps, desc="train", disable=not progress)
     with bar, _Log(options.workdir, run.step) as log, _interrupts(options.workdir is not None) as interrupts:
         while run.step < options.steps:
             record = run.update()
@@ -310,27 +310,33 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class _Interrupts:
-    """Whether Ctrl-C was pressed."""
+    """Whether Ctrl-C was pressed or SIGTERM arrived."""
 
     pending: bool = field(default=False)
 
 
 @contextlib.contextmanager
 def _interrupts(hold: bool) -> Iterator[_Interrupts]:
-    """Delays the first Ctrl-C until the update is complete, so that weights, average and buffers stay consistent."""
+    """Delays the first Ctrl-C until the update is complete, so that weights, average and buffers stay consistent.
+
+    The same for SIGTERM if it has the handler of Ctrl-C, as in the command line. Other handlers, which the caller
+    installed, stay in place.
+    """
     seen = _Interrupts()
     main = threading.current_thread() is threading.main_thread()
-    # a handler that the caller installed stays in place
-    if not (hold and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
-        yield seen
-        return
+    ours = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is signal.default_int_handler]
+
+    def restore() -> None:
+        for number in ours if hold and main else ():
+            signal.signal(number, signal.default_int_handler)
 
     def handle(number: int, frame: Any) -> None:
         seen.pending = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()
 
-    signal.signal(signal.SIGINT, handle)
+    for number in ours if hold and main else ():
+        signal.signal(number, handle)
     try:
         yield seen
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        restore()

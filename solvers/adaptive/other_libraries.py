@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
-from torchdiffeq import odeint
 
 from ..errors import InputError
 from ..registry.ranges import AnyPositive, Choice, Count
@@ -155,7 +154,9 @@ class Scipy(BlackBox):
 
         start = x.detach().flatten().cpu().double().numpy()
         first = self.first(t, s)
-        result = solve_ivp(rhs, (t.t, s.t), start, method=self.method, rtol=self.rtol, atol=self.atol, first_step=first)
+        result = scipy.integrate.solve_ivp(
+            rhs, (t.t, s.t), start, method=self.method, rtol=self.rtol, atol=self.atol, first_step=first
+        )
         if not result.success:
             raise InputError(f"{self} stopped at t={result.t[-1]:g}: {result.message}")
         return torch.as_tensor(result.y[:, -1]).to(x.dtype).to(x.device).view(x.shape)
@@ -173,6 +174,8 @@ class _TorchDiffEq(BlackBox):
         return {}
 
     def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
+        from torchdiffeq import odeint  # here, because it imports scipy's integrators
+
         dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
         times = torch.tensor([t.t, s.t], dtype=dtype, device=x.device)
         options = self.options()

@@ -6,7 +6,6 @@ A registered class is a frozen dataclass; its fields are the options of its spec
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import logging
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points as installed_entry_points
 from typing import Any, Generic, TypeVar
 
-from ..errors import InputError, unknown
+from ..errors import InputError, near, unknown
 from . import spec as grammar
 from .normalise import normalise
 from .options import REGISTRIES, coerce, option_name, type_hints
@@ -201,8 +200,8 @@ class Registry(Generic[T]):
         if spec is None and self._load_plugins():
             spec = self._look_up(name)
         if spec is None:
-            near = difflib.get_close_matches(normalise(name), sorted(self._spellings()), n=3, cutoff=0.5)
-            if found := list(dict.fromkeys(str(self._look_up(k)) for k in near)):
+            alike = near(normalise(name), sorted(self._spellings()))
+            if found := list(dict.fromkeys(str(self._look_up(k)) for k in alike)):
                 raise InputError(f"no {self.kind} {name!r}; did you mean {', '.join(found)}?")
             raise unknown(self.kind, name, self.names())
         return spec

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ..errors import InputError
 from ..registry.ranges import Count, Inside, Positive, Range
@@ -77,7 +77,7 @@ class Beta(RatioGrid):
         return self.on == "time"
 
     def _shares(self, steps: int) -> list[float]:
-        return [float(q) for q in stats.beta.ppf(1 - np.arange(steps + 1) / steps, self.a, self.b)]
+        return [float(q) for q in scipy.stats.beta.ppf(1 - np.arange(steps + 1) / steps, self.a, self.b)]
 
     def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
         return [low + q * (high - low) for q in self._shares(steps)]

@@ -1,0 +1,206 @@
+"""The arguments of the command line, and errors in them that name the nearest match.
+
+Nothing here imports torch, so that the help and errors in the arguments need no second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .. import __version__
+from .readers import count_of, counts_of, folder_of, seeds_of, share_of, specs_of
+
+HELP = {
+    "demo": "train on real digits, sample, score, and write a report; about a minute, offline",
+    "train": "train a model, or resume its training",
+    "sample": "draw samples from a trained model",
+    "likelihood": "log-likelihood of data under a trained model; resumes if started again",
+    "benchmark": "steps versus quality: every solver at every number of evaluations",
+    "solvers": "the table of solvers, one solver's card, or its program on a grid",
+    "check-solver": "measure a solver: order, batch invariance, evaluations, dtype, spec",
+}
+FIELDS = {
+    "demo": ("--config.training.steps=1000", "--config.sde=edm"),
+    "train": ("--config.sde=edm", "--config.model.network='mlp(width=512, depth=4)'", "--config.device=cuda"),
+    "sample": ("--config.sampling.noise=brownian", "--config.sampling.batch_size=64", "--config.device=cuda"),
+    "likelihood": ("--config.likelihood.divergence=exact", "--config.likelihood.batch_size=64", "--config.device=cuda"),
+    "benchmark": ("--config.sampling.batch_size=64", "--config.device=cuda"),
+}
+# flags that other commands have, and what to use instead
+INSTEAD = {
+    ("benchmark", "--steps"): "a benchmark compares solvers at equal numbers of evaluations: use --nfe=5,10,20",
+    ("likelihood", "--seeds"): "the seed of a sample is its place in the split: use --limit=4 for the first four",
+    ("likelihood", "--seed"): "the seed of a sample is its place in the split: use --limit=4 for the first four",
+    ("train", "--solver"): "a solver does not matter in training; the commands sample and benchmark take --solver",
+    ("train", "--steps"): "training has updates, and a sampler has steps: use --config.training.steps=2000",
+    ("train", "--out"): "the run's folder is --workdir",
+}
+
+
+class Usage(Exception):
+    """Arguments that do not fit a command."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ``Usage``."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Usage(f"{message} (see {self.prog} --help)")
+
+
+def near(given: str, accepted: Iterable[str]) -> str:
+    """The end of an error message: the nearest of the accepted words, or all of them."""
+    words = list(accepted)
+    found = difflib.get_close_matches(given, words, n=1, cutoff=0.6)
+    return f"did you mean {found[0]}?" if found else f"accepted: {', '.join(words)}"
+
+
+def _command(commands: argparse._SubParsersAction[Parser], name: str) -> Parser:
+    """The parser of a command, with its help text."""
+    note = None
+    if name in FIELDS:
+        lines = "\n".join(f"  {field}" for field in FIELDS[name])
+        note = f"--config.SECTION.FIELD=VALUE sets a field of the config, for example\n{lines}"
+        note += "\nconfigs/default.py describes all fields; a run's config.json contains its own."
+    return commands.add_parser(
+        name, help=HELP[name], description=HELP[name], epilog=note, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+
+
+def _workdir(sub: Parser) -> None:
+    sub.add_argument("--workdir", type=folder_of, required=True, help="the run's folder")
+
+
+def _method(sub: Parser, section: str) -> None:
+    """The flags of a solver and its nodes; each sets the field of its name in a section of the config."""
+    sub.add_argument("--solver", help=f"a name or spec, see scoresde solvers; sets --config.{section}.solver")
+    sub.add_argument("--grid", help=f"where the steps are, such as karras; sets --config.{section}.grid")
+    sub.add_argument("--steps", type=count_of, help=f"number of steps; sets --config.{section}.steps")
+    sub.add_argument("--nfe", type=count_of, help="instead of steps: the largest number of model evaluations")
+
+
+def _making(commands: argparse._SubParsersAction[Parser]) -> None:
+    """The commands that train and sample."""
+    demo = _command(commands, "demo")
+    demo.add_argument("--out", type=folder_of, default=Path("demo"), help="folder for the results")
+    demo.add_argument("--config", default="digits_vp", help="a config file, or the name of a config of the library")
+    demo.add_argument("--fast", action="store_true", help="fewer training steps: a quick check that everything works")
+
+    train = _command(commands, "train")
+    train.add_argument("--config", required=True, help="a config file, or the name of a config of the library")
+    train.add_argument("--workdir", type=folder_of, required=True, help="the run's folder; a run in it is resumed")
+
+    sample = _command(commands, "sample")
+    _workdir(sample)
+    sample.add_argument("--out", type=folder_of, required=True, help="folder for the results")
+    sample.add_argument("--seeds", type=seeds_of, default="64", help="one sample per seed: 64 means 0-63; or 0,5,9")
+    _method(sample, "sampling")
+
+
+def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
+    """The commands that score a model or compare solvers on it."""
+    likelihood = _command(commands, "likelihood")
+    _workdir(likelihood)
+    likelihood.add_argument("--out", type=folder_of, help="folder for the results; by default WORKDIR/likelihood")
+    likelihood.add_argument("--split", choices=("train", "test"), default="test", help="which part of the data")
+    likelihood.add_argument("--limit", type=count_of, help="score only this many samples, from the first")
+    _method(likelihood, "likelihood")
+    likelihood.add_argument("--tolerance", help="total error, bits/dim or nats; replaces the steps")
+    shards = "k/n: score every n-th batch, from the k-th, together with n - 1 other processes on the same --out"
+    likelihood.add_argument("--shards", type=share_of, default="1/1", metavar="K/N", help=shards)
+
+    bench = _command(commands, "benchmark")
+    _workdir(bench)
+    bench.add_argument("--out", type=folder_of, required=True, help="folder for the results")
+    names = "names or specs, separated by commas; or all"
+    bench.add_argument(
+        "--solvers", "--solver", type=specs_of, default="ddim, heun, dpmpp_2m, ddpm", metavar="NAMES", help=names
+    )
+    bench.add_argument("--grid", help="the grid of all solvers; sets --config.sampling.grid")
+    bench.add_argument("--nfe", type=counts_of, default="5,10,20,50", help="budgets of model evaluations")
+    bench.add_argument("--seeds", type=seeds_of, default="512", help="one sample per seed: 512 means 0-511")
+
+
+def _solvers(commands: argparse._SubParsersAction[Parser]) -> None:
+    """The commands about solvers alone."""
+    listing = _command(commands, "solvers")
+    listing.add_argument("name", nargs="?", help="a solver's name")
+    listing.add_argument("--space", help="list only the solvers for these states: gaussian or discrete")
+    listing.add_argument("--show", action="store_true", help="print the solver's program, and draw it into a PNG file")
+    listing.add_argument("--json", metavar="FILE", help="write the solver's program into a file; - prints it")
+    listing.add_argument("--steps", type=count_of, help="the number of steps of the grid")
+    listing.add_argument("--grid", help="the grid; by default the one that the name contains, or karras")
+    listing.add_argument("--sde", help="the path; by default vp")
+    listing.add_argument("--output", help="the model's output: x0 (by default), eps, v, score, velocity or edm")
+    listing.add_argument("--out", type=folder_of, help="the picture's file; by default NAME.png")
+
+    check = _command(commands, "check-solver")
+    check.add_argument("name", help="a spec, or package.module:Class")
+
+
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of all commands, and those of each."""
+    made = Parser(
+        prog="scoresde", description="Score-based diffusion models with pluggable solvers.", allow_abbrev=False,
+        epilog="scoresde COMMAND --help describes a command.",
+    )  # fmt: skip
+    made.add_argument("--version", action="version", version=f"scoresde {__version__}")
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for add in (_making, _measuring, _solvers):
+        add(commands)
+    return made, dict(commands.choices)
+
+
+def read(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Reads arguments: those of the command, and the overrides ``--config.section.field=value``.
+
+    Raises:
+        Usage: an unknown command or flag, with its nearest match, or a value that cannot be read.
+    """
+    argv = _joined(argv)
+    if argv and not argv[0].startswith("-") and argv[0] not in HELP:
+        raise Usage(f"no command {argv[0]!r}; {near(argv[0], HELP)}")
+    made, commands = parsers()
+    if argv and argv[0] in commands:
+        _refuse_unknown(commands[argv[0]], argv[0], argv[1:])
+    parsed, rest = made.parse_known_args(argv)
+    strange = [argument for argument in rest if not argument.startswith("--config.")]
+    if strange or (rest and parsed.command not in FIELDS):
+        raise Usage(f"unknown argument {(strange or rest)[0]!r} (see scoresde {parsed.command} --help)")
+    return parsed, _overrides(parsed) + rest
+
+
+def _joined(argv: Sequence[str]) -> list[str]:
+    """The arguments with ``--config.x y`` written as ``--config.x=y``."""
+    found: list[str] = []
+    for argument in argv:
+        open_field = found and re.fullmatch(r"--config\.[^=]+", found[-1])
+        if open_field and not argument.startswith("--"):
+            found[-1] += f"={argument}"
+        else:
+            found.append(argument)
+    return found
+
+
+def _refuse_unknown(sub: Parser, command: str, argv: Sequence[str]) -> None:
+    """Rejects flags that a command does not have, before argparse complains about those that are missing."""
+    known = list(dict.fromkeys(re.findall(r"(?<![\w-])--[a-z-]+(?![a-z.-])", sub.format_help())))
+    for argument in argv:
+        flag = argument.partition("=")[0]
+        if flag.startswith("--") and flag not in ("--", *known) and not flag.startswith("--config."):
+            instead = INSTEAD.get((command, flag)) or near(flag, known)
+            raise Usage(f"scoresde {command} has no {argument}; {instead}")
+
+
+def _overrides(parsed: argparse.Namespace) -> list[str]:
+    """The flags that set fields of the config, as overrides."""
+    section = {"sample": "sampling", "likelihood": "likelihood", "benchmark": "sampling"}.get(parsed.command)
+    names = ("grid",) if parsed.command == "benchmark" else ("solver", "grid", "steps", "nfe", "tolerance")
+    given = {name: value for name in names if section and (value := vars(parsed).get(name)) is not None}
+    return [f"--config.{section}.{name}={value}" for name, value in given.items()]

@@ -1,0 +1,55 @@
+"""Samples as a grid of pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from solvers import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+def image_grid(samples: Tensor, low: float, high: float, columns: int | None = None, tile: int = 64) -> Image.Image:
+    """Pictures in a grid on white, two pixels apart, each enlarged by the largest integer that fits ``tile``.
+
+    Args:
+        samples: (N, 1, H, W) or (N, 3, H, W); values outside [low, high] are clamped, NaN is black.
+        low, high: the values of black and white.
+        columns: pictures in a row; by default the square root of N, rounded up.
+        tile: the target size of a picture in pixels; larger pictures keep their size.
+
+    >>> import torch
+    >>> image_grid(torch.zeros(5, 1, 8, 8), -1, 1).size
+    (196, 130)
+
+    Raises:
+        InputError: samples of a different shape, no samples, or low not below high.
+    """
+    from PIL import Image  # here, so that only those who draw wait for it
+
+    if not is_image(samples) or not len(samples):
+        raise InputError(f"a picture grid needs samples (N, 1, H, W) or (N, 3, H, W), got {tuple(samples.shape)}")
+    if not low < high:
+        raise InputError(f"low={low:g} must be less than high={high:g}")
+    scaled = (samples.detach().cpu().double() - low) * (255 / (high - low))
+    pixels = scaled.nan_to_num(nan=0.0).clamp(0, 255).round().byte().movedim(1, 3).numpy()
+    count, height, width, channels = pixels.shape
+    factor = max(1, tile // max(height, width))
+    pixels = pixels.repeat(factor, 1).repeat(factor, 2)
+    columns = min(columns or math.ceil(math.sqrt(count)), count)
+    step = (height * factor + 2, width * factor + 2)
+    canvas = np.full((math.ceil(count / columns) * step[0] - 2, columns * step[1] - 2, channels), 255, np.uint8)
+    for i, picture in enumerate(pixels):
+        top, left = i // columns * step[0], i % columns * step[1]
+        canvas[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return Image.fromarray(canvas[:, :, 0] if channels == 1 else canvas)
+
+
+def is_image(samples: Tensor) -> bool:
+    """Whether samples (N, *) are grey or colour pictures."""
+    return samples.ndim == 4 and samples.shape[1] in (1, 3)

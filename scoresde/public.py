@@ -1,0 +1,63 @@
+"""The public names of ``scoresde``; the package imports this module when one of them is used for the first time."""
+
+from solvers import InputError
+
+from .bounds.chain import chain_bound
+from .bounds.continuous import continuous_bound
+from .bounds.plug_in import plug_in_bound
+from .likelihood.learned_dequantisation import (
+    VariationalDequantiser,
+    fit_dequantiser,
+    load_dequantiser,
+    save_dequantiser,
+)
+from .likelihood.log_prob import dequantise, log_prob
+from .likelihood.result import LogProb
+from .likelihood.sample_with_log_prob import sample_with_log_prob
+from .models import targets
+from .models.denoiser import Denoiser, label_shift, time_labels
+from .paths import chains
+from .paths.base import SDE, make_sde, sdes
+from .paths.learned_vp import LearnedVP
+from .paths.standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
+from .runs.load import load
+from .sampling.eps_power import eps_power
+from .sampling.plan import Plan, plan
+from .sampling.sample import Sample, encode, sample
+
+__all__ = [
+    "EDM",
+    "SDE",
+    "VE",
+    "VP",
+    "Cosine",
+    "Denoiser",
+    "InputError",
+    "LearnedVP",
+    "LogProb",
+    "Plan",
+    "RectifiedFlow",
+    "Sample",
+    "SubVP",
+    "VariationalDequantiser",
+    "chain_bound",
+    "chains",
+    "continuous_bound",
+    "dequantise",
+    "encode",
+    "eps_power",
+    "fit_dequantiser",
+    "label_shift",
+    "load",
+    "load_dequantiser",
+    "log_prob",
+    "make_sde",
+    "plan",
+    "plug_in_bound",
+    "sample",
+    "sample_with_log_prob",
+    "save_dequantiser",
+    "sdes",
+    "targets",
+    "time_labels",
+]

@@ -1,0 +1,258 @@
+"""The flags of the command line: shortcuts for the config, nearest matches, versions, pipes, signals and quiet logs."""
+
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from commands import SMALL, fails
+
+import scoresde
+import solvers
+from scoresde import progress
+from scoresde.cli import arguments
+from scoresde.cli.parser import main
+from scoresde.runs.run import load_run
+from scoresde.training import checkpoint
+
+COMMAND = [sys.executable, "-m", "scoresde.cli"]
+
+
+@pytest.fixture
+def own(run, tmp_path):
+    """A copy of the trained run that a test may change."""
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def record(out):
+    return json.loads((out / "samples.json").read_text())
+
+
+@pytest.mark.quick
+def test_the_flags_of_a_solver_are_fields_of_the_config(run, tmp_path):
+    sample = ["sample", f"--workdir={run}", f"--out={tmp_path}", "--seeds=4"]
+    assert main([*sample, "--solver=heun", "--grid=logsnr", "--steps=3"]) == 0
+    found = record(tmp_path)
+    assert (found["solver"], found["grid"], found["nfe"], found["seeds"]) == ("heun", "logsnr", 6, [0, 1, 2, 3])
+    saved = np.load(tmp_path / "samples.npz")
+    assert saved["seeds"].tolist() == [0, 1, 2, 3]
+    ours = scoresde.sample(load_run(run).denoiser, (1, 8, 8), 4, "heun", "logsnr", 3)
+    assert np.array_equal(saved["x"], ours.x.numpy())
+    assert main([*sample, "--solver", "heun", "--nfe", "7"]) == 0  # steps of the config give way
+    assert record(tmp_path)["nfe"] == 7
+    assert main([*sample, "--config.sampling.steps", "5"]) == 0
+    assert (record(tmp_path)["steps"], record(tmp_path)["config"]["sampling"]["steps"]) == (5, 5)
+    likelihood = ["likelihood", f"--workdir={run}", f"--out={tmp_path}", "--limit=2"]
+    assert main([*likelihood, "--solver=heun", "--steps=4", "--config.likelihood.error=False"]) == 0
+    found = json.loads((tmp_path / "likelihood.json").read_text())
+    assert (found["solver"], found["nfe"]) == ("heun", 8)
+
+
+def test_all_solvers_and_repeated_budgets(run, tmp_path, capsys, registry, monkeypatch):
+    for name in set(registry._infos) - {"ddim", "heun", "rk23"}:
+        monkeypatch.delitem(registry._infos, name)
+    arguments = ["--solvers=all", "--nfe=1,2,2,6", "--seeds=5"]
+    assert main(["benchmark", f"--workdir={run}", f"--out={tmp_path}", *arguments]) == 0
+    _, rows = scoresde.benchmark.runner.read(tmp_path)
+    measured = [(row.solver, row.nfe, row.steps) for row in rows if not row.skipped]
+    assert [row for row in measured if row[0] != "rk23"] == [
+        *(("ddim", 1, 1), ("ddim", 2, 2), ("ddim", 6, 6), ("heun", 1, 1), ("heun", 5, 3)),
+    ]
+    assert [row.skipped for row in rows if row.skipped] == ["the same steps as with nfe=1"]  # heun at 2
+    assert {row.solver for row in rows} == {"ddim", "heun", "rk23"}
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert len({tuple(line[:3]) for line in lines if line and line[0] == "ddim"}) == 3
+
+
+@pytest.mark.quick
+def test_a_mistyped_word_gets_its_nearest_match(run, tmp_path, capsys):
+    sample = ["sample", f"--workdir={run}", f"--out={tmp_path}"]
+    fails(capsys, ["smaple"], "no command 'smaple'; did you mean sample?")
+    fails(capsys, ["xyzzy"], "no command 'xyzzy'; accepted: demo, train, sample")
+    fails(capsys, [*sample, "--step=3"], "scoresde sample has no --step=3; did you mean --steps?")
+    fails(capsys, ["sample", f"--workdir={run}", "--otu=x"], "did you mean --out?")  # before what is missing
+    fails(capsys, [*sample, "--solvr", "heun"], "did you mean --solver?")
+    fails(capsys, ["benchmark", f"--workdir={run}", f"--out={tmp_path}", "--steps=3"], "use --nfe=5,10,20")
+    fails(capsys, ["likelihood", f"--workdir={run}", "--seeds=3"], "use --limit=4")
+    fails(capsys, ["train", "--config=digits_vp", f"--workdir={tmp_path}", "--steps=3"], "--config.training.steps")
+
+
+def test_only_near_names_are_suggested():
+    for name, near in {"nope": None, "abc": None, "euler_ancestal": "euler_ancestral", "huen": "heun"}.items():
+        with pytest.raises(solvers.InputError) as caught:
+            solvers.make(name)
+        tail = str(caught.value).partition("; ")[2]
+        assert tail == f"did you mean {near}?" if near else tail.startswith("accepted: adams, ")
+
+
+@pytest.mark.quick
+def test_values_of_the_wrong_kind_are_named_in_plain_words(run, tmp_path, capsys):
+    sample = ["sample", f"--workdir={run}", f"--out={tmp_path}"]
+    fails(capsys, [*sample, "--config.sampling.steps=abc"], "sampling.steps=abc: expected an integer")
+    fails(capsys, [*sample, "--config.sampling.batch_size=2.5"], "sampling.batch_size=2.5: expected an integer")
+    fails(capsys, [*sample, "--steps=abc"], "argument --steps: must be a positive integer, got abc")
+    fails(capsys, [*sample, "--seeds=x"], "cannot read the seeds 'x'; expected a number of samples, 0-63 or 0,5,9")
+    fails(capsys, ["likelihood", f"--workdir={run}", "--tolerance=x"], "likelihood.tolerance=x: expected a number")
+    train = ["train", "--config=digits_vp", f"--workdir={tmp_path / 'r'}"]
+    fails(capsys, [*train, "--config.data.dequantise=maybe"], "data.dequantise=maybe: expected True or False")
+    assert main([*sample, "--seeds=1", "--config.sampling.grid=None", "--config.sampling.steps=None"]) == 0
+
+
+@pytest.mark.quick
+def test_options_that_exclude_each_other_are_refused(run, tmp_path, capsys):
+    sample, likelihood = ["sample", f"--workdir={run}", f"--out={tmp_path}"], ["likelihood", f"--workdir={run}"]
+    fails(capsys, [*sample, "--steps=3", "--nfe=6"], "sampling.steps and sampling.nfe exclude each other")
+    fails(capsys, [*likelihood, "--steps=3", "--tolerance=0.1"], "steps and likelihood.tolerance exclude each other")
+    for path in ("--workdir=", "--out="):
+        fails(capsys, [*sample, path], "the path is empty; use . for the current folder")
+
+
+@pytest.mark.quick
+def test_a_finished_run_refuses_fields_that_a_command_does_not_use(own, tmp_path, capsys):
+    out = tmp_path / "out"
+    for field in ("training.steps=7", "training.learning_rate=1", "likelihood.steps=3", "data.path=x"):
+        arguments = ["sample", f"--workdir={own}", f"--out={out}", f"--config.{field}"]
+        fails(capsys, arguments, field.partition("=")[0], "only sampling and device can be overridden here")
+    arguments = ["likelihood", f"--workdir={own}", f"--out={out}", "--config.sampling.steps=3"]
+    fails(capsys, arguments, "sampling.steps", "only likelihood, device and data.path can be overridden here")
+    assert not out.exists()
+
+
+def test_a_resumed_run_says_and_records_what_has_changed(own, capsys):
+    train = ["train", "--config=digits_vp", f"--workdir={own}", *SMALL]
+    assert main([*train, "--config.training.steps=41", "--config.training.learning_rate=0.001"]) == 0
+    text = capsys.readouterr().out
+    assert "this run resumes with " in text
+    assert all(
+        f"training.{change}" in text for change in ("steps=41 instead of 40", "learning_rate=0.001 instead of 0.002")
+    )
+    (change,) = json.loads((own / "config.json").read_text())["changes"]
+    assert change == {
+        "from": "step_00000040", "training.steps": [40, 41], "training.learning_rate": [0.002, 0.001],
+    }  # fmt: skip
+    capsys.readouterr()
+    assert main([*train, "--config.training.steps=41", "--config.training.learning_rate=0.001"]) == 0
+    assert "instead of" not in capsys.readouterr().out
+    assert len(json.loads((own / "config.json").read_text())["changes"]) == 1
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("sampling.solver=dppm_2m", ("config.sampling, which later commands use", "dpmpp_2m?")),
+        ("sampling.noise=brownain", ("config.sampling", "did you mean brownian")),
+        ("likelihood.divergence=exakt", ("config.likelihood", "did you mean exact")),
+        ("likelihood.solver=ddpm", ("config.likelihood", "draws noise")),
+    ],
+)
+def test_names_that_are_used_later_are_checked_before_the_training(tmp_path, capsys, field, words):
+    arguments = ["train", "--config=digits_vp", f"--workdir={tmp_path / 'r'}", *SMALL, f"--config.{field}"]
+    fails(capsys, arguments, *words)
+    assert not (tmp_path / "r" / "config.json").exists()
+
+
+def test_no_pictures_of_earlier_samples_remain(run, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(64, 5)).astype("float32"))
+    options = ["--config.data.name=file", f"--config.data.path={tmp_path / 'x.npy'}", "--config.training.steps=1"]
+    flat, out = tmp_path / "flat", tmp_path / "out"
+    assert main(["train", "--config=digits_vp", f"--workdir={flat}", *options, *SMALL]) == 0
+    assert main(["sample", f"--workdir={run}", f"--out={out}", "--seeds=2", "--steps=2"]) == 0
+    assert (out / "grid.png").exists()
+    assert main(["sample", f"--workdir={flat}", f"--out={out}", "--seeds=2", "--steps=2"]) == 0
+    assert not (out / "grid.png").exists()
+
+
+@pytest.mark.quick
+def test_help_shows_fields_of_the_config_and_the_version(capsys):
+    for command in arguments.FIELDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert "--config.SECTION.FIELD=VALUE" in text
+        shown = re.findall(r"^  --config\.(\S+?)=", text, re.MULTILINE)
+        fields = dict(scoresde.runs.config.flat(scoresde.runs.config.read_config("default")))
+        assert shown
+        assert set(shown) <= set(fields)
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"scoresde {scoresde.__version__}\n"
+
+
+@pytest.mark.quick
+def test_a_program_is_not_written_into_a_folder_that_does_not_exist(tmp_path, capsys):
+    file = tmp_path / "none" / "x.json"
+    fails(capsys, ["solvers", "heun", "--steps=3", f"--json={file}"], "there is no folder", str(file.parent))
+    assert not file.parent.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes and signals of POSIX")
+def test_a_closed_pipe_is_no_error():
+    reader, writer = os.pipe()
+    process = subprocess.Popen([*COMMAND, "solvers", "heun"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(reader)
+    os.close(writer)
+    assert process.communicate(timeout=120)[1] == ""
+    assert process.returncode == 141
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_sigterm_writes_a_checkpoint_as_ctrl_c_does(tmp_path):
+    options = ["--config=digits_vp", f"--workdir={tmp_path}", *SMALL[:1], "--config.training.steps=100000"]
+    process = subprocess.Popen(
+        [*COMMAND, "train", *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    log, deadline = tmp_path / "train.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    folder = checkpoint.latest(tmp_path)
+    assert f"stopped: {folder.name} is written" in error
+    assert "Traceback" not in error
+    assert "\r" not in error  # no frames of a bar without a terminal
+
+
+def test_the_caller_s_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    assert main(["solvers", "heun"]) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.quick
+def test_a_log_gets_a_line_every_so_often(monkeypatch):
+    clock, log = [0.0], io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)  # no terminal
+    with progress.bar(total=1000, desc="train", file=log) as bar:
+        bar._time = lambda: clock[0]
+        bar.start_t = bar.last_print_t = 0.0
+        for second in range(100):
+            clock[0] = float(second)
+            bar.update(10)
+    lines = log.getvalue().splitlines()
+    assert "\r" not in log.getvalue()
+    counts = [int(re.match(r"train: (\d+) of 1000, ", line)[1]) for line in lines]
+    assert len(counts) == 3
+    assert all(after - before >= 300 for before, after in zip([0, *counts], counts, strict=False))  # 30 seconds
+
+
+def test_a_terminal_gets_a_bar(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress.bar(total=2, desc="train", file=sys.stderr) as bar:
+        bar.update()
+        bar.refresh()
+        assert "\r" in sys.stderr.getvalue()
+        assert not isinstance(bar, progress.Lines)
