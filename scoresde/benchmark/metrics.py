@@ -210,6 +210,7 @@ def _prepare(x: Tensor, y: Tensor, features: Features | None) -> tuple[Tensor, T
 
 
 def _vectors(name: str, samples: Tensor, features: Features | None) -> Tensor:
+    samples = torch.as_tensor(samples)
     count = len(samples) if samples.ndim else 0
     if count < 2 or samples.ndim < 2:
         raise InputError(f"a distance needs at least two samples (N, *), got {name} of shape {tuple(samples.shape)}")

@@ -34,6 +34,7 @@ from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
 from ..result_files import environment, write_csv, write_json
 from ..sampling.batches import batches_of
+from ..sampling.inputs import Array, Seeds, seeds_of, shape_of, tensor_of
 from ..sampling.plan import Plan, PlanRequest
 from ..sampling.sample import Sample, sample
 from .metrics import METRICS, Estimate, Features, check_names, compare
@@ -150,10 +151,10 @@ def _to_data(
 
 def benchmark(
     denoiser: ModelLike,
-    reference: Tensor,
+    reference: Array,
     solvers: Sequence[str],
     nfe: Sequence[int],
-    seeds: Sequence[int],
+    seeds: Seeds,
     *,
     shape: Sequence[int],
     grid: str | None = None,
@@ -184,7 +185,7 @@ def benchmark(
     Raises:
         InputError: an unknown name, fewer than four seeds or reference samples, a budget below 1; see also ``sample``.
     """
-    seeds, shape = list(seeds), tuple(shape)
+    seeds, shape, reference = seeds_of(seeds), shape_of(shape), tensor_of("the reference", reference)
     check_names(metrics)
     _check(reference, solvers, nfe, seeds, shape)
     jobs = _jobs(solvers, grid, nfe)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -34,9 +34,11 @@ from solvers.time_grids.network_steps import train_timesteps
 
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb
+from ..models.model import as_model
 from ..paths.base import SDE, ModelLike, sdes
 from ..paths.chain import Chain, reverse_kernel
-from ..sampling.batches import Batching, check_batch
+from ..sampling.batches import Batching, batch_of
+from ..sampling.inputs import Array, Seeds
 from .continuous import prior_kl
 from .decoders import Decoder, decoders
 from .parts import finite_sum, offset_of, rows_of, width_of
@@ -129,15 +131,15 @@ def step_terms(
 
 def chain_bound(
     denoiser: ModelLike,
-    x: Tensor,
+    x: Array,
     kernel: str | Solver = "ddpm(variance=beta)",
     *,
     chain: Chain | None = None,
     decoder: str | Decoder = "gaussian",
     bin_width: float | None = None,
     indices: int | None = None,
-    seeds: Iterable[int] | None = None,
-    condition: Mapping[str, Tensor] | None = None,
+    seeds: Seeds | None = None,
+    condition: Mapping[str, Array] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
@@ -158,7 +160,7 @@ def chain_bound(
         InputError: see ``Chain`` and ``DDPM``; also if the data are empty, not floats, not finite or not at the
             decoder's levels, or the chain leaves the range of the model's path.
     """
-    check_batch("x", x, condition)
+    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
     method, rule = reverse_kernel(kernel), decoders.make(decoder)
     chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
     width, seeds = width_of(rule, x, bin_width), seeds_of(seeds, len(x))
@@ -167,7 +169,7 @@ def chain_bound(
     batches = batching.rows(len(x))
     with batching.bar((count + 1) * len(batches), "bound") as bar, torch.no_grad():
         for rows in batches:
-            given = rows_of(condition, rows)
+            given = rows_of(conditions, rows)
             parts.append(_terms(denoiser, chain, x[rows], seeds[rows], given, count, method, rule, bar.update))
     terms, latent = (torch.cat(each) for each in zip(*parts, strict=True))
     last, whole = prior_term(chain, x).cpu(), count == between

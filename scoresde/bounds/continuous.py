@@ -22,7 +22,7 @@ True
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -34,11 +34,13 @@ from solvers.errors import positive_integer
 
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb, degrees, standard_error
+from ..models.model import as_model
 from ..paths.base import SDE, ModelLike
 from ..paths.learned_vp import LearnedVP, node_of_gamma
 from ..paths.time_samplers import LogSNR, LowDiscrepancy, TimeSampler, Uniform
 from ..paths.time_samplers import times as samplers
-from ..sampling.batches import Batching, check_batch
+from ..sampling.batches import Batching, batch_of
+from ..sampling.inputs import Array, Seeds
 from .decoders import Decoder, Gaussian, decoders
 from .parts import finite_sum, offset_of, rows_of, width_of
 
@@ -143,15 +145,15 @@ def diffusion(denoiser: ModelLike, x0: Tensor, place: Place, eps: Tensor, condit
 
 def continuous_bound(
     denoiser: ModelLike,
-    x: Tensor,
+    x: Array,
     *,
     draws: int = 64,
     sets: int = 4,
     times: str | TimeSampler = "low_discrepancy(over=logsnr)",
     decoder: str | Decoder = "gaussian",
     bin_width: float | None = None,
-    seeds: Iterable[int] | None = None,
-    condition: Mapping[str, Tensor] | None = None,
+    seeds: Seeds | None = None,
+    condition: Mapping[str, Array] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
@@ -171,7 +173,7 @@ def continuous_bound(
         InputError: the data are empty, not floats, not finite or not at the decoder's levels; ``draws`` is not a
             multiple of ``sets``; the time sampler is uniform over neither t nor lam; the bound is not finite.
     """
-    check_batch("x", x, condition)
+    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
     rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
     over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     if positive_integer("draws", draws) % positive_integer("sets", sets):
@@ -183,7 +185,7 @@ def continuous_bound(
         for rows in batches:
             points = torch.stack([_points(sampler, sde, seed, draws, sets) for seed in seeds[rows]])
             places = [place_of(sde, points[:, k], over) for k in range(draws)]
-            given = rows_of(condition, rows)
+            given = rows_of(conditions, rows)
             parts.append(_draws(denoiser, x[rows], seeds[rows], given, places, ends, rule, bar.update))
     between, decoded, latent = (torch.cat(each) for each in zip(*parts, strict=True))
     spread = (between + decoded).view(len(x), sets, -1).mean(2)

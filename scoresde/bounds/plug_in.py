@@ -46,7 +46,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -62,8 +62,10 @@ from ..likelihood.divergence import Divergence, divergences
 from ..likelihood.inputs import check_end, positive, prior_at, seeds_of
 from ..likelihood.log_prob import kind_of
 from ..likelihood.result import LogProb, degrees, standard_error
+from ..models.model import as_model
 from ..paths.base import ModelLike
-from ..sampling.batches import Batching, check_batch, check_finite
+from ..sampling.batches import Batching, batch_of, check_finite
+from ..sampling.inputs import Array, Seeds
 from ..sampling.plan import Plan, PlanRequest
 
 _PATHS = 7  # label of the generator's stream
@@ -71,19 +73,19 @@ _PATHS = 7  # label of the generator's stream
 
 def plug_in_bound(
     denoiser: ModelLike,
-    x: Tensor,
+    x: Array,
     interpolation: float = 0.0,
     grid: str | Grid | None = None,
     steps: int | None = 100,
     *,
     draws: int = 16,
     divergence: str | Divergence = "hutchinson(probes=1)",
-    seeds: Iterable[int] | None = None,
+    seeds: Seeds | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     bin_width: float | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Mapping[str, Array] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
 ) -> LogProb:
@@ -112,13 +114,13 @@ def plug_in_bound(
     """
     if not 0 <= interpolation <= 1:
         raise InputError(f"interpolation must be between 0, the reverse SDE, and 1, the ODE, got {interpolation!r}")
+    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
     plan = Plan.make(denoiser, PlanRequest("heun", grid or "logsnr", steps, None, t_min, t_max), end_at_t_min=True)
     rule, batching = divergences.make(divergence), Batching(batch_size, x.device, x.dtype, progress)
-    check_batch("x", x, condition)
     positive_integer("draws", draws)
     width = None if bin_width is None else positive("bin_width", bin_width)
     check_end("the paths end", prior, denoiser.sde, plan.nodes[0].t)
-    solve = DensitySolve(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), condition or {}, batching)
+    solve = DensitySolve(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), conditions, batching)
     return _Paths(solve, plan, interpolation, draws, prior, width).bound(x)
 
 

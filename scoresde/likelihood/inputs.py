@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,29 +14,18 @@ from solvers import InputError, Solver
 from solvers.adaptive.other_libraries import BlackBox, Scipy
 
 from ..paths.base import SDE
+from ..sampling import inputs
 
 OFF = 0.2  # the largest distance of a level from the lattice, in bins; data may have been rounded to 16 bits
 
 
-def seeds_of(seeds: Iterable[int] | None, count: int) -> list[int]:
+def seeds_of(seeds: inputs.Seeds | None, count: int) -> list[int]:
     """One seed for each of ``count`` samples; 0, 1, ... by default.
 
     Raises:
         InputError: the seeds are not ``count`` integers of at least 0.
     """
-    if seeds is None:
-        return list(range(count))
-    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
-        raise InputError(f"seeds must be a list of integers, one for each sample, got {seeds!r}")
-    found = []
-    for seed in seeds:
-        try:
-            number = -1 if isinstance(seed, bool) else operator.index(seed)
-        except TypeError:
-            number = -1
-        if number < 0:
-            raise InputError(f"seeds must be integers of at least 0, got {seed!r}")
-        found.append(number)
+    found = list(range(count)) if seeds is None else inputs.seeds_of(seeds)
     if len(found) != count:
         raise InputError(f"got {len(found)} seeds for {count} samples; give one seed for each sample")
     return found

@@ -47,7 +47,8 @@ from solvers.errors import positive_integer
 
 from ..paths.base import ModelLike
 from ..result_files import write_atomically
-from ..sampling.batches import check_batch
+from ..sampling.batches import batch_of
+from ..sampling.inputs import Array
 from .dequantisation import Dequantiser, dequantisers
 from .divergence import Divergence
 from .log_prob import log_prob
@@ -194,7 +195,7 @@ def load_dequantiser(path: str | Path) -> VariationalDequantiser:
 
 def fit_dequantiser(
     denoiser: ModelLike,
-    levels: Tensor,
+    levels: Array,
     bin_width: float,
     dequantiser: VariationalDequantiser | None = None,
     *,
@@ -205,7 +206,7 @@ def fit_dequantiser(
     grid: str | Grid | None = None,
     steps: int = 20,
     divergence: str | Divergence = "hutchinson(probes=1)",
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Mapping[str, Array] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> VariationalDequantiser:
@@ -226,7 +227,7 @@ def fit_dequantiser(
     Raises:
         InputError: see ``log_prob``; also if iterations, batch or rate is not positive.
     """
-    check_batch("levels", levels, condition)
+    levels, conditions = batch_of("levels", levels, condition)
     positive_integer("iterations", iterations)
     positive_integer("batch", batch)
     if not 0 < rate < math.inf:
@@ -238,7 +239,7 @@ def fit_dequantiser(
     def mean() -> Tensor:
         rows = torch.randint(len(levels), (batch,), generator=draws)
         seeds = torch.randint(2**62, (batch,), generator=draws).tolist()
-        part = {name: value[rows.to(value.device)] for name, value in (condition or {}).items()}
+        part = {name: value[rows.to(value.device)] for name, value in conditions.items()}
         x = levels[rows.to(levels.device)]
         return log_prob(denoiser, x, solver, grid, steps, seeds=seeds, condition=part, **fixed).nats.mean()
 

@@ -32,8 +32,10 @@ import solvers
 from solvers import Grid, InputError, Solver
 
 from ..data import spread
+from ..models.model import as_model
 from ..paths.base import ModelLike
-from ..sampling.batches import Batching, check_batch
+from ..sampling.batches import Batching, batch_of
+from ..sampling.inputs import Array, Seeds
 from ..sampling.plan import Plan, PlanRequest, choose_plan
 from . import solver_error
 from .density_ode import DensitySolution, DensitySolve
@@ -182,7 +184,7 @@ class Integrals(NamedTuple):
 
 def log_prob(
     denoiser: ModelLike,
-    x: Tensor,
+    x: Array,
     solver: str | Solver | None = None,
     grid: str | Grid | None = None,
     steps: int | None = None,
@@ -191,7 +193,7 @@ def log_prob(
     plan: Plan | None = None,
     tolerance: float | None = None,
     divergence: str | Divergence = "hutchinson",
-    seeds: Iterable[int] | None = None,
+    seeds: Seeds | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     bin_width: float | None = None,
     dequantiser: str | Dequantiser | None = None,
@@ -199,7 +201,7 @@ def log_prob(
     error: bool = False,
     t_min: float | None = None,
     t_max: float | None = None,
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Mapping[str, Array] | None = None,
     differentiable: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
@@ -221,8 +223,8 @@ def log_prob(
             not levels; the seeds are not one integer per sample; the prior does not return shape (B,); the bin width or
             the tolerance is not positive; the result is not finite.
     """
-    check_batch("x", x, condition)
-    samples = Samples(x, seeds_of(seeds, len(x)), condition or {})
+    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
+    samples = Samples(x, seeds_of(seeds, len(x)), conditions)
     width = None if bin_width is None else positive("bin_width", bin_width)
     batching = Batching(batch_size, x.device, torch.promote_types(x.dtype, torch.float32), progress)
 

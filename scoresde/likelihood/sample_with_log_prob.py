@@ -19,27 +19,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from solvers import Grid, InputError, SeededNoise, Solver
 
+from ..models.model import as_model
 from ..paths.base import ModelLike
-from ..sampling.batches import Batching, check_conditions, check_draws, check_start
+from ..sampling.batches import Batching, check_start
+from ..sampling.inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of
 from ..sampling.plan import Plan, PlanRequest
 from .density_ode import DensitySolve
 from .divergence import Divergence, divergences
-from .inputs import prior_at, seeds_of
+from .inputs import prior_at
 from .log_prob import choose_plan_to_t_min, kind_of
 from .result import LogProb, degrees
 
 
 def sample_with_log_prob(
     denoiser: ModelLike,
-    shape: Sequence[int],
-    seeds: Iterable[int],
+    shape: Sequence[int] | int | None = None,
+    seeds: Seeds | None = None,
     solver: str | Solver | None = None,
     grid: str | Grid | None = None,
     steps: int | None = None,
@@ -47,12 +49,12 @@ def sample_with_log_prob(
     nfe: int | None = None,
     plan: Plan | None = None,
     divergence: str | Divergence = "hutchinson",
-    x_init: Tensor | None = None,
+    x_init: Array | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
-    condition: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
+    condition: Mapping[str, Array] | None = None,
+    dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
     differentiable: bool = False,
@@ -61,8 +63,7 @@ def sample_with_log_prob(
     """Draws one sample per seed, and computes the log-density of the model's ODE at that sample.
 
     Args:
-        shape: the shape of one sample.
-        seeds: the seeds of the start and of the probes, one per sample; sample i depends only on seed i.
+        shape, seeds: as in ``sample``; the seeds are those of the start and of the probes.
         solver, grid, steps, nfe, t_min, t_max, plan, divergence: as in ``log_prob``. The solve ends at t_min.
         x_init: the states (B, *) to start from at t_max, instead of draws of N(0, (alpha^2 + sigma^2) I).
         prior: the log-density (B,) of states (B, *) at t_max, for the law of ``x_init``; by default the SDE's prior.
@@ -78,17 +79,16 @@ def sample_with_log_prob(
         InputError: see ``log_prob``; also if there are no seeds, ``x_init`` has a different length, the range is
             shortened without ``x_init`` and ``prior``, or ``prior`` is given without ``x_init``.
     """
+    denoiser = as_model(denoiser)
     made = choose_plan_to_t_min(plan, denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max))
-    seeds, shape = check_draws(seeds, shape)
-    seeds = seeds_of(seeds, len(seeds))
-    _check(made, seeds, shape, x_init, prior)
-    check_conditions(condition, len(seeds))
-    batching = Batching(batch_size, device, dtype, progress)
-    rule = divergences.make(divergence)
-    solve = DensitySolve(denoiser, rule, seeds, shape, condition or {}, batching, differentiable)
+    given, lengths, start = draws_of(seeds, shape, x_init, denoiser.shape)
+    _check(made, given, lengths, start, prior)
+    batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
+    conditions = conditions_of(condition, len(given), batching.device)
+    solve = DensitySolve(denoiser, divergences.make(divergence), given, lengths, conditions, batching, differentiable)
     with torch.set_grad_enabled(differentiable):
-        x, found = _solved(solve, made, x_init, prior)
-    return x.to(dtype).to(device), found
+        x, found = _solved(solve, made, start, prior)
+    return x.to(batching.dtype).to(batching.device), found
 
 
 def _check(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,9 +15,9 @@ from solvers.errors import positive_integer
 from solvers.time_grids.network_steps import train_timesteps
 from solvers.types.model_output import Output
 
-from ..paths.base import SDE
+from ..paths.base import SDE, as_sde
 from . import time_labels as labels
-from .model import Model
+from .model import Model, condition_error
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Denoiser(Model):
     Args:
         network: called as ``network(x, label, **conditions)`` and returns (B, *). x (B, *) has the dtype of the
             network's parameters; label (B,) has the same dtype, or float32 if the parameters have 16 bits.
-        sde: the path that it was trained on.
+        sde: the path that it was trained on, or its spec such as "vp".
         predicts: its output: "x0", "eps", "v" (alpha eps - sigma x0), "score", "velocity" (dx/dt of the ODE), or
             "edm" (the raw network F inside EDM's preconditioning).
         time_label: the time label that it receives, a name in ``scoresde.models.time_labels``: "t", "999t", "1000t",
@@ -54,7 +54,7 @@ class Denoiser(Model):
             steps; ``clip`` is not positive.
     """
 
-    network: Callable[..., Tensor]
+    network: Callable[..., Tensor] = field(repr=False)
     sde: SDE
     predicts: str = "eps"
     time_label: str | None = None
@@ -67,6 +67,10 @@ class Denoiser(Model):
     shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.network, (SDE, type)) or not callable(self.network):
+            shown = f"the class {self.network.__name__}" if isinstance(self.network, type) else repr(self.network)
+            raise InputError(f"the first argument of Denoiser is a network, called as network(x, label), got {shown}")
+        object.__setattr__(self, "sde", as_sde(self.sde))
         self._native.check()
         if positive_integer("num_train_timesteps", self.train_timesteps) < 2:
             raise InputError(f"num_train_timesteps must be at least 2, got {self.train_timesteps!r}")
@@ -164,6 +168,8 @@ class Denoiser(Model):
     def _call(self, x: Tensor, label: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         try:
             out = self.network(x, label, **conditions)
+        except TypeError as error:
+            raise condition_error(error, self.network, conditions) from error
         except torch.cuda.OutOfMemoryError:  # its message also contains the word "size"
             raise
         except RuntimeError as error:

@@ -9,12 +9,15 @@ made of a network, and ``ModelWrapper`` a model built around another one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from solvers import InputError, Node, Prediction
+from solvers.errors import unknown
 from solvers.types.model_output import Output
 from solvers.types.problem import ask
 
@@ -29,12 +32,14 @@ class Model:
         sigma_data: standard deviation of the data; None if it is not known.
         log_prob: (x, node) -> the log-density (B,) of x_t in nats; None if it is not known.
         round_labels: whether the network receives the nearest label of its training instead of the exact one.
+        shape: the shape of one sample; None if it is not known.
     """
 
     sde: SDE
     sigma_data: float | None = None
     log_prob: Callable[[Tensor, Node], Tensor] | None = None
     round_labels: bool = False
+    shape: tuple[int, ...] | None = None
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         """The prediction x0 and eps (B, *) at x (B, *)."""
@@ -60,7 +65,8 @@ class _UserModel(Model):
     def __init__(self, denoiser: ModelLike) -> None:
         self.denoiser, self.sde = denoiser, denoiser.sde
         self.sigma_data, self.log_prob = getattr(denoiser, "sigma_data", None), getattr(denoiser, "log_prob", None)
-        output, raw = getattr(denoiser, "output", None), getattr(denoiser, "raw", None)
+        output, raw, shape = (getattr(denoiser, name, None) for name in ("output", "raw", "shape"))
+        self.shape = None if shape is None else tuple(shape)
         self._native: tuple[Output, Callable[..., Tensor]] | None = None
         if output is not None and raw is not None:
             self._native = output, raw
@@ -70,7 +76,16 @@ class _UserModel(Model):
         return super().output if self._native is None else self._native[0]
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        return ask(self.denoiser.predict, x, node, **conditions)
+        try:
+            found = ask(self.denoiser.predict, x, node, **conditions)
+        except TypeError as error:
+            raise condition_error(error, self.denoiser.predict, conditions) from error
+        if not isinstance(found, Prediction):
+            raise InputError(
+                f"{type(self.denoiser).__name__}.predict must return solvers.Prediction(x0, eps), got a "
+                f"{type(found).__name__}; for a network's output use scoresde.Denoiser(network, sde, predicts=...)"
+            )
+        return found
 
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
         if self._native is None:
@@ -88,6 +103,7 @@ class ModelWrapper(Model):
     def __init__(self, model: ModelLike) -> None:
         self.model = as_model(model)
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
+        self.shape = self.model.shape
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         return self.model.predict(x, node, **conditions)
@@ -139,6 +155,8 @@ def as_model(denoiser: Any) -> Model:
     """
     if isinstance(denoiser, Model):
         return denoiser
+    if isinstance(denoiser, type):
+        raise InputError(f"a denoiser is an object, got the class {denoiser.__name__}")
     missing = [name for name in ("sde", "predict") if not hasattr(denoiser, name)]
     if missing:
         raise InputError(
@@ -146,3 +164,22 @@ def as_model(denoiser: Any) -> Model:
             "wrap a network in scoresde.Denoiser(network, sde, predicts=...)"
         )
     return _UserModel(denoiser)
+
+
+def condition_error(error: TypeError, function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> Exception:
+    """The error for conditions that a function does not take or misses; any other error is returned as it is."""
+    text = str(error)
+    named = next((name for name in conditions if f"unexpected keyword argument '{name}'" in text), None)
+    missing = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", text)
+    if named is None and missing is None:
+        return error
+    call = function.forward if isinstance(function, nn.Module) else function
+    try:
+        taken = list(inspect.signature(call).parameters)[2:]
+    except (TypeError, ValueError):  # a function written in C
+        return error
+    if named is not None:
+        return unknown("condition of the network", named, taken)
+    if missing is not None and missing[1] in taken:
+        return InputError(f"the network needs the condition {missing[1]!r}: pass condition={{{missing[1]!r}: ...}}")
+    return error

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from solvers import InputError, Node, Prediction
 
-from ..paths.base import SDE
+from ..paths.base import SDE, as_sde
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,14 @@ class Exact:
 
     target: GaussianMixture | Empirical
     sde: SDE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sde", as_sde(self.sde))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return tuple(self.target.shape)
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         """The exact prediction (B, *): x0 = E[x0 | x_t = x] and the eps that belongs to it."""

@@ -188,3 +188,16 @@ class ReverseSDE:
 
 sdes: Registry[SDE] = Registry("SDE", SDE)
 make_sde = sdes.make
+
+
+def as_sde(given: Any) -> SDE:
+    """The path that is given as an object or as a spec such as "vp(beta_max=10)".
+
+    Raises:
+        InputError: it is neither; for a class the message shows how to make an object.
+    """
+    if isinstance(given, type):
+        raise InputError(f"sde must be a path, got the class {given.__name__}: write {given.__name__}()")
+    if not isinstance(given, (SDE, str)):
+        raise InputError(f"sde must be a path such as scoresde.VP(), or its name, got {type(given).__name__}")
+    return make_sde(given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from solvers import BrownianNoise, InputError, SeededNoise
 from solvers.errors import unknown
 
 from .. import progress
+from .inputs import conditions_of, tensor_of
 from .plan import Plan
 
 Source = SeededNoise | BrownianNoise
@@ -56,20 +56,6 @@ class Batching:
         return progress.bar(total=steps, desc=label, disable=not self.progress)
 
 
-def check_draws(seeds: Iterable[int], shape: Iterable[int]) -> tuple[list[int], tuple[int, ...]]:
-    """Returns the seeds as a list and the shape of a sample as a tuple, both checked.
-
-    Raises:
-        InputError: either is not a list, or a length in the shape is not a positive integer.
-    """
-    if not isinstance(seeds, Iterable) or not isinstance(shape, Iterable):
-        raise InputError(f"seeds and shape must be lists of integers, got {seeds!r} and {shape!r}")
-    found, lengths = list(seeds), tuple(shape)
-    for length in lengths:
-        solvers.errors.positive_integer("every length in shape", length)
-    return found, lengths
-
-
 def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...]) -> None:
     """Rejects starting states that are not ``count`` states of ``shape``.
 
@@ -80,33 +66,21 @@ def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...]) -> No
         return
     if tuple(x_init.shape) != (count, *shape):
         raise InputError(f"x_init must have shape {(count, *shape)}, a state per seed, got {tuple(x_init.shape)}")
-    check_batch("x_init", x_init)
+    batch_of("x_init", x_init)
 
 
-def check_batch(name: str, x: Tensor, condition: Mapping[str, Tensor] | None = None) -> None:
-    """Rejects a batch that a solve cannot start from.
+def batch_of(name: str, x: Any, condition: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """A batch (B, *) that a solve can start from, and its conditions, as tensors on one device.
 
     Raises:
-        InputError: x is not a batch (B, *) of finite floats, or a condition is not a tensor of B rows.
+        InputError: x is not a batch of finite floats; see also ``inputs.conditions_of``.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or not x.numel():
-        shown = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"{name} must be floats (B, *), at least one sample, got {shown}")
+    x = tensor_of(name, x)
+    if not x.is_floating_point() or x.ndim < 2 or not x.numel():
+        raise InputError(f"{name} must be floats (B, *), at least one sample, got {x.dtype} of shape {tuple(x.shape)}")
     if not torch.isfinite(x).all():
         raise InputError(f"{name} contains numbers that are not finite")
-    check_conditions(condition, len(x))
-
-
-def check_conditions(condition: Mapping[str, Tensor] | None, count: int) -> None:
-    """Rejects conditions that do not have one row per sample.
-
-    Raises:
-        InputError: a condition is not a tensor of ``count`` rows.
-    """
-    for name, value in (condition or {}).items():
-        if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
-            shown = f"{len(value)} rows" if isinstance(value, Tensor) and value.ndim else "no rows"
-            raise InputError(f"the condition {name} has {shown} for {count} samples; give one row per sample")
+    return x, conditions_of(condition, len(x), x.device)
 
 
 def batches_of(count: int, batch_size: int | None) -> list[slice]:

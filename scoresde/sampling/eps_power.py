@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 import solvers
 from solvers.errors import positive_integer
 from solvers.types.schedule import as_schedule
 
+from ..models.model import as_model
 from ..paths.base import ModelLike
-from .batches import batches_of, check_batch
+from .batches import batch_of, batches_of
+from .inputs import Array
 
 
 def eps_power(
-    denoiser: ModelLike, x0: Tensor, levels: int = 20, *, seed: int = 0, batch_size: int | None = None
+    denoiser: ModelLike, x0: Array, levels: int = 20, *, seed: int = 0, batch_size: int | None = None
 ) -> tuple[tuple[float, float], ...]:
     """Estimates the power E|eps|^2 / d of the model's eps at noised data; returns pairs (lam, power).
 
@@ -42,7 +43,7 @@ def eps_power(
     Raises:
         InputError: x0 is not a batch of finite floats, or levels is not an integer of at least 2.
     """
-    check_batch("x0", x0)
+    denoiser, (x0, _) = as_model(denoiser), batch_of("x0", x0)
     if positive_integer("levels", levels) < 2:
         raise solvers.InputError(f"levels must be at least 2, got {levels}")
     sde = denoiser.sde

@@ -17,7 +17,8 @@ from torch import Tensor
 from solvers import Hook, InputError
 from solvers.errors import positive_integer, unknown
 
-Seeds = int | Iterable[int] | Tensor
+Seeds = int | Iterable[int] | Tensor | np.ndarray[Any, Any]
+Array = Tensor | np.ndarray[Any, Any]
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -66,24 +67,26 @@ def shape_of(shape: Any) -> tuple[int, ...]:
 
 
 def draws_of(
-    seeds: Any, shape: Any, x_init: Tensor | None, known: tuple[int, ...] | None
-) -> tuple[list[int], tuple[int, ...]]:
-    """The seeds and the shape of samples; either may be missing if ``x_init`` (B, *) or the model decides it.
+    seeds: Any, shape: Any, x_init: Any, known: tuple[int, ...] | None
+) -> tuple[list[int], tuple[int, ...], Tensor | None]:
+    """The seeds, the shape of samples, and ``x_init`` (B, *) as a tensor, which decides what is missing of the others.
 
     Args:
         known: the shape that the model states; None if it states none.
 
     Raises:
-        InputError: neither is known; see also ``seeds_of`` and ``shape_of``.
+        InputError: the seeds or the shape are not known; see also ``seeds_of`` and ``shape_of``.
     """
-    batch = x_init is not None and x_init.ndim > 1
-    if shape is None and (batch or known):
-        shape = x_init.shape[1:] if x_init is not None and batch else known
+    start = None if x_init is None else tensor_of("x_init", x_init)
+    if start is not None and start.ndim > 1:
+        shape = start.shape[1:] if shape is None else shape
+        seeds = len(start) if seeds is None else seeds
+    shape = known if shape is None else shape
     if shape is None:
         raise InputError("shape is missing: pass the shape of one sample, such as (2,) or (3, 32, 32)")
-    if seeds is None and x_init is None:
+    if seeds is None:
         raise InputError("seeds are missing: pass a number of samples such as seeds=16, or a list of integers")
-    return seeds_of(len(x_init) if seeds is None and x_init is not None else seeds), shape_of(shape)
+    return seeds_of(seeds), shape_of(shape), start
 
 
 def tensor_of(name: str, value: Any) -> Tensor:
@@ -104,11 +107,11 @@ def tensor_of(name: str, value: Any) -> Tensor:
     raise InputError(f"{name} must be a tensor or a numpy array of numbers, got {shown(value)}")
 
 
-def conditions_of(condition: Any, device: torch.device | str | None = None) -> dict[str, Tensor]:
-    """The conditions as tensors by the names of the network's arguments, on the device if one is given.
+def conditions_of(condition: Any, count: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The conditions as tensors with ``count`` rows, by the names of the network's arguments, on the device.
 
     Raises:
-        InputError: they are not a mapping from names to tensors.
+        InputError: they are not a mapping from names to tensors with one row per sample.
     """
     if condition is None:
         return {}
@@ -117,8 +120,12 @@ def conditions_of(condition: Any, device: torch.device | str | None = None) -> d
             "condition must name the arguments of the network, such as condition={'label': labels}; "
             f"got {shown(condition)}"
         )
-    found = {name: tensor_of(f"the condition {name}", value) for name, value in condition.items()}
-    return found if device is None else {name: value.to(device) for name, value in found.items()}
+    found = {name: tensor_of(f"the condition {name}", value).to(device) for name, value in condition.items()}
+    for name, value in found.items():
+        if value.ndim == 0 or len(value) != count:
+            rows = f"{len(value)} rows" if value.ndim else "no rows"
+            raise InputError(f"the condition {name} has {rows} for {count} samples; give one row per sample")
+    return found
 
 
 def dtype_of(dtype: Any) -> torch.dtype:

@@ -73,6 +73,8 @@ class Plan:
         """
         denoiser = as_model(denoiser)
         solver, grid, steps, nfe, t_min, t_max = request
+        if isinstance(solver, Plan):
+            raise InputError("the solver is a plan: pass it by name, plan=...")
         if solver is None:
             raise InputError("a plan needs a solver")
         named = None

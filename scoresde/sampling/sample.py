@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,13 +35,12 @@ from .batches import (
     SOURCES,
     Batching,
     Source,
-    check_batch,
-    check_conditions,
-    check_draws,
+    batch_of,
     check_finite,
     check_source,
     check_start,
 )
+from .inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
 from .plan import Plan, PlanRequest, choose_plan
 
 PICTURES = 100  # the most pictures in a grid
@@ -122,38 +121,39 @@ class Sample:
 
 def sample(
     denoiser: ModelLike,
-    shape: Sequence[int],
-    seeds: Iterable[int],
+    shape: Sequence[int] | int | None = None,
+    seeds: Seeds | None = None,
     solver: str | Solver | None = None,
     grid: str | Grid | None = None,
     steps: int | None = None,
     *,
     nfe: int | None = None,
     plan: Plan | None = None,
-    x_init: Tensor | None = None,
+    x_init: Array | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
     noise: str = "seeded",
-    condition: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype = torch.float32,
+    condition: Mapping[str, Array] | None = None,
+    dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
-    hooks: Sequence[Hook] = (),
+    hooks: Hook | Sequence[Hook] = (),
     progress: bool = False,
     cuda_graph: bool = False,
 ) -> Sample:
     """Draws one sample per seed; sample i depends only on seed i.
 
     Args:
-        shape: the shape of one sample.
-        seeds: integers of at least 0.
+        shape: the shape of one sample; by default that of ``x_init``, or of the model if it states one.
+        seeds: integers of at least 0: a list, a range, a tensor; or their number n for 0 to n - 1. By default one for
+            each state of ``x_init``.
         solver, grid, steps, nfe, t_min, t_max: see ``scoresde.plan``; by default the solver is ``dpmpp_2m``.
         plan: instead of these, the result of ``scoresde.plan``.
         x_init: the states (B, *) to start from at t_max, instead of draws of the prior.
         noise: ``seeded``; or ``brownian``, where a seed is one Brownian path for any number of steps and any grid.
         condition: keyword arguments of the network, each (B, *).
-        dtype, device, batch_size, progress: see ``Batching``.
-        hooks: functions that are called with (x, node) after every step.
+        dtype, device, batch_size, progress: see ``Batching``; a dtype and a device may be names.
+        hooks: functions that are called with (x, node) after every step, or one such function.
         cuda_graph: launch the whole trajectory of a batch, model included, as one CUDA graph. This needs a linear
             solver, no hooks, no progress bar, and a network that never waits for the device and has fixed shapes.
 
@@ -161,21 +161,20 @@ def sample(
         InputError: see ``scoresde.plan``; also if there are no seeds, conditions or ``x_init`` have a different length,
             or samples are not finite.
     """
-    request = PlanRequest(solver, grid, steps, nfe, t_min, t_max)
-    made = choose_plan(plan, denoiser, request, default=("dpmpp_2m", None))
-    seeds, shape = check_draws(seeds, shape)
-    check_start(x_init, len(seeds), shape)
+    model, request = as_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
+    made = choose_plan(plan, model, request, default=("dpmpp_2m", None))
+    given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
+    check_start(x_init, len(given), lengths)
     check_source(noise)
-    solve = _Solve(
-        as_model(denoiser), made, condition or {}, Batching(batch_size, torch.device(device), dtype, progress), hooks,
-        cuda_graph,
-    )  # fmt: skip
-    return solve.run(len(seeds), solve.starts(seeds, shape, SOURCES[noise], x_init), seeds)
+    batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
+    conditions = conditions_of(condition, len(given), batching.device)
+    solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph)
+    return solve.run(len(given), solve.starts(given, lengths, SOURCES[noise], x_init), given)
 
 
 def encode(
     denoiser: ModelLike,
-    x: Tensor,
+    x: Array,
     solver: str | Solver | None = None,
     grid: str | Grid | None = None,
     steps: int | None = None,
@@ -184,9 +183,9 @@ def encode(
     plan: Plan | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Mapping[str, Array] | None = None,
     batch_size: int | None = None,
-    hooks: Sequence[Hook] = (),
+    hooks: Hook | Sequence[Hook] = (),
     progress: bool = False,
 ) -> Sample:
     """Moves states x (B, *) from t_min to t_max along the ODE; ``sample(x_init=...)`` moves them back.
@@ -197,11 +196,11 @@ def encode(
     Raises:
         InputError: see ``scoresde.plan``; also if the solver is stochastic, or the data or the result are not finite.
     """
-    check_batch("x", x)
-    request = PlanRequest(solver, grid, steps, nfe, t_min, t_max)
-    made = choose_plan(plan, denoiser, request, default=("heun", None), end_at_t_min=True)
-    solve = _Solve(as_model(denoiser), made.reversed(), condition or {}, Batching(batch_size, progress=progress), hooks)
-    return solve.run(len(x), lambda rows: (x[rows], SeededNoise((), x.shape[1:])))
+    model, request = as_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
+    states, conditions = batch_of("x", x, condition)
+    made = choose_plan(plan, model, request, default=("heun", None), end_at_t_min=True)
+    solve = _Solve(model, made.reversed(), conditions, Batching(batch_size, progress=progress), hooks_of(hooks))
+    return solve.run(len(states), lambda rows: (states[rows], SeededNoise((), states.shape[1:])))
 
 
 @dataclass(frozen=True)
@@ -240,7 +239,6 @@ class _Solve:
         """Moves ``count`` samples from their starts along the plan's nodes."""
         if count == 0:
             raise InputError("there are no seeds or no data; at least one sample is needed")
-        check_conditions(self.conditions, count)
         plan, batches = self.plan, self.batching.rows(count)
         recorder = LabelShiftRecorder(self.denoiser) if self.denoiser.round_labels else None
         problem = Diffusion(recorder or self.denoiser, dict(self.conditions))

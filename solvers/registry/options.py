@@ -44,12 +44,16 @@ class Options:
 
 
 def check_options(obj: Any) -> None:
-    """Rejects an object of a registered class if an option is outside its range.
+    """Rejects an object of a registered class if an option is outside its range, or is no number where it must be one.
 
     Raises:
-        InputError: an option is outside its range; the message names the class, the option, the range and the value.
+        InputError: the message names the class, the option, the range and the value.
     """
     cls: Any = type(obj)
+    for field in numbers(cls):
+        value = getattr(obj, field.name)
+        if isinstance(value, (str, bytes, list, tuple, dict, type)) or value is None:
+            raise InputError(f"{name_of(obj)}: {option_name(field)} must be a number, got {value!r}")
     for field, hint in ranged_options(cls):
         ranges.check(getattr(obj, field.name), hint, option_name(field), lambda: name_of(obj))
 
@@ -58,6 +62,17 @@ def check_options(obj: Any) -> None:
 def type_hints(cls: type) -> dict[str, Any]:
     """The annotations of a class, without their ranges; kept, because resolving them takes long."""
     return typing.get_type_hints(cls)
+
+
+@cache
+def numbers(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    """The fields of a dataclass that are plain numbers, without a range."""
+    try:
+        hints = type_hints(cls)
+    except NameError:
+        return ()  # see ``ranged_options``, which raises the error
+    ranged = {field.name for field, _ in ranged_options(cls)}
+    return tuple(f for f in dataclasses.fields(cls) if hints[f.name] in (int, float) and f.name not in ranged)
 
 
 @cache
