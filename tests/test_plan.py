@@ -187,7 +187,7 @@ def test_bad_input():
     with pytest.raises(InputError, match="ddpm draws noise; a likelihood needs a deterministic solver"):
         log_prob(DENOISER, x, plan=scoresde.plan(DENOISER, "ddpm", steps=5))
     with pytest.raises(InputError, match=r"pass steps or nfe$"):
-        scoresde.plan(DENOISER, "heun")
+        log_prob(DENOISER, x, "heun")
     fixed = scoresde.plan(DENOISER, "ddim", "explicit(times=[1.0, 0.1])")
     with pytest.raises(InputError, match="sets its own steps"):
         fixed.in_steps(3)

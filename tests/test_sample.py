@@ -243,7 +243,6 @@ def call(**options):
     ("options", "message"),
     [
         ({"nfe": 3}, "^pass steps or nfe, not both$"),
-        ({"steps": None}, "needs a step count: pass steps or nfe$"),
         ({"seeds": []}, "^there are no seeds or no data; at least one sample is needed$"),
         ({"seeds": [0, -1]}, "a seed must be an integer of at least 0, got -1"),
         ({"seeds": [0, 0.5]}, "a seed must be an integer"),

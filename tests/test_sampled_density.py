@@ -155,8 +155,8 @@ def test_gradients_through_samples_and_density_agree_with_differences():
         ({"x_init": torch.zeros(3, 2)}, r"x_init must have shape \(2, 2\), a state per seed, got \(3, 2\)"),
         ({"condition": {"y": torch.zeros(1)}}, "y has 1 rows for 2 samples"),
         ({"divergence": "exakt"}, "did you mean exact"),
-        ({"seeds": 4}, "lists of integers"),
-        ({"seeds": ["1"]}, "seeds must be integers of at least 0, got '1'"),
+        ({"seeds": "4"}, "list of integers, got '4'"),
+        ({"seeds": ["1"]}, "a seed must be an integer of at least 0, got '1'"),
         ({"x_init": torch.zeros(2, 2), "prior": lambda x: x}, r"the prior must return .* got shape \(2, 2\)"),
         (
             {"solver": "scipy", "steps": None, "differentiable": True},
