@@ -1,7 +1,7 @@
 """8x8 digits as a DDPM of 1000 steps, with the betas and the loss of Ho et al. (arXiv:2006.11239).
 
 The network receives the index of the step. To sample with the chain itself, use
---config.sampling.solver="ddpm(variance=beta)" --config.sampling.grid=leading --config.sampling.steps=1000.
+--solver="ddpm(variance=beta)" --grid=leading --steps=1000.
 """
 
 from scoresde.configs.default import ConfigDict

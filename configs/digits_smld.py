@@ -1,7 +1,7 @@
 """8x8 digits as an SMLD chain of 232 noise scales (Song et al. 2021, arXiv:2011.13456, appendix F).
 
 The network receives the index of the noise scale. To sample with the chain itself, use
---config.sampling.solver=smld --config.sampling.grid=leading --config.sampling.steps=232.
+--solver=smld --grid=leading --steps=232.
 """
 
 from scoresde.configs.default import ConfigDict

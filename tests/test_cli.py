@@ -237,7 +237,7 @@ def test_a_solver_beside_the_user(run, tmp_path):
     done = subprocess.run(
         [command, "solvers", "mymodule:Mine"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert "--config.sampling.solver=mymodule:Mine" in done.stdout
+    assert "--solver=mymodule:Mine" in done.stdout
     arguments = ["sample", f"--workdir={run}", "--out=s", "--config.sampling.solver=mymodule:Mine", "--seeds=0-1"]
     done = subprocess.run([command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -338,7 +338,10 @@ def test_a_run_of_a_different_config_resumes_with_the_arguments_of_the_error(tmp
     fails(capsys, train, "a different config: training.loss is 'dsm' there", f"add {shlex.join(old)}; otherwise")
     assert main([*train, *old, "--config.training.steps=30"]) == 0
     assert (tmp_path / "checkpoints" / "step_00000030").is_dir()
-    fails(capsys, [*train, *old, "--config.model.num_train_timesteps=50"], "50 here; use a different --workdir")
+    steps = [*train, *old, "--config.model.num_train_timesteps=50"]
+    fails(
+        capsys, steps, "50 here; to resume it, add --config.model.num_train_timesteps=None; otherwise use a different"
+    )
 
 
 def test_a_truncated_checkpoint(tmp_path, capsys):

@@ -159,6 +159,14 @@ def test_names_that_are_used_later_are_checked_before_the_training(tmp_path, cap
     assert not (tmp_path / "r" / "config.json").exists()
 
 
+@pytest.mark.quick
+def test_a_standard_deviation_that_nothing_uses_is_refused(tmp_path, capsys):
+    train = ["train", "--config=digits_vp", f"--workdir={tmp_path}", *SMALL, "--config.model.sigma_data=0.3"]
+    other = [*train, "--config.model.predicts=eps", "--config.training.target=eps"]
+    fails(capsys, other, "model.sigma_data is not used: predicts is 'eps' and the loss 'eps'")
+    assert main([*train, "--config.model.predicts=eps", "--config.training.steps=1"]) == 0  # the loss's target is edm
+
+
 def test_no_pictures_of_earlier_samples_remain(run, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(64, 5)).astype("float32"))
     options = ["--config.data.name=file", f"--config.data.path={tmp_path / 'x.npy'}", "--config.training.steps=1"]

@@ -40,9 +40,20 @@ def record(path: Path, command: str, run: Run, **facts: Any) -> None:
 def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Trains a model, or resumes its training."""
     cfg = config.read_config(arguments.config, overrides)
+    _check_used(cfg, overrides)
     workdir = writable(arguments.workdir)
     fit(cfg, workdir)
     print(f"next: scoresde sample --workdir={workdir} --seeds=64 --out=samples/")
+
+
+def _check_used(cfg: Any, overrides: Sequence[str]) -> None:
+    """Rejects an override of ``model.sigma_data`` that neither the network's output nor the loss depends on."""
+    given = any(override.startswith("--config.model.sigma_data=") for override in overrides)
+    target = cfg.training.target or cfg.training.loss
+    if given and cfg.model.predicts != "edm" and "edm" not in target:
+        raise InputError(
+            f"model.sigma_data is not used: predicts is {cfg.model.predicts!r} and the loss {target!r}, neither is edm"
+        )
 
 
 def fit(cfg: Any, workdir: Path) -> None:

@@ -282,7 +282,7 @@ def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[s
         except InputError:
             budget = {"steps": STEPS}
     options: Mapping[str, Any] = {"solver": spec or str(solver), **({"grid": grid} if grid else {}), **budget}
-    command = [f"--config.sampling.{key}={value}" for key, value in options.items()]
+    command = [f"--{key}={value}" for key, value in options.items()]
     command = ["scoresde sample", "--workdir=runs/digits", "--out=samples", *map(shlex.quote, command)]
     python = ", ".join(f"{key}={json.dumps(value)}" for key, value in options.items())
     return _wrapped(command), f"scoresde.sample(denoiser, shape, seeds=range(16), {python})"
