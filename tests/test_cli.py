@@ -184,10 +184,6 @@ class Wrong(solvers.Solver):
         return solvers.Step(s.alpha * prediction.x0 + (1 + self.by) * s.sigma * prediction.eps)
 
 @dataclass(frozen=True)
-class Undeclared(Wrong):
-    order = 0.0
-
-@dataclass(frozen=True)
 class Raising(solvers.Solver):
     def step(self, problem, x, t, s, carry, noise):
         return problem.predict(x, t).x1
@@ -212,17 +208,6 @@ def test_a_solver_that_fails_is_told_where_to_look(tmp_path, monkeypatch, capsys
     assert failed > 0
     assert text.count("look at: ") == failed
     assert text.endswith(f"\n{passed} of {passed + failed} checks passed\n")
-
-
-def test_a_solver_without_an_order_is_not_said_to_pass_what_needs_one(tmp_path, monkeypatch, capsys):
-    (tmp_path / "undeclared.py").write_text(FAILING)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert main(["check-solver", "undeclared:Undeclared"]) == 0
-    text = capsys.readouterr().out
-    assert "SKIP  order on vp: no order is declared; measured 0.99; declare it by @solvers.register(name" in text
-    passed, skipped = (len(re.findall(f"^{verdict}  ", text, re.MULTILINE)) for verdict in ("PASS", "SKIP"))
-    assert skipped == 10  # order, encode and decode, on five paths
-    assert text.endswith(f"\n{passed} of {passed} checks passed, {skipped} skipped\n")
 
 
 def test_a_solver_beside_the_user(run, tmp_path):

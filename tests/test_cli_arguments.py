@@ -167,6 +167,29 @@ def test_a_standard_deviation_that_nothing_uses_is_refused(tmp_path, capsys):
     assert main([*train, "--config.model.predicts=eps", "--config.training.steps=1"]) == 0  # the loss's target is edm
 
 
+UNDECLARED = """
+from dataclasses import dataclass
+import solvers
+
+@dataclass(frozen=True)
+class Undeclared(solvers.Solver):
+    def step(self, problem, x, t, s, carry, noise):
+        prediction = problem.predict(x, t)
+        return solvers.Step(s.alpha * prediction.x0 + s.sigma * prediction.eps)
+"""
+
+
+def test_a_solver_without_an_order_does_not_pass_what_needs_one(tmp_path, monkeypatch, capsys):
+    (tmp_path / "undeclared.py").write_text(UNDECLARED)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["check-solver", "undeclared:Undeclared"]) == 0
+    text = capsys.readouterr().out
+    assert "SKIP  order on vp: no order is declared; measured 0.99; declare it by @solvers.register(name" in text
+    passed, skipped = (len(re.findall(f"^{verdict}  ", text, re.MULTILINE)) for verdict in ("PASS", "SKIP"))
+    assert skipped == 10  # order, encode and decode, on five paths
+    assert text.endswith(f"\n{passed} of {passed} checks passed, {skipped} skipped\n")
+
+
 def test_no_pictures_of_earlier_samples_remain(run, tmp_path):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(64, 5)).astype("float32"))
     options = ["--config.data.name=file", f"--config.data.path={tmp_path / 'x.npy'}", "--config.training.steps=1"]
