@@ -238,6 +238,7 @@ def test_show_prints_the_table_and_draws_the_picture(folder, capsys):
 
 def test_the_options_choose_grid_path_output_and_file(folder, capsys):
     options = ["--grid=uniform", "--sde=rectified_flow", "--output=velocity", "--out=made/heun.png", "--json=heun.json"]
+    (folder / "made").mkdir()
     assert main(["solvers", "heun", "--steps=3", "--show", *options]) == 0
     sde = scoresde.RectifiedFlow()
     program = solvers.trace("heun", solvers.grid("uniform", sde, 3), sde, "velocity")
@@ -272,8 +273,8 @@ def test_json_alone_is_a_program_on_the_screen(folder, capsys):
         (["--steps=4"], "add --show"),
         (["heun", "--show"], "add --steps"),
         (["--show", "--steps=4"], "scoresde solvers NAME"),
-        (["heun", "--show", "--steps=0"], "steps must be a positive integer"),
-        (["heun", "--show", "--steps=four"], "invalid int value: 'four'"),
+        (["heun", "--show", "--steps=0"], "--steps: must be a positive integer, got 0"),
+        (["heun", "--show", "--steps=four"], "--steps: must be a positive integer, got four"),
         (["huen", "--show", "--steps=4"], "did you mean heun"),
         (["heun", "--show", "--steps=4", "--grid=karas"], "did you mean karras"),
         (["heun", "--show", "--steps=4", "--sde=vpp"], "no SDE 'vpp'"),
@@ -295,10 +296,10 @@ def test_bad_arguments_end_with_one_line_and_no_file(folder, capsys, arguments, 
     assert captured.out == ""
 
 
-def test_a_folder_that_cannot_be_made(folder, capsys):
+def test_a_folder_that_is_a_file(folder, capsys):
     (folder / "file").write_text("")
     assert main(["solvers", "heun", "--steps=2", "--json=file/heun.json"]) == 2
-    assert "cannot write to file" in capsys.readouterr().err
+    assert "cannot write file/heun.json: there is no folder file" in capsys.readouterr().err
 
 
 def test_without_options_the_card_and_the_table_stay(capsys):
