@@ -6,7 +6,7 @@ import difflib
 import operator
 from collections.abc import Iterable
 
-NEAR, MARGIN = 0.7, 0.1  # the least likeness of a suggestion, and how much less than the nearest one it may have
+NEAR, MARGIN = 0.6, 0.08  # the least likeness of a suggestion, and how much less than the nearest one it may have
 LARGEST_COUNT = 1_000_000  # a larger number of steps, probes or layers is a typing error
 
 
@@ -29,12 +29,24 @@ def unknown(kind: str, name: object, accepted: Iterable[str], hint: str = "") ->
 def near(text: str, accepted: Iterable[str]) -> list[str]:
     """At most three of the accepted words that could have been meant: those about as near to the text as the nearest.
 
-    >>> near("heum", ["churn", "euler", "heun", "heun3"]), near("nope", ["euler", "ode"])
-    (['heun'], [])
+    >>> near("heum", ["churn", "euler", "heun"]), near("roh", ["rho"]), near("nope", ["euler", "ode"])
+    (['heun'], ['rho'], [])
     """
-    found = difflib.get_close_matches(text, list(accepted), n=3, cutoff=NEAR)
+    words = list(accepted)
+    slips = [word for word in words if _one_slip(text, word)]
+    found = slips[:3] or difflib.get_close_matches(text, words, n=3, cutoff=NEAR)
     ratios = [difflib.SequenceMatcher(None, word, text).ratio() for word in found]
     return [word for word, ratio in zip(found, ratios, strict=True) if ratio >= ratios[0] - MARGIN]
+
+
+def _one_slip(text: str, word: str) -> bool:
+    """Whether the text is the word with one letter replaced, missing or added, or two neighbours swapped."""
+    if abs(len(text) - len(word)) > 1 or text == word:
+        return False
+    start = next((i for i, (a, b) in enumerate(zip(text, word, strict=False)) if a != b), min(len(text), len(word)))
+    left, right = text[start:], word[start:]
+    swapped = left[1::-1] + left[2:] == right
+    return swapped or left[1:] == right[1:] or left[1:] == right or left == right[1:]
 
 
 def positive_integer(name: str, value: object) -> int:

@@ -222,7 +222,7 @@ def test_labels_stand_in_options_too():
     [
         ("DPM++ 2M Karass", "no solver 'DPM.. 2M Karass'; did you mean dpmpp_2m"),
         ("huen karras", "no solver 'huen'; did you mean heun"),
-        ("DDIM CFG++", "no solver 'DDIM CFG..'; did you mean"),
+        ("DDIM CFG++", "no solver 'DDIM CFG..'; accepted: adams"),
         ("euler_cfg_pp", "no solver 'euler_cfg_pp'"),
         ("lcm", "no solver 'lcm'"),
     ],
