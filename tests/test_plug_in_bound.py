@@ -213,7 +213,7 @@ def test_rows_are_alone_and_the_budget_adds_up():
         ({"t_max": 0.5}, "the paths end at t=0.5, before t_max=1"),
         ({"x": torch.zeros(2)}, "must be floats"),
         ({"steps": 0}, "positive integer"),
-        ({"seeds": 5}, "seeds must be a list of integers"),
+        ({"seeds": 5}, "got 5 seeds for 2 samples"),
         ({"bin_width": math.inf}, "bin_width must be a positive, finite number, got inf"),
         ({"prior": lambda y: y}, r"the prior must return the log-density \(2,\) of each state, got shape \(2, 2\)"),
     ],
