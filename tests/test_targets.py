@@ -234,3 +234,32 @@ def test_draws_of_a_data_set_are_its_rows():
 def test_bad_input_is_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("form", ["one", "each", "diagonal"])
+def test_diagonal_covariances_are_not_rotated(form):
+    # the same mixture with matrices goes through the eigenbases; both are exact, so they differ by rounding
+    d, node = 24, scoresde.VP()(0.05)
+    means = torch.randn(5, d, generator=generator(6), dtype=torch.float64)
+    variances = {"one": torch.full((5, d), 0.3), "each": torch.tensor([[0.1], [0.2], [0.3], [0.4], [0.5]]).expand(5, d)}
+    full = variances.get(form, 0.1 + torch.rand(5, d, generator=generator(7))).double()
+    given = {"one": full[0, 0], "each": full[:, 0], "diagonal": full}[form]
+    plain, rotated = GaussianMixture(means, given), GaussianMixture(means, torch.stack([torch.diag(v) for v in full]))
+    assert plain.vectors is None  # nothing to multiply with, and no memory of K d^2
+    x = node.alpha * plain.sample(40, generator(8)) + node.sigma * torch.randn(40, d, generator=generator(9)).double()
+    assert torch.allclose(plain.log_prob(x, node), rotated.log_prob(x, node), rtol=1e-12)
+    for mine, other in zip((plain.predict(x, node).x0, plain.predict(x, node).eps),
+                           (rotated.predict(x, node).x0, rotated.predict(x, node).eps), strict=True):  # fmt: skip
+        assert torch.allclose(mine, other, rtol=1e-11, atol=1e-12)
+
+
+def test_an_isotropic_mixture_keeps_its_accuracy_at_low_noise():
+    # |x - m|^2 expanded into products would lose every digit in float32: |m|^2 is 1e7 times the variance
+    means = 3 * torch.randn(4, 64, generator=generator(10), dtype=torch.float64)
+    target, node = GaussianMixture(means, 1e-5), Node(0.0, 1.0, 1e-3)
+    x = means + 3e-3 * torch.randn(4, 64, generator=generator(11), dtype=torch.float64)
+    narrow = x.float()
+    exact, found = target.predict(narrow.double(), node), target.predict(narrow, node)
+    # one rounding of a number of order 10 over a standard deviation of 3e-3
+    assert float((exact.eps - found.eps).abs().max()) < 10 * 2**-23 / 3e-3
+    assert float((target.log_prob(narrow, node) - target.log_prob(narrow.double(), node)).abs().max()) < 0.2

@@ -1,14 +1,17 @@
 """Targets: data distributions whose score is known exactly at every node, as a perfect network would predict it.
 
-The constructor of a mixture diagonalises the covariances once. An evaluation then takes two matrix products and no
-inverse.
+The constructor of a mixture diagonalises the covariances once. An evaluation then rotates to the eigenbases and back,
+without an inverse. Diagonal covariances need no rotation; isotropic ones need only the distances to the means and one
+matrix product.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +19,21 @@ from torch import Tensor
 from solvers import InputError, Node, Prediction
 
 from ..paths.base import SDE, as_sde
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _precise(method: Callable[P, R]) -> Callable[P, R]:
+    """A method of (self, x, ...) that computes in the dtype of x also under the caller's autocast."""
+
+    @functools.wraps(method)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        x = args[1] if len(args) > 1 else kwargs["x"]
+        with torch.autocast(x.device.type, enabled=False):  # type: ignore[attr-defined]
+            return method(*args, **kwargs)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -73,13 +91,12 @@ class GaussianMixture:
         self.means = means.flatten(1)
         count, d = self.means.shape
         covariance = torch.as_tensor(covariances, dtype=torch.float64)
-        if covariance.shape in ((), (count,)):
+        self.vectors: Tensor | None = None  # the eigenbases (K, d, d); None if the covariances are diagonal
+        self.isotropic = covariance.shape in ((), (count,))
+        if self.isotropic:
             covariance = covariance.reshape(-1, 1).expand(count, d)
         if covariance.shape == (count, d):
-            self.values, self.vectors = (
-                covariance.clone(),
-                torch.eye(d, dtype=torch.float64).expand(count, d, d),
-            )
+            self.values = covariance.clone()
         elif covariance.shape == (count, d, d):
             if not torch.allclose(covariance, covariance.mT):
                 raise InputError("a covariance is not symmetric")
@@ -102,40 +119,76 @@ class GaussianMixture:
         """Draws n independent samples (n, *), float64."""
         k = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         z = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
-        return (self.means[k] + self._rotate(self.values[k].sqrt() * z, self.vectors[k])).view(n, *self.shape)
+        spread = self.values[k].sqrt() * z
+        if self.vectors is not None:
+            spread = torch.einsum("bij,bj->bi", self.vectors[k], spread)
+        return (self.means[k] + spread).view(n, *self.shape)
 
+    @_precise
     def log_prob(self, x: Tensor, node: Node | Node[Tensor] | None = None) -> Tensor:
         """The log-density (B,) in nats at x (B, *): of the data without a node, of x_t at a node."""
         alpha, sigma = _columns(node or Node(0.0, 1.0, 0.0), x)
-        return torch.logsumexp(self._joint(x.flatten(1), alpha, sigma)[0], 1)
+        flat = self._flat(x)
+        joint = self._isotropic_joint(flat, alpha, sigma) if self.isotropic else self._joint(flat, alpha, sigma)[0]
+        return torch.logsumexp(joint, 1)
 
+    @_precise
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
         """The prediction E[x0 | x_t = x] and eps = -sigma grad log p_t(x), each computed without cancellation."""
         alpha, sigma = _columns(node, x)
-        joint, y = self._joint(x.flatten(1), alpha, sigma)
+        if self.isotropic:
+            return self._isotropic_predict(x, alpha, sigma)
+        joint, y = self._joint(self._flat(x), alpha, sigma)
         share = torch.softmax(joint, 1).unsqueeze(2)  # (B, K, 1)
         values = self.values.to(x).unsqueeze(0)
         scaled = y / ((alpha**2).unsqueeze(2) * values + (sigma**2).unsqueeze(2))  # (B, K, d), in the eigenbases
-        posterior = self.means.to(x) + self._rotate(alpha.unsqueeze(2) * values * scaled, self.vectors.to(x))
-        eps = sigma.unsqueeze(2) * self._rotate(scaled, self.vectors.to(x))
+        posterior = self.means.to(x) + self._rotate(alpha.unsqueeze(2) * values * scaled)
+        eps = sigma.unsqueeze(2) * self._rotate(scaled)
         return Prediction((share * posterior).sum(1).view(x.shape), (share * eps).sum(1).view(x.shape))
+
+    def _isotropic_predict(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Prediction:
+        """The prediction with C_k = c_k I, from the distances to the means and one matrix product.
+
+        With v_k = alpha^2 c_k + sigma^2 and shares w_k, x0 = (sum_k w_k alpha c_k / v_k) x + sum_k w_k sigma^2 / v_k
+        m_k, and eps = sigma sum_k w_k / v_k (x - alpha m_k).
+        """
+        flat, means = self._flat(x), self.means.to(x)
+        share = torch.softmax(self._isotropic_joint(flat, alpha, sigma), 1)  # (B, K)
+        variances = self.values[:, 0].to(x)
+        over = share / (alpha**2 * variances + sigma**2)
+        centre = over @ means
+        x0 = alpha * (over @ variances).unsqueeze(1) * flat + sigma**2 * centre
+        eps = sigma * (over.sum(1, keepdim=True) * flat - alpha * centre)
+        return Prediction(x0.view(x.shape), eps.view(x.shape))
+
+    def _isotropic_joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The terms log w_k N(x; alpha m_k, (alpha^2 c_k + sigma^2) I) (B, K)."""
+        var = alpha**2 * self.values[:, 0].to(x) + sigma**2
+        y = x.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x)  # not expanded: |x|^2 - 2 x m + |m|^2 would cancel
+        distance = torch.einsum("bkd,bkd->bk", y, y)
+        return self.log_weights.to(x) - 0.5 * (distance / var + x.shape[1] * torch.log(2 * math.pi * var))
+
+    def _flat(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        if flat.shape[1] != self.means.shape[1]:
+            raise InputError(f"the target has {self.means.shape[1]} dimensions, x has {flat.shape[1]}")
+        return flat
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The terms log w_k N(x; alpha m_k, alpha^2 C_k + sigma^2 I) (B, K), and x - alpha m_k in the eigenbases.
 
         The second result is (B, K, d).
         """
-        if x.shape[1] != self.means.shape[1]:
-            raise InputError(f"the target has {self.means.shape[1]} dimensions, x has {x.shape[1]}")
-        y = torch.einsum("bkd,kde->bke", x.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x), self.vectors.to(x))
+        y = x.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x)
+        if self.vectors is not None:
+            y = torch.einsum("bkd,kde->bke", y, self.vectors.to(x))
         var = (alpha**2).unsqueeze(2) * self.values.to(x) + (sigma**2).unsqueeze(2)
         log_normal = -0.5 * (y**2 / var + torch.log(2 * math.pi * var)).sum(2)
         return self.log_weights.to(x) + log_normal, y
 
-    @staticmethod
-    def _rotate(z: Tensor, vectors: Tensor) -> Tensor:
-        """Rotates z (B, [K,] d) from the eigenbases (.., d, d) back to the axes of the data."""
-        return torch.einsum("...e,...de->...d", z, vectors)
+    def _rotate(self, z: Tensor) -> Tensor:
+        """Rotates z (B, K, d) from the eigenbases back to the axes of the data."""
+        return z if self.vectors is None else torch.einsum("bke,kde->bkd", z, self.vectors.to(z))
 
 
 class Gaussian(GaussianMixture):
@@ -173,6 +226,7 @@ class Empirical:
         """Draws n rows of the data (n, *) with replacement."""
         return self.data[torch.randint(len(self.data), (n,), generator=generator)]
 
+    @_precise
     def log_prob(self, x: Tensor, node: Node | Node[Tensor] | None = None) -> Tensor:
         """The log-density (B,) in nats of x_t at a node.
 
@@ -188,6 +242,7 @@ class Empirical:
         norm = math.log(len(self.data)) + d * (0.5 * math.log(2 * math.pi) + torch.log(sigma[:, 0]))
         return torch.logsumexp(log_normal, 1) - norm
 
+    @_precise
     def predict(self, x: Tensor, node: Node | Node[Tensor]) -> Prediction:
         """The prediction E[x0 | x_t = x], a weighted mean of the data, and eps = (x - alpha x0) / sigma."""
         flat = x.flatten(1)
