@@ -19,12 +19,12 @@ def get_config() -> ConfigDict:
     config.model.num_train_timesteps = placeholder(int)  # N of labels that count steps; default: the chain's, else 1000
     config.model.round_labels = False  # round labels that count steps to those of the training
     config.model.learned_variance = False  # the network also returns a variance, for ddpm(variance=learned)
-    config.model.sigma_data = 0.75  # standard deviation of the data, for predicts = "edm"
+    config.model.sigma_data = placeholder(float)  # for predicts = "edm"; default: the deviation of the data, two digits
 
     config.data = ConfigDict()
     config.data.name = "digits"  # digits (scikit-learn), idx (MNIST files in a folder), file (.npy, .npz)
     config.data.path = ""  # the folder of idx, or the file
-    config.data.bin_width = placeholder(float)  # distance between levels of discrete data; known for digits and idx
+    config.data.bin_width = placeholder(float)  # distance between levels, for numbers that stay as they are
     config.data.dequantise = True  # train on data spread over their bins, where a bin width is known
 
     config.training = ConfigDict()

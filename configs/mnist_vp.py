@@ -7,7 +7,6 @@ from scoresde.configs.default import get_config as default
 def get_config() -> ConfigDict:
     config = default()
     config.data.name = "idx"
-    config.model.sigma_data = 0.6
     config.model.network = "unet(channels=[32, 64, 64])"
     config.training.learning_rate = 5e-4
     config.training.batch_size = 64

@@ -1,7 +1,8 @@
 """Data sets by name: tensors in memory, split into train and test by a seed.
 
-Images of grey levels k = 0 .. K become x = 2 k / K - 1 in [-1, 1]. Neighbouring levels are ``bin_width`` = 2 / K apart;
-bits per dimension need this number. No loader unpickles objects: it returns the data or raises an error.
+Whole numbers are levels: k = 0 .. K becomes x = 2 k / K - 1 in [-1, 1]. Neighbouring levels are ``bin_width`` = 2 / K
+apart; bits per dimension need this number. Other numbers stay as they are. Images get their channels first. Printing a
+data set shows what was read. No loader unpickles objects: it returns the data or raises an error.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,17 +25,28 @@ from solvers import InputError, generator
 from solvers.errors import unknown
 
 _SPLIT = 20  # label of the generator's stream
+_FEW = 16  # at most so many levels are counted, not read as 8 bits
+_MOST_LEVELS = 65535  # whole floats beyond 16 bits are measurements
+_EXACT = 2**23  # twice a whole number up to this is exact in float32
 _UBYTE_IMAGES = (0x08, 3)  # IDX: the code of unsigned bytes, and the dimensions count, height, width
 
 
 @dataclass(frozen=True)
 class DataCard:
-    """The properties of the training data that other commands need: shape, range and bin width."""
+    """The properties of the training data that other commands need.
+
+    Attributes:
+        shape, low, high, bin_width, deviation: see ``Dataset``.
+        levels: the first level of the source and their number less one, which became [-1, 1]; None if the numbers of
+            the source were not scaled.
+    """
 
     shape: tuple[int, ...]
     low: float
     high: float
     bin_width: float | None
+    deviation: float
+    levels: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +58,9 @@ class Dataset:
         train, test: (N, *) and (M, *), float32.
         bin_width: distance between neighbouring discrete levels in data units; None for continuous data.
         low, high: the range to display, in data units.
+        levels: the first level of the source and their number less one, which became [-1, 1]; None if the numbers of
+            the source were not scaled.
+        notes: what was changed in reading, in words.
     """
 
     name: str
@@ -53,11 +69,29 @@ class Dataset:
     bin_width: float | None
     low: float
     high: float
+    levels: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
         return tuple(self.train.shape[1:])
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation of all numbers of the training split, around their common mean, in data units."""
+        return float(self.train.double().std(correction=0))
+
+    def __str__(self) -> str:
+        x = self.train
+        facts = [
+            f"{self.name}: {len(x)} + {len(self.test)} samples {self.shape} to train and test",
+            f"numbers from {float(x.min()):.4g} to {float(x.max()):.4g}, mean {float(x.double().mean()):.4g}, "
+            f"standard deviation {self.deviation:.4g}",
+        ]
+        if self.bin_width is not None:
+            facts.append(f"levels, {self.bin_width:.4g} apart")
+        return "; ".join([*facts, *self.notes])
 
 
 @dataclass(frozen=True)
@@ -66,10 +100,17 @@ class _Raw:
 
     rows: np.ndarray
     test: np.ndarray | None = None
-    levels: int | None = None  # the largest grey level K; None for continuous data
+    levels: int | None = None  # the largest level K; None to look at the numbers
 
 
-def load(name: str, path: str = "", seed: int = 0, test_fraction: float = 1 / 6) -> Dataset:
+def load(
+    name: str,
+    path: str = "",
+    seed: int = 0,
+    test_fraction: float = 1 / 6,
+    bin_width: float | None = None,
+    card: DataCard | None = None,
+) -> Dataset:
     """Loads a data set by its name.
 
     Args:
@@ -79,10 +120,12 @@ def load(name: str, path: str = "", seed: int = 0, test_fraction: float = 1 / 6)
         path: the file for "idx" and "file", or a folder for "idx".
         seed: the seed of the shuffled split. A source with its own split keeps that split and its order.
         test_fraction: the share of the rows that go to the test split, rounded; each split gets at least one row.
+        bin_width: the distance between the levels of a "file", whose numbers then stay as they are.
+        card: the card of the data that a model was trained on; the numbers are scaled as they were then.
 
     Raises:
         InputError: the name is unknown; the file is missing, unreadable or damaged; the data are empty, not numbers,
-            not finite, or fewer than two rows.
+            not finite, or fewer than two rows; a bin width is given for data whose levels are known.
     """
     if name not in _LOADERS:
         raise unknown("data set", name, _LOADERS)
@@ -90,16 +133,25 @@ def load(name: str, path: str = "", seed: int = 0, test_fraction: float = 1 / 6)
         raise InputError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
     raw = _LOADERS[name](path)
     source = f"{name} data {path!r}" if path else f"{name} data"
-    train, test = _floats(raw.rows, raw.levels, source), None
-    if raw.test is None:
-        train, test = _split(train, seed, test_fraction, source)
-    else:
-        test = _floats(raw.test, raw.levels, source)
-    if train.shape[1:] != test.shape[1:]:
-        raise InputError(f"{source}: samples are {tuple(train.shape[1:])} in train but {tuple(test.shape[1:])} in test")
-    if raw.levels is not None:
-        return Dataset(name, train, test, 2 / raw.levels, -1.0, 1.0)
-    return Dataset(name, train, test, None, float(train.min()), float(train.max()))
+    arrays = [raw.rows] if raw.test is None else [raw.rows, raw.test]
+    for array in arrays:
+        _check(array, source)
+    if len({array.shape[1:] for array in arrays}) > 1:
+        raise InputError(f"{source}: samples are {raw.rows.shape[1:]} in train but {arrays[1].shape[1:]} in test")
+    if raw.levels is not None and bin_width is not None:
+        raise InputError(f"{source} are levels {2 / raw.levels:g} apart in [-1, 1]; leave out bin_width")
+    levels, notes = None if raw.levels is None else (0, raw.levels), []
+    if raw.levels is None and bin_width is None:
+        levels = _levels(arrays, source) if card is None else card.levels
+    if levels is not None and raw.levels is None:
+        notes.append(f"whole numbers from {levels[0]} to {sum(levels)}, scaled to [-1, 1]")
+    if move := channels_place(arrays[0].shape[1:], levels is not None):
+        notes.append(move.note)
+    splits = [_floats(array if move is None else move.of(array), levels, source) for array in arrays]
+    train, test = splits if raw.test is not None else _split(splits[0], seed, test_fraction, source)
+    low, high = (-1.0, 1.0) if levels is not None else (float(train.min()), float(train.max()))
+    width = bin_width if levels is None else 2 / levels[1]
+    return Dataset(name, train, test, width, low, high, levels, tuple(notes))
 
 
 def spread(x: Tensor, bin_width: float, noise: Tensor) -> Tensor:
@@ -125,18 +177,67 @@ def spread(x: Tensor, bin_width: float, noise: Tensor) -> Tensor:
     return x.to(wide) + bin_width * (noise.to(wide) - 0.5)
 
 
-def _floats(rows: np.ndarray, levels: int | None, source: str) -> Tensor:
+class Channels(NamedTuple):
+    """How the channels of an array of images come first, and the sentence that reports it."""
+
+    of: Callable[[np.ndarray], np.ndarray]
+    note: str
+
+
+def channels_place(shape: tuple[int, ...], levels: bool) -> Channels | None:
+    """What brings the channels of samples of ``shape`` first; None if nothing needs to be done.
+
+    Samples (H, W, C) with C of 1, 3 or 4 and H, W of at least 8 are images with their channels last. Samples (H, W) of
+    levels, H and W at least 8, are images without an axis for their one channel.
+    """
+    if len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) >= 8:
+        return Channels(lambda x: np.moveaxis(x, -1, 1), f"channels moved first, samples were {tuple(shape)}")
+    if len(shape) == 2 and levels and min(shape) >= 8:
+        return Channels(lambda x: x[:, None], f"one channel added, samples were {tuple(shape)}")
+    return None
+
+
+def _check(rows: np.ndarray, source: str) -> None:
     if rows.dtype.kind not in "buif":
         raise InputError(f"{source}: expected real numbers, got an array of {rows.dtype}")
     if rows.ndim < 2:
         raise InputError(f"{source}: expected an array (N, *) of N samples, got shape {rows.shape}")
     if rows.size == 0:
         raise InputError(f"{source}: empty, its shape is {rows.shape}")
+
+
+def _levels(arrays: list[np.ndarray], source: str) -> tuple[int, int] | None:
+    """The first level and their number less one, if all numbers are whole; None for continuous data.
+
+    Levels from 17 to 255 are those of 8 bits, whether or not the lightest one occurs. Floats are levels if they are
+    whole and exceed the range [-1, 1], as in an image that was converted and not scaled.
+
+    Raises:
+        InputError: integers that float32 does not distinguish.
+    """
+    floats = arrays[0].dtype.kind == "f"
+    if floats and not all(np.isfinite(array).all() and (array == np.rint(array)).all() for array in arrays):
+        return None
+    low, high = min(int(array.min()) for array in arrays), max(int(array.max()) for array in arrays)
+    if floats and (high <= 1 or high - low > _MOST_LEVELS):
+        return None
+    low = min(low, 0)
+    if high - low > _EXACT:
+        raise InputError(f"{source}: integers from {low} to {high} are not exact in float32; scale them to floats")
+    if low == 0 and _FEW < high <= 255:
+        return 0, 255
+    return low, max(1, high - low)
+
+
+def _floats(rows: np.ndarray, levels: tuple[int, int] | None, source: str) -> Tensor:
     with np.errstate(over="ignore"):  # the check below reports a number that is too large for float32
         x = torch.from_numpy(np.array(rows, dtype=np.float32))
     if not torch.isfinite(x).all():
         raise InputError(f"{source}: contains numbers that are not finite in float32")
-    return x if levels is None else (2 * x - levels) / levels  # this order rounds only once
+    if levels is None:
+        return x
+    first, last = levels
+    return (2 * (x - first) - last) / last  # this order rounds only once
 
 
 def _split(x: Tensor, seed: int, test_fraction: float, source: str) -> tuple[Tensor, Tensor]:

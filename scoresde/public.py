@@ -15,6 +15,7 @@ from .likelihood.log_prob import dequantise, log_prob
 from .likelihood.result import LogProb
 from .likelihood.sample_with_log_prob import sample_with_log_prob
 from .models import targets
+from .models.check import Check, check
 from .models.denoiser import Denoiser, label_shift, time_labels
 from .paths import chains
 from .paths.base import SDE, make_sde, sdes
@@ -30,6 +31,7 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Check",
     "Cosine",
     "Denoiser",
     "InputError",
@@ -42,6 +44,7 @@ __all__ = [
     "VariationalDequantiser",
     "chain_bound",
     "chains",
+    "check",
     "continuous_bound",
     "dequantise",
     "encode",

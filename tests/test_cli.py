@@ -29,7 +29,8 @@ def test_training_leaves_a_whole_run(run):
     steps = [json.loads(line)["step"] for line in (run / "train.jsonl").read_text().splitlines()]
     assert steps[0] == 1
     saved = json.loads((run / "config.json").read_text())
-    assert saved["data"] == {"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125}
+    assert saved["data"].pop("deviation") == pytest.approx(0.7526, abs=1e-4)
+    assert saved["data"] == {"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125, "levels": [0, 16]}
 
 
 @pytest.mark.quick

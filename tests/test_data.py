@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scoresde.data import load, spread
+from scoresde.runs.build import card_of
 from solvers import InputError
 
 pytestmark = pytest.mark.quick
@@ -55,10 +56,10 @@ def test_the_split_is_a_function_of_the_seed():
 
 @pytest.mark.parametrize(("count", "fraction", "held"), [(2, 1e-9, 1), (2, 0.999, 1), (12, 0.25, 3), (100, 1 / 6, 17)])
 def test_both_sides_of_the_split_hold_a_row(tmp_path, count, fraction, held):
-    np.save(tmp_path / "x.npy", np.arange(count, dtype=np.float32)[:, None])
+    np.save(tmp_path / "x.npy", np.arange(count, dtype=np.float32)[:, None] + 0.5)
     data = load("file", str(tmp_path / "x.npy"), test_fraction=fraction)
     assert len(data.test) == held
-    assert sorted(torch.cat([data.train, data.test])[:, 0].tolist()) == list(range(count))
+    assert sorted(torch.cat([data.train, data.test])[:, 0].tolist()) == [i + 0.5 for i in range(count)]
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -97,9 +98,83 @@ def test_arrays_of_any_shape_and_real_dtype(tmp_path):
         assert part.bin_width is None
         assert (part.low, part.high) == (float(part.train.min()), float(part.train.max()))
     np.savez(tmp_path / "split.npz", train=np.arange(6).reshape(3, 2), test=[[7, 8]])
-    split = load("file", str(tmp_path / "split.npz"))
-    assert split.train.tolist() == [[0, 1], [2, 3], [4, 5]]
-    assert split.test.tolist() == [[7, 8]]
+    split = load("file", str(tmp_path / "split.npz"))  # levels 0 to 8 of both splits
+    assert split.train.tolist() == [[-1, -0.75], [-0.5, -0.25], [0, 0.25]]
+    assert split.test.tolist() == [[0.75, 1]]
+    assert (split.bin_width, split.low, split.high) == (0.25, -1.0, 1.0)
+
+
+RNG = np.random.default_rng(1)
+
+
+@pytest.mark.parametrize(
+    ("array", "first", "levels"),
+    [
+        (RNG.integers(0, 200, (6, 3, 8, 8), dtype=np.uint8), 0, 255),  # 8 bits, though none is white
+        (RNG.integers(0, 256, (6, 3, 8, 8)).astype(np.float64), 0, 255),  # converted to floats and not scaled
+        (RNG.integers(0, 17, (6, 1, 8, 8)), 0, 16),
+        (RNG.integers(0, 2, (6, 1, 9, 9)).astype(bool), 0, 1),
+        (RNG.integers(0, 4096, (6, 40), dtype=np.uint16), 0, None),
+        (RNG.integers(-7, 8, (60, 4)), -7, 14),
+    ],
+)
+def test_whole_numbers_are_levels_in_the_unit_range(tmp_path, array, first, levels):
+    data = load("file", saved(tmp_path, "x.npy", array))
+    levels = int(array.max()) if levels is None else levels
+    wanted = torch.from_numpy((2 * (array.astype(np.float64) - first) - levels) / levels).float()
+    assert sorted_rows(torch.cat([data.train, data.test])) == sorted_rows(wanted)
+    assert data.bin_width == 2 / levels
+    assert (data.low, data.high) == (-1.0, 1.0)
+    assert f"whole numbers from {first} to {first + levels}, scaled to [-1, 1]" in str(data)
+
+
+def test_numbers_that_are_not_whole_or_already_in_range_stay(tmp_path):
+    for array in (RNG.normal(size=(6, 4)) * 100, RNG.integers(-1, 2, (6, 4)).astype(float), np.zeros((4, 2))):
+        data = load("file", saved(tmp_path, "x.npy", array))
+        assert data.bin_width is None
+        assert sorted_rows(torch.cat([data.train, data.test])) == sorted_rows(torch.from_numpy(array).float())
+    with pytest.raises(InputError, match="integers from 0 to 1000000000 are not exact in float32; scale them"):
+        load("file", saved(tmp_path, "x.npy", np.array([[0], [10**9]])))
+
+
+def test_channels_come_first(tmp_path):
+    first = RNG.integers(0, 256, (7, 3, 8, 9), dtype=np.uint8)
+    wanted = load("file", saved(tmp_path, "first.npy", first))
+    assert wanted.notes == ("whole numbers from 0 to 255, scaled to [-1, 1]",)
+    last = load("file", saved(tmp_path, "last.npy", np.moveaxis(first, 1, -1)))
+    assert torch.equal(last.train, wanted.train)
+    assert last.notes[1] == "channels moved first, samples were (8, 9, 3)"
+    floats = load("file", saved(tmp_path, "floats.npy", np.moveaxis(first, 1, -1) / 255))
+    assert floats.shape == (3, 8, 9)
+    grey = load("file", saved(tmp_path, "grey.npy", first[:, 0]))
+    assert torch.equal(grey.train, wanted.train[:, :1])
+    assert grey.notes[1] == "one channel added, samples were (8, 9)"
+    for shape in ((6, 4, 4, 3), (6, 8, 2), (6, 3, 8, 5)):  # too small, a table, channels first
+        assert load("file", saved(tmp_path, "other.npy", RNG.normal(size=shape))).shape == shape[1:]
+
+
+def test_data_are_scaled_as_those_of_the_training(tmp_path):
+    levels = np.arange(24).reshape(12, 2) % 12
+    first = load("file", saved(tmp_path, "train.npy", levels))
+    card = card_of(first)
+    part = load("file", saved(tmp_path, "part.npz", train=levels, test=levels[:2]), card=card)
+    assert torch.allclose(part.test, torch.from_numpy(2 * levels[:2] / 11 - 1).float(), atol=1e-7)
+    wider = load("file", saved(tmp_path, "wider.npz", train=levels, test=[[22, 0]]), card=card)
+    assert wider.test.tolist() == [[3, -1]]  # outside, not scaled again
+    own = load("file", saved(tmp_path, "own.npy", levels), bin_width=1.0)
+    assert (own.bin_width, own.low, own.high, own.levels) == (1.0, 0.0, 11.0, None)
+    with pytest.raises(InputError, match=r"digits data are levels 0\.125 apart in \[-1, 1\]; leave out bin_width"):
+        load("digits", bin_width=1.0)
+
+
+def test_what_was_read_is_printed(tmp_path):
+    x = np.array([[0.0, 3.0], [1.0, 0.5], [2.0, -1.0]])
+    data = load("file", saved(tmp_path, "x.npz", train=x, test=x[:1]))
+    assert str(data) == (
+        "file: 3 + 1 samples (2,) to train and test; numbers from -1 to 3, mean 0.9167, standard deviation 1.304"
+    )
+    assert data.deviation == pytest.approx(x.std(), rel=1e-12)
+    assert str(load("digits")).endswith("standard deviation 0.7526; levels, 0.125 apart")
 
 
 def saved(tmp_path, name, *args, **arrays):

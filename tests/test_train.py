@@ -275,24 +275,24 @@ def test_the_average_follows_its_warm_up():
     assert [ema.decay_at(n, 0.999) for n in (1, 8, 80)] == [2 / 11, 9 / 18, 81 / 90]
     assert ema.decay_at(10**6, 0.999) == 0.999
     network = nn.BatchNorm1d(1).double()
-    average = ema.averaged(network, 0.7)
+    average = ema.Average(network, 0.7)
     mean = buffer = None
     for n in range(30):
         with torch.no_grad():
             network.weight.fill_(math.sin(n))
             network.running_mean.fill_(math.cos(n))
             network.num_batches_tracked.fill_(n)
-        average.update_parameters(network)
+        average.update()
         d = min(0.7, (1 + n) / (10 + n))
         mean = math.sin(n) if n == 0 else d * mean + (1 - d) * math.sin(n)
         buffer = math.cos(n) if n == 0 else d * buffer + (1 - d) * math.cos(n)
     assert average.module.weight.item() == pytest.approx(mean, rel=1e-12)
     assert average.module.running_mean.item() == pytest.approx(buffer, rel=1e-12)
     assert int(average.module.num_batches_tracked) == 29
-    assert int(average.n_averaged) == 30
+    assert average.updates == 30
     for decay in (-0.1, 1.0, math.nan):
         with pytest.raises(InputError, match="ema_decay must be"):
-            ema.averaged(network, decay)
+            ema.Average(network, decay)
 
 
 @pytest.mark.quick

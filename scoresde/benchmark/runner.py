@@ -29,6 +29,7 @@ from torch import Tensor
 from solvers import Grid, InputError, Node, Solver, generator, grids, make, resolve, solve
 from solvers.errors import positive_integer
 
+from ..models.evaluation import evaluation
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
@@ -145,7 +146,7 @@ def _to_data(
     """The samplers' last step, from x (N, *) at ``node`` to sigma = 0."""
     problem, method = Diffusion(denoiser, condition), make("heun")
     ends = (node, denoiser.sde.clean)
-    with torch.no_grad():
+    with evaluation(denoiser), torch.no_grad():
         return torch.cat([solve(method, problem.select(b), x[b], ends).x for b in batches_of(len(x), batch_size)])
 
 

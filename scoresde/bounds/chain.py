@@ -34,6 +34,7 @@ from solvers.time_grids.network_steps import train_timesteps
 
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb
+from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..paths.base import SDE, ModelLike, sdes
 from ..paths.chain import Chain, reverse_kernel
@@ -161,13 +162,14 @@ def chain_bound(
             decoder's levels, or the chain leaves the range of the model's path.
     """
     denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
+    x = x.detach()
     method, rule = reverse_kernel(kernel), decoders.make(decoder)
     chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
     width, seeds = width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     between, count = chain.count - 1, _count_of_terms(chain, indices)
     began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
     batches = batching.rows(len(x))
-    with batching.bar((count + 1) * len(batches), "bound") as bar, torch.no_grad():
+    with batching.bar((count + 1) * len(batches), "bound") as bar, evaluation(denoiser), torch.no_grad():
         for rows in batches:
             given = rows_of(conditions, rows)
             parts.append(_terms(denoiser, chain, x[rows], seeds[rows], given, count, method, rule, bar.update))

@@ -34,6 +34,7 @@ from solvers.errors import positive_integer
 
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb, degrees, standard_error
+from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..paths.base import SDE, ModelLike
 from ..paths.learned_vp import LearnedVP, node_of_gamma
@@ -174,13 +175,14 @@ def continuous_bound(
             multiple of ``sets``; the time sampler is uniform over neither t nor lam; the bound is not finite.
     """
     denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
+    x = x.detach()
     rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
     over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
     began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
     batches = batching.rows(len(x))
-    with batching.bar(draws * len(batches), "bound") as bar, torch.no_grad():
+    with batching.bar(draws * len(batches), "bound") as bar, evaluation(denoiser), torch.no_grad():
         ends = place_of(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
         for rows in batches:
             points = torch.stack([_points(sampler, sde, seed, draws, sets) for seed in seeds[rows]])

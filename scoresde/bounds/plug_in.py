@@ -62,6 +62,7 @@ from ..likelihood.divergence import Divergence, divergences
 from ..likelihood.inputs import check_end, positive, prior_at, seeds_of
 from ..likelihood.log_prob import kind_of
 from ..likelihood.result import LogProb, degrees, standard_error
+from ..models.evaluation import evaluation, gradients, recordable
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of, check_finite
@@ -120,8 +121,10 @@ def plug_in_bound(
     positive_integer("draws", draws)
     width = None if bin_width is None else positive("bin_width", bin_width)
     check_end("the paths end", prior, denoiser.sde, plan.nodes[0].t)
-    solve = DensitySolve(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), conditions, batching)
-    return _Paths(solve, plan, interpolation, draws, prior, width).bound(x)
+    with evaluation(denoiser), gradients(False):
+        given = {name: recordable(value) for name, value in conditions.items()}
+        solve = DensitySolve(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), given, batching)
+        return _Paths(solve, plan, interpolation, draws, prior, width).bound(recordable(x))
 
 
 @dataclass(frozen=True)

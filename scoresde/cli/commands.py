@@ -59,11 +59,12 @@ def _check_used(cfg: Any, overrides: Sequence[str]) -> None:
 def fit(cfg: Any, workdir: Path) -> None:
     """Trains the config's model in a folder, from its last checkpoint if there is one."""
     data = build.load_data(cfg)
-    card = build.card_of(cfg, data)
-    denoiser, network = build.build_denoiser(cfg, card.shape)
+    card = build.card_of(data)
+    denoiser, network = build.build_denoiser(cfg, card)
     loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
     _check_later(Run(cfg, denoiser, card, 0))
     changes = config.claim(workdir, cfg, card)
+    print(data)
     last = checkpoint.latest(workdir)
     weights = sum(p.numel() for p in network.parameters())
     start = f", resuming {last.name}" if last else ""

@@ -7,7 +7,7 @@ x0 + (sigma / alpha)(t_min) eps, on the scale of the data: x enters the path as 
 A likelihood takes three stages: make a ``LikelihoodPlan``, which contains everything but the model and the samples;
 evaluate the ODE for every draw of every plan; assemble a ``LogProb``. The default solver is ``adams_adaptive`` with
 tolerances of 1e-4, or ``heun`` if steps or nfe are given; the default grid is ``logsnr``. The state is float64; the
-denoiser receives x in its dtype, in at least float32.
+denoiser receives x in its dtype, in at least float32, and runs in evaluation mode and under the caller's autocast.
 
 >>> import scoresde, torch
 >>> target = scoresde.targets.Gaussian(torch.zeros(2), 1.0)
@@ -32,6 +32,7 @@ import solvers
 from solvers import Grid, InputError, Solver
 
 from ..data import spread
+from ..models.evaluation import evaluation, gradients, recordable
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
@@ -88,6 +89,11 @@ class Samples:
         conditions = {name: value[rows] for name, value in self.conditions.items()}
         return Samples(self.x[rows], self.seeds[rows], conditions)
 
+    def recordable(self) -> Samples:
+        """The samples as tensors that autograd can record, outside of torch.inference_mode."""
+        conditions = {name: recordable(value) for name, value in self.conditions.items()}
+        return Samples(recordable(self.x), self.seeds, conditions)
+
     @property
     def dimensions(self) -> int:
         """The number of dimensions d of one sample."""
@@ -113,7 +119,8 @@ class LikelihoodPlan:
             tighter bound.
         error: estimate ``solver_error`` by two more solves: with a half and a quarter of the steps, or with tolerances
             4 and 16 times as large. ``nfe`` includes them.
-        differentiable: keep the graph, so that ``nats`` can be differentiated by x, the parameters and the conditions.
+        differentiable: keep the graph, so that ``nats`` can be differentiated by x, the parameters and the conditions;
+            in every mode of the caller, ``no_grad`` and ``inference_mode`` included. Otherwise there is no graph.
 
     Raises:
         InputError: the range is shortened without a prior; there is a dequantiser without a bin width; ``draws`` is not
@@ -280,12 +287,13 @@ def evaluate(denoiser: ModelLike, how: LikelihoodPlan, samples: Samples) -> LogP
     if how.dequantiser is not None and how.bin_width is not None:
         on_lattice(samples.x, how.bin_width)
     began = time.perf_counter()
-    with torch.set_grad_enabled(how.differentiable):
+    with evaluation(denoiser), gradients(how.differentiable):
+        samples = samples.recordable()
         found = _integrals(denoiser, how, samples)
         result = assemble(how, found, samples.dimensions)
     if how.error:
         frozen = replace(how, error=False, differentiable=False)
-        with torch.no_grad():
+        with evaluation(denoiser), gradients(False):
             others = [_integrals(denoiser, replace(frozen, plan=plan), samples) for plan in how.coarser]
             gap = solver_error.bound(result.nats.detach(), *(other.nats for other in others))
         result = _with_cost(replace(result, solver_error=gap), [found, *others], how, samples.dimensions)

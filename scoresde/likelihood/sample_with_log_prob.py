@@ -26,6 +26,7 @@ from torch import Tensor
 
 from solvers import Grid, InputError, SeededNoise, Solver
 
+from ..models.evaluation import evaluation, gradients, recordable
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_start
@@ -84,10 +85,11 @@ def sample_with_log_prob(
     given, lengths, start = draws_of(seeds, shape, x_init, denoiser.shape)
     _check(made, given, lengths, start, prior)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
-    conditions = conditions_of(condition, len(given), batching.device)
-    solve = DensitySolve(denoiser, divergences.make(divergence), given, lengths, conditions, batching, differentiable)
-    with torch.set_grad_enabled(differentiable):
-        x, found = _solved(solve, made, start, prior)
+    conditions, rule = conditions_of(condition, len(given), batching.device), divergences.make(divergence)
+    with evaluation(denoiser), gradients(differentiable):
+        conditions = {name: recordable(value) for name, value in conditions.items()}
+        solve = DensitySolve(denoiser, rule, given, lengths, conditions, batching, differentiable)
+        x, found = _solved(solve, made, None if start is None else recordable(start), prior)
     return x.to(batching.dtype).to(batching.device), found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from solvers.types.model_output import Output
 
 from ..paths.base import SDE, as_sde
 from . import time_labels as labels
+from .known_networks import default_label
 from .model import Model, condition_error
 
 
@@ -25,14 +27,15 @@ class Denoiser(Model):
     """A network that was trained on an SDE, with all that is needed to read its output as a prediction.
 
     Args:
-        network: called as ``network(x, label, **conditions)`` and returns (B, *). x (B, *) has the dtype of the
-            network's parameters; label (B,) has the same dtype, or float32 if the parameters have 16 bits.
+        network: called as ``network(x, label, **conditions)`` and returns (B, *). x (B, *) has ``dtype``; label (B,)
+            has the same dtype, or float32 if that has 16 bits.
         sde: the path that it was trained on, or its spec such as "vp".
         predicts: its output: "x0", "eps", "v" (alpha eps - sigma x0), "score", "velocity" (dx/dt of the ODE), or
             "edm" (the raw network F inside EDM's preconditioning).
         time_label: the time label that it receives, a name in ``scoresde.models.time_labels``: "t", "999t", "1000t",
             "index", "index+1", "reversed_index", "(N-1)t", "Nt", "sigma", "log_sigma", "c_noise"
-            (log(sigma / alpha) / 4) or "1000sigma"; by default "c_noise" for "edm" and "t" otherwise.
+            (log(sigma / alpha) / 4) or "1000sigma". The default is "c_noise" for "edm", "index" on the path of a chain,
+            and "t" otherwise; ``known_networks.default_label`` has the exceptions.
         sigma_data: standard deviation of the data, for "edm".
         num_train_timesteps: N, the steps of a network trained in discrete time, for the labels that count them. The
             default is the number of nodes of the SDE if it is a chain's path, else 1000. Step i of 0..N-1 is at
@@ -47,11 +50,13 @@ class Denoiser(Model):
         clip: a bound c > 0: x0 is clamped to [-c, c], and eps becomes (x - alpha x0) / sigma. ``output`` is then "x0"
             for every ``predicts``.
         shape: the shape of one sample, if it is known.
+        dtype: the dtype in which the network receives x, for a network with parameters of several dtypes. The default
+            is the dtype of most of its numbers, or that of x if it has no parameters.
 
     Raises:
-        InputError: ``predicts`` or ``time_label`` is unknown; there are fewer than two steps; a label that counts steps
-            leaves the N steps somewhere on the SDE's range; ``round_labels`` is set for a label that does not count
-            steps; ``clip`` is not positive.
+        InputError: ``predicts`` or ``time_label`` is unknown; the network has no default label; there are fewer than
+            two steps; a label that counts steps leaves the N steps somewhere on the SDE's range; ``round_labels`` is
+            set for a label that does not count steps; ``clip`` is not positive; ``dtype`` is not a float type.
     """
 
     network: Callable[..., Tensor] = field(repr=False)
@@ -65,6 +70,7 @@ class Denoiser(Model):
     learned_variance: bool = False
     clip: float | None = None
     shape: tuple[int, ...] | None = None
+    dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.network, (SDE, type)) or not callable(self.network):
@@ -82,6 +88,8 @@ class Denoiser(Model):
             labels.rounded(self.label, 0.0, self.train_timesteps)  # raises an error if the label does not count steps
         if self.clip is not None and not (isinstance(self.clip, (int, float)) and 0 < self.clip < math.inf):
             raise InputError(f"clip must be a positive number, got {self.clip!r}")
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise InputError(f"dtype must be a float type, such as torch.bfloat16, got {self.dtype!r}")
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
         if self.compile and not hasattr(self.network, "_orig_mod"):
@@ -93,11 +101,13 @@ class Denoiser(Model):
         return Output("x0") if self.clip is not None else self._native
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.network,) if isinstance(self.network, nn.Module) else ()
+
+    @cached_property
     def label(self) -> str:
         """The name of the time label that the network receives."""
-        if self.time_label is not None:
-            return self.time_label
-        return "c_noise" if self.predicts == "edm" else "t"
+        return self.time_label or default_label(self.network, self.predicts, self.sde, self.train_timesteps)
 
     @property
     def train_timesteps(self) -> int:
@@ -143,6 +153,13 @@ class Denoiser(Model):
             out = self._native.read(out, x, node.like(x)).x0.clamp(-self.clip, self.clip)
         return out, nu
 
+    def evaluate_network(self, x: Tensor, label: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+        """The network's own output (B, *) at x (B, *) and label (B,), without a learned variance, in the dtype of x."""
+        dtype = self._dtype(x)
+        label = label.to(torch.float32 if dtype.itemsize < 4 else dtype)
+        out = self._call(x.to(dtype), label, conditions).to(x.dtype)
+        return out.chunk(2, 1)[0] if self.learned_variance else out
+
     def _labels(self, node: Node | Node[Tensor], dtype: torch.dtype, x: Tensor) -> Tensor:
         """The labels (B,) on the device of x (B, *)."""
         label = self._exact_label(node)
@@ -176,20 +193,41 @@ class Denoiser(Model):
             if any(word in str(error) for word in ("shape", "size", "channels")):
                 line = str(error).partition("\n")[0]
                 raise InputError(f"the network rejects samples of shape {tuple(x.shape[1:])}: {line}") from error
+            if any(word in str(error) for word in ("dtype", "scalar type")):
+                line = str(error).partition("\n")[0]
+                raise InputError(
+                    f"the network rejects samples in {x.dtype} with labels in {label.dtype}: {line}; "
+                    "Denoiser(dtype=...) sets the dtype of the samples"
+                ) from error
             raise
         out = getattr(out, "sample", out)  # diffusers' backbones return an object
         expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else tuple(x.shape)
         if not isinstance(out, Tensor) or out.shape != expected:
             shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             wanted = f"; with a learned variance it must return {expected}" if self.learned_variance else ""
+            if isinstance(out, Tensor) and tuple(out.shape) == (len(x), 2 * x.shape[1], *x.shape[2:]):
+                wanted = ": twice as many channels are a learned variance, pass learned_variance=True"
             raise InputError(f"the network returns {shown} for samples {tuple(x.shape)}{wanted}")
         return out
 
     def _dtype(self, x: Tensor) -> torch.dtype:
+        if self.dtype is not None:
+            return self.dtype
+        return x.dtype if self._typical is None else self._typical.dtype
+
+    @cached_property
+    def _typical(self) -> Tensor | None:
+        """A parameter with the dtype of most of the network's numbers; it shows when the network is converted."""
+        sizes: dict[torch.dtype, int] = {}
+        typical: dict[torch.dtype, Tensor] = {}
         if isinstance(self.network, nn.Module):
             for parameter in self.network.parameters():
-                return parameter.dtype
-        return x.dtype
+                if (
+                    parameter.is_floating_point() and parameter.dtype.itemsize > 1
+                ):  # not the codes of a quantised network
+                    sizes[parameter.dtype] = sizes.get(parameter.dtype, 0) + parameter.numel()
+                    typical.setdefault(parameter.dtype, parameter)
+        return typical[max(sizes, key=lambda dtype: sizes[dtype])] if sizes else None
 
 
 def time_labels(denoiser: Denoiser, nodes: Sequence[Node]) -> list[float]:

@@ -33,6 +33,7 @@ class Model:
         log_prob: (x, node) -> the log-density (B,) of x_t in nats; None if it is not known.
         round_labels: whether the network receives the nearest label of its training instead of the exact one.
         shape: the shape of one sample; None if it is not known.
+        modules: the modules of the network, which a solve runs in evaluation mode.
     """
 
     sde: SDE
@@ -40,6 +41,10 @@ class Model:
     log_prob: Callable[[Tensor, Node], Tensor] | None = None
     round_labels: bool = False
     shape: tuple[int, ...] | None = None
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return ()
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         """The prediction x0 and eps (B, *) at x (B, *)."""
@@ -70,6 +75,12 @@ class _UserModel(Model):
         self._native: tuple[Output, Callable[..., Tensor]] | None = None
         if output is not None and raw is not None:
             self._native = output, raw
+        parts = (denoiser, getattr(denoiser, "network", None))
+        self._modules = tuple(part for part in parts if isinstance(part, nn.Module))
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return self._modules
 
     @property
     def output(self) -> Output:
@@ -104,6 +115,10 @@ class ModelWrapper(Model):
         self.model = as_model(model)
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
         self.shape = self.model.shape
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return self.model.modules
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         return self.model.predict(x, node, **conditions)

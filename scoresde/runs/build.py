@@ -32,16 +32,15 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
     Raises:
         InputError: it cannot be read, or its samples do not have the shape of the card.
     """
-    data = load(config.data.name, config.data.path, config.seed)
+    data = load(config.data.name, config.data.path, config.seed, bin_width=config.data.bin_width, card=card)
     if card is not None and data.shape != card.shape:
         raise InputError(f"the data are of shape {data.shape}, the model was trained on {card.shape}")
     return data
 
 
-def card_of(config: ConfigDict, data: Dataset) -> DataCard:
-    """The data card of a data set; a bin width in the config takes precedence over that of the data."""
-    width = config.data.bin_width
-    return DataCard(data.shape, data.low, data.high, data.bin_width if width is None else width)
+def card_of(data: Dataset) -> DataCard:
+    """The data card of a data set."""
+    return DataCard(data.shape, data.low, data.high, data.bin_width, data.deviation, data.levels)
 
 
 def device_of(config: ConfigDict) -> torch.device:
@@ -53,12 +52,15 @@ def device_of(config: ConfigDict) -> torch.device:
     return inputs.device_of(config.device)
 
 
-def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser, nn.Module]:
-    """The denoiser of a config and the network inside it, with weights initialised from the seed."""
+def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Module]:
+    """The denoiser of a config and the network inside it, with weights initialised from the seed.
+
+    If the config has no ``sigma_data``, it is the standard deviation of the data, rounded to two digits.
+    """
     if not 0 <= config.seed < 2**63:
         raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
     torch.manual_seed(config.seed)
-    model, recipe = config.model, networks.make(config.model.network)
+    model, recipe, shape = config.model, networks.make(config.model.network), card.shape
     network = recipe.build(shape, outputs=2) if model.learned_variance else recipe.build(shape)
     sde = make_sde(config.sde)
     network = with_schedule(network, sde).to(device_of(config))
@@ -67,7 +69,7 @@ def build_denoiser(config: ConfigDict, shape: tuple[int, ...]) -> tuple[Denoiser
         sde,
         model.predicts,
         model.time_label,
-        model.sigma_data,
+        float(f"{card.deviation:.2g}") if model.sigma_data is None else model.sigma_data,
         model.num_train_timesteps,
         round_labels=model.round_labels,
         learned_variance=model.learned_variance,

@@ -222,6 +222,7 @@ def saved(workdir: Path) -> tuple[ConfigDict, DataCard]:
         config.update(document["config"])
         data = document["data"]
         shape = tuple(positive_integer("shape", length) for length in data["shape"])
-        return config, DataCard(shape, data["low"], data["high"], data["bin_width"])
+        levels = None if data["levels"] is None else (int(data["levels"][0]), int(data["levels"][1]))
+        return config, DataCard(shape, data["low"], data["high"], data["bin_width"], float(data["deviation"]), levels)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged or of a different version: {line(error)}") from None

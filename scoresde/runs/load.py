@@ -7,6 +7,7 @@ from pathlib import Path
 from solvers import InputError
 
 from ..models.denoiser import Denoiser
+from ..models.faults import blind, report, setting_faults
 
 DIFFUSERS = "diffusers:"
 
@@ -28,7 +29,7 @@ def load(source: str | Path) -> Denoiser:
     if text.startswith(DIFFUSERS):
         from ..interop import diffusers_folder  # here, because it needs diffusers
 
-        return diffusers_folder.read(Path(text.removeprefix(DIFFUSERS)))
+        return _looked_at(diffusers_folder.read(Path(text.removeprefix(DIFFUSERS))))
     path = Path(source)
     if (path / "model_index.json").is_file():
         raise InputError(f"{path} is a pipeline of diffusers: load('{DIFFUSERS}{path}')")
@@ -36,4 +37,10 @@ def load(source: str | Path) -> Denoiser:
         raise InputError(f"no folder {text!r}; load takes the folder of a run, or {DIFFUSERS}FOLDER")
     from .run import load_run  # here, because it imports the packages of the command line
 
-    return load_run(path).denoiser
+    return _looked_at(load_run(path).denoiser)
+
+
+def _looked_at(denoiser: Denoiser) -> Denoiser:
+    """The denoiser, after a warning if its settings do not suit its network; ``scoresde.check`` looks at more."""
+    report([*setting_faults(denoiser), *blind(denoiser)])
+    return denoiser

@@ -13,6 +13,7 @@ from solvers import InputError
 from ..data import DataCard
 from ..models.denoiser import Denoiser
 from ..training import checkpoint
+from ..training.weights import load_state
 from .build import build_denoiser
 from .config import line, override, refuse_other_config, saved
 
@@ -50,9 +51,9 @@ def load_run(
     if folder is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")
     kept = checkpoint.load(folder)
-    denoiser, network = build_denoiser(config, card.shape)
+    denoiser, network = build_denoiser(config, card)
     try:
-        network.load_state_dict(dict(kept.ema))
+        load_state(network, kept.ema)
     except RuntimeError as error:
         raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None
     network.eval().requires_grad_(False)

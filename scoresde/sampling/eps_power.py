@@ -10,6 +10,7 @@ import solvers
 from solvers.errors import positive_integer
 from solvers.types.schedule import as_schedule
 
+from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from .batches import batch_of, batches_of
@@ -49,7 +50,7 @@ def eps_power(
     sde = denoiser.sde
     first, last = sde(sde.t_max).lam, sde(sde.t_min).lam
     generator, pairs = solvers.generator(seed), []
-    with torch.no_grad():
+    with evaluation(denoiser), torch.no_grad():
         for k in range(levels):
             node = as_schedule(sde).node_of_lam(first + (last - first) * k / (levels - 1))
             noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0)

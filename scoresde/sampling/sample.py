@@ -25,6 +25,8 @@ from torch import Tensor
 import solvers
 from solvers import Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 
+from ..models.evaluation import evaluation
+from ..models.faults import report, start_faults
 from ..models.model import LabelShiftRecorder, Model, as_model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
@@ -143,6 +145,8 @@ def sample(
 ) -> Sample:
     """Draws one sample per seed; sample i depends only on seed i.
 
+    The network runs in evaluation mode and under the caller's autocast; the result has no graph.
+
     Args:
         shape: the shape of one sample; by default that of ``x_init``, or of the model if it states one.
         seeds: integers of at least 0: a list, a range, a tensor; or their number n for 0 to n - 1. By default one for
@@ -165,6 +169,8 @@ def sample(
     made = choose_plan(plan, model, request, default=("dpmpp_2m", None))
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
     check_start(x_init, len(given), lengths)
+    if x_init is not None:
+        report(start_faults(x_init, made.nodes[0]))
     check_source(noise)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device)
@@ -191,6 +197,7 @@ def encode(
     """Moves states x (B, *) from t_min to t_max along the ODE; ``sample(x_init=...)`` moves them back.
 
     The nodes are those of a sampler in reverse order, without the step to sigma = 0. By default the solver is ``heun``.
+    Modes are as in ``sample``.
     The arguments are the same as in ``sample``.
 
     Raises:
@@ -249,7 +256,7 @@ class _Solve:
 
         began = time.perf_counter()
         solve = self._solver(problem, (*self.hooks, advance) if self.batching.progress else self.hooks)
-        with bar, torch.no_grad():
+        with evaluation(self.denoiser), bar, torch.no_grad():
             parts = [solve(problem.select(rows), *start(rows)) for rows in batches]
         x, nfe, accepted, rejected = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("x", "nfe", "accepted", "rejected")

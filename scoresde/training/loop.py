@@ -9,6 +9,7 @@ a fixed number of threads. ``step`` counts the updates made: step k of the log i
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -24,16 +25,20 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel
 
 from solvers import InputError, generator
 from solvers.errors import positive_integer
 
 from ..data import spread
+from ..models.denoiser import Denoiser
+from ..models.faults import data_faults, report, setting_faults
+from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
-from . import checkpoint, ema
+from . import checkpoint
+from .ema import Average
 from .losses import Loss
+from .weights import load_state, state_of, wide_copies
 
 # labels of the random streams; sampling (0 and 1) and the data's split use different ones
 _ORDER, _NOISE, _BINS, _DROPOUT = 30, 31, 32, 33
@@ -112,6 +117,8 @@ def train(
 ) -> TrainResult:
     """Trains the network inside a denoiser, in place, and resumes if ``workdir`` contains checkpoints.
 
+    It warns of data on a scale that does not suit the path, and of labels that do not suit the network.
+
     With a ``workdir``, Ctrl-C completes the current update, writes a checkpoint and raises KeyboardInterrupt; a second
     Ctrl-C stops at once.
 
@@ -124,15 +131,18 @@ def train(
         progress: show a bar.
 
     Raises:
-        InputError: data that are empty or not finite, a network that the loss does not depend on, a checkpoint that is
-            damaged or of a different network, or a loss or gradient that is not finite. In the last case no checkpoint
-            is written, and the previous one remains.
+        InputError: data that are empty, not finite or of a scale for which the path has too little noise, a network
+            that the loss does not depend on, a checkpoint that is damaged or of a different network, or a loss or
+            gradient that is not finite. In the last case no checkpoint is written, and the previous one remains.
     """
     if not data.is_floating_point() or data.ndim < 2 or not data.numel():
         raise InputError(f"training data must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
     if not torch.isfinite(data).all():
         raise InputError("the training data contain numbers that are not finite")
-    run = _Training(denoiser, network, data, loss, options)
+    model = as_model(denoiser)
+    settings = setting_faults(model) if isinstance(model, Denoiser) else []
+    report([*data_faults(model, data, options.bin_width), *settings])
+    run = Training(denoiser, network, data, loss, options)
     run.resume()
     last = math.nan
     network.train()
@@ -141,8 +151,8 @@ def train(
         while run.step < options.steps:
             record = run.update()
             last = record["loss"]
-            bar.set_postfix(loss=f"{last:.4g}", refresh=False)
-            bar.update()
+            if bar.update():  # it was drawn: the next time, with this loss
+                bar.set_postfix(loss=f"{last:.4g}", refresh=False)
             if run.step % options.log_every == 0 or run.step == 1:
                 log.write(record)
             stop = interrupts.pending  # read once: a later Ctrl-C waits for the next update
@@ -154,20 +164,26 @@ def train(
     return TrainResult(network.eval(), run.average.module.eval(), run.step, last)
 
 
-class _Training:
+class Training:
     """The state of a training run, and the update that advances it."""
 
     def __init__(
         self, denoiser: ModelLike, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions
     ) -> None:
         self.denoiser, self.network, self.data, self.loss, self.options = denoiser, network, data, loss, options
-        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         if not self.parameters:
             raise InputError("the network has no parameters to train")
         self.device = self.parameters[0].device
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay)
-        self.average: AveragedModel = ema.averaged(network, options.ema_decay)
-        self.step = 0
+        self.masters = wide_copies(self.parameters)
+        self.updated = [self.masters.get(p, p) for p in self.parameters]
+        # one kernel for all parameters instead of a loop over them; complex parameters do not have it
+        self.fused = not any(p.is_complex() for p in self.updated) and self.device.type in ("cpu", "cuda", "mps")
+        self.optimizer = torch.optim.AdamW(
+            self.updated, lr=options.learning_rate, weight_decay=options.weight_decay, fused=self.fused
+        )
+        self.average = Average(network, options.ema_decay, self.masters)
+        self.step, self.checked = 0, False
 
     def update(self) -> dict[str, Any]:
         """One step of AdamW and of the averaged weights; returns its line of the log."""
@@ -176,19 +192,27 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         x0 = self._batch(step)
-        self.optimizer.zero_grad()
+        for p in self.parameters:
+            p.grad = None
         with self._global_seed(step):
             loss = self.loss(self.denoiser, x0, generator(options.seed, _NOISE, step)).mean()
             loss.backward()  # type: ignore[no-untyped-call]
-        if all(p.grad is None for p in self.parameters):
+        if not self.checked and all(p.grad is None for p in self.parameters):
             raise InputError("the loss does not depend on the network: is it the one inside the denoiser?")
-        norm = clip_grad_norm_(self.parameters, options.clip)
+        self.checked = True
+        for p, master in self.masters.items():
+            master.grad = None if p.grad is None else p.grad.to(master.dtype)
+        norm = clip_grad_norm_(self.updated, options.clip)
         value, length = torch.stack([loss.detach().to(norm), norm]).tolist()  # a single synchronisation with the device
         for name, number in (("loss", value), ("gradient", length)):
             if not math.isfinite(number):
                 raise InputError(f"the {name} is not finite at step {step + 1}; try a lower learning_rate or clip")
         self.optimizer.step()
-        self.average.update_parameters(self.network)
+        if self.masters:
+            with torch.no_grad():
+                for p, master in self.masters.items():
+                    p.copy_(master)
+        self.average.update()
         self.step = step + 1
         return {"step": self.step, "loss": value, "grad_norm": length, "lr": rate}
 
@@ -210,9 +234,21 @@ class _Training:
     @contextlib.contextmanager
     def _global_seed(self, step: int) -> Iterator[None]:
         """Seeds torch's global generators from the step, and restores their state afterwards."""
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(generator(self.options.seed, _DROPOUT, step).initial_seed())
+        text = f"{self.options.seed} {_DROPOUT} {step}".encode()
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
+        # not torch.manual_seed, which seeds every device and keeps a trace of the calling stack
+        generators = [torch.default_generator]
+        if self.device.type == "cuda":
+            torch.cuda.init()  # type: ignore[no-untyped-call]
+            generators.append(torch.cuda.default_generators[self.device.index or 0])
+        states = [each.get_state() for each in generators]
+        try:
+            for each in generators:
+                each.manual_seed(seed)
             yield
+        finally:
+            for each, state in zip(generators, states, strict=True):
+                each.set_state(state)
 
     def save(self) -> None:
         """Writes a checkpoint, if there is a ``workdir``."""
@@ -220,10 +256,10 @@ class _Training:
             return
         state = checkpoint.Checkpoint(
             step=self.step,
-            model=self.network.state_dict(),
-            ema=self.average.module.state_dict(),
+            model=state_of(self.network, self.masters),
+            ema=self.average.state(),
             optimizer=self.optimizer.state_dict(),
-            ema_updates=int(self.average.n_averaged),
+            ema_updates=self.average.updates,
         )
         checkpoint.save(Path(self.options.workdir), state, self.options.keep)
 
@@ -239,15 +275,15 @@ class _Training:
         if state.step > self.options.steps:
             raise InputError(f"{str(folder)!r} is already past steps={self.options.steps}")
         try:
-            self.network.load_state_dict(state.model)
-            self.average.module.load_state_dict(state.ema)
+            load_state(self.network, state.model, self.masters)
+            self.average.load(state.ema, state.ema_updates)
             self.optimizer.load_state_dict(dict(state.optimizer))
         except (RuntimeError, ValueError, KeyError) as error:
             line = " ".join(str(error).split())
             raise InputError(f"{str(folder)!r} is a checkpoint of a different network: {line[:200]}") from None
         for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.options.weight_decay  # from the options, not from the checkpoint
-        self.average.n_averaged.fill_(state.ema_updates)
+            # from this run, not from the checkpoint
+            group["weight_decay"], group["fused"] = self.options.weight_decay, self.fused
         self.step = state.step
 
 

@@ -1,0 +1,130 @@
+"""Faults that are found without evaluating a network: of data on another scale, and of a network's settings."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from solvers import InputError, Node, generator
+
+from .denoiser import Denoiser, time_labels
+from .known_networks import reach
+from .model import Model
+from .time_labels import reached
+
+_ROWS = 4096  # rows of the data that are looked at
+# the share of the data's root mean square in the noise at t_max, and the noise at t_min over the data's deviation
+_LEFT, _TOO_MUCH = 0.1, 0.5
+_NUMBERS = 64  # fewer numbers do not show their scale
+_SCALE = (0.05, 5.0)  # deviations for which networks and their default learning rates are made
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault in words; ``fatal`` if a training with it cannot succeed."""
+
+    what: str
+    text: str
+    fatal: bool = False
+
+
+def data_faults(model: Model, x: Tensor, bin_width: float | None = None) -> list[Fault]:
+    """The faults of data x (N, *) for a model: their scale on its path, whole numbers, the order of their axes.
+
+    Whole numbers are no fault of data whose ``bin_width`` is known.
+    """
+    rows = x[:_ROWS].detach().cpu().double()
+    found, std, power = [], float(rows.std(correction=0)), float(rows.square().mean().sqrt())
+    noisy, clean = model.sde(model.sde.t_max), model.sde(model.sde.t_min)
+    shown = f"the data range from {float(rows.min()):.4g} to {float(rows.max()):.4g}, with standard deviation {std:.3g}"
+    left, noise = noisy.alpha * power / noisy.sigma, clean.ratio / std if std > 0 else 0.0
+    if left > _LEFT:
+        text = f"{shown}: at the end of {model.sde} they are still {left:.2g} times the noise; scale them to order 1"
+        found.append(Fault("scale", text, left > _TOO_MUCH))
+    elif noise > _LEFT:
+        text = f"{shown}: the least noise of {model.sde} is {noise:.2g} of that; scale them to order 1"
+        found.append(Fault("scale", text, noise > _TOO_MUCH))
+    elif std > 0 and not _SCALE[0] < std < _SCALE[1]:
+        found.append(Fault("scale", f"{shown}: networks are made for data of order 1; scale them"))
+    if bin_width is None and float(rows.abs().max()) > 1 and torch.equal(rows, rows.round()):
+        text = "the data are whole numbers: scale levels 0 to K as 2 x / K - 1, and pass bin_width = 2 / K"
+        found.append(Fault("levels", text))
+    if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4) and min(x.shape[1:3]) >= 8:
+        text = f"samples {tuple(x.shape[1:])} seem to have their channels last: pass x.movedim(-1, 1)"
+        found.append(Fault("channels", text))
+    if isinstance(model, Denoiser) and model.predicts == "edm" and std > 0:
+        factor = model.sigma_data / std
+        if not 0.5 < factor < 2:
+            text = f"sigma_data is {model.sigma_data:g}, but the standard deviation of the data is {std:.3g}"
+            found.append(Fault("sigma_data", text))
+    return found
+
+
+def setting_faults(denoiser: Denoiser) -> list[Fault]:
+    """Labels beyond the range for which the network's embedding is made."""
+    most = reach(denoiser.network)
+    last = max(map(abs, reached(denoiser.label, denoiser.sde, denoiser.train_timesteps)))
+    if most is None or last <= 1.5 * most:
+        return []
+    text = (
+        f"the labels {denoiser.label!r} reach {last:g}, but the network's embedding is made for at most {most:g}: "
+        "set its label_scale, or pass another time_label"
+    )
+    return [Fault("embedding", text)]
+
+
+def state_faults(denoiser: Denoiser) -> list[Fault]:
+    """Parameters of several dtypes, and dropout in training mode."""
+    found: list[Fault] = []
+    if not isinstance(denoiser.network, nn.Module):
+        return found
+    dtypes = {p.dtype for p in denoiser.network.parameters() if p.is_floating_point()}
+    if len(dtypes) > 1 and denoiser.dtype is None:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        found.append(Fault("dtype", f"its parameters are {names}: state the dtype of x, Denoiser(dtype=...)"))
+    if any(part.training for part in denoiser.network.modules()):
+        text = "the network is in training mode: call network.eval() where you use it yourself; solves do it for you"
+        found.append(Fault("mode", text))
+    return found
+
+
+def blind(denoiser: Denoiser) -> list[Fault]:
+    """Whether the network of a known shape ignores its label, from two evaluations at one state."""
+    if denoiser.shape is None:
+        return []
+    sde, device = denoiser.sde, next((p.device for module in denoiser.modules for p in module.parameters()), "cpu")
+    x = torch.randn((1, *denoiser.shape), generator=generator(0), dtype=torch.float64).float().to(device)
+    with torch.no_grad():
+        ends = [torch.tensor(time_labels(denoiser, [sde(t)]), device=device) for t in (sde.t_min, sde.t_max)]
+        first, last = (denoiser.evaluate_network(x, label, {}) for label in ends)
+    if not bool(first.any()) or not torch.equal(first, last):
+        return []
+    return [Fault("time", "the network ignores its time label: is it the network that was trained?")]
+
+
+def start_faults(x: Tensor, node: Node) -> list[Fault]:
+    """The scale of states x (B, *) to start from at a node where noise dominates."""
+    size, noise = float(x.detach().double().square().mean().sqrt()), math.hypot(node.alpha, node.sigma)
+    if x.numel() < _NUMBERS or node.ratio < 1 or 1 / 3 < size / noise < 3:
+        return []
+    text = (
+        f"x_init has a root mean square of {size:.3g}, but states at t={node.t:g} have about {noise:.3g}: "
+        "is it noise that was not multiplied by sigma?"
+    )
+    return [Fault("x_init", text)]
+
+
+def report(faults: list[Fault]) -> None:
+    """Warns of faults.
+
+    Raises:
+        InputError: one of them is fatal.
+    """
+    for fault in faults:
+        if fault.fatal:
+            raise InputError(fault.text)
+        warnings.warn(fault.text, stacklevel=3)
