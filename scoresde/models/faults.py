@@ -17,8 +17,8 @@ from .model import Model
 from .time_labels import reached
 
 _ROWS = 4096  # rows of the data that are looked at
-# the share of the data's root mean square in the noise at t_max, and the noise at t_min over the data's deviation
-_LEFT, _TOO_MUCH = 0.1, 0.5
+# data over noise at t_max, and noise over the data's deviation at t_min: worth a warning; and either one: fatal
+_LEFT, _COARSE, _TOO_MUCH = 0.1, 0.2, 0.5
 _NUMBERS = 64  # fewer numbers do not show their scale
 _SCALE = (0.05, 5.0)  # deviations for which networks and their default learning rates are made
 
@@ -45,7 +45,7 @@ def data_faults(model: Model, x: Tensor, bin_width: float | None = None) -> list
     if left > _LEFT:
         text = f"{shown}: at the end of {model.sde} they are still {left:.2g} times the noise; scale them to order 1"
         found.append(Fault("scale", text, left > _TOO_MUCH))
-    elif noise > _LEFT:
+    elif noise > _COARSE:
         text = f"{shown}: the least noise of {model.sde} is {noise:.2g} of that; scale them to order 1"
         found.append(Fault("scale", text, noise > _TOO_MUCH))
     elif std > 0 and not _SCALE[0] < std < _SCALE[1]:
