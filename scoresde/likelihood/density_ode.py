@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import solvers
 from solvers import InputError, Node, Prediction, Problem, Rows
@@ -28,14 +30,13 @@ CHUNK = 64
 def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) -> Tensor:
     """The products v^T d out / d leaf (k, B, *) for vectors (k, B, *).
 
-    They are computed in one batch, or one by one if the network contains a function that cannot be batched.
+    They are computed in one batch, or one by one if that fails: some functions cannot be batched, and others only
+    without a graph. A fault of the network itself is raised by the products one by one.
     """
     options = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
     try:
         (found,) = torch.autograd.grad(out, leaf, vectors, is_grads_batched=True, **options)
-    except RuntimeError as error:
-        if "vmap" not in str(error):
-            raise
+    except RuntimeError:
         rows = [torch.autograd.grad(out, leaf, v, **options)[0] for v in vectors]
         found = None if rows[0] is None else torch.stack(rows)
     return torch.zeros_like(vectors) if found is None else found  # None: out does not depend on leaf
@@ -125,7 +126,8 @@ class WithLogDensity(Problem):
         with torch.enable_grad():
             leaf = (samples if self.create_graph else samples.detach()).to(_seen(self.dtype)).to(self.device)
             leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
-            prediction = self.model.predict(leaf, node, **self.conditions)
+            with self._attention():
+                prediction = self.model.predict(leaf, node, **self.conditions)
             trace = self._trace(prediction.x0, leaf, node).to(x.device).double()
         # alpha r = sigma turns the trace in x into the trace in y
         wide: Any = node.like(channels)
@@ -134,6 +136,10 @@ class WithLogDensity(Problem):
         pairs = ((prediction.x0, known + change), (prediction.eps, known - change / wide.ratio))
         x0, eps = (torch.cat([a.flatten(1).to(x.device).double(), b], 1) for a, b in pairs)
         return Prediction(x0, eps) if self.create_graph else Prediction(x0.detach(), eps.detach())
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """Chooses the kernel of attention: with a graph the only one that has second derivatives."""
+        return sdpa_kernel(SDPBackend.MATH) if self.create_graph else nullcontext()
 
     def _trace(self, out: Tensor, leaf: Tensor, node: Node | Node[Tensor]) -> Tensor:
         """The trace tr(d out / d leaf) by channels (B, m)."""
