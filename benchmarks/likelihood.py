@@ -66,7 +66,7 @@ TOLERANCES = {
     "torchdiffeq": (1e-3, 1e-4, 1e-5),
     "rk45": (1e-3, 3e-4, 1e-4, 3e-5, 1e-5),
     "tsit5": (1e-3, 3e-4, 1e-4, 3e-5, 1e-5),
-    "adams_adaptive": (1e-3, 5e-4, 3e-4, 1e-4, 5e-5, 3e-5, 1e-5),
+    "adams_adaptive": (1e-3, 5e-4, 3e-4, 1e-4, 4e-5, 2e-5, 1e-5),
     "adams_adaptive(order=4)": (1e-3, 3e-4, 1e-4, 5e-5, 3e-5),
 }
 STEPS = {"heun": (20, 40, 80), "dpmpp_2m": (20, 40, 80), "uni_pc(order=4)": (20, 30, 40, 80)}

@@ -62,6 +62,6 @@ def get_config() -> ConfigDict:
     config.likelihood.draws = 1  # draws of the dequantiser, importance-weighted: one solve each, for a tighter bound
     config.likelihood.bound = placeholder(str)  # also compute a bound: ddpm(variance=beta), of a chain; or continuous
     config.likelihood.bound_indices = placeholder(int)  # evaluations of the bound; default: all, or 128 if continuous
-    config.likelihood.divergence = "hutchinson(probes=4)"  # or exact
+    config.likelihood.divergence = placeholder(str)  # hutchinson(probes=4), or exact in at most 4 dimensions (default)
     config.likelihood.batch_size = 256  # samples computed together, one shard; does not change their values
     return config.lock()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +31,7 @@ class Solution:
         calls: number of model calls; less than ``nfe`` if one call evaluates several nodes of a sample.
         error: sum of the steps' error estimates (B,); None if the solver makes none.
         accepted, rejected: numbers of inner steps (B,) of solvers that choose their own steps.
+        failed: why the solver gave up some of the samples, by row; their states are NaN.
     """
 
     x: Tensor
@@ -40,6 +41,7 @@ class Solution:
     error: Tensor | None
     accepted: Tensor
     rejected: Tensor
+    failed: Mapping[int, str] = field(default_factory=dict)
 
 
 class Tally:
@@ -73,6 +75,7 @@ def solve(
     nodes: Sequence[AnyNode],
     noise: Noise | None = None,
     hooks: Sequence[Hook] = (),
+    strict: bool = True,
 ) -> Solution:
     """Computes the state at the last node from that at the first.
 
@@ -86,10 +89,12 @@ def solve(
         nodes: the nodes of a grid, from noise to data or from data to noise.
         noise: the noise source; stochastic solvers require it.
         hooks: functions that are called with (x, node) after every step; a returned tensor replaces x.
+        strict: raise an error if an adaptive solver gives up a sample; otherwise its state becomes NaN, and ``failed``
+            has the reason.
 
     Raises:
-        InputError: a stochastic solver gets no noise, or goes from data to noise; or the solver and the problem have
-            different spaces of states.
+        InputError: with ``strict``, the solver gives up a sample; a stochastic solver gets no noise, or goes from data
+            to noise; or the solver and the problem have different spaces of states.
     """
     ordered: tuple[Any, ...] = checked(tuple(nodes))
     problem = as_problem(problem)
@@ -105,6 +110,7 @@ def solve(
     carry: Any = solver.init(counted, x, ordered)
     none = torch.zeros_like(tally.nfe)
     error, accepted, rejected = None, none, none
+    failed: dict[int, str] = {}
     for t, s in pairwise(ordered):
         advance = solver.to_data if s.clean else solver.step
         step = advance(counted, x, t, s, carry, noise)
@@ -112,9 +118,12 @@ def solve(
             error = step.error if error is None else error + step.error
         accepted = accepted if step.accepted is None else accepted + step.accepted
         rejected = rejected if step.rejected is None else rejected + step.rejected
+        failed |= step.failed or {}
+        if failed and strict:
+            raise InputError(f"{solver}: sample {min(failed)}: {failed[min(failed)]}")
         x, replaced = run_hooks(step.x, s, hooks)
         carry = solver.replaced(step.carry, x) if replaced else step.carry
-    return Solution(x, ordered[-1], tally.nfe, tally.calls, error, accepted, rejected)
+    return Solution(x, ordered[-1], tally.nfe, tally.calls, error, accepted, rejected, failed)
 
 
 def run_hooks(x: Tensor, node: Any, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:

@@ -330,16 +330,39 @@ def test_what_goes_wrong_names_the_solver_the_sample_and_lam(spec):
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     noise = SeededNoise(range(2), (1,), torch.float64)
     name = spec.partition("(")[0]
-    with pytest.raises(InputError, match=rf"^{name}.*predictions for sample 1 are not finite at lam=-2.30259"):
+    reason = "the model's predictions are not finite at lam=-2.30259, sigma / alpha = 10, after 0 inner steps"
+    found = solve(solvers.make(spec), Broken(), x, nodes, noise, strict=False)
+    assert found.failed[1] == reason
+    assert found.x[1].isnan()
+    noise = SeededNoise(range(2), (1,), torch.float64)
+    with pytest.raises(InputError, match=rf"^{name}.*: sample {min(found.failed)}: the "):
         solve(solvers.make(spec), Broken(), x, nodes, noise)
+    noise = SeededNoise(range(2), (1,), torch.float64)
     solver = dataclasses.replace(solvers.make(spec), max_steps=2)
-    with pytest.raises(InputError, match=rf"^{name}.*sample 0 took max_steps=2 inner steps and is at lam="):
+    with pytest.raises(InputError, match=rf"^{name}.*sample 0: max_steps=2 inner steps end at lam="):
         solve(solver, Mixture(VP), x, nodes, noise)
+
+
+@pytest.mark.parametrize("spec", ODE)
+def test_a_sample_that_fails_leaves_the_others_as_they_are(spec):
+    """From its start, from a wall on its way, and in later intervals of the grid."""
+    x = torch.tensor([[-1.0], [1.0], [-0.5], [2.0]], dtype=torch.float64)
+    for below in (math.inf, 1.0):
+        nodes, problem, solver = grid("uniform", VP, 3), Broken(below=below), solvers.make(spec)
+        found = solve(solver, problem, x, nodes, strict=False)
+        alone = solve(solver, problem, x[::2], nodes)
+        assert torch.equal(found.x[::2], alone.x)
+        assert torch.equal(found.nfe[::2], alone.nfe)
+        assert found.x[1::2].isnan().all()
+        assert sorted(found.failed) == [1, 3]
+    lost = solve(solvers.make(spec), Broken(), x[1::2], grid("uniform", VP, 1), strict=False)
+    assert lost.x.isnan().all()
+    assert sorted(lost.failed) == [0, 1]
 
 
 def test_a_wall_of_predictions_that_are_not_finite_is_an_underflow():
     nodes = grid("uniform", VP, 1)
     x = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
-    message = r"^rk45: the step of sample 1 underflows at lam=.*the model's predictions beyond it are not finite"
+    message = r"^rk45: sample 1: the step underflows at lam=.*the model's predictions beyond it are not finite"
     with pytest.raises(InputError, match=message):
         solve(solvers.make("rk45"), Broken(below=1.0), x, nodes)

@@ -1,6 +1,7 @@
 """Adams' methods with per-sample steps, against their integrals done by quadrature, and where they are exact."""
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -10,10 +11,23 @@ from scipy.integrate import quad
 
 import solvers
 from solvers import Node, grid, solve
+from solvers.adaptive.adams import AdamsAdaptive
+from solvers.adaptive.base import Progress
 from solvers.conformance.problems import PATHS, RECTIFIED_FLOW, SUB_VP, VE, VP, Mixture
 from solvers.one_step.coefficients import lagrange, lagrange_rows
 
 pytestmark = pytest.mark.quick
+
+
+@dataclass(frozen=True)
+class Rising(AdamsAdaptive):
+    """The method on the grid's own steps: every step is accepted, and the order rises as long as it can."""
+
+    first_step: float | None = math.inf
+
+    def control(self, errors, row):
+        row.order = len(row.places) + 2
+        return True, math.inf
 
 
 def clock(node):
@@ -37,11 +51,11 @@ def integral(at, j, start, end):
 @pytest.mark.parametrize("order", [2, 3, 5])
 @pytest.mark.parametrize("path", [VP, VE], ids=str)
 def test_steps_are_the_integrals_of_polynomials_through_the_slopes(path, order):
-    """Of fixed, uneven steps: tolerances that accept everything leave the grid's own."""
+    """Of fixed, uneven steps: the grid's own."""
     nodes, problem = grid("karras(end=t_min)", path, 6), Mixture(path)
     z = torch.linspace(-1.5, 1.5, 5, dtype=torch.float64).view(5, 1)
     x = math.hypot(nodes[0].alpha, nodes[0].sigma) * z
-    found = solve(solvers.make(f"adams_adaptive(order={order}, rtol=1e9, atol=1e9, first_step=inf)"), problem, x, nodes)
+    found = solve(Rising(order=order), problem, x, nodes)
 
     def slope(y, node):
         said = problem.predict((node.alpha + node.sigma) * y, node)
@@ -83,7 +97,7 @@ def test_what_it_remembers_survives_the_grid_and_not_a_moved_state():
     """One interval or many, the polynomials go on; after a hook has moved the state they begin anew."""
     problem, x = Mixture(VP), torch.tensor([[0.8]], dtype=torch.float64)
     nodes = grid("logsnr", VP, 8)
-    solver = solvers.make("adams_adaptive(rtol=1e9, atol=1e9, first_step=inf)")
+    solver = Rising()
     straight = solve(solver, problem, x, nodes).x
     touched = solve(solver, problem, x, nodes, hooks=[lambda x, node: x.clone()])
     assert int(touched.nfe) == 16  # a slope at every beginning
@@ -92,7 +106,89 @@ def test_what_it_remembers_survives_the_grid_and_not_a_moved_state():
     for t, s in pairwise(nodes):
         y = solve(solver, problem, y, (t, s)).x
     assert torch.equal(touched.x, y)
-    assert not torch.allclose(touched.x, straight, rtol=1e-3)
+    assert not torch.allclose(touched.x, straight, rtol=1e-4)
+
+
+def test_errors_at_other_orders_are_differences_of_correctors():
+    """Of the slopes that a step of its order used, and of one slope more."""
+    nodes, problem, seen = grid("karras(end=t_min)", VP, 6), Mixture(VP), []
+
+    class Told(Rising):
+        def attempt(self, problem, x, slope, rows, ends, dtype):
+            made = super().attempt(problem, x, slope, rows, ends, dtype)
+            known = [*slope[0].flatten().tolist(), float(made.slope[0, -1])]
+            seen.append((self._order(rows[0]), [*rows[0].places, clock(ends[0])], known, made.others))
+            return made
+
+        def control(self, errors, row):
+            row.order = 2 + len(row.places) // 2
+            return True, math.inf
+
+    solve(Told(order=4), problem, 0.4 + torch.zeros(1, 1, dtype=torch.float64), nodes)
+    assert [order for order, *_ in seen] == [2, 2, 3, 3, 4, 4]
+    for order, places, known, others in seen:
+
+        def moved(count, places=places, known=known):
+            at = places[-count:]
+            return sum(integral(at, j, *places[-2:]) * f for j, f in enumerate(known[-count:]))
+
+        lower, higher = (float(v) for v in others)
+        if order > 2:
+            assert lower == pytest.approx(moved(order - 1) - moved(order - 2), rel=1e-7, abs=1e-12)
+        if order < min(4, len(places)):
+            assert higher == pytest.approx(moved(order + 1) - moved(order), rel=1e-7, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("order", "errors", "accepted", "factor", "then"),
+    [
+        (4, (0.1, 0.5, 0.5), True, 0.7 * 0.1 ** (-1 / 4), 4),
+        (4, (0.1, 0.05, 0.5), True, 0.7 * 0.05 ** (-1 / 3), 3),  # one order less allows a longer step
+        (4, (0.1, 0.19, 0.5), True, 0.7 * 0.19 ** (-1 / 3), 3),  # or one that is hardly shorter
+        (4, (0.1, 0.5, 0.03), True, 0.7 * 0.03 ** (-1 / 5), 5),
+        (4, (0.1, 0.5, 0.08), True, 0.7 * 0.1 ** (-1 / 4), 4),  # hardly longer at one order more
+        (4, (16.0, 20.0, 0.01), False, 0.7 / 2, 4),  # no rise after a rejection
+        (4, (1.1, 0.01, 0.01), False, 0.9, 3),  # a rejected step is not repeated at its length
+        (2, (0.1, 1e-6, 0.5), True, 0.7 * 0.1 ** (-1 / 2), 2),
+        (6, (0.1, 0.5, 1e-9), True, 0.7 * 0.1 ** (-1 / 6), 6),
+        (4, (1e-12, 1.0, 1.0), True, 2.5, 4),
+    ],
+)
+def test_the_order_that_allows_the_longest_step_is_next(order, errors, accepted, factor, then):
+    row = Progress(Node(0.5, 1.0, 1.0), order=order, places=tuple(range(8)), others=errors[1:])
+    assert solvers.make("adams_adaptive").control(errors[:1], row) == (accepted, pytest.approx(factor))
+    assert row.order == then
+
+
+def test_where_stability_limits_the_steps_the_order_falls():
+    """The slope cos r - 400 (y - sin r), whose solution sin r is smooth, but which is stiff."""
+    path = RECTIFIED_FLOW
+
+    class Stiff(Mixture):
+        def predict(self, x, node):
+            node = node.like(x)
+            y = x / (node.alpha + node.sigma)
+            r = torch.as_tensor(node.sigma / (node.alpha + node.sigma), dtype=x.dtype)
+            slope = r.cos() - 400 * (y - r.sin())  # whose solution is sin r
+            return solvers.Prediction(x - node.sigma * slope, x + node.alpha * slope)
+
+    lams = (math.log(20.0), math.log(0.1))
+    nodes = [path(path.t_of_lam(lam)) for lam in lams]
+    r = [n.sigma / (n.alpha + n.sigma) for n in nodes]
+    start = torch.full((1, 1), (nodes[0].alpha + nodes[0].sigma) * math.sin(r[0]), dtype=torch.float64)
+    used = []
+
+    class Told(AdamsAdaptive):
+        def control(self, errors, row):
+            found = super().control(errors, row)
+            used.append(row.order)
+            return found
+
+    found = solve(Told(rtol=1e-4, atol=1e-4), Stiff(path), start, nodes)
+    # the errors of a few steps, each about the tolerance; older ones have decayed
+    assert float(found.x) / (nodes[1].alpha + nodes[1].sigma) == pytest.approx(math.sin(r[1]), abs=1e-3)
+    assert sorted(used)[len(used) // 2] <= 3
+    assert int(found.nfe) > 50  # stability does limit the steps
 
 
 def test_every_path_takes_the_same_steps():

@@ -365,6 +365,20 @@ def test_a_model_that_fails_is_told():
             scoresde.sample(denoiser, (2,), range(2), solver, steps=None if solver != "dpmpp_2m" else 5)
 
 
+def test_by_default_the_trace_is_exact_where_it_takes_no_more_products():
+    """In 2 dimensions four probes would take 4 products for an estimate, the exact trace takes 2."""
+    for d, rule, products in ((1, "exact", 1), (2, "exact", 2), (4, "exact", 4), (5, "hutchinson", 4)):
+        target = mixture(d)
+        found = log_prob(target.denoiser(scoresde.VP()), target.sample(3), steps=5)
+        assert (found.divergence, found.products) == (rule, products * found.nfe)
+        assert bool((found.stderr == 0).all()) == (rule == "exact")
+        assert found.kind == ("exact ODE value" if rule == "exact" else "estimate of the ODE value")
+        drawn = scoresde.sample_with_log_prob(target.denoiser(scoresde.VP()), (d,), range(3), steps=5)[1]
+        assert (drawn.divergence, drawn.products) == (rule, products * drawn.nfe)
+    asked = log_prob(mixture(2).denoiser(scoresde.VP()), torch.zeros(2, 2), steps=5, divergence="hutchinson")
+    assert (asked.divergence, asked.products) == ("hutchinson", 4 * asked.nfe)
+
+
 def test_bits_need_a_bin_width():
     target = mixture(2)
     found = log_prob(target.denoiser(scoresde.VP()), target.sample(2), steps=5)

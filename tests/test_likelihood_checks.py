@@ -293,7 +293,7 @@ def test_what_a_tolerance_costs_is_counted():
     ("options", "message"),
     [
         ({"tolerance": 0.0}, "tolerance must be positive, got 0"),
-        ({"tolerance": 0.1, "steps": 10}, "tolerance chooses the steps: leave out steps, nfe and draws"),
+        ({"tolerance": 0.1, "steps": 10}, "tolerance chooses the steps: leave out plan, steps, nfe and draws"),
         ({"tolerance": 0.1, "solver": "dpm_fast", "nfe": 3}, "tolerance chooses the steps"),
         ({"tolerance": 1e-12}, "does not meet the tolerance"),
         ({"tolerance": 0.1, "solver": "ddpm"}, "draws noise; a likelihood needs a deterministic solver"),

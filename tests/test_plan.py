@@ -178,7 +178,7 @@ def test_bad_input():
             call(plan=plan, steps=5, t_max=1.0)
     with pytest.raises(InputError, match=r"leave out grid, or the plan$"):
         sample_with_log_prob(DENOISER, (2,), [0], grid="karras", plan=plan)
-    with pytest.raises(InputError, match="leave out the plan, and pass solver and grid"):
+    with pytest.raises(InputError, match="leave out plan, steps, nfe and draws; pass solver and grid"):
         log_prob(DENOISER, x, plan=plan, tolerance=0.1)
     with pytest.raises(InputError, match=r"heun was made for a different path: at t=1 .* has 1 and 50"):
         sample(TARGET.denoiser(scoresde.VE()), (2,), [0], plan=plan)

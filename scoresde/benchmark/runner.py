@@ -129,7 +129,7 @@ def ode_solution(
     fine, half, quarter = (
         sample(
             denoiser, shape, seeds, plan=plan.in_steps(steps // part),
-            condition=condition, dtype=dtype, device=device, batch_size=batch_size,
+            condition=condition, dtype=dtype, device=device, batch_size=batch_size, on_failure="raise",
         )
         for part in (1, 2, 4)
     )  # fmt: skip
@@ -203,7 +203,8 @@ def benchmark(
             plan = Plan.make(denoiser, PlanRequest(job.method, job.rule, nfe=job.nfe))
             if (before := plans.setdefault((plan.solver, plan.nodes), job.nfe)) != job.nfe:
                 raise InputError(f"the same steps as with nfe={before}")
-            x = (result := sample(denoiser, shape, seeds, plan=plan, dtype=dtype, **common)).x.cpu()
+            result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, on_failure="raise", **common)
+            x = result.x.cpu()
         except InputError as reason:
             rows.append(replace(job.row(len(seeds)), skipped=str(reason)))
             continue

@@ -18,7 +18,8 @@ from solvers import InputError, Node, Prediction, Problem, Rows
 
 from ..models.model import Model, as_model
 from ..paths.base import SDE, ModelLike
-from ..sampling.batches import Batching, check_finite
+from ..sampling.batches import Batching
+from ..sampling.failures import Failure, Watch, failures_of, lost, without
 from ..sampling.plan import Plan
 from .divergence import Divergence, Exact
 from .inputs import leaves_torch
@@ -192,13 +193,15 @@ class WithLogDensity(Problem):
 class DensitySolution(NamedTuple):
     """The result of ``DensitySolve.run``.
 
-    It contains the states (B, *) at both ends, the change of the log-density of x (B, m) in nats, and the NFE (B,).
+    It contains the states (B, *) at both ends, the change of the log-density of x (B, m) in nats, the NFE (B,), and the
+    samples that failed: the ends and changes of these are NaN.
     """
 
     start: Tensor
     end: Tensor
     change: Tensor
     nfe: Tensor
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -242,12 +245,13 @@ class DensitySolve:
             clean: returns x / alpha (n, *) at the first node for the rows of a batch.
 
         Raises:
-            InputError: gradients are requested but the solver computes outside torch; the result is not finite.
+            InputError: gradients are requested but the solver computes outside torch.
         """
         if self.differentiable and leaves_torch(plan.solver):
             raise InputError(f"{plan.solver} computes outside torch, so it has no gradients: use a different solver")
         start, end, d = plan.nodes[0], plan.nodes[-1], math.prod(self.shape)
         batches = self.batching.rows(len(self.seeds))
+        failures: list[Failure] = []
         parts, bar = [], self.batching.bar(plan.steps * len(batches), "log p")
 
         def advance(state: Tensor, node: Node) -> None:
@@ -257,11 +261,13 @@ class DensitySolve:
             for rows in batches:
                 problem = self.problem(rows)
                 state = problem.start(clean(rows), start)
-                solution = solvers.solve(plan.solver, problem, state, plan.nodes, hooks=[advance])
-                states, channels = problem.split(solution.x)
+                watch = Watch(plan)
+                solution = solvers.solve(plan.solver, problem, state, plan.nodes, hooks=[advance, watch], strict=False)
+                bad = lost(solution.x.detach())
+                failures += failures_of(bad, rows.start, solution.failed, watch.reasons)
+                states, channels = problem.split(without(solution.x, bad, torch.nan))
                 # l is the log-density of x / alpha; convert it to that of x at both ends
                 change = problem.log_density_change(channels, start, end) - d * math.log(end.alpha / start.alpha)
-                parts.append(DensitySolution(problem.split(state)[0], states, change, solution.nfe))
-        found = DensitySolution(*(torch.cat(values) for values in zip(*parts, strict=True)))
-        check_finite(torch.cat([found.end.flatten(1), found.change], 1), plan)
-        return found
+                parts.append((problem.split(state)[0], states, change, solution.nfe))
+        first, last, change, nfe = (torch.cat(values) for values in zip(*parts, strict=True))
+        return DensitySolution(first, last, change, nfe, tuple(failures))

@@ -63,7 +63,7 @@ class Divergence(Options):
     def stderr(self, integrals: Tensor, d: int) -> Tensor:
         """The standard error (B,) of the mean of integrals (B, m): 0 if the rule is exact, NaN for one channel."""
         if self.exact(d):
-            return torch.zeros_like(integrals[:, 0])
+            return 0 * integrals[:, 0]  # NaN for samples that failed
         m = integrals.shape[1]
         return integrals.std(1) / math.sqrt(m) if m > 1 else integrals[:, 0] * math.nan
 
@@ -221,3 +221,13 @@ class HutchPP(Divergence):
         left = g - torch.einsum("mkb,kbd->mbd", torch.einsum("mbd,kbd->mkb", g.to(q), q), q)
         channels: Tensor = inside.unsqueeze(1) + (products(left) * left).sum(2).T
         return channels
+
+
+def rule_of(divergence: str | Divergence | None, d: int) -> Divergence:
+    """The rule for data of d dimensions from its name or spec.
+
+    None means ``hutchinson``, or ``exact`` where that takes no more products.
+    """
+    if divergence is None:
+        return Exact() if d <= Hutchinson().products(d) else Hutchinson()
+    return divergences.make(divergence)

@@ -15,6 +15,7 @@ from solvers.adaptive.other_libraries import BlackBox, Scipy
 
 from ..paths.base import SDE
 from ..sampling import inputs
+from ..sampling.failures import lost, without
 
 OFF = 0.2  # the largest distance of a level from the lattice, in bins; data may have been rounded to 16 bits
 
@@ -68,14 +69,17 @@ def on_lattice(x: Tensor, bin_width: float) -> None:
 def prior_at(prior: Callable[[Tensor], Tensor] | None, sde: SDE, states: Tensor) -> Tensor:
     """The log-density (B,) of states (B, *) under the prior, float64; by default the prior of the SDE.
 
+    It is NaN for states that are not finite, which a prior may reject.
+
     Raises:
         InputError: the prior does not return one number per state.
     """
-    found = (prior or sde.prior().log_prob)(states)
+    bad = lost(states.detach())
+    found = (prior or sde.prior().log_prob)(without(states, bad, 0.0))
     if not isinstance(found, Tensor) or found.shape != (len(states),):
         shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise InputError(f"the prior must return the log-density ({len(states)},) of each state, got {shown}")
-    return found.to(states.device).double()
+    return without(found.to(states.device).double(), bad, math.nan)
 
 
 def check_end(what: str, prior: Callable[[Tensor], Tensor] | None, sde: SDE, t: float) -> None:

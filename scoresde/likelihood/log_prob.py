@@ -6,7 +6,7 @@ x0 + (sigma / alpha)(t_min) eps, on the scale of the data: x enters the path as 
 
 A likelihood takes three stages: make a ``LikelihoodPlan``, which contains everything but the model and the samples;
 evaluate the ODE for every draw of every plan; assemble a ``LogProb``. The default solver is ``adams_adaptive`` with
-tolerances of 1e-4, or ``heun`` if steps or nfe are given; the default grid is ``logsnr``. The state is float64; the
+tolerances of 4e-5, or ``heun`` if steps or nfe are given; the default grid is ``logsnr``. The state is float64; the
 denoiser receives x in its dtype, in at least float32, and runs in evaluation mode and under the caller's autocast.
 
 >>> import scoresde, torch
@@ -36,17 +36,18 @@ from ..models.evaluation import evaluation, gradients, recordable
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
+from ..sampling.failures import Failure, check_how, report
 from ..sampling.inputs import Array, Seeds
 from ..sampling.plan import Plan, PlanRequest, choose_plan
 from . import solver_error
 from .density_ode import DensitySolution, DensitySolve
 from .dequantisation import Dequantiser, dequantisers, uniforms
-from .divergence import Divergence, divergences
+from .divergence import Divergence, rule_of
 from .inputs import check_end, deterministic, on_lattice, positive, prior_at, seeds_of
 from .result import LogProb, degrees
 from .tolerance import Settings, in_nats, meet, other_seeds, solver_of, solver_setting
 
-ADAPTIVE = "adams_adaptive(rtol=0.0001, atol=0.0001)"
+ADAPTIVE = "adams_adaptive(rtol=4e-05, atol=4e-05)"
 GRID = "logsnr"
 BOUND_OF_LEVELS = "lower bound on the log-probability of the levels"
 
@@ -107,7 +108,8 @@ class LikelihoodPlan:
     Attributes:
         plan: a plan with a deterministic solver that ends at t_min.
         divergence: the estimator of the trace: ``exact``, ``hutchinson(probes=4)``, ``orthogonal(probes=4)`` or
-            ``hutchpp(vectors=2)``.
+            ``hutchpp(vectors=2)``. ``log_prob`` chooses ``hutchinson`` by default, or ``exact`` in at most 4
+            dimensions, where it takes no more products.
         batching: the batch size, device and dtype.
         prior: the log-density (B,) at t_max of states (B, *), which are float64; by default the SDE's prior. If the
             solve ends before the SDE's t_max, there is no default.
@@ -184,6 +186,11 @@ class Integrals(NamedTuple):
         return -(shares * torch.stack([solution.change for solution in self.solutions])).sum(0)
 
     @property
+    def failures(self) -> tuple[Failure, ...]:
+        """The samples that failed in some draw, each with its first reason."""
+        return tuple({f.sample: f for solution in self.solutions[::-1] for f in solution.failures}.values())
+
+    @property
     def nfe(self) -> Tensor:
         """The NFE (B,), summed over the draws."""
         return torch.stack([solution.nfe for solution in self.solutions]).sum(0)
@@ -199,7 +206,7 @@ def log_prob(
     nfe: int | None = None,
     plan: Plan | None = None,
     tolerance: float | None = None,
-    divergence: str | Divergence = "hutchinson",
+    divergence: str | Divergence | None = None,
     seeds: Seeds | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     bin_width: float | None = None,
@@ -212,41 +219,49 @@ def log_prob(
     differentiable: bool = False,
     batch_size: int | None = None,
     progress: bool = False,
+    on_failure: str = "warn",
 ) -> LogProb:
     """Log-likelihood of samples x (B, *) under the model's probability-flow ODE.
 
     Args:
         solver, grid, steps, nfe, t_min, t_max, plan: as in ``sample``. The default solver is ``adams_adaptive`` with
-            tolerances of 1e-4, or ``heun`` if steps or nfe are given; the default grid is ``logsnr``.
+            tolerances of 4e-5, or ``heun`` if steps or nfe are given; the default grid is ``logsnr``.
         tolerance: instead of steps and nfe, the total error: in bits/dim if a bin width is known, else in nats. Steps
             and probes are chosen to meet it, see ``tolerance.meet``, and ``solver_error`` is estimated.
         seeds: the seeds of the probes and of the dequantiser's draws, one integer per sample; by default 0, 1, ...
         divergence, prior, bin_width, dequantiser, draws, error, differentiable: see ``LikelihoodPlan``.
-        batch_size: the number of samples in a batch; it does not change the values.
+        batch_size, progress, on_failure: as in ``sample``. The nats of samples that fail are NaN.
 
     Raises:
         InputError: see ``scoresde.plan`` and ``LikelihoodPlan``; also if the solver draws noise, or computes outside
             torch although gradients are requested; the data are empty, not floats, not finite or, with a dequantiser,
             not levels; the seeds are not one integer per sample; the prior does not return shape (B,); the bin width or
-            the tolerance is not positive; the result is not finite.
+            the tolerance is not positive; all samples fail.
     """
+    check_how(on_failure)
     denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
     samples = Samples(x, seeds_of(seeds, len(x)), conditions)
     width = None if bin_width is None else positive("bin_width", bin_width)
     batching = Batching(batch_size, x.device, torch.promote_types(x.dtype, torch.float32), progress)
 
     def likelihood_plan(of: Plan) -> LikelihoodPlan:
-        noise, rule = None if dequantiser is None else dequantisers.make(dequantiser), divergences.make(divergence)
+        noise = None if dequantiser is None else dequantisers.make(dequantiser)
+        rule = rule_of(divergence, samples.dimensions)
         return LikelihoodPlan(of, rule, batching, prior, width, noise, draws, error, differentiable)
 
     request = PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     if tolerance is None:
-        return evaluate(denoiser, likelihood_plan(choose_plan_to_t_min(plan, denoiser, request)), samples)
-    if plan is not None:
-        raise InputError("tolerance chooses the steps: leave out the plan, and pass solver and grid")
-    if (steps, nfe, draws) != (None, None, 1):
-        raise InputError("tolerance chooses the steps: leave out steps, nfe and draws")
-    return _within(denoiser, samples, positive("tolerance", tolerance), request, likelihood_plan)
+        likelihood = evaluate(denoiser, likelihood_plan(choose_plan_to_t_min(plan, denoiser, request)), samples)
+        return _told(likelihood, on_failure)
+    if (plan, steps, nfe, draws) != (None, None, None, 1):
+        raise InputError("tolerance chooses the steps: leave out plan, steps, nfe and draws; pass solver and grid")
+    return _told(_within(denoiser, samples, positive("tolerance", tolerance), request, likelihood_plan), on_failure)
+
+
+def _told(found: LogProb, on_failure: str) -> LogProb:
+    """The result, after its failures were reported."""
+    report(found.failures, len(found.nats), on_failure, f"{found.solver} on {found.grid}")
+    return found
 
 
 def _within(
@@ -316,6 +331,7 @@ def assemble(how: LikelihoodPlan, found: Integrals, d: int) -> LogProb:
         divergence=str(rule),
         seconds=0.0,
         bin_width=how.bin_width,
+        failures=found.failures,
         kind=kind_of(rule, d) if how.dequantiser is None else f"{BOUND_OF_LEVELS} ({kind_of(rule, d)})",
     )
     return _with_cost(result, [found], how, d)

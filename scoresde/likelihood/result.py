@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import scipy
 import torch
 from torch import Tensor
 
 from solvers import InputError
+
+from ..sampling.failures import Failure, listed
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,8 +38,9 @@ class LogProb:
         freedom: (B,) degrees of freedom of ``stderr``, float64: the number of draws less one. None if it is not known.
         stderr_of: a description of the draws that ``stderr`` refers to; empty if nothing was drawn.
         solver_error: (B,) nats, an estimated bound of the solver's error, see ``solver_error.bound``; None if it was
-            not requested.
+            not requested, NaN if a coarser solve failed.
         terms: the terms (B, N + 1) of a chain's bound in nats, see ``chain.chain_bound``; otherwise None.
+        failures: the samples that failed; their nats and latents are NaN.
     """
 
     nats: Tensor
@@ -56,6 +60,21 @@ class LogProb:
     freedom: Tensor | None = None
     stderr_of: str = ""
     solver_error: Tensor | None = None
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def finite(self) -> LogProb:
+        """The result for the samples that did not fail, for statistics."""
+        if not self.failures:
+            return self
+        rows, kept = self.nats.isfinite(), dict[str, Any]()
+        for field in fields(self):
+            value: Any = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                kept[field.name] = value[rows.to(value.device)]
+            elif isinstance(value, Mapping):
+                kept[field.name] = {name: part[rows.to(part.device)] for name, part in value.items()}
+        return replace(self, **kept, failures=())
 
     @property
     def dimensions(self) -> int:
@@ -90,6 +109,13 @@ class LogProb:
         return self.nats - half, self.nats + half
 
     def __repr__(self) -> str:
+        if not self.failures:
+            return "\n".join(self._lines())
+        total, lost = len(self.nats), len(self.failures)
+        note = f"  {lost} of {total} samples failed and are left out: {listed(self.failures)}"
+        return "\n".join([*(self.finite._lines() if lost < total else []), note])
+
+    def _lines(self) -> list[str]:
         def mean(values: Tensor, digits: int) -> str:
             values, count = values.detach(), len(values)
             error = f" +- {float(values.std()) / math.sqrt(count):.{digits}f}" if count > 1 else ""
@@ -109,7 +135,7 @@ class LogProb:
         trace = f", trace {self.divergence}" if self.divergence else ""
         work = f"{self.nfe} NFE" + (f", {self.products} vector-Jacobian products" if self.products else "")
         lines.append(f"  {self.solver} on {self.grid}{trace}, {work}, {self.seconds:.1f} s")
-        return "\n".join(lines)
+        return lines
 
 
 def typical_error(stderr: Tensor) -> float:
@@ -140,6 +166,8 @@ def error_of_mean(values: Tensor) -> float:
 def uncertainty(result: LogProb) -> dict[str, float]:
     """The uncertainty of the mean of a likelihood, by its parts, in nats per sample; NaN if a part is not known.
 
+    It is about the samples that did not fail.
+
     - ``samples``: the standard error over samples, which already includes those of the probes and of the dequantiser.
     - ``trace``: the standard error of the probes.
     - ``solver``: the mean of ``solver_error``; NaN if it was not requested.
@@ -148,6 +176,7 @@ def uncertainty(result: LogProb) -> dict[str, float]:
 
     If the solver's part is not known, the last two omit it.
     """
+    result = result.finite
     samples = error_of_mean(result.nats)
     trace = float(result.stderr.double().square().sum().sqrt()) / len(result.nats)
     solver = math.nan if result.solver_error is None else float(result.solver_error.double().mean())

@@ -30,10 +30,11 @@ from ..models.evaluation import evaluation, gradients, recordable
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_start
+from ..sampling.failures import check_how, report
 from ..sampling.inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of
 from ..sampling.plan import Plan, PlanRequest
 from .density_ode import DensitySolve
-from .divergence import Divergence, divergences
+from .divergence import Divergence, rule_of
 from .inputs import prior_at
 from .log_prob import choose_plan_to_t_min, kind_of
 from .result import LogProb, degrees
@@ -49,7 +50,7 @@ def sample_with_log_prob(
     *,
     nfe: int | None = None,
     plan: Plan | None = None,
-    divergence: str | Divergence = "hutchinson",
+    divergence: str | Divergence | None = None,
     x_init: Array | None = None,
     prior: Callable[[Tensor], Tensor] | None = None,
     t_min: float | None = None,
@@ -60,6 +61,7 @@ def sample_with_log_prob(
     batch_size: int | None = None,
     differentiable: bool = False,
     progress: bool = False,
+    on_failure: str = "warn",
 ) -> tuple[Tensor, LogProb]:
     """Draws one sample per seed, and computes the log-density of the model's ODE at that sample.
 
@@ -71,6 +73,7 @@ def sample_with_log_prob(
         dtype, device, batch_size, progress: see ``Batching``; samples have that dtype, the state is float64.
         differentiable: keep the graph, so that samples and ``nats`` can be differentiated by ``x_init``, the parameters
             and the conditions.
+        on_failure: see ``sample``.
 
     Returns:
         The samples x (B, *) on the scale of the data, x_{t_min} / alpha(t_min), and their ``LogProb``: ``nats`` is the
@@ -80,16 +83,18 @@ def sample_with_log_prob(
         InputError: see ``log_prob``; also if there are no seeds, ``x_init`` has a different length, the range is
             shortened without ``x_init`` and ``prior``, or ``prior`` is given without ``x_init``.
     """
+    check_how(on_failure)
     denoiser = as_model(denoiser)
     made = choose_plan_to_t_min(plan, denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max))
     given, lengths, start = draws_of(seeds, shape, x_init, denoiser.shape)
     _check(made, given, lengths, start, prior)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
-    conditions, rule = conditions_of(condition, len(given), batching.device), divergences.make(divergence)
+    conditions, rule = conditions_of(condition, len(given), batching.device), rule_of(divergence, math.prod(lengths))
     with evaluation(denoiser), gradients(differentiable):
         conditions = {name: recordable(value) for name, value in conditions.items()}
         solve = DensitySolve(denoiser, rule, given, lengths, conditions, batching, differentiable)
         x, found = _solved(solve, made, None if start is None else recordable(start), prior)
+    report(found.failures, len(given), on_failure, f"{made.solver} on {made.grid}")
     return x.to(batching.dtype).to(batching.device), found
 
 
@@ -150,4 +155,5 @@ def _solved(
         divergence=str(rule),
         seconds=time.perf_counter() - began,
         kind=kind_of(rule, d),
+        failures=solution.failures,
     )

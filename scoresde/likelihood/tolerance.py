@@ -87,7 +87,7 @@ class Trials:
         while True:
             found = self.run(k, rule, rows, trial)
             error = solver_error.bound(found.nats, middle.nats, coarse.nats)
-            yield k, replace(found, solver_error=error), float(error.max())
+            yield k, replace(found, solver_error=error), _largest(error)
             coarse, middle, k = middle, found, k + 1
 
 
@@ -144,6 +144,11 @@ def meet(
     )
 
 
+def _largest(errors: Tensor) -> float:
+    """The largest of errors (B,), apart from those of samples that failed."""
+    return float(torch.where(errors.isnan(), 0.0, errors).max())
+
+
 def solver_setting(solver: Solver, k: int) -> tuple[Solver, int | None]:
     """The k-th setting, each finer than the last: tolerances of 4^-k / 10, or 5 2^k steps.
 
@@ -180,7 +185,9 @@ def more(rule: Divergence, stderr: Tensor, allowed: float, d: int) -> Divergence
     m = rule.channels(d)
 
     def misses(probes: int) -> float:
-        sizes = (stderr * math.sqrt(m / probes)).detach().cpu().clamp(min=1e-300).numpy()
+        sizes = (stderr[~stderr.isnan()] * math.sqrt(m / probes)).detach().cpu().clamp(min=1e-300).numpy()
+        if not len(sizes):  # all samples failed
+            return 0.0
         return float((2 * scipy.stats.t.sf(allowed / sizes, m - 1)).mean())
 
     if misses(m) <= MISSES:

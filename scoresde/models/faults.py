@@ -118,7 +118,7 @@ def start_faults(x: Tensor, node: Node) -> list[Fault]:
     return [Fault("x_init", text)]
 
 
-def report(faults: list[Fault]) -> None:
+def report_faults(faults: list[Fault]) -> None:
     """Warns of faults.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from solvers import InputError
 
 from ..models.denoiser import Denoiser
-from ..models.faults import blind, report, setting_faults
+from ..models.faults import blind, report_faults, setting_faults
 
 DIFFUSERS = "diffusers:"
 
@@ -42,5 +42,5 @@ def load(source: str | Path) -> Denoiser:
 
 def _looked_at(denoiser: Denoiser) -> Denoiser:
     """The denoiser, after a warning if its settings do not suit its network; ``scoresde.check`` looks at more."""
-    report([*setting_faults(denoiser), *blind(denoiser)])
+    report_faults([*setting_faults(denoiser), *blind(denoiser)])
     return denoiser

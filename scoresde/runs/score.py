@@ -33,6 +33,7 @@ from ..likelihood.result import LogProb, error_of_mean, uncertainty
 from ..progress import bar as progress_bar
 from ..result_files import environment, fingerprint, write_arrays, write_atomically, write_json
 from ..sampling.batches import batches_of
+from ..sampling.failures import report
 from . import build
 from .config import flat
 from .run import Run
@@ -97,7 +98,9 @@ def evaluate(
     if missing:
         return Unfinished(len(shards) - len(missing), len(shards))
     whole = [done[k] if k in done else read_shard(files[k], facts, shards[k]) for k in shards]
-    return {name: join([shard[name] for shard in whole]) for name in whole[0]}
+    found = {name: join([shard[name] for shard in whole]) for name in whole[0]}
+    report(found["ode"].failures, len(x), "warn", f"{found['ode'].solver} on {found['ode'].grid}")
+    return found
 
 
 def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> str:
@@ -113,22 +116,21 @@ def write_results(out: Path, run: Run, x: Tensor, split: str, found: Mapping[str
     from ..show.likelihood_page import page
 
     result, bound = found["ode"], found.get("bound")
-    arrays = {
-        **_arrays(result),
-        **{f"bound_{name}": value for name, value in (_arrays(bound) if bound else {}).items()},
-    }
-    write_arrays(out / "likelihood.npz", latent=result.latent, **arrays)
+    write_arrays(out / "likelihood.npz", latent=result.latent, **_arrays(result, bound))
+    kept = result.finite
+    known = _arrays(kept, None if bound is None else bound.finite)  # for the statistics
     document = {
         "command": command,
         "split": split,
         "samples": len(x),
+        "failures": [failure._asdict() for failure in result.failures],
         **{
             name: getattr(result, name)
             for name in ("kind", "solver", "grid", "divergence", "nfe", "products", "seconds")
         },
-        "means": {name: _plain(value.double().mean()) for name, value in arrays.items()},
-        "standard_errors": {name: _plain(error_of_mean(value)) for name, value in arrays.items()},
-        "solver_error_max": None if result.solver_error is None else _plain(result.solver_error.max()),
+        "means": {name: _plain(value.double().mean()) for name, value in known.items()},
+        "standard_errors": {name: _plain(error_of_mean(value)) for name, value in known.items()},
+        "solver_error_max": None if kept.solver_error is None else _plain(kept.solver_error.max()),
         "uncertainty": {name: _plain(value) for name, value in uncertainty(result).items()},
         "bound": None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
         "evaluation": facts_of(run, x, split),
@@ -159,7 +161,7 @@ def options_of(run: Run) -> dict[str, Any]:
     noise = dequantisers.make(section.dequantiser)
     check_bound(section.bound)
     options: dict[str, Any] = {
-        "divergence": divergences.make(section.divergence),
+        "divergence": section.divergence and divergences.make(section.divergence),
         "bin_width": width,
         "dequantiser": None if width is None else noise,
         "draws": draws,
@@ -245,7 +247,7 @@ def _values(run: Run, x: Tensor, rows: slice, options: Mapping[str, Any]) -> dic
     """The likelihood of some samples, and the bound if the config names one."""
     part, seeds = x[rows].to(build.device_of(run.config)), range(rows.start, rows.stop)
     began = time.perf_counter()
-    result = log_prob(run.denoiser, part, seeds=seeds, **options, progress=True)
+    result = log_prob(run.denoiser, part, seeds=seeds, **options, progress=True, on_failure="keep")
     found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # includes the trials of a tolerance
     bound = bound_of(run, part, seeds)
     return found if bound is None else {**found, "bound": bound}
@@ -265,13 +267,13 @@ def bound_of(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
     return chain_bound(run.denoiser, data, options.bound, indices=options.bound_indices, **shared)
 
 
-def _arrays(result: LogProb) -> dict[str, Tensor]:
-    """The parts of a result that are one number per sample."""
+def _arrays(result: LogProb, bound: LogProb | None = None) -> dict[str, Tensor]:
+    """The parts of a result, and of a bound, that are one number per sample."""
     arrays = {"nats": result.nats, "stderr": result.stderr, **result.budget}
     arrays |= {"nfe": result.nfe_per_sample} if result.nfe_per_sample is not None else {}
     arrays |= {"solver_error": result.solver_error} if result.solver_error is not None else {}
     arrays |= {"bits_per_dim": result.bits_per_dim} if result.bin_width is not None else {}
-    return arrays
+    return arrays | {f"bound_{name}": value for name, value in (_arrays(bound) if bound else {}).items()}
 
 
 def _plain(value: Tensor | float) -> float | None:

@@ -17,6 +17,7 @@ from solvers import InputError
 
 from ..likelihood.result import LogProb
 from ..result_files import write_arrays
+from ..sampling.failures import Failure
 
 
 def write_shard(path: Path, facts: Mapping[str, Any], rows: slice, found: Mapping[str, LogProb]) -> None:
@@ -59,6 +60,8 @@ def read_shard(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, L
                 found[key].setdefault(field, {})[inner] = value
             else:
                 found[key][field] = value
+        for values in found.values():
+            values["failures"] = tuple(Failure(*failure) for failure in values["failures"])
         return {key: LogProb(**values) for key, values in found.items()}
 
 
@@ -107,8 +110,12 @@ def _same(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> No
 
 
 def join(shards: Sequence[LogProb]) -> LogProb:
-    """Joins the shards of one evaluation into one result."""
+    """Joins the shards of one evaluation into one result; its failures are named by their place in the whole."""
     made: dict[str, Any] = {}
+    firsts = [sum(len(shard.nats) for shard in shards[:k]) for k in range(len(shards))]
+    failures = [
+        [f._replace(sample=first + f.sample) for f in p.failures] for first, p in zip(firsts, shards, strict=True)
+    ]
     for field in fields(LogProb):
         values = [getattr(shard, field.name) for shard in shards]
         first = values[0]
@@ -122,4 +129,4 @@ def join(shards: Sequence[LogProb]) -> LogProb:
             made[field.name] = max(values)
         else:
             made[field.name] = sum(values) if field.name == "seconds" else first
-    return LogProb(**made)
+    return LogProb(**{**made, "failures": tuple(failure for part in failures for failure in part)})

@@ -26,7 +26,7 @@ import solvers
 from solvers import Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 
 from ..models.evaluation import evaluation
-from ..models.faults import report, start_faults
+from ..models.faults import report_faults, start_faults
 from ..models.model import LabelShiftRecorder, Model, as_model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
@@ -38,10 +38,10 @@ from .batches import (
     Batching,
     Source,
     batch_of,
-    check_finite,
     check_source,
     check_start,
 )
+from .failures import Failure, Watch, check_how, failures_of, lost, report, without
 from .inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
 from .plan import Plan, PlanRequest, choose_plan
 
@@ -69,6 +69,7 @@ class Sample:
         label_shift: the largest distance by which rounding moved a time label, over all evaluations; None if the
             denoiser does not round its labels.
         seeds: the seed of each sample; empty for an encoding.
+        failures: the samples that failed; their rows of ``x`` are NaN.
     """
 
     x: Tensor
@@ -84,6 +85,7 @@ class Sample:
     seconds: float
     label_shift: float | None = None
     seeds: tuple[int, ...] = ()
+    failures: tuple[Failure, ...] = ()
 
     def save(self, path: str | Path, low: float = -1.0, high: float = 1.0) -> None:
         """Writes the samples to a file, whose ending decides the format.
@@ -142,6 +144,7 @@ def sample(
     hooks: Hook | Sequence[Hook] = (),
     progress: bool = False,
     cuda_graph: bool = False,
+    on_failure: str = "warn",
 ) -> Sample:
     """Draws one sample per seed; sample i depends only on seed i.
 
@@ -160,21 +163,23 @@ def sample(
         hooks: functions that are called with (x, node) after every step, or one such function.
         cuda_graph: launch the whole trajectory of a batch, model included, as one CUDA graph. This needs a linear
             solver, no hooks, no progress bar, and a network that never waits for the device and has fixed shapes.
+        on_failure: a sample that is not finite becomes NaN, and one warning names all such samples with their steps and
+            noise levels. ``raise`` raises an error instead, ``keep`` only records them in ``failures``.
 
     Raises:
         InputError: see ``scoresde.plan``; also if there are no seeds, conditions or ``x_init`` have a different length,
-            or samples are not finite.
+            or all samples fail.
     """
     model, request = as_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     made = choose_plan(plan, model, request, default=("dpmpp_2m", None))
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
     check_start(x_init, len(given), lengths)
     if x_init is not None:
-        report(start_faults(x_init, made.nodes[0]))
+        report_faults(start_faults(x_init, made.nodes[0]))
     check_source(noise)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device)
-    solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph)
+    solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph, on_failure)
     return solve.run(len(given), solve.starts(given, lengths, SOURCES[noise], x_init), given)
 
 
@@ -193,6 +198,7 @@ def encode(
     batch_size: int | None = None,
     hooks: Hook | Sequence[Hook] = (),
     progress: bool = False,
+    on_failure: str = "warn",
 ) -> Sample:
     """Moves states x (B, *) from t_min to t_max along the ODE; ``sample(x_init=...)`` moves them back.
 
@@ -201,12 +207,14 @@ def encode(
     The arguments are the same as in ``sample``.
 
     Raises:
-        InputError: see ``scoresde.plan``; also if the solver is stochastic, or the data or the result are not finite.
+        InputError: see ``scoresde.plan``; also if the solver is stochastic, the data are not finite, or all samples
+            fail.
     """
     model, request = as_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     states, conditions = batch_of("x", x, condition)
     made = choose_plan(plan, model, request, default=("heun", None), end_at_t_min=True)
-    solve = _Solve(model, made.reversed(), conditions, Batching(batch_size, progress=progress), hooks_of(hooks))
+    batching = Batching(batch_size, progress=progress)
+    solve = _Solve(model, made.reversed(), conditions, batching, hooks_of(hooks), on_failure=on_failure)
     return solve.run(len(states), lambda rows: (states[rows], SeededNoise((), states.shape[1:])))
 
 
@@ -220,8 +228,10 @@ class _Solve:
     batching: Batching
     hooks: Sequence[Hook] = ()
     cuda_graph: bool = False
+    on_failure: str = "warn"
 
     def __post_init__(self) -> None:
+        check_how(self.on_failure)
         device = torch.device(self.batching.device)
         if self.cuda_graph and (self.hooks or self.batching.progress):
             raise InputError("cuda_graph=True launches all steps at once: leave out hooks and progress")
@@ -255,16 +265,27 @@ class _Solve:
             bar.update()
 
         began = time.perf_counter()
-        solve = self._solver(problem, (*self.hooks, advance) if self.batching.progress else self.hooks)
+        own = (advance,) if self.batching.progress else ()
+        solve = self._solver(problem)
+        # hooks must not be called again to find out where a sample failed, so with hooks each step is watched at once
+        watches = [Watch(plan) for _ in batches]
         with evaluation(self.denoiser), bar, torch.no_grad():
-            parts = [solve(problem.select(rows), *start(rows)) for rows in batches]
+            parts = [
+                solve(problem.select(rows), *start(rows), (*self.hooks, watch, *own) if self.hooks else own)
+                for rows, watch in zip(batches, watches, strict=True)
+            ]
+            failures = [
+                self._failures(problem, start, rows, part, watch)
+                for rows, part, watch in zip(batches, parts, watches, strict=True)
+            ]
         x, nfe, accepted, rejected = (
             torch.cat([getattr(part, name) for part in parts]) for name in ("x", "nfe", "accepted", "rejected")
         )
         errors = [part.error for part in parts if part.error is not None]
-        check_finite(x, plan)
+        failed = tuple(failure for part in failures for failure in part)
+        report(failed, count, self.on_failure, f"{plan.solver} on {plan.grid}")
         return Sample(
-            x=x,
+            x=without(x, lost(x), torch.nan) if failed else x,
             nfe=int(nfe.max()),
             nfe_per_sample=nfe,
             accepted=accepted,
@@ -277,15 +298,32 @@ class _Solve:
             seconds=time.perf_counter() - began,
             label_shift=None if recorder is None else recorder.largest,
             seeds=tuple(seeds),
+            failures=failed,
         )
 
-    def _solver(self, problem: Diffusion, hooks: Sequence[Hook]) -> Callable[[Diffusion, Tensor, Source], Solution]:
+    def _failures(
+        self, problem: Diffusion, start: Start, rows: slice, found: Solution, watch: Watch
+    ) -> tuple[Failure, ...]:
+        """The samples of a batch that failed; without hooks, solves again to find the steps."""
+        bad = lost(found.x)
+        if not bool(bad.any()):
+            return ()
+        if not self.hooks and not all(i in found.failed for i in torch.nonzero(bad).flatten().tolist()):
+            self._eager(problem.select(rows), *start(rows), (watch,))
+        return failures_of(bad, rows.start, found.failed, watch.reasons)
+
+    def _solver(self, problem: Diffusion) -> Callable[[Diffusion, Tensor, Source, Sequence[Hook]], Solution]:
         """The function that solves a batch: a CUDA graph, the solver's program, or the solver itself."""
+        if self.cuda_graph:
+            program = self.plan.program(self.denoiser.output)
+            graph = graphs.runner(program, problem.denoiser, str(self.plan.solver))
+            return lambda part, x, noise, hooks: graph(x, noise, part.conditions)
+        return self._eager
+
+    def _eager(self, part: Diffusion, x: Tensor, noise: Source, hooks: Sequence[Hook]) -> Solution:
+        """Solves a batch step by step: by the solver's program, or by the solver itself."""
         plan = self.plan
         program = plan.program(self.denoiser.output)
-        if self.cuda_graph:
-            graph = graphs.runner(program, problem.denoiser, str(plan.solver))
-            return lambda part, x, noise: graph(x, noise, part.conditions)
         if program is not None:
-            return lambda part, x, noise: program.solve(part, x, noise, hooks)
-        return lambda part, x, noise: solvers.solve(plan.solver, part, x, plan.nodes, noise, hooks)
+            return program.solve(part, x, noise, hooks)
+        return solvers.solve(plan.solver, part, x, plan.nodes, noise, hooks, strict=False)

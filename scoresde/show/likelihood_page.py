@@ -58,7 +58,7 @@ def page(
     discrete = result.bin_width is not None
     values = result.bits_per_dim if discrete else result.nats
     label = "bits per dimension" if discrete else "log-likelihood, nats"
-    order = torch.argsort(result.nats, stable=True).tolist()
+    order = [i for i in torch.argsort(result.nats, stable=True).tolist() if math.isfinite(result.nats[i])]
 
     def shown(places: Sequence[int]) -> Iterator[dict[str, str]]:
         for i in places:
@@ -73,8 +73,8 @@ def page(
         text=text,
         discrete=discrete,
         label=label,
-        tables=[_table(part) for part in found.values()],
-        histogram=inline(histogram(values, label)),
+        tables=[_table(part.finite) for part in found.values()],
+        histogram=inline(histogram(values[values.isfinite()], label)),
         ends=[("least", list(shown(order[:SHOWN]))), ("most", list(shown(order[::-1][:SHOWN])))],
         command=document["command"],
         facts=facts,

@@ -31,7 +31,7 @@ from solvers.errors import positive_integer
 
 from ..data import spread
 from ..models.denoiser import Denoiser
-from ..models.faults import data_faults, report, setting_faults
+from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
@@ -141,7 +141,7 @@ def train(
         raise InputError("the training data contain numbers that are not finite")
     model = as_model(denoiser)
     settings = setting_faults(model) if isinstance(model, Denoiser) else []
-    report([*data_faults(model, data, options.bin_width), *settings])
+    report_faults([*data_faults(model, data, options.bin_width), *settings])
     run = Training(denoiser, network, data, loss, options)
     run.resume()
     last = math.nan

@@ -1,4 +1,4 @@
-"""Adaptive Adams method: per-sample steps, each at the cost of one evaluation."""
+"""Adaptive Adams method: per-sample steps and orders, each step at the cost of one evaluation."""
 
 from __future__ import annotations
 
@@ -19,44 +19,50 @@ from ..types.solver import solvers
 from .base import Adaptive, Attempt, Progress, column, row_norms
 
 SOFTNESS = 0.1  # the number a in the clock
+SAFETY, RETRY = 0.7, 0.9  # of the next length; the greatest factor after a rejected step
+LEAST = 2  # the lowest order
+# the order falls if it allows DOWN times the length, and rises if it allows UP times the length: low orders are stabler
+DOWN, UP = 0.9, 1.1
 
 
 @solvers.register(
     "adams_adaptive",
     aliases=("abm", "adams_bashforth_moulton"),
     kind="adaptive ODE",
-    order=5,
+    order=6,
     nonlinear="it chooses each sample's steps from the error that it estimates",
     adaptive=True,
     evaluations=1,
-    reference="Hairer, Norsett and Wanner 1993, sections III.1 and III.5, with local extrapolation",
+    reference="Hairer, Norsett and Wanner 1993, sections III.1, III.5 and III.7, with local extrapolation",
     formula="x_s / (alpha_s + sigma_s) = x / (alpha + sigma) + sum_j (eps_j - x0_j) int l_j(c) dr, "
     "r = sigma / (alpha + sigma), c = log((r + 0.1) / (1.1 - r))",
 )
 @dataclass(frozen=True)
 class AdamsAdaptive(Adaptive):
-    """An Adams-Bashforth predictor and an Adams-Moulton corrector; each sample has its own uneven steps.
+    """An Adams-Bashforth predictor and an Adams-Moulton corrector; each sample has its own uneven steps and order.
 
-    On every Gaussian path the ODE is d(x / (alpha + sigma)) / dr = eps - x0 with r = sigma / (alpha + sigma). The
-    predictor integrates the polynomial in c through the last ``order`` - 1 slopes. The model is evaluated once, at the
+    On every Gaussian path the ODE is d(x / (alpha + sigma)) / dr = eps - x0 with r = sigma / (alpha + sigma). At order
+    q the predictor integrates the polynomial in c through the last q - 1 slopes. The model is evaluated once, at the
     predictor's result. The corrector integrates the polynomial through these slopes and the new one. The error
-    estimate is the difference from the corrector of one order less, through the last ``order`` - 1 slopes.
+    estimate is the difference from the corrector of order q - 1, through the last q - 1 slopes.
 
     The clock is c = log((r + a) / (1 - r + a)) with a = 0.1. It is like log(sigma / alpha) where neither alpha nor
     sigma is small, and like r at the two ends: predictions change over decades of sigma / alpha, but changes at the
     ends hardly matter.
 
-    A solve begins with one slope and gains an order at each step. n accepted and rejected steps take 1 + n
-    evaluations. The tolerance of a component of y = x / (alpha + sigma) is atol + rtol max(|y_t|, |y_s|), so every path
-    takes the same steps. After a step, h is multiplied by 0.8 err^(-1 / p), at most 2, with p the order of the estimate
-    plus 1. ``first_step`` is a length in c; None means (0.1 / |slope|)^(1/2), the slope in units of the tolerance.
+    A solve begins with one slope, at order 2. After each step, the next order is q - 1, q or q + 1, whichever allows
+    the longest step, from 2 to ``order``. Where stability limits the steps, the differences of high order oscillate and
+    grow, and the order falls. n accepted and rejected steps take 1 + n evaluations. The tolerance of a component of
+    y = x / (alpha + sigma) is atol + rtol max(|y_t|, |y_s|), so every path takes the same steps. After a step, h is
+    multiplied by 0.7 err^(-1 / q), at most 2.5. ``first_step`` is a length in c; None means (0.1 / |slope|)^(1/2), the
+    slope in units of the tolerance.
     """
 
-    order: Annotated[int, Range(2, 7)] = 5
+    order: Annotated[int, Range(2, 7)] = 6
 
     ramps: ClassVar[bool] = True
     reuses: ClassVar[bool] = True
-    largest: ClassVar[float] = 2.0
+    largest: ClassVar[float] = 2.5
 
     @staticmethod
     def scale(node: Node) -> float:
@@ -101,41 +107,69 @@ class AdamsAdaptive(Adaptive):
         ends: Sequence[Node],
         dtype: torch.dtype,
     ) -> Attempt:
-        predictor, corrector, lower = self._weights(samples, ends)
-        starts = [sample.node for sample in samples]
-        before, after = (column([self.scale(n) for n in nodes], x) for nodes in (starts, ends))
+        predictor, corrector, *rivals = self._weights(samples, ends)
+        before, after = (
+            column([self.scale(n) for n in nodes], x) for nodes in ([sample.node for sample in samples], ends)
+        )
         y = x / before
         moved = after * (y + _sum(predictor, slope))
         known = torch.cat([slope, self.ask(problem, moved, ends, dtype).unsqueeze(1)], 1)
         new = y + _sum(corrector, known)
-        return Attempt(after * new, _sum(corrector - lower, known), new, known[:, 1:])
+        error, *others = (_sum(weights, known) for weights in rivals)
+        return Attempt(after * new, error, new, known[:, 1:], others=tuple(others))
 
     def control(self, errors: tuple[float, ...], sample: Progress) -> tuple[bool, float]:
-        factor = 0.8 * errors[0] ** (-1 / (self._used(sample) + 1))
+        q, (lower, higher) = self._order(sample), sample.others
+        factor, sample.order = _factor(errors[0], q), q
+        if q > LEAST and _factor(lower, q - 1) > DOWN * factor:
+            factor, sample.order = _factor(lower, q - 1), q - 1
         if errors[0] > 1:
-            return False, max(factor, self.smallest)
+            return False, max(min(factor, RETRY), self.smallest)
+        if sample.order == q and self._raises(sample) and _factor(higher, q + 1) > UP * factor:
+            factor, sample.order = _factor(higher, q + 1), q + 1
         return True, min(factor, self.largest)
 
-    def _used(self, sample: Progress) -> int:
-        """The number of slopes that the predictor of a sample's next step uses."""
-        return min(len(sample.places), self.order - 1)
+    def _order(self, sample: Progress) -> int:
+        """The order of a sample's next step: its corrector uses so many slopes."""
+        return max(LEAST, min(sample.order, len(sample.places) + 1, self.order))
 
-    def _weights(self, samples: Sequence[Progress], ends: Sequence[Node]) -> tuple[Rows, Rows, Rows]:
-        """The weights of the slopes, latest last: of the predictor (n, k), the corrector (n, k + 1), and the corrector
-        of one order less (n, k + 1)."""
+    def _raises(self, sample: Progress) -> bool:
+        """Whether a sample has slopes enough to estimate the error at one order more."""
+        return len(sample.places) >= self._order(sample) < self.order
+
+    def _weights(self, samples: Sequence[Progress], ends: Sequence[Node]) -> tuple[Rows, ...]:
+        """The weights of the slopes, latest last: of the predictor (n, k), the corrector (n, k + 1), and the error
+        estimates (n, k + 1) at its order, one less and one more; 0 for estimates that cannot be made."""
         k = self.order - 1
-        predictor, corrector, lower = (np.zeros((len(samples), columns)) for columns in (k, k + 1, k + 1))
+        predictor, (corrector, *errors) = np.zeros((len(samples), k)), np.zeros((4, len(samples), k + 1))
         goals = np.array([self.clock(end) for end in ends])
-        for used in {self._used(sample) for sample in samples}:
-            some = [i for i, sample in enumerate(samples) if self._used(sample) == used]
-            at = np.array([(*samples[i].places[-used:], goals[i]) for i in some])
+        kinds = [(self._order(sample), self._raises(sample)) for sample in samples]
+        for q, raises in set(kinds):
+            some = [i for i, kind in enumerate(kinds) if kind == (q, raises)]
+            at = np.array([(*samples[i].places[1 - q - raises :], goals[i]) for i in some])
             start, h = at[:, -2, None], (at[:, -1] - at[:, -2])[:, None]
             points = start + h * GAUSS[0]
             measure = h * GAUSS[1] * self._rate(points)
-            predictor[some, k - used :] = lagrange_rows(at[:, :-1], points, measure)
-            corrector[some, k - used :] = lagrange_rows(at, points, measure)
-            lower[some, k + 1 - used :] = lagrange_rows(at[:, 1:], points, measure)
-        return predictor, corrector, lower
+
+            def of(count: int, at: Rows = at, points: Rows = points, measure: Rows = measure) -> Rows:
+                """The weights of the corrector through the last ``count`` slopes, among k + 1."""
+                found = np.zeros((len(at), k + 1))
+                found[:, k + 1 - count :] = lagrange_rows(at[:, -count:], points, measure)
+                return found
+
+            predictor[some, k + 1 - q :] = lagrange_rows(at[:, -q:-1], points, measure)
+            high, low = of(q), of(q - 1)
+            corrector[some], errors[0][some] = high, high - low
+            if q > LEAST:
+                errors[1][some] = low - of(q - 2)
+            if raises:
+                errors[2][some] = of(q + 1) - high
+        return predictor, corrector, *errors
+
+
+def _factor(error: float, q: int) -> float:
+    """The factor to the length of the next step, from the error estimate of a step of order q."""
+    return SAFETY * math.pow(max(error, 1e-10), -1 / q)
 
 
 def _sum(weights: Rows, slopes: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..registry.ranges import AnyPositive, Count
 from ..types.node import Node, Prediction
 from ..types.problem import Problem
@@ -38,9 +37,12 @@ class Progress:
         retried: whether the last inner step was rejected.
         lost: whether it was rejected because its error was not finite.
         places: the values of the clock where its slope is known, in this solve up to now, the latest last.
+        order: the order of the next inner step, for methods of variable order.
+        others: the error norms of the last inner step at other orders, see ``Attempt``.
         accepted, rejected: how many inner steps were.
         error: the sum of the error norms of the accepted inner steps.
         noise: the source of its noise, for stochastic solvers.
+        failed: the reason why the sample was given up, or "".
     """
 
     node: Node
@@ -50,10 +52,13 @@ class Progress:
     retried: bool = False
     lost: bool = False
     places: tuple[float, ...] = ()
+    order: int = 0
+    others: tuple[float, ...] = ()
     accepted: int = 0
     rejected: int = 0
     error: float = 0.0
     noise: Any = None
+    failed: str = ""
 
 
 class Attempt(NamedTuple):
@@ -65,6 +70,7 @@ class Attempt(NamedTuple):
         compare: the state that the tolerance is relative to, along with that of the last accepted step.
         slope: the slopes to remember at the new state, for methods that evaluate the model there.
         measured: the error as the tolerance measures it, where that is not ``error`` itself.
+        others: estimates of the error at other orders, for methods of variable order.
     """
 
     x: Tensor
@@ -72,6 +78,7 @@ class Attempt(NamedTuple):
     compare: Tensor
     slope: Tensor | None = None
     measured: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
 
 
 class Carry(NamedTuple):
@@ -172,7 +179,10 @@ class Adaptive(Solver):
         raise NotImplementedError
 
     def control(self, errors: tuple[float, ...], sample: Progress) -> tuple[bool, float]:
-        """Whether to accept a sample's step, and the factor for the next length; ``errors`` has the latest first."""
+        """Whether to accept a sample's step, and the factor for the next length; ``errors`` has the latest first.
+
+        Methods of variable order also set ``sample.order``, and ``sample.others`` has the error norms at other orders.
+        """
         raise NotImplementedError
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
@@ -187,8 +197,9 @@ class Adaptive(Solver):
             sample.h = min(math.inf if self.first_step is None else self.first_step, self.longest)
             if isinstance(carry, Carry):
                 sample.h, sample.errors = carry.samples[i].h, carry.samples[i].errors
-                sample.places = carry.samples[i].places if known else ()
-        active = list(range(count))
+                sample.places, sample.order = (carry.samples[i].places, carry.samples[i].order) if known else ((), 0)
+                sample.failed = carry.samples[i].failed
+        active = [i for i in range(count) if not samples[i].failed]
         while active:
             if missing := [i for i in active if not samples[i].known]:
                 nodes = [samples[i].node for i in missing]
@@ -197,35 +208,59 @@ class Adaptive(Solver):
                 for i in missing:
                     samples[i].places = (self.clock(samples[i].node),)
                 if carry is None and self.first_step is None and not any(p.accepted + p.rejected for p in samples):
-                    self._check(samples, missing, found)
-                    for sample, h in zip(samples, self.automatic(state, slope, t, s), strict=True):
-                        sample.h = min(h, self.longest)
+                    for i, values in zip(missing, found, strict=True):
+                        self._check(samples[i], values)
+                    active = [i for i in active if not samples[i].failed]
+                    for i, h in zip(active, self.automatic(state[active], slope[active], t, s), strict=True):
+                        samples[i].h = min(h, self.longest)
+            active = [i for i in active if self._goes_on(samples[i], s)]
+            if not active:
+                break
             ends = self._ends(problem, samples, active, s)
             lengths = [abs(self.clock(end) - self.clock(samples[i].node)) for i, end in zip(active, ends, strict=True)]
             made = self.attempt(
                 _part(problem, active, count), state[active], slope[active], [samples[i] for i in active], ends, x.dtype
             )
             measured = made.error if made.measured is None else made.measured
-            norms = row_norms(measured / self.tolerance(previous[active], made.compare))
+            tolerance = self.tolerance(previous[active], made.compare)
+            norms, *others = (row_norms(error / tolerance) for error in (measured, *made.others))
             taken: list[int] = []
             for k, (i, norm, error) in enumerate(zip(active, norms, row_norms(made.error), strict=True)):
                 if not math.isfinite(norm):
-                    self._check([samples[i]], [i], slope[i : i + 1])
+                    self._check(samples[i], slope[i])
+                samples[i].others = tuple(other[k] for other in others)
                 if self._settle(samples[i], norm, error, lengths[k], ends[k]):
                     taken.append(k)
             moved = [active[k] for k in taken]
             state, previous = _put(state, moved, made.x[taken]), _put(previous, moved, made.compare[taken])
             if made.slope is not None:
                 slope = _put(slope, moved, made.slope[taken])
-            active = [i for i in active if samples[i].node is not s]
+            active = [i for i in active if samples[i].node is not s and not samples[i].failed]
+        failed = {i: sample.failed for i, sample in enumerate(samples) if sample.failed}
+        state = _put(state, list(failed), state[list(failed)] * math.nan) if failed else state
         out = state.to(x.dtype)
         accepted = torch.tensor([sample.accepted for sample in samples])
         rejected = torch.tensor([sample.rejected for sample in samples])
         total = torch.tensor([sample.error for sample in samples], dtype=torch.float64)
-        return Step(out, Carry(slope, previous, samples), total, accepted, rejected)
+        return Step(out, Carry(slope, previous, samples), total, accepted, rejected, failed)
 
     def replaced(self, carry: Any, x: Tensor) -> Any:
         return carry._replace(moved=True)
+
+    def _goes_on(self, sample: Progress, s: Node) -> bool:
+        """Whether a sample can take another inner step; if not, it is given up."""
+        now = self.clock(sample.node)
+        if 1.01 * sample.h >= abs(self.clock(s) - now):
+            return True
+        if sample.h <= UNDERFLOW * max(1.0, abs(now)):
+            advice = "the model's predictions beyond it are not finite" if sample.lost else "increase rtol or atol"
+            sample.failed = f"the step underflows at {_place(sample)}; {advice}"
+        elif sample.accepted + sample.rejected >= self.max_steps:
+            sample.failed = (
+                f"max_steps={self.max_steps} inner steps end at {_place(sample)}, not yet at {s.lam:.6g}; "
+                "increase max_steps, rtol or atol"
+            )
+        return not sample.failed
 
     def _ends(self, problem: Problem, samples: Sequence[Progress], active: Sequence[int], s: Node) -> list[Node]:
         """The end nodes of the next inner steps of some samples; a step that nearly reaches s is stretched to s."""
@@ -234,14 +269,6 @@ class Adaptive(Solver):
             sample, now = samples[i], self.clock(samples[i].node)
             if 1.01 * sample.h >= abs(goal - now):
                 continue
-            if sample.h <= UNDERFLOW * max(1.0, abs(now)):
-                advice = "the model's predictions beyond it are not finite" if sample.lost else "increase rtol or atol"
-                raise InputError(f"{self}: the step of sample {i} underflows at lam={sample.node.lam:.6g}; {advice}")
-            if sample.accepted + sample.rejected >= self.max_steps:
-                raise InputError(
-                    f"{self}: sample {i} took max_steps={self.max_steps} inner steps and is at "
-                    f"lam={sample.node.lam:.6g}, not yet at {s.lam:.6g}; increase max_steps, rtol or atol"
-                )
             short[i] = now + math.copysign(sample.h, goal - now)
         nodes = dict(zip(short, self.nodes_at(problem, list(short.values())), strict=True))
         return [nodes.get(i, s) for i in active]
@@ -267,17 +294,23 @@ class Adaptive(Solver):
         sample.error += error
         return True
 
-    def _check(self, samples: Sequence[Progress], places: Sequence[int], slope: Tensor) -> None:
-        for sample, i, values in zip(samples, places, slope, strict=True):
-            if not bool(torch.isfinite(values).all()):
-                lam = sample.node.lam
-                raise InputError(f"{self}: the model's predictions for sample {i} are not finite at lam={lam:.6g}")
+    def _check(self, sample: Progress, slope: Tensor) -> None:
+        """Gives up a sample whose slope is not finite."""
+        if not bool(torch.isfinite(slope).all()):
+            sample.failed = f"the model's predictions are not finite at {_place(sample)}"
+
+
+def _place(sample: Progress) -> str:
+    """The place of a sample, in words."""
+    node = sample.node
+    return f"lam={node.lam:.6g}, sigma / alpha = {node.ratio:.4g}, after {sample.accepted} inner steps"
 
 
 def row_norms(values: Tensor) -> list[float]:
     """The root mean square of each row of (n, *). Each row is summed alone: a joint sum may round differently."""
     squares = (values * values).flatten(1)
-    return [math.sqrt(v) for v in torch.stack([row.mean() for row in squares]).tolist()]
+    means = [row.mean() for row in squares]
+    return [math.sqrt(v) for v in torch.stack(means).tolist()] if means else []
 
 
 def coarse(h: float) -> float:

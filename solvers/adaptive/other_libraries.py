@@ -98,8 +98,15 @@ class BlackBox(Solver):
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         if not self.methods[self.name].norm:
             return Step(self.integrate(problem, x, t, s), carry)
-        rows = [slice(i, i + 1) for i in range(x.shape[0])]
-        return Step(torch.cat([self.integrate(problem.select(row), x[row], t, s) for row in rows]), carry)
+        ends, failed = [], {}
+        for i in range(x.shape[0]):
+            row = slice(i, i + 1)
+            try:
+                ends.append(self.integrate(problem.select(row), x[row], t, s))
+            except InputError as error:
+                failed[i] = str(error).removeprefix(f"{self}").lstrip(": ")
+                ends.append(torch.full_like(x[row], math.nan))
+        return Step(torch.cat(ends), carry, failed=failed)
 
     def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
         """The states at s of samples x (n, *) at t."""

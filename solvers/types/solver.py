@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -66,6 +66,7 @@ class Step(NamedTuple):
         carry: what the solver remembers for the next step.
         error: an estimate of the step's error (B,).
         accepted, rejected: numbers of inner steps (B,) of solvers that choose their own steps.
+        failed: why the solver gave up some of the samples, by row; their states are NaN.
     """
 
     x: Tensor
@@ -73,6 +74,7 @@ class Step(NamedTuple):
     error: Tensor | None = None
     accepted: Tensor | None = None
     rejected: Tensor | None = None
+    failed: Mapping[int, str] | None = None
 
 
 class Solver(Options):

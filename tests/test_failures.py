@@ -1,0 +1,192 @@
+"""Samples that fail: the others are what they are without them, and the messages name the right ones."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from closed_forms import mixture
+
+import scoresde
+from scoresde.likelihood.log_prob import log_prob
+from scoresde.likelihood.result import uncertainty
+from scoresde.likelihood.sample_with_log_prob import sample_with_log_prob
+from scoresde.runs.shards import join, read_shard, write_shard
+from scoresde.sampling.failures import Failure, listed
+from solvers import InputError
+
+SDE = scoresde.VP()
+TARGET = mixture(2)
+BAD = torch.zeros(9)
+BAD[[3, 7]] = 1.0
+KEPT = BAD == 0
+CONDITION = {"bad": BAD}
+LOOSE = "rk45(rtol=0.01, atol=0.01)"
+
+
+class Walled(scoresde.models.model.Model):
+    """An exact denoiser whose predictions for marked samples are not finite below a noise level."""
+
+    sde = SDE
+
+    def __init__(self, below=math.inf):
+        self.below = below
+
+    def predict(self, x, node, bad):
+        found = TARGET.predict(x, node)
+        low = torch.as_tensor(node.ratio, dtype=x.dtype).reshape(-1, 1) < self.below
+        wall = torch.where(bad.view(-1, 1).bool() & low, math.nan, 1.0)
+        return type(found)(found.x0 * wall, found.eps * wall)
+
+
+class Healthy(Walled):
+    def predict(self, x, node, bad):
+        return TARGET.predict(x, node)
+
+
+def options(solver):
+    return {"solver": solver, "steps": 8 if solver in ("heun", "dpmpp_2m", "picard", "ddpm") else None}
+
+
+@pytest.mark.parametrize("hooks", [(), (lambda x, node: None,)])
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_2m", "ddpm", "picard", LOOSE, "scipy(rtol=0.1, atol=0.1)"])
+def test_sample_returns_the_samples_that_did_not_fail(solver, hooks):
+    more = {"condition": CONDITION, "dtype": torch.float64, "batch_size": 4, "hooks": hooks, **options(solver)}
+    with pytest.warns(UserWarning, match=r"^2 of 9 samples of .* are not finite and are returned as NaN: ") as told:
+        found = scoresde.sample(Walled(0.5), (2,), range(9), **more)
+    expected = scoresde.sample(Healthy(), (2,), range(9), **more)
+    assert torch.equal(found.x[KEPT], expected.x[KEPT])
+    assert found.x[~KEPT].isnan().all()
+    # samples 3 and 7 are in different batches of four
+    assert [failure.sample for failure in found.failures] == [3, 7]
+    assert len(told) == 1
+    assert "samples 3, 7 " in str(told[0].message) or "; sample 7 " in str(told[0].message)
+    assert "sigma / alpha = " in str(told[0].message) or "scipy" in solver
+
+
+@pytest.mark.parametrize("hooks", [(), (lambda x, node: None,)])
+def test_the_step_and_the_noise_level_are_named(hooks):
+    nodes = scoresde.plan(Walled(), "ddim", "karras", 8).nodes
+    first = next(i for i, node in enumerate(nodes) if node.ratio < 0.5)  # the first node whose prediction is not finite
+    with pytest.warns(UserWarning, match="not finite") as told:
+        scoresde.sample(Walled(0.5), (2,), range(9), "ddim", "karras", 8, condition=CONDITION, hooks=hooks)
+    level = f"sigma / alpha = {nodes[first + 1].ratio:.4g}"
+    assert str(told[0].message) == (
+        "2 of 9 samples of ddim on karras are not finite and are returned as NaN: "
+        f"samples 3, 7 not finite after step {first + 1} of 8, at {level}"
+    )
+
+
+def test_hooks_are_called_once_per_step_even_if_samples_fail():
+    seen = []
+    with pytest.warns(UserWarning, match="not finite"):
+        scoresde.sample(
+            Walled(0.5), (2,), range(9), "ddim", steps=8, condition=CONDITION, hooks=[lambda x, node: seen.append(node)]
+        )
+    assert len(seen) == 8
+
+
+@pytest.mark.parametrize(
+    ("solver", "error"), [("heun", True), ("dpmpp_2m", False), (LOOSE, True), (None, False), ("scipy(rtol=0.1)", False)]
+)
+def test_log_prob_returns_the_values_that_are_finite(solver, error):
+    x = TARGET.sample(9, torch.Generator().manual_seed(0))
+    more = {"condition": CONDITION, "batch_size": 4, "error": error, **options(solver)}
+    with pytest.warns(UserWarning, match=r"^2 of 9 samples of .* are not finite and are returned as NaN: ") as told:
+        found = log_prob(Walled(0.5), x, **more)
+    expected = log_prob(Healthy(), x, **more)
+    assert torch.equal(found.nats[KEPT], expected.nats[KEPT])
+    assert found.nats[~KEPT].isnan().all()
+    assert found.latent[~KEPT].isnan().all()
+    assert found.stderr.isnan().equal(~KEPT)
+    assert [failure.sample for failure in found.failures] == [3, 7]
+    assert len(told) == 1
+    if error:
+        assert torch.equal(found.solver_error[KEPT], expected.solver_error[KEPT])
+    assert "nan" not in str(found)  # its means are of the others
+    assert "2 of 9 samples failed and are left out: " in str(found)
+    assert f"log p = {float(expected.nats[KEPT].mean()):.3f}" in str(found)
+
+
+def test_within_a_tolerance_and_with_levels():
+    x = TARGET.sample(9, torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="samples 3, 7 ") as told:
+        found = log_prob(Walled(0.5), x, tolerance=0.05, condition=CONDITION)
+    expected = log_prob(Healthy(), x[KEPT], tolerance=0.05, condition={"bad": BAD[KEPT]})
+    assert len(told) == 1
+    assert float((found.nats[KEPT] - expected.nats).abs().max()) < 0.1
+    levels = torch.round(x * 4) / 4
+    more = {"bin_width": 0.25, "dequantiser": "uniform", "draws": 2, "condition": CONDITION, "steps": 6}
+    with pytest.warns(UserWarning, match="samples 3, 7 "):
+        found = log_prob(Walled(0.5), levels, **more)
+    assert torch.equal(found.bits_per_dim.isnan(), ~KEPT)
+
+
+def test_a_prior_is_not_asked_for_samples_that_failed():
+    """torch's distributions reject values that are not finite."""
+    x, normal = TARGET.sample(9, torch.Generator().manual_seed(0)), torch.distributions.Normal(0.0, 1.0)
+    with pytest.warns(UserWarning, match="samples 3, 7 "):
+        found = log_prob(
+            Walled(), x, steps=8, condition=CONDITION, prior=lambda y: normal.log_prob(y).sum(1), bin_width=None
+        )
+    assert torch.equal(found.nats.isnan(), ~KEPT)
+
+
+def test_samples_with_their_density():
+    more = {"steps": 8, "condition": CONDITION, "dtype": torch.float64}
+    with pytest.warns(UserWarning, match="samples 3, 7 "):
+        x, found = sample_with_log_prob(Walled(0.5), (2,), range(9), **more)
+    y, expected = sample_with_log_prob(Healthy(), (2,), range(9), **more)
+    assert torch.equal(x[KEPT], y[KEPT])
+    assert torch.equal(found.nats[KEPT], expected.nats[KEPT])
+    assert torch.equal(found.nats.isnan(), ~KEPT)
+    assert x[~KEPT].isnan().all()
+
+
+@pytest.mark.parametrize("solver", ["ddim", LOOSE])
+def test_what_to_do_is_an_option(solver):
+    steps = None if solver == LOOSE else 8
+
+    def solve(**more):
+        return scoresde.sample(
+            Walled(0.5), (2,), range(9), solver, steps=steps, condition=CONDITION, batch_size=2, **more
+        )
+
+    with pytest.raises(InputError, match=r"^2 of 9 samples of .* are not finite: sample.* 3.* 7 "):
+        solve(on_failure="raise")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [failure.sample for failure in solve(on_failure="keep").failures] == [3, 7]
+    with pytest.raises(InputError, match="no on_failure 'rase'; did you mean raise"):
+        solve(on_failure="rase")
+    x = TARGET.sample(9, torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"^2 of 9 samples of .* are not finite: sample.* 3.* 7 "):
+        log_prob(Walled(0.5), x, solver, steps=steps, condition=CONDITION, on_failure="raise")
+
+
+def test_shards_name_failures_by_their_place_in_the_whole(tmp_path):
+    x, parts = TARGET.sample(9, torch.Generator().manual_seed(0)), []
+    for k, rows in enumerate((slice(0, 2), slice(2, 6), slice(6, 9))):
+        part = {"bad": BAD[rows]}
+        found = log_prob(Walled(0.5), x[rows], steps=8, condition=part, seeds=range(9)[rows], on_failure="keep")
+        write_shard(tmp_path / f"{k}.npz", {}, rows, {"ode": found})
+        parts.append(read_shard(tmp_path / f"{k}.npz", {}, rows)["ode"])
+        assert parts[-1].failures == found.failures
+    whole = join(parts)
+    assert [failure.sample for failure in whole.failures] == [3, 7]
+    assert torch.equal(whole.nats.isnan(), ~KEPT)
+    assert whole.finite.nats.shape == (7,)
+    known = log_prob(Healthy(), x, steps=8, condition=CONDITION).nats
+    assert uncertainty(whole)["samples"] == pytest.approx(float(known[KEPT].std()) / math.sqrt(7))
+
+
+def test_if_all_samples_fail_the_model_is_at_fault():
+    with pytest.raises(InputError, match=r"^3 of 3 samples of ddim on karras .* samples 0, 1, 2 not"):
+        scoresde.sample(Walled(), (2,), range(3), "ddim", steps=4, condition={"bad": torch.ones(3)})
+
+
+def test_a_long_list_is_cut():
+    failures = [Failure(i, "at step 1") for i in range(25)] + [Failure(100 + i, f"at step {i}") for i in range(2, 13)]
+    text = listed(failures)
+    assert text.startswith("samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 15 more at step 1; sample 102 at step 2; ")
+    assert text.endswith("; and 2 more samples")
