@@ -18,6 +18,7 @@ True
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from solvers import Grid, InputError, Node, Solver, generator, grids, make, reso
 from solvers.errors import positive_integer
 
 from ..models.evaluation import evaluation
+from ..models.model import as_model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
@@ -38,6 +40,7 @@ from ..sampling.batches import batches_of
 from ..sampling.inputs import Array, Seeds, seeds_of, shape_of, tensor_of
 from ..sampling.plan import Plan, PlanRequest
 from ..sampling.sample import Sample, sample
+from ..sampling.width import TooWide
 from .metrics import METRICS, Estimate, Features, check_names, compare
 
 _RESAMPLES = 400  # for the interval of an error; each costs a mean of N numbers
@@ -195,20 +198,19 @@ def benchmark(
         truth = ode_solution(denoiser, shape, seeds, truth_steps, **common)
     if truth is not None and len(truth.x) != len(seeds):
         raise InputError(f"the exact solution has {len(truth.x)} samples for {len(seeds)} seeds")
-
     rows, plans = [], dict[tuple[Solver, tuple[Node, ...]], int | None]()
     for job in (bar := progress_bar(jobs, desc="benchmark", disable=not progress)):
         bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'adaptive'}")
         try:
-            plan = Plan.make(denoiser, PlanRequest(job.method, job.rule, nfe=job.nfe))
+            plan = _plan(denoiser, job)
             if (before := plans.setdefault((plan.solver, plan.nodes), job.nfe)) != job.nfe:
                 raise InputError(f"the same steps as with nfe={before}")
             result = sample(denoiser, shape, seeds, plan=plan, dtype=dtype, on_failure="raise", **common)
-            x = result.x.cpu()
         except InputError as reason:
             rows.append(replace(job.row(len(seeds)), skipped=str(reason)))
             continue
-        scores = compare(rounding(x) if rounding else x, reference, metrics, features)
+        x = rounding(result.x.cpu()) if rounding else result.x.cpu()
+        scores = compare(x, reference, metrics, features)
         rows.append(_filled(job.row(len(seeds)), plan, result, keep, scores, truth))
     return rows
 
@@ -223,6 +225,15 @@ class _Job(NamedTuple):
     def row(self, count: int) -> Row:
         """The row for ``count`` samples, before they are drawn."""
         return Row(str(self.method), str(self.rule), self.nfe, None, None, self.method.stochastic, count)
+
+
+def _plan(denoiser: ModelLike, job: _Job) -> Plan:
+    """The plan of a row, without a warning of too wide samples: a benchmark shows them as distances."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TooWide)
+        plan = Plan.make(denoiser, PlanRequest(job.method, job.rule, nfe=job.nfe))
+        plan.program(as_model(denoiser).output)  # kept: the solve takes it from the cache
+    return plan
 
 
 def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[_Job]:

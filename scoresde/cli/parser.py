@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 import threading
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -42,6 +43,7 @@ def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that mymodule:Mine is found in the current folder, as with python -m
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     of_solvers = parsed.command in ("solvers", "check-solver")
     module = import_module(f"{__package__}.{'solver_commands' if of_solvers else 'commands'}")
     try:
