@@ -76,7 +76,10 @@ DIFFUSERS = {
         None,
     ),
     "DPMSolverMultistepScheduler(use_lu_lambdas=True)": ("dpmpp_2m", "logsnr(end=zero)"),
-    "DPMSolverMultistepScheduler(use_exponential_sigmas=True, final_sigmas_type=sigma_min)": ("dpmpp_2m", "logsnr"),
+    "DPMSolverMultistepScheduler(use_exponential_sigmas=True, final_sigmas_type=sigma_min)": (
+        "dpmpp_2m",
+        "logsnr(end=repeat)",
+    ),
     "DPMSolverMultistepScheduler(use_beta_sigmas=True, lower_order_final=True)": (
         "dpmpp_2m(lower_order_final=True)",
         "beta",
@@ -116,19 +119,19 @@ DIFFUSERS = {
     ),
     "SASolverScheduler(algorithm_type=noise_prediction, lower_order_final=False, timestep_spacing=linspace)": (
         f"sa_solver(predictor_order=2, corrector_order=2, quantity=eps, {NOISY})",
-        "linspace(end=t_min, skip_last=True)",
+        "linspace(end=repeat, skip_last=True)",
     ),
     "PNDMScheduler(skip_prk_steps=True)": ("plms", None),
     "DDPMScheduler(variance_type=fixed_large)": ("ddpm(variance=beta)", None),
     "DDIMScheduler(timestep_spacing=trailing, beta_schedule=scaled_linear)": ("ddim", "trailing"),
-    "DDIMScheduler(set_alpha_to_one=False, steps_offset=1)": ("ddim", "leading(end=t_min, steps_offset=1)"),
-    "DDIMScheduler(set_alpha_to_one=False)": ("ddim", "leading(end=t_min)"),
+    "DDIMScheduler(set_alpha_to_one=False, steps_offset=1)": ("ddim", "leading(end=repeat, steps_offset=1)"),
+    "DDIMScheduler(set_alpha_to_one=False)": ("ddim", "leading(end=repeat)"),
     "DDIMScheduler(set_alpha_to_one=True)": ("ddim", None),
-    "PNDMScheduler(timestep_spacing=trailing)": ("pndm", "trailing(end=t_min)"),  # not to one is its default
+    "PNDMScheduler(timestep_spacing=trailing)": ("pndm", "trailing(end=repeat)"),  # not to one is its default
     "PNDMScheduler(timestep_spacing=trailing, set_alpha_to_one=True)": ("pndm", "trailing"),
     "DPMSolverMultistepScheduler(euler_at_final=True)": ("final(solver=dpmpp_2m, last=ddim)", None),
     "DPMSolverMultistepScheduler(euler_at_final=True, algorithm_type=sde-dpmsolver++, final_sigmas_type=sigma_min, "
-    "use_karras_sigmas=True)": ("final(solver=dpmpp_2m_sde, last=euler_ancestral)", "karras(end=t_min)"),
+    "use_karras_sigmas=True)": ("final(solver=dpmpp_2m_sde, last=euler_ancestral)", "karras(end=repeat)"),
     "UniPCMultistepScheduler(disable_corrector=[])": ("uni_pc_bh2(order=2, lower_order_final=True)", None),
     "UniPCMultistepScheduler(disable_corrector=[all])": (
         "uni_pc_bh2(order=2, correct=False, lower_order_final=True)",
@@ -137,7 +140,7 @@ DIFFUSERS = {
     "DDIMScheduler(steps_offset=1, clip_sample=False)": ("ddim", "leading(steps_offset=1)"),
     "EulerDiscreteScheduler(timestep_spacing=linspace, num_train_timesteps=100)": (
         "euler",
-        "linspace(num_train_timesteps=100)",
+        "linspace(rounding=none, num_train_timesteps=100)",
     ),
     "FlowMatchHeunDiscreteScheduler": ("heun(quantity=velocity)", None),
     "FlowMatchEulerDiscreteScheduler(shift=3.0, shift_terminal=0.1)": (

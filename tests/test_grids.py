@@ -227,7 +227,7 @@ def test_checked_takes_either_direction():
         ("karras(rho=0)", r"rho must lie in \[0.01, 1e\+06\], got 0"),
         ("karras(rho=-7)", r"rho must lie in \[0.01, 1e\+06\], got -7"),
         ("quadratic(power=0)", "power must be positive"),
-        ("karras(end=nowhere)", "'end' of karras 'nowhere'; accepted: t_min, zero"),
+        ("karras(end=nowhere)", "'end' of karras 'nowhere'; accepted: repeat, t_min, zero"),
         ("karras(7, zero)", "karras takes at most 1 options by position, got 2"),
         ("karass", "no grid 'karass'; did you mean karras"),
         ("karras(roh=7)", "no option of karras 'roh'; did you mean rho"),

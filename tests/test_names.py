@@ -74,8 +74,8 @@ def test_a_grid_in_the_table_is_a_grid(label):
 def test_a_suffix_is_a_grid(suffix):
     solver, grid = resolve(f"heun_{suffix}")
     assert (solver, grids.make(grid)) == ("heun", grids.make(SUFFIXES[suffix]))
-    # what these programs call so goes to sigma = 0, all of them
-    assert grids.make(grid).nodes(scoresde.VP(), 8)[-1].sigma == 0
+    # what these programs call so goes to sigma = 0, except for A1111's KL Optimal
+    assert grids.make(grid).nodes(scoresde.VP(), 8)[-1].clean == (suffix != "kl_optimal")
 
 
 # labels, each with the solver and the grid that it means
@@ -114,8 +114,12 @@ A1111 = {
     "Euler Uniform": ("euler", "uniform(end=zero)"),
     "Euler GITS": ("euler", "gits(end=zero)"),
     "Euler a SGM Uniform": ("euler_ancestral", "sgm_uniform"),
-    "Heun Align Your Steps": ("heun", "ays"),
-    "Euler KL Optimal": ("euler", "kl_optimal"),
+    "Heun Align Your Steps": ("heun", "ays(keep_last=True)"),
+    "Euler KL Optimal": ("euler", "kl_optimal(end=t_min)"),
+    "DPM++ 2M DDIM": ("dpmpp_2m", "leading(steps_offset=1)"),
+    "DPM++ 2M Karras Exponential": ("dpmpp_2m", "karras_exponential"),
+    "DPM++ 2M Align Your Steps GITS": ("dpmpp_2m", "gits(model=sd15, end=zero, keep_last=True)"),
+    "Euler Align Your Steps 11": ("euler", "ays(keep_last=True)"),
     "k_euler_a": ("euler_ancestral", None),
     "k_dpm_2": ("dpm_2", None),
     "k_dpm_2_a_ka": ("dpm_2_ancestral", "karras"),
@@ -142,6 +146,9 @@ COMFYUI = {
     "res_multistep": ("res_2m", None),
     "res_multistep_ancestral": ("dpmpp_2m_sde(variant=heun)", None),
     "sa_solver_pece": ("sa_solver(pece=True)", None),
+    "heunpp2": ("heunpp2", None),
+    "euler_beta57": ("euler", "beta(a=0.5, b=0.7, on=time)"),
+    "res_2m bong_tangent": ("res_2m", "bong_tangent"),
     "euler_normal": ("euler", "uniform(end=zero)"),
     "euler_simple": ("euler", "trailing(rounding=up)"),
     "ddim_ddim_uniform": ("ddim", "leading(steps_offset=1)"),
@@ -177,6 +184,21 @@ OTHERS = {
     "xEABSampler": ("adams(order=2, quantity=x0, start=lower)", None),
     "zEABSampler": ("adams(order=2, quantity=eps, start=lower)", None),
     "dpm_solver++_2m": ("dpmpp_2m", None),
+    "DPM-Solver++(2M)": ("dpmpp_2m", None),
+    "DPM-Solver++ (3M) Karras": ("dpmpp_3m", "karras"),
+    "DPM-Solver++(2S)": ("dpmpp_2s", None),
+    "DPM-Solver++(2M)(variant=heun)": ("dpmpp_2m(variant=heun)", None),
+    "SDE-DPM-Solver++(2M)": ("dpmpp_2m_sde", None),
+    "tAB-DEIS": ("deis", None),
+    "rhoAB-DEIS": ("deis(variant=rhoab)", None),
+    "UniPC-3": ("uni_pc(order=3)", None),
+    "ER-SDE-Solver": ("er_sde", None),
+    "ER-SDE-Solver-3": ("er_sde(order=3)", None),
+    "multistep/res_2m": ("res_2m", None),
+    "multistep/res_2m beta57": ("res_2m", "beta(a=0.5, b=0.7, on=time)"),
+    "exponential/res_3s": ("res_3s", None),
+    "linear/rk4_4s": ("rho_rk(tableau=rk4)", None),
+    "res_2s_ode": ("res_2s", None),
     "dpm_solver_12": ("dpm_adaptive(order=2)", None),
     "dpm_solver_23": ("dpm_adaptive(order=3)", None),
     "er_sde_2": ("er_sde(order=2)", None),
@@ -222,9 +244,11 @@ def test_labels_stand_in_options_too():
     [
         ("DPM++ 2M Karass", "no solver 'DPM.. 2M Karass'; did you mean dpmpp_2m"),
         ("huen karras", "no solver 'huen'; did you mean heun"),
-        ("DDIM CFG++", "no solver 'DDIM CFG..'; accepted: adams"),
-        ("euler_cfg_pp", "no solver 'euler_cfg_pp'"),
-        ("lcm", "no solver 'lcm'"),
+        ("DDIM CFG++", "the solver 'DDIM CFG..' needs classifier-free guidance, which is not there yet"),
+        ("euler_cfg_pp", "the solver 'euler_cfg_pp' needs classifier-free guidance"),
+        ("dpmpp_2m_cfg_pp", "the solver 'dpmpp_2m_cfg_pp' needs classifier-free guidance"),
+        ("LCM Karras", "the solver 'LCM Karras' needs classifier-free guidance"),
+        ("lcm", "the solver 'lcm' needs classifier-free guidance"),
     ],
 )
 def test_an_unknown_label_is_told_with_its_nearest(label, message):

@@ -248,9 +248,10 @@ def test_levels_are_diffusers(flag, spec, steps, chain):
 
 def test_levels_to_sigma_min_are_diffusers(chain):
     options, path = chain
-    scheduler = EulerDiscreteScheduler(**options, use_karras_sigmas=True)
+    scheduler = EulerDiscreteScheduler(**options, use_karras_sigmas=True, final_sigmas_type="sigma_min")
     scheduler.set_timesteps(11)
     assert ratios("karras(end=t_min)", path, 10) == pytest.approx(scheduler.sigmas.tolist()[:-1], rel=1e-5)
+    assert ratios("karras(end=repeat)", path, 11) == pytest.approx(scheduler.sigmas.tolist(), rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +289,7 @@ def test_shifted_times_are_diffusers(flags, mu, spec):
         ("flow_shift(mu=1, tokens=256)", "takes mu or tokens, not both"),
         ("flow_shift(shift_terminal=0.001)", "shift_terminal=0.001 is not in"),
         ("ays(model=sd16)", "no model of ays 'sd16'; did you mean sd15"),
-        ("gits(model=imagenet)", "no model of gits 'imagenet'; accepted: cifar10"),
+        ("gits(model=imagenet)", "no model of gits 'imagenet'; accepted: cifar10, sd15, sdxl"),
         ("ays(fit=keep, model=svd)", r"its levels \[.*\] exceed \[.*\]; use fit=rescale"),
         ("resampled", "table needs at least two noise levels"),
         ("resampled(table=[1, 2])", "greatest first"),

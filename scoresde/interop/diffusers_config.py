@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 import solvers
 from solvers import InputError, Node, Output
 from solvers.errors import unknown
 from solvers.foreign import diffusers as diffusers_labels
+from solvers.time_grids.base import End
+from solvers.time_grids.network_steps import time_of_index
 from solvers.time_grids.rules import Explicit
 
 from ..models import time_labels
@@ -21,18 +25,22 @@ from ..paths.chain_paths import ChainSDE
 from ..paths.standard import EDM, RectifiedFlow
 from .k_diffusion import numbers
 
+T = TypeVar("T", float, Tensor)
+
 # diffusers' words for the network's output
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
-# lam is -inf at sigma = 1 of a flow; closer than FLOW_START, methods in eps amplify rounding by sigma / alpha
+# lam is -inf at sigma = 1 of a flow, so FLOW_END stands for 1; beyond FLOW_START some methods in eps amplify rounding
+# by sigma / alpha
 FLOW_END, FLOW_START = 1 - 1e-6, 0.999
 # flags that change the network's output or its path in ways that have no counterpart here
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "thresholding": (True,),
     "timestep_type": ("continuous",),
     "variance_type": ("learned", "learned_range"),
     "invert_sigmas": (True,),
     "stochastic_sampling": (True,),
 }
+# classes whose flow sigmas begin below 1
+FROM_BELOW = ("DPMSolver", "DEIS", "SASolver")
 GRID_FLAGS = (
     "num_train_timesteps",
     "use_karras_sigmas",
@@ -44,6 +52,7 @@ GRID_FLAGS = (
     "timestep_spacing",
     "steps_offset",
     "final_sigmas_type",
+    "set_alpha_to_one",
 )
 
 
@@ -69,9 +78,9 @@ def config_of(source: Any) -> dict[str, Any]:
 
 def _completed(name: str | None, config: dict[str, Any]) -> dict[str, Any]:
     """The config, completed with the defaults of its scheduler class."""
-    import diffusers
+    import diffusers.schedulers as classes
 
-    made = getattr(diffusers, name, None) if name else None
+    made = getattr(classes, name, None) if name else None
     if name and made is None:
         raise unknown("scheduler class of diffusers", name, diffusers_labels.CLASSES)
     full = {**made.from_config(dict(config)).config, **config} if made else config
@@ -89,6 +98,7 @@ class Reading:
         label: the name of its time label, one of ``scoresde.models.time_labels``.
         num_train_timesteps: N of the labels that count the network's steps.
         shift: the shift of a flow's sigmas, as in FlowMatchEulerDiscreteScheduler; None on other paths.
+        sign: -1 if the network inside EDM's preconditioning returns -F, which diffusers calls v_prediction; else 1.
     """
 
     sde: SDE
@@ -96,6 +106,7 @@ class Reading:
     label: str
     num_train_timesteps: int
     shift: float | None = None
+    sign: float = 1.0
 
     @classmethod
     def of(cls, config: Mapping[str, Any], given: SDE | None = None) -> Reading:
@@ -112,18 +123,21 @@ class Reading:
         word = config.get("prediction_type") or output
         if sde.t_max == FLOW_END and word in ("v_prediction", "v"):
             raise InputError("the config's prediction_type='v_prediction' has no counterpart on a flow's path")
+        sign = 1.0
         if "sde" not in config and isinstance(sde, EDM):
-            if word not in ("epsilon", "edm"):
+            if word not in ("epsilon", "v_prediction", "edm"):
                 raise InputError(
                     f"the config's prediction_type={word!r} has no counterpart inside EDM's preconditioning"
                 )
-            word = "edm"
+            sign, word = -1.0 if word == "v_prediction" else 1.0, "edm"
         made = Output(PREDICTIONS.get(word, word), float(config.get("sigma_data") or 0.5)).check()
         chosen = config.get("time_label") or ("c_noise" if made.name == "edm" else label)
-        return cls(sde, made, time_labels.checked(chosen, sde, int(count)), int(count), shift)
+        return cls(sde, made, time_labels.checked(chosen, sde, int(count)), int(count), shift, sign)
 
     def label_of(self, node: Node) -> float:
         """The label that the network was trained to see at a node."""
+        if self.begins_at_noise((node,)) and self.label == "Nt":
+            return float(self.num_train_timesteps)
         return float(time_labels.LABELS[self.label].of(node, self.sde, self.num_train_timesteps))
 
     def node_of_label(self, label: float) -> Node:
@@ -147,10 +161,9 @@ class Reading:
         timesteps: Sequence[float] | None = None,
         mu: float | None = None,
     ) -> tuple[Node, ...]:
-        """The nodes of a solve: at the given sigmas or timesteps and then at sigma = 0, or else those of a grid.
+        """The nodes of a solve: at the given sigmas or timesteps and then at the config's end, or else those of a grid.
 
-        The levels of a flow are shifted as the config says, as in FlowMatchEulerDiscreteScheduler. A first level of 1
-        is moved to 0.999, or to half-way between the second level and 1 if that is closer to 1.
+        The levels of a flow are shifted as the config says, as in FlowMatchEulerDiscreteScheduler.
 
         Raises:
             InputError: none of steps, sigmas and timesteps is given, or they lie outside the path.
@@ -167,17 +180,49 @@ class Reading:
         else:
             name = "timesteps" if sigmas is None else "sigmas"
             levels = numbers(given) or []
-            if name == "sigmas" and levels and levels[-1] == 0:
+            if name == "sigmas" and levels and self._is_end(levels[-1], config):
                 levels.pop()
             if not levels or not all(map(math.isfinite, levels)):
                 raise InputError(f"{name} must be a list of finite numbers, at least one")
             if steps not in (None, len(levels)):
                 raise InputError(f"got {len(levels)} {name} for num_inference_steps={steps}; the numbers must agree")
             if name == "timesteps":
-                return self._listed([self.node_of_label(label).t for label in levels])
+                return self._listed([self.node_of_label(label).t for label in levels], config)
         if self.shift is None:
-            return self._listed([self._time(level) for level in levels])
-        return self._listed(self._shifted(config, levels, mu))
+            return self._listed([self._time(level) for level in levels], config)
+        return self._listed(self._shifted(config, levels, mu), config)
+
+    def every(self) -> Node[Tensor]:
+        """All N steps of the network, the noisiest first, as a node of tensors (N,) in float64.
+
+        Those of a flow are the levels i / N, shifted as the config says unless the shift is dynamic.
+        """
+        places = torch.arange(self.num_train_timesteps - 1, -1, -1, dtype=torch.float64)
+        if self.shift is None:
+            return self.sde(time_of_index(self.sde, places, self.num_train_timesteps))
+        return self.sde(_shift(self.shift, (places + 1) / self.num_train_timesteps).clamp(max=self.sde.t_max))
+
+    def table(self) -> tuple[Tensor, Tensor]:
+        """The labels (N,) of all steps of the network, the noisiest first, and their levels (N + 1,), the last 0."""
+        node = self.every()
+        labels = time_labels.LABELS[self.label].of(node, self.sde, self.num_train_timesteps)
+        if self.sde.t_max == FLOW_END and self.label == "Nt":
+            labels[0] = self.num_train_timesteps
+        whole = bool((labels == labels.round()).all())
+        levels = node.sigma if self.shift is not None else node.ratio
+        return labels.to(torch.int64 if whole else torch.float32), torch.cat([levels, levels.new_zeros(1)]).float()
+
+    def all_nodes(self, config: Mapping[str, Any]) -> tuple[Node, ...]:
+        """The nodes of a solve over all steps of the network, to the config's end."""
+        return self._listed(self.every().t.tolist(), config)
+
+    def begins_at_noise(self, nodes: Sequence[Node]) -> bool:
+        """Whether a flow's nodes begin at sigma = 1, to rounding."""
+        return self.shift is not None and nodes[0].t == FLOW_END
+
+    def moved(self, nodes: Sequence[Node]) -> tuple[Node, ...]:
+        """The nodes of a flow with the first at 0.999, or half-way between the second and 1 if that is closer to 1."""
+        return self.sde(max(FLOW_START, (1 + nodes[1].t) / 2)), *nodes[1:]
 
     def spacing(self, config: Mapping[str, Any]) -> str:
         """The grid that the config's flags name, on a path that is not a flow; karras for an SDE."""
@@ -196,10 +241,20 @@ class Reading:
         """The nodes of a grid; on a flow they start at 0.999, since rules in lam would put them near lam = -inf."""
         return solvers.grid(grid, self.sde, steps, t_max=FLOW_START if self.sde.t_max == FLOW_END else None)
 
-    def _listed(self, times: Sequence[float]) -> tuple[Node, ...]:
-        if self.shift is not None and times[0] >= FLOW_END:
-            times = [max([FLOW_START, *((1 + t) / 2 for t in times[1:2])]), *times[1:]]
-        return Explicit(times=tuple(times), end="zero").nodes(self.sde, None)
+    def _end(self, config: Mapping[str, Any]) -> End:
+        return "zero" if "sde" in config else diffusers_labels.ending(config.get("source_class") or "", config)
+
+    def _is_end(self, level: float, config: Mapping[str, Any]) -> bool:
+        """Whether a level is that of the config's end: 0, or the least of the path where that is the end."""
+        least = self.sde(self.sde.t_min).ratio
+        to_least = self.shift is None and self._end(config) == "repeat"
+        return level == 0 or (to_least and math.isclose(level, least, rel_tol=1e-4))  # of a float32 chain
+
+    def _listed(self, times: Sequence[float], config: Mapping[str, Any]) -> tuple[Node, ...]:
+        """The nodes at the times and the config's end; a flow that repeats a level repeats the last of the times."""
+        end = self._end(config)
+        last = times[-1] if self.shift is not None and end == "repeat" else None
+        return Explicit(times=tuple(times), end=end).nodes(self.sde, None, t_min=last)
 
     def _time(self, ratio: float) -> float:
         low, high = self.sde(self.sde.t_min), self.sde(self.sde.t_max)
@@ -210,12 +265,13 @@ class Reading:
     def _plain_levels(self, config: Mapping[str, Any], steps: int) -> list[float]:
         """The levels before their shift, as diffusers places them.
 
-        Those of FlowMatchEulerDiscreteScheduler end at a shifted 1 / N, those of classes with flow sigmas one step
-        before 1 / N.
+        Those of FlowMatchEulerDiscreteScheduler go from 1 to a shifted 1 / N. Of the classes with flow sigmas, UniPC
+        begins at 1 and ends one step before 1 / N, the others begin at 1 - 1 / N and end one step before 0.
         """
         least = 1 / self.num_train_timesteps
         if config.get("use_flow_sigmas"):
-            return [float(u) for u in np.linspace(1, least, steps + 1)[:-1]]
+            first, last = (1 - least, 0) if str(config.get("source_class")).startswith(FROM_BELOW) else (1, least)
+            return [float(u) for u in np.linspace(first, last, steps + 1)[:-1]]
         least = least if config.get("use_dynamic_shifting") else _shift(self.shift or 1.0, least)
         return [float(u) for u in np.linspace(1, least, steps)]
 
@@ -235,7 +291,25 @@ class Reading:
         return [min(level, self.sde.t_max) for level in shifted]
 
 
-def _shift(factor: float, level: float) -> float:
+def limited(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """What the config does to x0 (B, *) after each evaluation: a function, or None if it leaves x0 as it is.
+
+    ``clip_sample`` clips x0 to ``clip_sample_range``. ``thresholding`` clips each sample to a quantile of its |x0| and
+    divides by it, if it exceeds 1: Saharia et al. 2022, arXiv:2205.11487, section 2.3.
+    """
+    share, most = config.get("dynamic_thresholding_ratio", 0.995), config.get("sample_max_value", 1.0)
+    limit = float(config.get("clip_sample_range", 1.0))
+
+    def threshold(x0: Tensor) -> Tensor:
+        bound = x0.flatten(1).abs().quantile(share, 1).clamp(1, most).view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-bound, bound) / bound
+
+    if config.get("thresholding"):
+        return threshold
+    return (lambda x0: x0.clamp(-limit, limit)) if config.get("clip_sample") else None
+
+
+def _shift(factor: float, level: T) -> T:
     return factor * level / (1 + (factor - 1) * level)
 
 

@@ -16,17 +16,19 @@ from torch import Tensor
 
 import solvers
 from solvers import InputError, Node, Prediction, Program, Solver
-from solvers.program.instructions import Evaluate
-from solvers.program.program import shares
 
 from ..paths.base import SDE
-from .diffusers_config import PREDICTIONS, Reading, config_of
-from .foreign_loop import ForeignRun
-from .k_diffusion import linear_solver, steps_of_evaluations, working
+from .diffusers_config import PREDICTIONS, Reading, config_of, limited
+from .foreign_loop import ForeignRun, amplification
+from .k_diffusion import linear_solver, working
+from .timesteps import Timesteps, evaluated, value
 
 # options of other schedulers that pipelines pass to step, with the values that have no effect
 NEUTRAL: dict[str, tuple[Any, ...]] = {"s_noise": (1.0,), "s_tmax": (math.inf,)}
 OPTIONS = ("grid", "prediction_type", "time_label", "num_train_timesteps")
+# the largest coefficient of a program that begins at the noise of a flow: methods that are finite there have at most 4,
+# others sigma / alpha = 1e6 of its node or a part of it
+AMPLIFIED = 10.0
 
 
 @dataclasses.dataclass
@@ -98,7 +100,9 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
                 config["use_flow_sigmas"] = True  # so that flow pipelines leave the levels to this class
         config["solver"] = str(self._solver)
         config["num_train_timesteps"] = self._reading.num_train_timesteps
-        words = {ours: word for word, ours in PREDICTIONS.items()}
+        words = {ours: word for word, ours in PREDICTIONS.items()} | (
+            {"edm": "v_prediction"} if self._reading.sign < 0 else {}
+        )
         config["prediction_type"] = words.get(self._reading.output.name, self._reading.output.name)
         self.register_to_config(**config)  # type: ignore[no-untyped-call]
         self.num_inference_steps: int | None = None
@@ -106,8 +110,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._run: ForeignRun | None = None
         self._begin_index: int | None = None
         self._broken_off: int | None = None  # the place of the run that was copied, if this is a copy
-        every = torch.arange(self._reading.num_train_timesteps - 1, -1, -1)
-        self.timesteps, self.sigmas = every, torch.zeros(len(every) + 1)
+        self.timesteps, self.sigmas = self._reading.table()
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -136,7 +139,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def init_noise_sigma(self) -> float:
         """The standard deviation of the first state for data of unit variance: 1 on variance-preserving paths."""
         sde = self._reading.sde
-        node = self._evaluated[0] if self.num_inference_steps else sde(sde.t_max)
+        node = self._entries.nodes[0] if self.num_inference_steps else sde(sde.t_max)
         return math.hypot(node.alpha, node.sigma)
 
     @property
@@ -178,21 +181,24 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._run = self._begin_index = self._broken_off = None
         config = self.config
         nodes = self._reading.nodes(config, config.get("grid"), num_inference_steps, sigmas, timesteps, mu)
+        self._place(nodes, device)
+
+    def _place(self, nodes: Sequence[Node], device: str | torch.device | None) -> None:
+        """Traces the solver on the nodes."""
         self._program = self._trace(nodes)
-        self._evaluated = evaluated(self._program)
-        self._steps = steps_of_evaluations(self._program)
-        labels = torch.tensor([self._reading.label_of(node) for node in self._evaluated], dtype=torch.float64)
-        whole = bool((labels == labels.round()).all())
-        self._labels = labels.to(torch.int64 if whole else torch.float32)  # on the CPU, for look-ups
-        self.timesteps = self._labels.to(device or "cpu", copy=True)
-        levels = [self._reading.level(node) for node in (*self._evaluated, self._program.end)]
+        if self._reading.begins_at_noise(nodes) and amplification(self._program) > AMPLIFIED:
+            nodes = self._reading.moved(nodes)
+            self._program = self._trace(nodes)
+        self._entries = Timesteps.of(self._program, self._reading.label_of, device)
+        self.timesteps = self._entries.shown
+        levels = [self._reading.level(node) for node in (*self._entries.nodes, self._program.end)]
         self.sigmas = torch.tensor(levels, dtype=torch.float32)
         self.num_inference_steps = len(nodes) - 1
 
     def _trace(self, nodes: Sequence[Node]) -> Program:
         return solvers.trace(self._solver, nodes, self._reading.sde, self._reading.output)
 
-    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: float | Tensor | None = None, **ignored: Any) -> Tensor:
         """The network's input (B, *): the state, which is scaled only inside EDM's preconditioning."""
         if self._reading.output.name != "edm":
             return sample
@@ -222,14 +228,14 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             ignored: options of other schedulers' steps, at values that have no effect.
 
         Raises:
-            InputError: a call out of order or before ``set_timesteps``; a shape that differs from the output's or the
+            InputError: a call out of order; a shape that differs from the output's or the
                 run's; a timestep that is not in ``timesteps``; a copy that was made in the middle of a run; an option
                 that would have an effect.
         """
-        for name, value in ignored.items():
+        for name, given in ignored.items():
             neutral = (None, False, 0, *NEUTRAL.get(name, ()))
-            if isinstance(value, Tensor) or value not in neutral:
-                raise InputError(f"step({name}={value!r}) is not supported by {self._solver}: set options in its spec")
+            if isinstance(given, Tensor) or given not in neutral:
+                raise InputError(f"step({name}={given!r}) is not supported by {self._solver}: set options in its spec")
         if not isinstance(sample, Tensor) or not sample.is_floating_point():
             raise InputError(
                 f"sample must be a floating-point tensor, got {getattr(sample, 'dtype', type(sample).__name__)}"
@@ -243,29 +249,27 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self._generator = generator
         run = self._run = self._run_at(timestep, sample)
         node, state = run.request.node, run.state(sample)
-        out: Tensor | Prediction = model_output.to(state.dtype)
+        signed = -model_output if self._reading.sign < 0 else model_output
+        out: Tensor | Prediction = signed.to(state.dtype)
         x0 = None
-        if self.config.get("clip_sample"):
-            x0 = run.program.output.read(out, state, node).x0.clamp(-self._clip_range, self._clip_range)
-            out = Prediction(x0, (state - node.alpha * x0) / node.sigma)
-        elif return_dict:
+        limit = limited(self.config)
+        if limit is not None or return_dict:
             x0 = run.program.output.read(out, state, node).x0
+        if limit is not None and x0 is not None:
+            x0 = limit(x0)
+            out = Prediction(x0, (state - node.alpha * x0) / node.sigma)
         following = run.answer(out, sample)
-        if run.place == len(self._evaluated):
+        if run.place == len(self._entries):
             self._run = None
         if not return_dict:
             return (following,)
         return SolverOutput(following, x0 if x0 is None else x0.to(sample.dtype))
 
-    @property
-    def _clip_range(self) -> float:
-        return float(self.config.get("clip_sample_range", 1.0))
-
     def _run_at(self, timestep: float | Tensor, sample: Tensor) -> ForeignRun:
         """The current run if this timestep is its next, or else a new run that begins at this timestep."""
-        if self.num_inference_steps is None:
-            raise InputError("call set_timesteps before step")
-        places = self._places(timestep)
+        if self.num_inference_steps is None:  # the timesteps are then all of the network's
+            self._place(self._reading.all_nodes(self.config), self.timesteps.device)
+        places = self._entries.places(timestep)
         if self._run is not None and self._run.place in places:
             if sample.shape != self._run.shape:
                 raise InputError(
@@ -276,38 +280,19 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         begin = 0 if self._begin_index is None else self._begin_index
         if self._run is not None and begin not in places:
             raise InputError(
-                f"out of order: step expects {self._entry([self._run.place])} of timesteps, got "
-                f"{self._entry(places) if places else f'{_value(timestep):g}'}; set_timesteps starts a new run"
+                f"out of order: step expects {self._entries.entry([self._run.place])} of timesteps, got "
+                f"{self._entries.entry(places) if places else f'{value(timestep):g}'}; set_timesteps starts a new run"
             )
         if not places:
-            raise InputError(f"the timestep {_value(timestep):g} is not in timesteps")
+            raise InputError(f"the timestep {value(timestep):g} is not in timesteps")
         if self._broken_off is not None and begin not in places:
             raise InputError(
-                f"this scheduler was copied in the middle of a run, at {self._entry([self._broken_off])} of timesteps, "
-                "and a copy cannot continue it; set_timesteps starts a new run"
+                f"this scheduler was copied in the middle of a run, at {self._entries.entry([self._broken_off])} of "
+                "timesteps, and a copy cannot continue it; set_timesteps starts a new run"
             )
         self._broken_off = None
-        place = next((i for i in places if self._begins(i)), places[0])
+        place = next((i for i in places if self._entries.begins(i)), places[0])
         return ForeignRun(self._program_from(place), sample, self._draw(sample), place)
-
-    def _entry(self, places: list[int]) -> str:
-        return f"entry {' or '.join(map(str, places))} ({self._labels[places[0]]:g})"
-
-    def _begins(self, place: int) -> bool:
-        """Whether a step of the grid begins with that evaluation."""
-        return place == 0 or self._steps[place] > self._steps[place - 1]
-
-    def _places(self, timestep: float | Tensor) -> list[int]:
-        """The indices of an entry in ``timesteps``, found by its memory address (no device transfer) or its value."""
-        if isinstance(timestep, Tensor):
-            if timestep.numel() == 1 and shares(timestep, self.timesteps):
-                return [int(timestep.storage_offset())]
-            values = timestep.detach().cpu().flatten()
-            if not len(values) or (values != values[0]).any():
-                raise InputError(f"step takes one timestep for all samples, got {values.tolist()}")
-            labels = self._labels.to(values.dtype) if values.is_floating_point() else self._labels
-            return [int(i) for i in (labels == values[0]).nonzero()]
-        return [int(i) for i in (self._labels.float() == torch.tensor(_value(timestep))).nonzero()]
 
     def _program_from(self, place: int) -> Program:
         """The program that begins at the evaluation ``place`` of the whole program.
@@ -317,9 +302,9 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """
         program = self._program
         if place:
-            if self._begins(place):
-                program = self._trace(program.grid[self._steps[place] :])
-            if not self._begins(place) or evaluated(program) != self._evaluated[place:]:
+            if self._entries.begins(place):
+                program = self._trace(program.grid[self._entries.steps[place] :])
+            if not self._entries.begins(place) or evaluated(program) != self._entries.nodes[place:]:
                 raise InputError(
                     f"{self._solver} cannot begin at entry {place} of timesteps: from there it needs other evaluations "
                     "than are left; use a solver whose steps all have the same number of evaluations"
@@ -338,25 +323,47 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """alpha x0 + sigma eps (B, *) at the labels ``timesteps``, one or B of them."""
-        nodes = self._nodes_of(torch.as_tensor(timesteps).flatten())
         x0, eps = working(original_samples), working(noise.to(original_samples.dtype))
-        shape = (-1,) + (1,) * (x0.ndim - 1)
-        alpha, sigma = (
-            torch.tensor(values, dtype=x0.dtype, device=x0.device).view(shape)
-            for values in ([node.alpha for node in nodes], [node.sigma for node in nodes])
-        )
-        return (alpha * x0 + sigma * eps).to(original_samples.dtype)
+        node = Node.stack(self._nodes_of(torch.as_tensor(timesteps).flatten())).like(x0)
+        return (node.alpha * x0 + node.sigma * eps).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
         """``add_noise`` under the name that flow pipelines use."""
         return self.add_noise(sample, noise, timestep)
 
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = alpha eps - sigma x0 (B, *) of data ``sample`` at the labels ``timesteps``, one or B of them."""
+        x0, eps = working(sample), working(noise.to(sample.dtype))
+        node = Node.stack(self._nodes_of(torch.as_tensor(timesteps).flatten())).like(x0)
+        return (node.alpha * eps - node.sigma * x0).to(sample.dtype)
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha^2 (N,) at the network's steps 0..N-1, in float32; only on variance-preserving paths.
+
+        Raises:
+            AttributeError: alpha^2 + sigma^2 is not 1 on this path.
+        """
+        return self._kept().float()
+
+    @property
+    def betas(self) -> Tensor:
+        """1 - alpha_i^2 / alpha_(i-1)^2 (N,) at the network's steps, in float32; see ``alphas_cumprod``."""
+        kept = self._kept()
+        return (1 - kept / torch.cat([kept.new_ones(1), kept[:-1]])).float()
+
+    def _kept(self) -> Tensor:
+        node = self._reading.every()
+        if not torch.allclose(node.alpha**2 + node.sigma**2, torch.ones_like(node.alpha), rtol=0, atol=1e-9):
+            raise AttributeError(f"{self._reading.sde} is not variance-preserving, so it has no alphas_cumprod")
+        return (node.alpha**2).flip(0)
+
     def _nodes_of(self, timesteps: Tensor) -> list[Node]:
         """The node of each label: the node of an evaluation if it has this label, else the node of the path."""
         nodes = []
         for label in timesteps.detach().cpu():
-            places = self._places(label) if self.num_inference_steps else []
-            nodes.append(self._evaluated[places[0]] if places else self._reading.node_of_label(float(label)))
+            places = self._entries.places(label) if self.num_inference_steps else []
+            nodes.append(self._entries.nodes[places[0]] if places else self._reading.node_of_label(float(label)))
         return nodes
 
     def __len__(self) -> int:
@@ -366,20 +373,6 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         # a run contains a generator, which cannot be copied; a copy records that it must start a new run
         place = self._broken_off if self._run is None else self._run.place
         return {**self.__dict__, "_run": None, "_generator": None, "_broken_off": place}
-
-
-def _value(timestep: Any) -> float:
-    try:
-        return float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
-    except (TypeError, ValueError):
-        raise InputError(f"timestep must be an entry of timesteps, got {timestep!r}") from None
-
-
-def evaluated(program: Program) -> list[Node]:
-    """The node of each evaluation, in order."""
-    return [
-        program.nodes[instruction.node] for instruction in program.instructions if isinstance(instruction, Evaluate)
-    ]
 
 
 # pipelines save the module of a scheduler's class: the one that users import

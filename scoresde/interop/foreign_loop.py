@@ -60,6 +60,12 @@ class ForeignRun:
         return self.shown is None or not torch.equal(sample, self.request.x.to(sample.dtype))
 
 
+def amplification(program: Program) -> float:
+    """The largest absolute coefficient of a program's sums."""
+    sums = [instruction.terms for instruction in program.instructions if isinstance(instruction, Combine)]
+    return max((abs(c) for terms in sums for _, c in terms), default=0.0)
+
+
 def scale_before(program: Program) -> float:
     """The factor of the first state before the first evaluation; 1 if nothing comes before that."""
     values = [1.0]

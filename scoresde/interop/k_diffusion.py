@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -42,7 +43,7 @@ def steps_of_evaluations(program: Program) -> list[int]:
     """The step to which each evaluation belongs."""
     ends = [state.register for state in program.states]
     made = [k for k, instruction in enumerate(program.instructions, 1) if isinstance(instruction, Evaluate)]
-    return [sum(end < register for end in ends) for register in made]
+    return [bisect_left(ends, register) for register in made]
 
 
 def working(x: Tensor) -> Tensor:

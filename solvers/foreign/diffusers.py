@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, unknown
+from ..time_grids.base import End
 from ..time_grids.beta_schedules import betas, half_log_snr
 
 # the spec of each class at diffusers' own defaults
@@ -116,6 +118,8 @@ LOWERING = (
 )  # fmt: skip
 # classes that lower the order at the end by default; others do so below 15 steps, or never
 ALWAYS_LOWERING = ("UniPC", "SASolver")
+# classes that keep the points of linspace that lie between two of the network's steps
+UNROUNDED = ("Euler", "Heun", "KDPM2", "LMS", "DPMSolverSDE")
 # classes that omit the last of N + 1 points
 SKIPPING = ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPC", "DEIS", "SASolver")
 
@@ -234,16 +238,26 @@ def _noisy_ratios(flags: dict[str, Any]) -> list[float]:
     return [float(f"{end:.6g}") for end in ends]
 
 
+def ending(name: str, flags: Mapping[str, Any]) -> End:
+    """Where a class's last step goes: to sigma = 0, or to the level of the network's step 0, if need be again.
+
+    Classes that run from data to noise begin at that level.
+    """
+    if "Inverse" in name:
+        return "t_min"
+    to_least = not flags.get("set_alpha_to_one", not name.startswith("PNDM"))
+    least = flags.get("final_sigmas_type", "zero") == "sigma_min" or name.startswith(("SASolver", "DEIS"))
+    return "repeat" if to_least or least else "zero"
+
+
 def _grid(name: str, flags: dict[str, Any]) -> str | None:
-    options: dict[str, Any] = {}
-    to_least = not flags.get("set_alpha_to_one", not name.startswith("PNDM"))  # to the level of the network's step 0
-    if to_least or flags.get("final_sigmas_type") == "sigma_min" or name.startswith("SASolver") or "Inverse" in name:
-        options["end"] = "t_min"
+    end = ending(name, flags)
+    options: dict[str, Any] = {} if end == "zero" else {"end": end}
     schedule = flags.get("sigma_schedule")
     if flags.get("use_karras_sigmas") or schedule == "karras" or ("rho" in flags and schedule is None):
         return _with("karras", {**options, **({"rho": flags["rho"]} if "rho" in flags else {})})
     if flags.get("use_exponential_sigmas") or flags.get("use_lu_lambdas") or schedule == "exponential":
-        return _with("logsnr", {"end": "zero", **options} if options.get("end") != "t_min" else {})
+        return _with("logsnr", {"end": end} if end != "t_min" else {})
     if flags.get("use_beta_sigmas"):
         return _with("beta", options)
     if flags.get("use_flow_sigmas") or (name.startswith("FlowMatch") and {"shift", "shift_terminal"} & flags.keys()):
@@ -262,6 +276,8 @@ def _grid(name: str, flags: dict[str, Any]) -> str | None:
         options["steps_offset"] = flags["steps_offset"]
     if spacing != "trailing" and name.startswith(SKIPPING):
         options["skip_last"] = True
+    elif spacing == "linspace" and name.startswith(UNROUNDED):
+        options["rounding"] = "none"
     if flags.get("num_train_timesteps", 1000) != 1000:
         options["num_train_timesteps"] = flags["num_train_timesteps"]
     return _with(spacing, options)

@@ -37,7 +37,17 @@ SOLVERS: dict[str, str] = {
     "deis_tab": "deis",
     "rho_ab": "deis(variant=rhoab)",
     "deis_rhoab": "deis(variant=rhoab)",
+    "tab_deis": "deis",
+    "rhoab_deis": "deis(variant=rhoab)",
     "dpm_solverpp_2m": "dpmpp_2m",
+    "dpm_solverpp_3m": "dpmpp_3m",
+    "dpm_solverpp_2s": "dpmpp_2s",
+    "dpm_solverpp_3s": "dpmpp_3s",
+    "sde_dpm_solverpp_2m": "dpmpp_2m_sde",
+    "sde_dpm_solverpp_3m": "dpmpp_3m_sde",
+    "unipc_1": "uni_pc(order=1)",
+    "unipc_2": "uni_pc(order=2)",
+    "unipc_3": "uni_pc(order=3)",
     "dpm_solver_12": "dpm_adaptive(order=2)",
     "dpm_solver_23": "dpm_adaptive(order=3)",
     # DEIS' Runge-Kutta methods: names of the paper and of its code
@@ -56,6 +66,10 @@ SOLVERS: dict[str, str] = {
     "3ssprk": "rho_rk(tableau=ssprk3)",
     "4rk": "rho_rk(tableau=rk4)",
     # ER-SDE's code: one method for VP and VE in x / alpha
+    "er_sde_solver": "er_sde",
+    "er_sde_solver_1": "er_sde(order=1)",
+    "er_sde_solver_2": "er_sde(order=2)",
+    "er_sde_solver_3": "er_sde(order=3)",
     "er_sde_1": "er_sde(order=1)",
     "er_sde_2": "er_sde(order=2)",
     "er_sde_3": "er_sde(order=3)",
@@ -69,6 +83,34 @@ SOLVERS: dict[str, str] = {
     "ve_3_order": "er_sde(order=3, variant=published)",
     "ve_2_order_taylor": "er_sde(order=2, variant=published)",
     "ve_3_order_taylor": "er_sde(order=3, variant=published)",
+    # RES4LYF's solvers of the ODE (eta=0). Its multistep methods begin with a step of two or more stages, and take such
+    # steps wherever lam advances by more than 1
+    "multistep/res_2m": "res_2m",
+    "multistep/dpmpp_2m": "dpmpp_2m",
+    "multistep/deis_2m": "deis(variant=rhoab, order=2)",
+    "multistep/deis_3m": "deis(variant=rhoab, order=3)",
+    "exponential/ddim": "ddim",
+    "exponential/res_2s": "res_2s",
+    "exponential/res_2s_stable": "res_2s(c2=1.0)",
+    "exponential/res_3s": "res_3s",
+    "exponential/dpmpp_2s": "dpmpp_2s",
+    "exponential/dpmpp_3s": "dpmpp_3s(r1=0.5, r2=1.0)",
+    "linear/euler": "euler",
+    "linear/ralston_2s": "rho_rk(tableau=ralston2)",
+    "linear/ralston_3s": "rho_rk(tableau=ralston3)",
+    "linear/midpoint_2s": "rho_rk(tableau=midpoint)",
+    "linear/heun_2s": "rho_rk(tableau=heun2)",
+    "linear/heun_3s": "rho_rk(tableau=heun3)",
+    "linear/houwen_wray_3s": "rho_rk(tableau=van_der_houwen3)",
+    "linear/kutta_3s": "rho_rk(tableau=kutta3)",
+    "linear/ssprk3_3s": "rho_rk(tableau=ssprk3)",
+    "linear/rk38_4s": "rho_rk(tableau=three_eighths)",
+    "linear/rk4_4s": "rho_rk(tableau=rk4)",
+    "res_2m_ode": "res_2m",
+    "res_2s_ode": "res_2s",
+    "res_3s_ode": "res_3s",
+    "deis_2m_ode": "deis(variant=rhoab, order=2)",
+    "deis_3m_ode": "deis(variant=rhoab, order=3)",
     # azula's classes at its defaults; the eta of its DDIM is the square of eta here
     "ddpmsampler": "ddpm",
     "ddimsampler": "ddim",
@@ -113,15 +155,19 @@ GRIDS: dict[str, str] = {
     "sgmuniform": "sgm_uniform",
     "lu_lambdas": "logsnr(end=zero)",
     "quad": "ddim_quad",
+    "beta57": "beta(a=0.5, b=0.7, on=time)",
+    "align_your_steps_gits": "gits(model=sd15, end=zero, keep_last=True)",
     # k-diffusion's functions
     "get_sigmas_karras": "karras",
     "get_sigmas_exponential": "logsnr(end=zero)",
     "get_sigmas_polyexponential": "polyexponential",
     "get_sigmas_vp": "vp",
+    "get_sigmas_laplace": "laplace(end=t_min)",
 }
 
 # grids that front ends append to a solver's label, as in "DPM++ 2M Karras" or k_dpmpp_2m_ka, and the same grids here.
-# Their functions all append sigma = 0, so a grid that ends at t_min by default here gets end=zero
+# Their functions append sigma = 0, except for A1111's KL Optimal, so a grid that ends at t_min by default here gets
+# end=zero
 SUFFIXES: dict[str, str] = {
     "karras": "karras",
     "ka": "karras",
@@ -134,9 +180,19 @@ SUFFIXES: dict[str, str] = {
     "uniform": "uniform(end=zero)",
     "sgm_uniform": "sgm_uniform",
     "ddim_uniform": "leading(steps_offset=1)",
-    "kl_optimal": "kl_optimal",
+    "kl_optimal": "kl_optimal(end=t_min)",
+    "ddim": "leading(steps_offset=1)",
+    "karras_exponential": "karras_exponential",
+    "beta57": "beta(a=0.5, b=0.7, on=time)",
+    "bong_tangent": "bong_tangent",
+    "laplace": "laplace",
     "linear_quadratic": "linear_quadratic",
-    "align_your_steps": "ays",
+    "align_your_steps": "ays(keep_last=True)",
+    "align_your_steps_11": "ays(keep_last=True)",
+    "align_your_steps_gits": "gits(model=sd15, end=zero, keep_last=True)",
     "ays": "ays",
     "gits": "gits(end=zero)",
 }
+
+# names, normalised, of solvers that are defined by classifier-free guidance
+GUIDED = r"(^|_)(lcm|lcmscheduler|cfg_?pp)($|_)"

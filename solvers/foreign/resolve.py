@@ -21,14 +21,20 @@ def read(label: str) -> tuple[str, str | None]:
 
     The solver's part is returned as it was typed, or as a spec for diffusers' classes. A registered solver's name is
     never split, nor is a label that as a whole stands for a solver.
+
+    Raises:
+        InputError: the label names a solver that needs guidance.
     """
+    label = re.sub(r"\s*\((\d[MSms])\)", r" \1", label)  # DPM-Solver++(2M)
     head, paren, tail = label.partition("(")
     if ":" in head or solvers.knows(head):
         if paren and normalise(head) in _CLASSES and tail.rstrip().endswith(")"):
             return diffusers.read(_CLASSES[normalise(head)], tail.rstrip()[:-1])
         return label, None
+    if re.search(names.GUIDED, normalise(head)):
+        raise InputError(f"the solver {head!r} needs classifier-free guidance, which is not there yet")
     words = re.findall(r"[^\s_\-]+", head)
-    for count in range(min(3, len(words) - 1), 0, -1):  # the longest first: ddim_uniform before uniform
+    for count in range(min(4, len(words) - 1), 0, -1):  # the longest first: ddim_uniform before uniform
         suffix = "_".join(words[-count:]).lower()
         if suffix in names.SUFFIXES:
             rest = re.sub(rf"([\s_\-]+[^\s_\-]+){{{count}}}[\s_\-]*$", "", head)

@@ -7,7 +7,9 @@ c = alpha + sigma it is dy / dm = eps - x0, the velocity of the straight path, s
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -76,7 +78,9 @@ class ExplicitRungeKutta(Solver):
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         return Step(self.advance(problem, x, t, s, problem.predict(x, t)))
 
-    def advance(self, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction) -> Tensor:
+    def advance(
+        self, problem: Problem, x: Tensor, t: Node, s: Node, first: Prediction, tableau: Tableau | None = None
+    ) -> Tensor:
         """The state (B, *) at s from x (B, *) at t and the prediction at t, for sigma_s > 0."""
         straight = self.quantity == "velocity"
 
@@ -90,7 +94,7 @@ class ExplicitRungeKutta(Solver):
                     y = y + (scale(node) * h * weight) * slope
             return y
 
-        tableau, start = self.tableau_of(t, s), t.sigma / scale(t)
+        tableau, start = tableau or self.tableau_of(t, s), t.sigma / scale(t)
         h = s.sigma / scale(s) - start
         slopes = [quantity(first, t, self.quantity)]
         for c, row in zip(tableau.c[1:], tableau.a[1:], strict=True):
@@ -146,6 +150,43 @@ class Heun(RungeKutta):
     quantity: Literal["eps", "velocity"] = "eps"
 
     tableau: ClassVar[Tableau] = HEUN
+
+
+@solvers.register(
+    "heunpp2",
+    aliases=("heun++2",),
+    kind="ODE",
+    order=1,
+    evaluations=3,
+    reference="ComfyUI's sampler of the same name, after Carzit, sd-webui-samplers-scheduler",
+    formula="x_s / alpha_s = x / alpha_t + (ratio_s - ratio_t) ((1 - w_s - w_n) eps + w_s eps_s + w_n eps_n), n the "
+    "node after s, w = ratio / (3 ratio_max)",
+    note="of order 1: the weights do not depend on the nodes' distances; the last but one step has two evaluations",
+)
+@dataclass(frozen=True)
+class HeunPP2(Explicit):
+    """Heun++: averages eps at t, at the next node s and at the node n after it, with weights that grow with the noise.
+
+    Euler leads from t to s and from there to n. With w(r) = r / (3 r_max), r_max the grid's largest ratio, the weights
+    are w(r_s), w(r_n) and the rest for eps at t. The last but one step uses t and s with w(r) = r / (2 r_max), the last
+    one is Euler's.
+    """
+
+    @property
+    def plans_grid(self) -> bool:
+        return True
+
+    def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
+        return 0, tuple(node.ratio for node in nodes)
+
+    def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
+        index, ratios = carry
+        follow, largest = ratios[:-1][index + 1 : index + 3], max(ratios)
+        shares = [r / ((1 + len(follow)) * largest) for r in follow]
+        beyond = [(r - t.ratio) / (s.ratio - t.ratio) for r in follow]
+        rows = ((), *((1.0, *(b - a for a, b in pairwise(beyond[:k]))) for k in range(1, len(follow) + 1)))
+        tableau = Tableau((0.0, *beyond), rows, (1 - sum(shares), *shares))
+        return Step(self.advance(problem, x, t, s, problem.predict(x, t), tableau), (index + 1, ratios))
 
 
 @solvers.register(

@@ -3,7 +3,19 @@
 from .base import Grid, grid, grids
 from .files import FileGrid
 from .network_steps import DDIMQuad, Leading, Linspace, SGMUniform, Trailing, time_of_index, train_timesteps
-from .noise_levels import IDDPM, Beta, FlowShift, KLOptimal, LinearQuadratic, Polyexponential, VEGeometric, VPTime
+from .noise_levels import (
+    IDDPM,
+    Beta,
+    BongTangent,
+    FlowShift,
+    KarrasExponential,
+    KLOptimal,
+    Laplace,
+    LinearQuadratic,
+    Polyexponential,
+    VEGeometric,
+    VPTime,
+)
 from .published import AYS, GITS, Resampled
 from .rules import Explicit, Karras, LogSNR, Quadratic, Uniform
 
@@ -12,6 +24,7 @@ __all__ = [
     "GITS",
     "IDDPM",
     "Beta",
+    "BongTangent",
     "DDIMQuad",
     "Explicit",
     "FileGrid",
@@ -19,6 +32,8 @@ __all__ = [
     "Grid",
     "KLOptimal",
     "Karras",
+    "KarrasExponential",
+    "Laplace",
     "Leading",
     "LinearQuadratic",
     "Linspace",

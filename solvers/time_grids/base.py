@@ -1,7 +1,9 @@
 """Time grids: rules that place the nodes of a solve on a schedule.
 
-By default a grid covers the schedule's range [t_min, t_max]. The option ``end`` sets its last node: ``t_min``, or
-``zero``, where the last step goes from t_min to sigma = 0. In both cases N steps are N intervals.
+By default a grid covers the schedule's range [t_min, t_max]. The option ``end`` sets its last node: ``t_min``;
+``zero``, where the last step goes from t_min to sigma = 0; or ``repeat``, with the levels of ``zero`` and then t_min.
+If the level before is t_min itself, it is repeated: the two nodes are 1e-9 of lam apart, so the last step hardly moves
+the state, but a corrector uses its evaluation. N steps are N intervals in all cases.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from ..types.node import AnyNode, Node
 from ..types.schedule import Schedule, as_schedule
 
 N = TypeVar("N", bound=AnyNode)
-End = Literal["t_min", "zero"]
+End = Literal["t_min", "zero", "repeat"]
+APART = 1e-9  # distance in lam of a level and its repetition: steps are resolved to 1e-6, the state moves by 1e-9
 
 
 @dataclass(frozen=True)
@@ -54,24 +57,35 @@ class Grid(Options):
         lo, hi = time_range(schedule, t_min, t_max)
         count = self.intervals(steps)
         checked((schedule(hi), schedule(lo)), self)
-        nodes = schedule.nodes([float(t) for t in self.all_times(schedule, lo, hi, count)])
-        return checked((*nodes, schedule.clean) if self.end == "zero" else tuple(nodes), self)
+        return checked(self.ended([float(t) for t in self.all_times(schedule, lo, hi, count)], schedule, lo), self)
+
+    def ended(self, times: list[float], schedule: Schedule, lo: float) -> tuple[Node, ...]:
+        """The nodes at the times of a solve, and the node that ``end`` adds: sigma = 0, or the node at ``lo``."""
+        if self.end == "repeat":
+            before = min(times[-1], schedule.t_of_lam(schedule(lo).lam - APART), key=lambda t: schedule(t).lam)
+            times = [*times[:-1], before, lo]
+        nodes = tuple(schedule.nodes(times))
+        return (*nodes, schedule.clean) if self.end == "zero" else nodes
 
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
-        """The times of a solve of ``steps`` intervals, without sigma = 0; the ends of the range are exact."""
-        to_zero = self.end == "zero"
-        inner = steps - (to_zero and not self.zero_replaces_t_min)
+        """The times of a solve of ``steps`` intervals without the node that ``end`` adds; the ends are exact."""
+        inner = steps - (self.adds_last and not self.zero_replaces_t_min)
         times = [float(t) for t in self.place(schedule, lo, hi, inner)] if inner else [hi]
         times[0] = hi
-        if to_zero and self.zero_replaces_t_min:
+        if self.adds_last and self.zero_replaces_t_min:
             return times[:-1]
         if len(times) > 1:
             times[-1] = lo
         return times
 
     @property
+    def adds_last(self) -> bool:
+        """Whether ``end`` adds a node to those that the rule places."""
+        return self.end != "t_min"
+
+    @property
     def zero_replaces_t_min(self) -> bool:
-        """Whether, with ``end=zero``, sigma = 0 replaces the last time of ``place``, t_min, instead of following it."""
+        """Whether the node that ``end`` adds replaces the last time that ``place`` returns, instead of following it."""
         return False
 
     def __str__(self) -> str:

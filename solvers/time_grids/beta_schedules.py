@@ -62,6 +62,8 @@ SCHEDULES: dict[str, Callable[[float, float, int], Array]] = {
     "scaled_linear": _scaled_linear,
     # Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17, with betas of at most 0.999
     "squaredcos_cap_v2": lambda start, end, count: betas_of(cosine(count)),
+    # alpha^2 = exp(-12 i / N): diffusers' Heun and DPM2 classes
+    "exp": lambda start, end, count: betas_of(np.exp(-12 * np.linspace(0, 1, count + 1))),
     # betas along a sigmoid from -6 to 6: Xu et al. 2022, arXiv:2203.02923
     "sigmoid": lambda start, end, count: start + (end - start) * _sigmoid(np.linspace(-6, 6, count)),
     # alpha^2 along a sigmoid from 3 to -3: Jabri et al. 2022, arXiv:2212.11972, appendix B

@@ -15,15 +15,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import InputError
 from ..registry.ranges import Range
 from ..types.schedule import Schedule
 from .base import End, Grid, grids
 
+N = TypeVar("N", float, Tensor)
 LIN = "Lin et al. 2023, arXiv:2305.08891, table 2"
 
 
@@ -33,8 +35,8 @@ def train_timesteps(schedule: Schedule, given: int | None = None) -> int:
     return given if given is not None else 1000 if own is None else own
 
 
-def time_of_index(schedule: Schedule, index: float, num_train_timesteps: int | None = None) -> float:
-    """The time of a network's step 0..T-1; for T see ``train_timesteps``."""
+def time_of_index(schedule: Schedule, index: N, num_train_timesteps: int | None = None) -> N:
+    """The time of a network's step 0..T-1, a number or a tensor; for T see ``train_timesteps``."""
     share = index / (train_timesteps(schedule, num_train_timesteps) - 1)
     return (1 - share) * schedule.t_min + share * schedule.t_max
 
@@ -52,8 +54,8 @@ class DiscreteGrid(Grid):
     end: End = field(default="zero", kw_only=True)
     num_train_timesteps: Annotated[int, Range(2)] | None = field(default=None, kw_only=True)
 
-    def indices(self, count: int, steps: int) -> list[int]:
-        """A selection of ``steps`` indices from 0..count-1, greatest first."""
+    def indices(self, count: int, steps: int) -> Sequence[float]:
+        """A selection of ``steps`` indices from 0..count-1, greatest first; fractions lie between two steps."""
         raise NotImplementedError
 
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
@@ -71,9 +73,9 @@ class DiscreteGrid(Grid):
                 raise InputError(f"{self}: {steps} steps need {steps + 1} network steps; use fewer steps")
         for i, (t, s) in enumerate(pairwise(picked)):
             if t <= s:
-                raise InputError(f"{self}: nodes {i} and {i + 1} are both the network's step {s + first}; use fewer")
+                raise InputError(f"{self}: nodes {i} and {i + 1} are both the network's step {s + first:g}; use fewer")
         if not 0 <= picked[-1] <= picked[0] < count:
-            raise InputError(f"{self}: step {picked[0] + first} is not one of {first}..{last}; use fewer steps")
+            raise InputError(f"{self}: step {picked[0] + first:g} is not one of {first}..{last}; use fewer steps")
         return [min(max(time_of_index(schedule, first + i, total), lo), hi) for i in picked]
 
 
@@ -118,17 +120,20 @@ class Trailing(DiscreteGrid):
     "linspace",
     reference=LIN,
     formula="step round((T - 1) (1 - i / (N - 1))), i < N, then sigma = 0",
-    note="skip_last omits the last of N + 1 points, as diffusers' DPM-Solver, UniPC and DEIS do.",
+    note="skip_last omits the last of N + 1 points, as diffusers' DPM-Solver, UniPC and DEIS do. rounding=none keeps "
+    "the points between two steps, as diffusers' Euler, Heun, LMS and DPM2 do.",
 )
 @dataclass(frozen=True)
 class Linspace(DiscreteGrid):
     """Evenly spaced steps of a discrete-time network, from the last to the first; then sigma = 0."""
 
     skip_last: bool = False
+    rounding: Literal["nearest", "none"] = "nearest"
 
-    def indices(self, count: int, steps: int) -> list[int]:
-        points = np.linspace(0, count - 1, steps + self.skip_last).round()[::-1]
-        return [int(i) for i in (points[:-1] if self.skip_last else points)] if steps > 1 else [count - 1]
+    def indices(self, count: int, steps: int) -> list[float]:
+        points = np.linspace(0, count - 1, steps + self.skip_last)[::-1] if steps > 1 else np.array([count - 1.0, 0.0])
+        chosen = points[:-1] if self.skip_last or steps == 1 else points
+        return [float(i) for i in (chosen.round() if self.rounding == "nearest" else chosen)]
 
 
 @grids.register(

@@ -15,7 +15,7 @@ import numpy as np
 import scipy
 
 from ..errors import InputError
-from ..registry.ranges import Count, Inside, Positive, Range
+from ..registry.ranges import Count, Inside, Positive, Range, Share
 from ..types.schedule import Schedule
 from .base import End, Grid, grids
 from .beta_schedules import OFFSET, cosine, integral, time_of_integral
@@ -86,6 +86,44 @@ class Beta(RatioGrid):
         if self.on == "ratio":
             return super().place(schedule, lo, hi, steps)
         return [lo + q * (hi - lo) for q in self._shares(steps)]
+
+
+@grids.register(
+    "laplace",
+    reference="Hang et al. 2024, arXiv:2407.03297; ComfyUI's LaplaceScheduler",
+    formula="log r_i = mu - beta sign(1/2 - u) log(1 - 2 |1/2 - u|), u = i / (N - 1), within the range; then 0",
+    note="Levels beyond the range coincide at its ends, which is an error from about N = 400.",
+)
+@dataclass(frozen=True)
+class Laplace(RatioGrid):
+    """Quantiles of a Laplace law in log(sigma / alpha), dense around sigma / alpha = exp(mu); then sigma = 0."""
+
+    mu: float = 0.0
+    beta: Positive = 0.5
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        sides = [1 - 2 * i / steps for i in range(1, steps)]  # > 0 above the median
+        logs = [self.mu - self.beta * math.copysign(math.log1p(-abs(side)), -side) for side in sides]
+        return [high, *(min(max(math.exp(u), low), high) for u in logs), low]
+
+
+@grids.register(
+    "karras_exponential",
+    reference="Karras et al. 2022, arXiv:2206.00364, eq. 5; a schedule of Stable Diffusion front ends",
+    formula="r_i = (1 - w) karras_i + w logsnr_i, w = blend (1 - i / N), i < N, then 0",
+    note="The extension of that name also starts at 1.1 r_max, multiplies the last level by 0.9 and has no step to 0.",
+)
+@dataclass(frozen=True)
+class KarrasExponential(RatioGrid):
+    """Karras' levels, blended at high noise with geometric ones; then sigma = 0."""
+
+    rho: Annotated[float, Range(1e-2, 1e6)] = 7.0
+    blend: Share = 0.3
+
+    def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
+        karras = np.linspace(high ** (1 / self.rho), low ** (1 / self.rho), steps + 1) ** self.rho
+        weights = self.blend * (1 - np.arange(steps + 1) / (steps + (self.end != "t_min")))
+        return [float(r) for r in (1 - weights) * karras + weights * np.geomspace(high, low, steps + 1)]
 
 
 @grids.register(
@@ -222,6 +260,41 @@ class LinearQuadratic(FlowGrid):
 
 
 @grids.register(
+    "bong_tangent",
+    reference="ClownsharkBatwing, RES4LYF, bong_tangent_scheduler",
+    formula="u = u_min + c(i) (u_max - u_min), c two arcs of arctan: from 1 to middle at i = pivot (N + 2) - 1, to 0",
+)
+@dataclass(frozen=True)
+class BongTangent(FlowGrid):
+    """RES4LYF's tangent schedule in u = sigma / (alpha + sigma): two arctan arcs that meet at ``middle``."""
+
+    middle: Inside = 0.5
+    pivot: Inside = 0.6
+    slope: Positive = 0.2
+
+    @property
+    def zero_replaces_t_min(self) -> bool:
+        return True
+
+    def flow_times(self, low: float, high: float, steps: int) -> Sequence[float]:
+        bend = int(self.pivot * (steps + 2))
+        first, second = (
+            self._arc(bend, bend, steps, 1, self.middle),
+            self._arc(steps + 2 - bend, 0, steps, self.middle, 0),
+        )
+        course = [*first[:-1], *second] if steps > 1 else [1.0, 0.0]
+        return [low + c * (high - low) for c in course]
+
+    def _arc(self, count: int, center: int, steps: int, start: float, stop: float) -> list[float]:
+        """``count`` values of -arctan around an index, scaled to go from ``start`` to ``stop``."""
+        slope = 40 * self.slope / (steps + 2)
+        arc = [math.atan(slope * (center - i)) for i in range(count)]
+        return (
+            [stop + (value - arc[-1]) / (arc[0] - arc[-1]) * (start - stop) for value in arc] if count > 1 else [stop]
+        )
+
+
+@grids.register(
     "flow_shift",
     reference="Esser et al. 2024, arXiv:2403.03206, eq. 23",
     formula="u = k v / (1 + (k - 1) v), that is r = k v / (1 - v), v in equal steps; then 0",
@@ -266,5 +339,5 @@ class FlowShift(FlowGrid):
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         if self.shift_terminal is None:
             return super().all_times(schedule, lo, hi, steps)
-        inner = steps - (self.end == "zero")
+        inner = steps - self.adds_last
         return [float(t) for t in self.place(schedule, lo, hi, inner)] if inner else [hi]

@@ -26,8 +26,11 @@ AYS_TABLES: dict[str, tuple[float, ...]] = {
 
 # Chen et al. 2024 (arXiv:2405.11326). cifar10: the schedule printed in its authors' README, nodes 0, 19, 27, 33, 39, 45
 # and 60 of Karras' grid of 61 levels from 80 to 0.002
+# sd15, sdxl: the ten-step tables that front ends call Align Your Steps GITS
 GITS_TABLES: dict[str, tuple[float, ...]] = {
     "cifar10": (80.0, 10.9836, 3.8811, 1.584, 0.5666, 0.1698, 0.002),
+    "sd15": (14.615, 4.617, 2.507, 1.236, 0.702, 0.402, 0.240, 0.156, 0.104, 0.094, 0.029),
+    "sdxl": (14.615, 4.734, 2.567, 1.529, 0.987, 0.652, 0.418, 0.268, 0.179, 0.127, 0.029),
 }
 
 
@@ -38,9 +41,13 @@ class TableGrid(RatioGrid):
     ``fit=rescale`` maps log(sigma / alpha) linearly from the table's range to the solve's range, so that the grid
     covers it; if the two ranges are equal, the levels do not change. ``fit=keep`` uses the levels unchanged. They must
     then lie in the solve's range, and the solve starts from the greatest level instead of t_max.
+
+    The node that ``end`` adds replaces the table's last level. With ``keep_last`` it follows it, and the table is
+    resampled to N levels instead of N + 1: A1111 does so, ComfyUI does not.
     """
 
     fit: Literal["rescale", "keep"] = field(default="rescale", kw_only=True)
+    keep_last: bool = field(default=False, kw_only=True)
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -49,7 +56,7 @@ class TableGrid(RatioGrid):
 
     @property
     def zero_replaces_t_min(self) -> bool:
-        return True
+        return not self.keep_last
 
     def resampled(self, steps: int) -> list[float]:
         """The table at ``steps + 1`` points: log levels, linear in the index; unchanged if it has that many levels."""
@@ -67,7 +74,10 @@ class TableGrid(RatioGrid):
     def all_times(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         if self.fit == "rescale":
             return super().all_times(schedule, lo, hi, steps)
-        ratios = self.resampled(steps)[: -1 if self.end == "zero" else None]
+        if self.adds_last and self.keep_last:
+            ratios = self.resampled(steps - 1) if steps > 1 else [self.levels[0]]
+        else:
+            ratios = self.resampled(steps)[: -1 if self.adds_last else None]
         low, high = schedule(lo).ratio, schedule(hi).ratio
         if not (low * (1 - 1e-9) <= ratios[-1] and ratios[0] <= high * (1 + 1e-9)):
             raise InputError(
@@ -84,7 +94,7 @@ class TableGrid(RatioGrid):
 )
 @dataclass(frozen=True)
 class AYS(TableGrid):
-    """Align Your Steps: noise levels that its authors tuned to a model; sigma = 0 replaces the last level."""
+    """Align Your Steps: noise levels that its authors tuned to a model; sigma = 0 replaces the last by default."""
 
     model: Annotated[str, Choice(AYS_TABLES)] = "sd15"
 

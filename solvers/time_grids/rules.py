@@ -101,8 +101,8 @@ class Explicit(Grid):
         return True
 
     def intervals(self, steps: int | None) -> int:
-        to_zero = self.end == "zero" and not (self.ratios and self.ratios[-1] == 0)
-        count = max(len(self.times), len(self.ratios)) - 1 + to_zero
+        added = self.adds_last and not (self.ratios and self.ratios[-1] == 0)
+        count = max(len(self.times), len(self.ratios)) - 1 + added
         if steps not in (None, count):
             raise InputError(f"the explicit grid has {count} steps, not {steps}")
         return count
@@ -113,7 +113,6 @@ class Explicit(Grid):
         schedule = as_schedule(schedule)
         lo, hi = time_range(schedule, t_min, t_max)
         self.intervals(steps)
-        to_zero = self.end == "zero" or (bool(self.ratios) and self.ratios[-1] == 0)
         ratios = self.ratios[:-1] if self.ratios and self.ratios[-1] == 0 else self.ratios
         if any(not r > 0 for r in ratios):
             raise InputError("explicit: ratios must be positive, except for a last 0")
@@ -122,8 +121,10 @@ class Explicit(Grid):
         for t in times:
             if not lo - slack <= t <= hi + slack:
                 raise InputError(f"the explicit grid's t={t:g} is outside [{lo:g}, {hi:g}]")
-        nodes = schedule.nodes([min(max(t, lo), hi) for t in times])
-        made = checked((*nodes, schedule.clean) if to_zero else tuple(nodes), "the explicit grid")
+        times = [min(max(t, lo), hi) for t in times]
+        listed = ratios is not self.ratios  # sigma = 0 is in the list
+        nodes = (*schedule.nodes(times), schedule.clean) if listed else self.ended(times, schedule, lo)
+        made = checked(nodes, "the explicit grid")
         if made[0].ratio < made[-1].ratio:
             raise InputError("the explicit grid is out of order: list it from noise to data")
         return made

@@ -39,7 +39,8 @@ class Restart(Wrapper):
     """Restart: ODE steps, and between chosen noise levels K rounds of fresh noise followed by ODE steps down again.
 
     Each of ``intervals`` is [n, K, ratio_min, ratio_max], levels of sigma / alpha, as in the paper. A round begins at
-    the grid's first node with ratio <= ratio_min (and sigma > 0). It adds noise up to ratio_max, and the solver returns
+    the node after a step whose ratio is nearest to ratio_min, as in the authors' code, which rounds the published
+    levels (19.35 is the node 19.35245). It adds noise up to ratio_max, and the solver returns
     over n nodes, equally spaced in ratio^(1/7). There are K rounds. If the grid itself has m times as many steps
     between the two levels, every step of a round is divided into m: with a fixed n the rounds' error would not vanish
     on fine grids.
@@ -48,8 +49,8 @@ class Restart(Wrapper):
     solver starts without history in and after every round, which keeps order 2.
 
     Raises InputError if the grid never reaches an interval: if it begins at or below ratio_min or has no node of
-    sigma > 0 that low. The interval is skipped without an error on grids of three steps or fewer, and on grids that
-    pass over it in their last step to sigma = 0.
+    sigma > 0 that low, to 1 %. The interval is skipped without an error on grids of three steps or fewer, and on grids
+    that pass over it in their last step to sigma = 0.
     """
 
     solver: Solver = dataclasses.field(default=Heun())
@@ -84,13 +85,12 @@ class Restart(Wrapper):
         # the last step to sigma = 0 starts no round; if it passes over a whole interval, the grid is coarse there
         low, high = min(node.ratio for node in nodes if node.sigma > 0), nodes[0].ratio
         for interval in self.intervals:
-            below, above = interval[2:]
-            missed = high <= below or (below < low and (nodes[-1].sigma > 0 or low <= above))
-            if missed and len(nodes) > COARSE + 1:
+            passed_over = nodes[-1].sigma == 0 and low > interval[3]
+            if _beginning(nodes, interval) is None and not passed_over and len(nodes) > COARSE + 1:
                 shown = ", ".join(f"{v:g}" for v in interval)
                 raise InputError(
                     f"restart: the interval [{shown}] is never reached: the grid's levels sigma / alpha above 0 go "
-                    f"from {high:g} to {low:g}, and a level of at most {below:g} must follow a higher one"
+                    f"from {high:g} to {low:g}, and a level of at most {interval[2]:g} must follow a higher one"
                 )
         return 0, tuple(nodes), self.solver.init(problem, x, nodes)
 
@@ -99,7 +99,7 @@ class Restart(Wrapper):
         step = self.solver.step(problem, x, t, s, inner, noise)
         x, inner = step.x, step.carry
         for interval in self.intervals:
-            if s.ratio <= interval[2] < t.ratio:
+            if _beginning(nodes, interval) == index + 1:
                 assert noise is not None
                 x = self._rounds(problem, x, s, nodes, interval, noise)
                 inner = self.solver.init(problem, x, nodes[index + 1 :])
@@ -134,3 +134,12 @@ class Restart(Wrapper):
                 step = self.solver.step(problem, x, a, b, carry, noise)
                 x, carry = step.x, step.carry
         return x
+
+
+def _beginning(nodes: Sequence[Node], interval: Interval) -> int | None:
+    """The index of the node after a step where the rounds of an interval begin; None if the grid never reaches it."""
+    below, above = interval[2:]
+    places = [k for k in range(1, len(nodes)) if nodes[k].sigma > 0 and nodes[k].ratio < above]
+    if nodes[0].ratio <= below or not places or below < 0.99 * min(nodes[k].ratio for k in places):
+        return None
+    return min(places, key=lambda k: abs(nodes[k].ratio - below))
