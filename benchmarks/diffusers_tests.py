@@ -196,6 +196,8 @@ def main() -> int:
     for name in labels.CLASSES:
         if name in dir(diffusers.schedulers) and name in dir(diffusers):
             setattr(diffusers, name, stand_in(name))
+    found = re.search(r'version="([\w.]+)"', (checkout / "setup.py").read_text(encoding="utf-8"))
+    version = found[1] if found else "unknown"
     folder = checkout / "tests" / "schedulers"
     files = sorted(folder.glob("test_scheduler_*.py"))
     chosen = [
@@ -211,13 +213,16 @@ def main() -> int:
         if outcome == "failed" and reason(text) == "unexplained":
             print("unexplained:", text)
     if only is None:
-        write_json(RESULTS, {"environment": environment(), "diffusers": diffusers.__version__, **table})
+        write_json(
+            RESULTS, {"environment": environment(), "diffusers": diffusers.__version__, "tests": version, **table}
+        )
     return int("unexplained" in table["reasons"])
 
 
 def tested(file: Path) -> bool:
     """Whether a test file tests a class that has a counterpart here."""
-    return any(re.search(rf"import.*\b{name}\b", file.read_text(encoding="utf-8")) for name in labels.CLASSES)
+    found = re.search(r"scheduler_classes = \((\w+),", file.read_text(encoding="utf-8"))
+    return found is not None and found[1] in labels.CLASSES
 
 
 def summary(rows: list[tuple[str, str, str]]) -> dict[str, Any]:

@@ -82,6 +82,19 @@ def test_a_grid_to_zero_takes_its_last_step_from_t_min(spec, sde, steps):
         assert nodes[:-1] == grid(dataclasses.replace(rule, end="t_min"), sde, steps - 1)
 
 
+@each_sde
+@each_spec
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_grid_that_repeats_has_the_levels_before_zero_and_t_min(spec, sde, steps):
+    rule = dataclasses.replace(solvers.grids.make(spec), end="repeat")
+    nodes, before = grid(rule, sde, steps), grid(dataclasses.replace(rule, end="zero"), sde, steps)
+    assert len(nodes) == steps + 1
+    assert nodes[-1] == sde(sde.t_min)
+    assert nodes[: steps - 1] == before[: steps - 1]
+    if steps > 1:  # the last of them is t_min too, 1e-9 of lam before it; t(lam) is good to 1e-12
+        assert nodes[-1].lam - nodes[-2].lam == pytest.approx(1e-9, abs=2e-12)
+
+
 def test_karras_grid_is_the_published_one():
     # Karras et al. 2022, eq. 5 with the values of their table 1: 18 levels from 80 to 0.002, then 0
     n, low, high = 18, 0.002 ** (1 / 7), 80 ** (1 / 7)

@@ -146,6 +146,49 @@ def test_beta_in_time_is_comfyuis_before_it_rounds():
     assert t == pytest.approx(list(0.001 + quantiles * 0.999), rel=1e-12)
 
 
+@pytest.mark.parametrize("steps", [2, 3, 12])
+def test_laplace_has_the_quantiles_of_that_law(steps):
+    quantiles = stats.laplace(0.2, 0.4).ppf(1 - np.arange(1, steps) / steps)
+    levels = np.exp(np.clip(quantiles, math.log(LOW), math.log(HIGH)))
+    assert ratios("laplace(mu=0.2, beta=0.4, end=t_min)", EDM, steps) == pytest.approx([HIGH, *levels, LOW], rel=1e-11)
+
+
+def test_karras_exponential_blends_the_two():
+    for end, steps, weights in (("zero", 11, np.arange(11, 0, -1) / 11), ("t_min", 10, np.arange(10, -1, -1) / 10)):
+        karras, geometric = (np.array(ratios(f"{name}(end=t_min)", EDM, 10)) for name in ("karras", "logsnr"))
+        found = ratios(f"karras_exponential(blend=0.3, end={end})", EDM, steps)[:11]
+        assert found == pytest.approx(list(karras + 0.3 * weights * (geometric - karras)), rel=1e-9)
+
+
+def tangent(count, slope, pivot, start, stop):
+    """RES4LYF's arc, as its formula is written there."""
+    value = [((2 / math.pi) * math.atan(-slope * (i - pivot)) + 1) / 2 for i in range(count)]
+    return [(v - value[-1]) / (value[0] - value[-1]) * (start - stop) + stop for v in value]
+
+
+@pytest.mark.parametrize("steps", [2, 9, 20])
+def test_bong_tangent_is_res4lyfs(steps):
+    count = steps + 2
+    bend = int(count * 0.6)
+    course = [
+        *tangent(bend, 0.2 / (count / 40), bend, 1, 0.5)[:-1],
+        *tangent(count - bend, 0.2 / (count / 40), 0, 0.5, 0),
+    ]
+    path = scoresde.RectifiedFlow(t_min=1e-9, t_max=1 - 1e-9)
+    assert [node.t for node in grid("bong_tangent", path, steps)][:-1] == pytest.approx(course[:-1], abs=3e-9)
+
+
+@pytest.mark.parametrize("table", [AYS_TABLES["sd15"], GITS_TABLES["sd15"]], ids=["ays", "gits"])
+def test_a_table_may_keep_its_last_level_before_zero(table):
+    name = "ays" if table is AYS_TABLES["sd15"] else "gits(model=sd15, end=zero)"
+    path = scoresde.EDM(t_min=table[-1], t_max=table[0])
+    for fit in ("rescale", "keep"):
+        spec = f"{name.rstrip(')')}{', ' if '(' in name else '('}keep_last=True, fit={fit})"
+        assert ratios(spec, path, 11) == pytest.approx([*table, 0], rel=1e-9)
+        logs = np.interp(np.linspace(0, 10, 7), np.arange(11), np.log(table))
+        assert ratios(spec, path, 7) == pytest.approx([*np.exp(logs), 0], rel=1e-9)
+
+
 def mochi(steps, threshold, linear):
     """The schedule as Genmo wrote it, in 1 - u."""
     difference, rest = linear - threshold * steps, steps - linear

@@ -1,11 +1,14 @@
 """Runge-Kutta methods against closed forms: Euler's numbers, Heun's rule for velocities, the tableaux' conditions."""
 
+from itertools import pairwise
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
 from linear_response import coefficients
 
+import solvers
+from scoresde.interop import sample_function
 from solvers import grid, make, solve
 from solvers.conformance.problems import PATHS, RECTIFIED_FLOW, VE, Mixture
 from solvers.one_step.runge_kutta import TABLEAUX, RhoRK
@@ -71,3 +74,32 @@ def test_tableaux_meet_the_conditions_of_their_order_and_no_more(name):
 
 def test_every_tableau_is_an_option():
     assert set(get_args(get_type_hints(RhoRK)["tableau"])) == set(TABLEAUX)
+
+
+@pytest.mark.parametrize(
+    "levels", [[80.0, 30, 10, 3, 1, 0.2, 0.0], [80.0, 30, 10, 3, 1, 0.05], [80.0, 10, 0], [80.0, 0]]
+)
+def test_heunpp2_is_the_front_ends_loop(levels):
+    def model(x, sigma):
+        return torch.tanh(x / (1 + float(sigma.flatten()[0])))
+
+    def slope(x, sigma):
+        return (x - model(x, torch.tensor([sigma], dtype=x.dtype))) / sigma
+
+    x = 80 * torch.randn(3, 4, generator=solvers.generator(0), dtype=torch.float64)
+    found = sample_function("heunpp2")(model, x, levels, disable=True)
+    for i, (now, then) in enumerate(pairwise(levels)):
+        left, d = len(levels) - 2 - i, slope(x, now)
+        if left == 0:
+            step = d
+        else:
+            first = x + (then - now) * d
+            d_2, share = slope(first, then), then / ((2 if left == 1 else 3) * levels[0])
+            step = (1 - share) * d + share * d_2
+            if left > 1:
+                after = levels[i + 2]
+                d_3 = slope(first + (after - then) * d_2, after)
+                step = step + after / (3 * levels[0]) * (d_3 - d)
+        x = x + (then - now) * step
+    # the level of the third evaluation comes from lam and is rounded to 1e-15
+    assert torch.allclose(found, x, rtol=1e-12, atol=1e-12)

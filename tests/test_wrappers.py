@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+import scoresde
 import solvers
 from solvers import InputError, Node, Prediction, SeededNoise, grid, solve
 from solvers.conformance.checks import check
@@ -146,7 +147,7 @@ def test_restart_on_gaussian_data_is_the_recursion_of_variances():
         return variance
 
     ratios = [node.ratio for node in nodes]
-    at = next(i for i, r in enumerate(ratios) if r <= 0.5)
+    at = min(range(len(ratios)), key=lambda i: abs(ratios[i] - 0.5))
     variance = down(v + ratios[0] ** 2, ratios[: at + 1])
     crossed = sum(ratios[at] < r <= 4 for r in ratios)
     steps = 2 * max(1, crossed // 2)
@@ -171,6 +172,21 @@ def test_restart_as_published_for_cifar_takes_43_evaluations():
             return math.exp(-lam)
 
     assert solvers.evaluations(make("restart"), Wide(), grid("karras", Wide(), 18)) == 43
+
+
+def test_a_restart_begins_at_the_node_nearest_to_its_level():
+    """19.35 is a published level: the sixth of 18 nodes of Karras' grid, rounded from 19.35245."""
+    wide = scoresde.EDM()
+    nodes = grid("karras", wide, 18)
+    problem = _Asked(Mixture(wide))
+    run("restart(solver=euler, intervals=[[3, 1, 19.35, 40.79]])", nodes, problem=problem)
+    levels = [node.ratio for node in nodes[:-1]]
+    at = min(range(len(levels)), key=lambda i: abs(levels[i] - 19.35))
+    assert levels[at] > 19.35 > levels[at + 1]  # the first node below it would be another
+    asked = [node.ratio for node in problem.nodes]
+    assert asked[:at] == pytest.approx(levels[:at], rel=1e-12)
+    assert asked[at] == pytest.approx(40.79, rel=1e-12)  # up again after the step to that node
+    assert asked[at + 2 :] == pytest.approx(levels[at:], rel=1e-12)
 
 
 def test_restart_contracts_an_error_of_the_start():
