@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from collections import Counter, defaultdict
@@ -72,7 +73,8 @@ class StandIn(DiffusersScheduler):
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **changed: Any) -> Any:
         given = {key: value for key, value in config.items() if key not in config.get("_use_default_values", ())}
         made = cls(**{key: value for key, value in {**given, **changed}.items() if key in cls.accepted})
-        hidden = {key: config[key] for key in ("_class_name", "_diffusers_version") if key in config}
+        # as in diffusers, entries that the class does not know remain for the next class
+        hidden = {key: value for key, value in given.items() if key not in cls.accepted and key not in made.config}
         made.register_to_config(**hidden)  # type: ignore[no-untyped-call]
         return (made, {}) if return_unused_kwargs else made
 
@@ -189,7 +191,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkout", type=Path, help="a copy of diffusers' repository")
     parser.add_argument(
-        "--only", nargs="+", default=None, metavar="FILE", help="names of test files; nothing is written"
+        "--only", nargs="+", default=None, metavar="FILE", help="run these test files, keep the rows of others"
     )
     checkout, only = (given := parser.parse_args()).checkout.resolve(), given.only
     torch.set_num_threads(1)
@@ -206,17 +208,18 @@ def main() -> int:
     recorder = Recorder()
     arguments = ["-q", "--rootdir", str(checkout), "-p", "no:cacheprovider", "--no-header", "--tb=no", "-W", "ignore"]
     pytest.main([*arguments, *map(str, chosen)], plugins=[recorder])
-    table = summary(recorder.rows)
-    for row in table["classes"]:
+    measured = summary(recorder.rows)
+    for row in measured:
         print(row)
     for _name, outcome, text in recorder.rows:
         if outcome == "failed" and reason(text) == "unexplained":
             print("unexplained:", text)
-    if only is None:
-        write_json(
-            RESULTS, {"environment": environment(), "diffusers": diffusers.__version__, "tests": version, **table}
-        )
-    return int("unexplained" in table["reasons"])
+    kept = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"] if only else []
+    again = {row["tests"] for row in measured}
+    rows = sorted([*measured, *(row for row in kept if row["tests"] not in again)], key=lambda row: row["tests"])
+    header = {**environment(), "diffusers": diffusers.__version__, "tests": version}
+    write_json(RESULTS, {"header": header, "rows": rows})
+    return int(any("unexplained" in row["reasons"] for row in rows))
 
 
 def tested(file: Path) -> bool:
@@ -225,21 +228,23 @@ def tested(file: Path) -> bool:
     return found is not None and found[1] in labels.CLASSES
 
 
-def summary(rows: list[tuple[str, str, str]]) -> dict[str, Any]:
-    """The counts of outcomes by test file, and of failures by reason."""
+def summary(rows: list[tuple[str, str, str]]) -> list[dict[str, Any]]:
+    """The counts of outcomes by test file, and of failures by file and reason."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     for name, outcome, text in rows:
         file = Path(name.partition("::")[0]).stem.removeprefix("test_scheduler_")
         counts[file][outcome] += 1
         if outcome == "failed":
-            reasons[reason(text)][file] += 1
-    outcomes = ("passed", "failed", "skipped")
-    return {
-        "total": {outcome: sum(count[outcome] for count in counts.values()) for outcome in outcomes},
-        "classes": [{"tests": file, **{o: counts[file][o] for o in outcomes}} for file in sorted(counts)],
-        "reasons": {words: dict(sorted(reasons[words].items())) for words in sorted(reasons)},
-    }
+            reasons[file][reason(text)] += 1
+    return [
+        {
+            "tests": file,
+            **{outcome: counts[file][outcome] for outcome in ("passed", "failed", "skipped")},
+            "reasons": dict(sorted(reasons[file].items())),
+        }
+        for file in sorted(counts)
+    ]
 
 
 if __name__ == "__main__":

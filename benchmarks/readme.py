@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ddpm_and_sde_tables
+import diffusers_table
 import likelihood_tables
 
 import solvers
@@ -289,9 +290,8 @@ def updated(text: str, parts: Mapping[str, str]) -> str:
 
 def main(check: bool = False) -> int:
     """Writes the pages and returns 0; with ``check`` writes nothing and returns 1 if a page is not up to date."""
-    readme, programs, chains, likelihood = (
-        ROOT / name for name in ("README.md", "docs/programs.md", "docs/ddpm_and_sde.md", "docs/likelihood.md")
-    )
+    names = ("README.md", "docs/programs.md", "docs/ddpm_and_sde.md", "docs/likelihood.md", "docs/interop.md")
+    readme, programs, chains, likelihood, interop = (ROOT / name for name in names)
     fresh = {
         readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
@@ -304,6 +304,9 @@ def main(check: bool = False) -> int:
         likelihood: updated(
             likelihood.read_text(encoding="utf-8"),
             likelihood_tables.tables(read("likelihood.json"), read("trace_estimators.json")),
+        ),
+        interop: updated(
+            interop.read_text(encoding="utf-8"), diffusers_table.tables(results("diffusers_tests.json")[1])
         ),
         ROOT / "docs" / "solvers.md": page(),
     }

@@ -6,8 +6,9 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from foreign_loops import gap, loop, network, seeded, start
+from foreign_loops import CHAIN, denoiser, gap, loop, network, seeded, solved, start
 
+import solvers
 from scoresde import InputError
 from scoresde.interop import DiffusersScheduler
 from solvers.foreign import diffusers as labels
@@ -77,6 +78,18 @@ def test_a_config_ends_where_its_class_ends(name, flags, steps):
     theirs, ours = pair(name, steps, **STABLE, **flags)
     assert len(ours.timesteps) == len(theirs.timesteps)
     assert difference(theirs, ours) < TOLERANCE
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpmpp_3m", "deis(variant=logrho)", "adams(order=4)", "dpmpp_2m_sde"])
+def test_a_repeated_level_moves_the_state_only_by_a_corrector(solver):
+    def end(spec, grid, steps):
+        return solved(denoiser(), spec, solvers.grid(grid, CHAIN, steps), start(), seeded())
+
+    # noise of variance 2e-9 sigma^2, sigma = 0.01
+    assert gap(end(solver, "karras(end=repeat)", 12), end(solver, "karras(end=t_min)", 11)) < 1e-6
+    corrected = end("uni_pc", "karras(end=repeat)", 12)
+    assert bool(corrected.isfinite().all())
+    assert 1e-3 < gap(corrected, end("uni_pc", "karras(end=t_min)", 11)) < 0.1
 
 
 def test_edms_levels_end_where_its_class_ends():

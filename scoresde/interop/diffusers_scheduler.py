@@ -63,7 +63,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         source: an SDE or its spec; or a diffusers scheduler, or its config.
         grid: by default the grid of the solver's label, else the spacing of the config, ``trailing`` if it names none,
             and ``karras`` for an SDE. A flow's config uses its own shifted levels. Where these begin at sigma = 1,
-            where lam is not finite, the first level is moved to 0.999.
+            where lam is not finite, 1 - 1e-6 stands for it, or 0.999 for methods that are not accurate there.
         prediction_type: the network's output: "epsilon", "sample", "v_prediction", "flow_prediction" or one of
             ``Denoiser``'s words; by default the config's, else "epsilon", or "flow_prediction" on a flow.
         time_label: the network's time label, one of ``scoresde.models.time_labels``. By default "Nt"
