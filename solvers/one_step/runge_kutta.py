@@ -164,7 +164,7 @@ class Heun(RungeKutta):
     note="of order 1: the weights do not depend on the nodes' distances; the last but one step has two evaluations",
 )
 @dataclass(frozen=True)
-class HeunPP2(Explicit):
+class HeunPP2(ExplicitRungeKutta):
     """Heun++: averages eps at t, at the next node s and at the node n after it, with weights that grow with the noise.
 
     Euler leads from t to s and from there to n. With w(r) = r / (3 r_max), r_max the grid's largest ratio, the weights
