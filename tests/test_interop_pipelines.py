@@ -3,6 +3,8 @@
 Both sides run one program in float32 and ask one network; where they see one label too, they agree to the last bit.
 """
 
+from dataclasses import replace
+
 import diffusers
 import pytest
 import torch
@@ -191,9 +193,11 @@ def test_a_flow_matching_pipeline(spec, sampled):  # noqa: F811
     )
     plain_levels = [1 - i / 6 for i in range(6)]  # the pipeline's own, shifted by the config's 3
     levels = [3 * u / (1 + 2 * u) for u in plain_levels]
-    grid = Explicit(times=(0.999, *levels[1:]), end="zero")
+    # only heun's average of eps is not accurate at sigma = 1
+    first = 0.999 if spec == "heun" else 1 - 1e-6
+    grid, wide = Explicit(times=(first, *levels[1:]), end="zero"), scoresde.RectifiedFlow(t_max=1 - 1e-6)
     torch.manual_seed(5)
-    assert gap(found, sampled(model, spec, grid, x)) < TOLERANCE
+    assert gap(found, sampled(replace(model, sde=wide), spec, grid, x)) < TOLERANCE
     # a grid of one's own instead
     pipeline.scheduler = DiffusersScheduler(spec, pipeline.scheduler, "logsnr(end=zero)")
     torch.manual_seed(5)
@@ -304,4 +308,4 @@ def test_diffusers_own_schedulers_agree():
     for scheduler in (theirs, DiffusersScheduler("euler", theirs)):
         options["generator"] = seeded()
         ends.append(flux(scheduler)(num_inference_steps=6, output_type="latent", **options).images)
-    assert gap(*ends) < 2e-3  # ours begins at 0.999, theirs at 1
+    assert gap(*ends) < TOLERANCE

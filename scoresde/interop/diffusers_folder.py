@@ -133,6 +133,8 @@ def _reading(folder: Path, config: Mapping[str, Any]) -> Reading:
         InputError: an entry of the config has no counterpart here.
     """
     known = dict(config)
+    if known.get("thresholding"):  # a scheduler supports it, a denoiser does not
+        raise InputError(f"{folder}: the config's thresholding=True has no counterpart here")
     if known.get("variance_type") == "learned_range":  # a denoiser supports it, a scheduler does not
         del known["variance_type"]
     try:
