@@ -218,7 +218,7 @@ def test_the_defaults_of_a_class_fill_what_a_saved_config_leaves_out():
         ),
         ({"_class_name": "EulerDiscretScheduler"}, "did you mean EulerDiscreteScheduler"),
         ({"prediction_type": "epsilon"}, "names no path"),
-        ("vq", "no SDE 'vq'; did you mean vp"),
+        ("vq", "no SDE 'vq'; did you mean ve, vp"),
         (3, "source must be an SDE, its spec, a scheduler or a scheduler's config, got int"),
     ],
 )
