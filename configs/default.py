@@ -44,8 +44,8 @@ def get_config() -> ConfigDict:
     config.training.keep = 2  # how many checkpoints to keep
 
     config.sampling = ConfigDict()
-    config.sampling.solver = "dpmpp_2m"  # see `scoresde solvers`
-    config.sampling.grid = placeholder(str)  # karras (default), uniform, quadratic, logsnr, explicit(times=[...])
+    config.sampling.solver = placeholder(str)  # see `scoresde solvers`; default: ipndm on logsnr(end=zero)
+    config.sampling.grid = placeholder(str)  # karras (default of a named solver), logsnr, explicit(times=[...]), ...
     config.sampling.steps = placeholder(int)  # steps of the grid; default: 20; adaptive solvers choose their own
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps

@@ -121,18 +121,19 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
 def plan_of(
     denoiser: ModelLike,
     section: ConfigDict,
-    default: tuple[str, str | None] = ("dpmpp_2m", None),
+    default: tuple[str, str | None] | None = None,
     end_at_t_min: bool = False,
 ) -> Plan:
     """The plan of a config's section ``sampling`` or ``likelihood``.
 
     Args:
         section: the section.
-        default: the solver and the grid to use if the section names none.
+        default: the solver and the grid to use if the section names none; by default those of ``scoresde.plan``.
         end_at_t_min: end at t_min even if the grid would continue to sigma = 0.
 
     Raises:
         InputError: see ``scoresde.plan``.
     """
-    request = PlanRequest(section.solver or default[0], section.grid or default[1], section.steps, section.nfe)
-    return Plan.make(denoiser, request, end_at_t_min)
+    solver, grid = default or (None, None)
+    request = PlanRequest(section.solver or solver, section.grid or grid, section.steps, section.nfe)
+    return Plan.make(denoiser, request.or_default(), end_at_t_min)

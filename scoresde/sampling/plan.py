@@ -27,6 +27,7 @@ from ..paths.base import SDE, ModelLike
 from .cached_by_value import cached_by_value
 from .width import warn_if_too_wide
 
+SAMPLER = ("ipndm", "logsnr(end=zero)")  # the default solver and its grid, measured as a pair (benchmarks/defaults.py)
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
 STEPS = 20  # of a sampler, by default
 PLANS = 64  # how many plans and programs are kept
@@ -41,6 +42,11 @@ class PlanRequest(NamedTuple):
     nfe: int | None = None
     t_min: float | None = None
     t_max: float | None = None
+
+    def or_default(self) -> PlanRequest:
+        """The request with the default sampler if it names no solver."""
+        solver, grid = SAMPLER
+        return self if self.solver is not None else self._replace(solver=solver, grid=self.grid or grid)
 
 
 @dataclass(frozen=True)
@@ -207,7 +213,7 @@ _steps_of_nfe = cached_by_value(PLANS)(solvers.steps_of_nfe)
 
 def plan(
     denoiser: ModelLike,
-    solver: str | Solver = "dpmpp_2m",
+    solver: str | Solver | None = None,
     grid: str | Grid | None = None,
     steps: int | None = None,
     *,
@@ -221,9 +227,9 @@ def plan(
     ``Plan.to_t_min``.
 
     Args:
-        solver: a name or spec, see ``solvers.names()``, or a solver.
-        grid: a name or spec, see ``solvers.grids.names()``, or a grid. The default is the grid in the solver's label
-            ("DPM++ 2M Karras"), else ``karras``.
+        solver: a name or spec, see ``solvers.names()``, or a solver. The default is ``ipndm`` on ``logsnr(end=zero)``.
+        grid: a name or spec, see ``solvers.grids.names()``, or a grid. For a named solver, the default is the grid in
+            its label ("DPM++ 2M Karras"), else ``karras``.
         steps: the number of steps; by default 20.
         nfe: instead of steps, a number of model evaluations; the plan takes the most steps that need no more than it.
             Pass neither for a grid that is a list of nodes. An adaptive solver needs neither: it then crosses the
@@ -234,7 +240,7 @@ def plan(
         InputError: a name or an option is unknown; both steps and nfe are given; nfe is too small; the range leaves
             that of the SDE.
     """
-    return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max))
+    return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max).or_default())
 
 
 def choose_plan(
@@ -242,17 +248,21 @@ def choose_plan(
     denoiser: ModelLike,
     request: PlanRequest,
     *,
-    default: tuple[str, str | None],
+    default: tuple[str, str | None] | None,
     end_at_t_min: bool = False,
 ) -> Plan:
-    """The plan that a caller gave, or one made as requested; ``default`` is the default solver and grid.
+    """The plan that a caller gave, or one made as requested.
+
+    Args:
+        default: the default solver and grid; None for those of ``plan``.
 
     Raises:
         InputError: both a plan and a request are given; the plan is for a different path; see ``plan``.
     """
     if given is None:
-        filled = request._replace(solver=request.solver or default[0], grid=request.grid or default[1])
-        return Plan.make(denoiser, filled, end_at_t_min)
+        solver, grid = default or (None, None)
+        filled = request._replace(solver=request.solver or solver, grid=request.grid or grid)
+        return Plan.make(denoiser, filled.or_default(), end_at_t_min)
     if both := [name for name, value in request._asdict().items() if value is not None]:
         raise InputError(f"a plan contains its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
     if not isinstance(given, Plan):

@@ -154,7 +154,7 @@ def sample(
         shape: the shape of one sample; by default that of ``x_init``, or of the model if it states one.
         seeds: integers of at least 0: a list, a range, a tensor; or their number n for 0 to n - 1. By default one for
             each state of ``x_init``.
-        solver, grid, steps, nfe, t_min, t_max: see ``scoresde.plan``; by default the solver is ``dpmpp_2m``.
+        solver, grid, steps, nfe, t_min, t_max: see ``scoresde.plan``.
         plan: instead of these, the result of ``scoresde.plan``.
         x_init: the states (B, *) to start from at t_max, instead of draws of the prior.
         noise: ``seeded``; or ``brownian``, where a seed is one Brownian path for any number of steps and any grid.
@@ -171,7 +171,7 @@ def sample(
             or all samples fail.
     """
     model, request = as_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
-    made = choose_plan(plan, model, request, default=("dpmpp_2m", None))
+    made = choose_plan(plan, model, request, default=None)
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
     check_start(x_init, len(given), lengths)
     if x_init is not None:
