@@ -215,9 +215,7 @@ def main() -> None:
     for kind, pairs in ranked.items():
         print(kind)
         for pair in pairs[:10]:
-            print(
-                f"{pair['times_best']:7.3f} {pair['largest']:8.2f}  {pair['solver']} on {pair['grid']}  {pair['by_nfe']}"
-            )
+            print(f"{pair['times_best']:7.3f} {pair['largest']:8.2f}", pair["solver"], pair["grid"])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Writes the README's table of solvers, docs/solvers.md and the figures of docs/programs.md, docs/ddpm_and_sde.md and
-docs/likelihood.md from the registry and the committed results: python benchmarks/readme.py
+"""Writes the README's table of solvers, docs/solvers.md and the figures of docs/start.md, docs/programs.md,
+docs/ddpm_and_sde.md, docs/likelihood.md and docs/interop.md from the registry and the committed results:
+python benchmarks/readme.py
 
 With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
@@ -15,6 +16,7 @@ from typing import Any
 import ddpm_and_sde_tables
 import diffusers_table
 import likelihood_tables
+import which_solver
 
 import solvers
 from scoresde.result_files import write_atomically
@@ -290,8 +292,15 @@ def updated(text: str, parts: Mapping[str, str]) -> str:
 
 def main(check: bool = False) -> int:
     """Writes the pages and returns 0; with ``check`` writes nothing and returns 1 if a page is not up to date."""
-    names = ("README.md", "docs/programs.md", "docs/ddpm_and_sde.md", "docs/likelihood.md", "docs/interop.md")
-    readme, programs, chains, likelihood, interop = (ROOT / name for name in names)
+    names = (
+        "README.md",
+        "docs/programs.md",
+        "docs/ddpm_and_sde.md",
+        "docs/likelihood.md",
+        "docs/interop.md",
+        "docs/start.md",
+    )
+    readme, programs, chains, likelihood, interop, start = (ROOT / name for name in names)
     fresh = {
         readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
@@ -307,6 +316,10 @@ def main(check: bool = False) -> int:
         ),
         interop: updated(
             interop.read_text(encoding="utf-8"), diffusers_table.tables(results("diffusers_tests.json")[1])
+        ),
+        start: updated(
+            start.read_text(encoding="utf-8"),
+            {"which solver": which_solver.table(read("defaults.json"), read("steps_vs_quality.json"))},
         ),
         ROOT / "docs" / "solvers.md": page(),
     }
