@@ -2,7 +2,7 @@
 
 Trains ``digits_vp`` on scikit-learn's 8x8 digits (some minutes on one core), and draws the same seeds with the default
 solver and with ``ddim``, at 5, 10 and 20 evaluations. The last line is the exact solution of the probability-flow ODE
-from the same starts, which all of them approximate; the number beside a line is the root-mean-square distance to it per
+from the same starts, which all of them approximate; the number at a line is the root-mean-square distance to it per
 pixel, for pixels in [-1, 1], over all seeds.
 
 Writes benchmarks/results/samples_picture.{png,json}. The network is kept in --workdir, or in a temporary folder.

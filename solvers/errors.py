@@ -41,7 +41,7 @@ def near(text: str, accepted: Iterable[str]) -> list[str]:
 
 def _one_slip(text: str, word: str) -> bool:
     """Whether the text is the word with one letter replaced, missing or added, or two neighbours swapped."""
-    if abs(len(text) - len(word)) > 1 or text == word:
+    if abs(len(text) - len(word)) > 1 or text == word or max(len(text), len(word)) < 2:
         return False
     start = next((i for i, (a, b) in enumerate(zip(text, word, strict=False)) if a != b), min(len(text), len(word)))
     left, right = text[start:], word[start:]

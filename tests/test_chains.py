@@ -304,6 +304,7 @@ def test_schedules_by_their_formulas():
         "sigmoid": [start + logistic(-6 + 12 * s) * (end - start) for s in share],
         "squaredcos_cap_v2": [min(1 - b / a, 0.999) for a, b in pairwise(cosine)],
         "sigmoid_alpha": [min(1 - b / a, 0.999) for a, b in pairwise(course)],
+        "exp": [1 - math.exp(-12 / n)] * n,
     }
     assert expected.keys() == beta_schedules.SCHEDULES.keys()
     for name, betas in expected.items():

@@ -182,7 +182,7 @@ def refused(text):
         (changed("solver", to=5), "solver is 5, not a line of text"),
         (changed("solver", to="two\nlines"), "not a line of text"),
         (changed("solver", to="\ud800"), "not a line of text"),
-        (changed("output", to="x1"), "no model output 'x1'; accepted: edm, eps"),
+        (changed("output", to="x1"), "no model output 'x1'; did you mean x0?"),
         (changed("output", to="z" * 10_000), "accepted: edm, eps"),
         (changed("output", to=None), "output is null"),
         (changed("output", to=[0]), "output is a list of 1"),
