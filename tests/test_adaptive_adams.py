@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
+import scoresde
 import solvers
 from solvers import Node, grid, solve
 from solvers.adaptive.adams import AdamsAdaptive
@@ -24,6 +25,7 @@ class Rising(AdamsAdaptive):
     """The method on the grid's own steps: every step is accepted, and the order rises as long as it can."""
 
     first_step: float | None = math.inf
+    max_step: float | None = math.inf
 
     def control(self, errors, row):
         row.order = len(row.places) + 2
@@ -237,3 +239,15 @@ def test_the_ends_of_the_path_are_on_its_clock():
     for ratio in (1e-6, 0.01, 1.0, 300.0):
         node = Node(0.5, 1.0, ratio)
         assert solver.lam_at(solver.clock(node)) == pytest.approx(node.lam, rel=1e-8, abs=1e-9)
+
+
+@pytest.mark.parametrize("path", ["vp(t_min=1e-8)", "subvp(t_min=1e-5)", "rectified_flow(t_min=1e-5, t_max=0.99999)"])
+def test_a_start_where_every_slope_vanishes_is_not_crossed_in_one_step(path):
+    """At x = 0 = E[x0] the state stays, and at both ends of the path the density's slope vanishes as well."""
+    target, sde = scoresde.targets.Gaussian(torch.zeros(2, dtype=torch.float64), 0.25), scoresde.make_sde(path)
+    x, node = torch.zeros(1, 2, dtype=torch.float64), sde(sde.t_min)
+    wanted = float(target.log_prob(node.alpha * x, node)) + 2 * math.log(node.alpha)
+    for tolerance in (1.0, 0.02):
+        found = scoresde.log_prob(target.denoiser(sde), x, tolerance=tolerance, divergence="exact")
+        # the prior N(0, (alpha^2 + sigma^2) I) differs from the law at t_max by less than 1e-3 here
+        assert abs(float(found.nats) - wanted) < tolerance + 1e-3
