@@ -145,7 +145,9 @@ class Denoiser(Model):
         if self.predicts == "edm":
             wide = node.like(x)
             scaled = x / (wide.alpha * (wide.ratio**2 + self.sigma_data**2) ** 0.5)
-        out = self._call(scaled.to(dtype), self._labels(node, dtype, x), conditions).to(x.dtype)
+        # a conversion that changes nothing still costs a microsecond
+        out = self._call(scaled if x.dtype == dtype else scaled.to(dtype), self._labels(node, dtype, x), conditions)
+        out = out if out.dtype == x.dtype else out.to(x.dtype)
         if self.learned_variance:
             out, v = out.chunk(2, 1)
             nu = (v + 1) / 2
@@ -169,7 +171,9 @@ class Denoiser(Model):
         precise = torch.float32 if dtype.itemsize < 4 else dtype
         if isinstance(label, Tensor):
             return label.flatten().to(precise).to(x.device).expand(len(x))
-        return torch.full((len(x),), label, dtype=precise, device=x.device)  # filled on the device: no copy, no wait
+        return torch.full(
+            (x.shape[0],), label, dtype=precise, device=x.device
+        )  # filled on the device: no copy, no wait
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:
         """The distance by which rounding moves the label at a node (with tensors: the largest); 0 without rounding."""
@@ -200,7 +204,10 @@ class Denoiser(Model):
                     "Denoiser(dtype=...) sets the dtype of the samples"
                 ) from error
             raise
-        out = getattr(out, "sample", out)  # diffusers' backbones return an object
+        if not isinstance(out, Tensor):
+            out = getattr(out, "sample", out)  # diffusers' backbones return an object
+        elif out.shape == x.shape and not self.learned_variance:
+            return out
         expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else tuple(x.shape)
         if not isinstance(out, Tensor) or out.shape != expected:
             shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
