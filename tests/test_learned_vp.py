@@ -293,7 +293,7 @@ def test_runs_from_the_command_line_train_resume_sample_and_score(tmp_path):
     assert float(saved["ema.schedule.stretch"].abs().max()) > 0
     out = tmp_path / "out"
     assert main(["sample", f"--workdir={whole}", "--seeds=0-3", f"--out={out}", "--config.sampling.steps=5"]) == 0
-    again = scoresde.sample(run.denoiser, (1, 8, 8), range(4), "dpmpp_2m", steps=5)
+    again = scoresde.sample(run.denoiser, (1, 8, 8), range(4), steps=5)
     assert np.array_equal(np.load(out / "samples.npz")["x"], again.x.numpy())
     options = ["--config.likelihood.steps=4", "--config.likelihood.divergence=hutchinson(probes=1)"]
     assert main(["likelihood", f"--workdir={whole}", "--split=test", "--limit=3", f"--out={out}", *options]) == 0

@@ -209,3 +209,15 @@ def test_any_object_with_a_path_and_a_prediction_is_a_denoiser():
     assert torch.equal(log_prob(Bare(), x, **options).nats, log_prob(DENOISER, x, **options).nats)
     with pytest.raises(InputError, match=r"a denoiser needs .sde and .predict"):
         sample(type("Half", (), {"sde": VP})(), (2,), [0], steps=2)
+
+
+def test_the_default_sampler_is_a_pair():
+    """A solver that is named keeps karras; a grid that is named is used by the default solver."""
+    found = [
+        scoresde.plan(DENOISER, steps=5), scoresde.plan(DENOISER, "heun", steps=5),
+        scoresde.plan(DENOISER, grid="uniform", steps=5),
+    ]  # fmt: skip
+    assert [(str(plan.solver), plan.grid) for plan in found] == [
+        ("ipndm", "logsnr(end=zero)"), ("heun", "karras"), ("ipndm", "uniform"),
+    ]  # fmt: skip
+    assert sample(DENOISER, (2,), 2).nodes == scoresde.plan(DENOISER, steps=20).nodes

@@ -213,7 +213,7 @@ def test_a_config_and_the_sampler_take_the_file(tmp_path):
     plan = build.plan_of(denoiser, cfg.sampling)
     assert (plan.rule, plan.steps) == (solvers.grids.make(f"file:{path}"), 4)
     result = scoresde.sample(denoiser, (2,), range(3), plan=plan, dtype=torch.float64)
-    same = scoresde.sample(denoiser, (2,), range(3), "dpmpp_2m", f"explicit(ratios={levels})", dtype=torch.float64)
+    same = scoresde.sample(denoiser, (2,), range(3), "ipndm", f"explicit(ratios={levels})", dtype=torch.float64)
     assert [node.ratio for node in result.nodes] == pytest.approx(levels, rel=1e-12)
     assert (result.nfe, torch.equal(result.x, same.x)) == (4, True)
     code = scoresde.encode(denoiser, result.x, "heun", f"file:{path}")  # up to the last level with noise
