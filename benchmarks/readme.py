@@ -19,8 +19,8 @@ import likelihood_tables
 import which_solver
 
 import solvers
-from scoresde.result_files import write_atomically
 from scoresde.show import solver_cards
+from solvers.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 PAGE = """\

@@ -21,9 +21,10 @@ import torch
 from tqdm import tqdm
 
 import solvers
-from scoresde.result_files import environment, write_atomically, write_json
+from scoresde.result_files import environment, write_json
 from solvers.conformance.convergence import measured_order, reaches
 from solvers.conformance.problems import PATHS, VE, VP
+from solvers.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
 # options that change the order, or the method, in a way that a table should show

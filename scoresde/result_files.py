@@ -6,8 +6,8 @@ import csv
 import hashlib
 import io
 import json
-import os
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, __version__
+from solvers.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,23 +53,11 @@ def writable(folder: Path) -> Path:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # its name is its own: processes that ask at once do not meet
+            pass
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from None
     return folder
-
-
-def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Writes a temporary file in the same folder, then renames it: a reader never sees an incomplete file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import solvers
 from solvers import InputError
 from solvers.conformance import checks
+from solvers.files import write_atomically
 from solvers.program import json_format
 from solvers.program.from_file import File
 
 from ..paths.base import make_sde
-from ..result_files import writable, write_atomically, write_figure
+from ..result_files import writable, write_figure
 from ..show import program_view, solver_cards
 
 

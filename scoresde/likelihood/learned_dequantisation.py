@@ -44,9 +44,9 @@ from torch.nn.functional import logsigmoid
 import solvers
 from solvers import Grid, InputError, Node, Solver
 from solvers.errors import positive_integer
+from solvers.files import write_atomically
 
 from ..paths.base import ModelLike
-from ..result_files import write_atomically
 from ..sampling.batches import batch_of
 from ..sampling.inputs import Array
 from .dequantisation import Dequantiser, dequantisers

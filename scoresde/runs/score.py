@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer
+from solvers.files import write_atomically
 
 from ..bounds.chain import chain_bound
 from ..bounds.continuous import continuous_bound
@@ -31,7 +32,7 @@ from ..likelihood.inputs import deterministic, positive
 from ..likelihood.log_prob import GRID, default_solver, dequantise, log_prob
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
 from ..progress import bar as progress_bar
-from ..result_files import environment, fingerprint, write_arrays, write_atomically, write_json
+from ..result_files import environment, fingerprint, write_arrays, write_json
 from ..sampling.batches import batches_of
 from ..sampling.failures import report
 from . import build

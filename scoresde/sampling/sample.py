@@ -24,6 +24,7 @@ from torch import Tensor
 
 import solvers
 from solvers import Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
+from solvers.files import write_atomically
 
 from ..models.evaluation import evaluation
 from ..models.faults import report_faults, start_faults
@@ -31,7 +32,7 @@ from ..models.model import LabelShiftRecorder, Model, as_model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
 from ..pictures import image_grid
-from ..result_files import write_arrays, write_atomically
+from ..result_files import write_arrays
 from . import cuda_graph as graphs
 from .batches import (
     SOURCES,

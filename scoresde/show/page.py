@@ -16,11 +16,12 @@ import jinja2
 from torch import Tensor
 
 from solvers import InputError
+from solvers.files import write_atomically
 
 from ..benchmark.runner import Row
 from ..likelihood.result import LogProb, typical_error
 from ..pictures import image_grid, is_image
-from ..result_files import environment, write_atomically
+from ..result_files import environment
 from .figures import NAMES, curves, drawing, groups_of, histogram, inline, number, score_of, scores_of
 
 _TILE = 48  # smallest size of a picture in the table, in pixels

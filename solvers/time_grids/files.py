@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import read_json, write_atomically
 from ..types.node import Node
 from ..types.schedule import Schedule
 from .base import Grid, grids
@@ -24,25 +24,18 @@ FORMAT, VERSION = "scoresde-grid", 1
 def write_grid(path: str | Path, ratios: Sequence[float], facts: Mapping[str, Any]) -> None:
     """Writes noise levels sigma / alpha, greatest first, and facts about them, to a JSON file.
 
-    The file is written under a temporary name and renamed when it is complete.
-
     Args:
         facts: further entries of the file, of types that JSON supports; numbers that are not finite become null.
 
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
     document = {"format": FORMAT, "version": VERSION, "ratios": list(ratios), **_finite(facts)}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, text)
     except OSError as error:
         raise InputError(f"cannot write the grid {str(path)!r}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:
@@ -59,12 +52,7 @@ def read_grid(path: str | Path) -> tuple[float, ...]:
     Raises:
         InputError: the file cannot be read, is not a grid, or has a version that this library does not support.
     """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read the grid {str(path)!r}: {error.strerror}") from None
-    except ValueError:
-        raise InputError(f"{str(path)!r} is not a grid: it is not JSON") from None
+    document = read_json(path, "grid")
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f'{str(path)!r} is not a grid: it does not contain "format": "{FORMAT}"')
     if document.get("version") != VERSION:

@@ -1,0 +1,129 @@
+"""Files: read as data, within limits, and written whole.
+
+A file may come from anybody. A reader therefore opens only regular files (a pipe or a device would wait for ever),
+reads at most so many bytes, and reports everything that is wrong with one line. A writer never leaves an incomplete
+file: it writes a temporary file in the same folder, flushes it to the disk and renames it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import threading
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+
+LARGEST_TEXT = 16 * 2**20  # bytes of JSON; the program of a thousand steps of the largest solver has a fiftieth of it
+
+
+def read_bytes(path: str | Path, what: str = "file", limit: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        what: the kind of file, for messages: "program", "grid", ...
+        limit: the most bytes that such a file has; None for no limit.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, it is a folder, pipe or device, or it is too large.
+    """
+    try:
+        # without O_NONBLOCK, opening a pipe waits for somebody who writes into it
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"cannot read the {what} {str(path)!r}: it is a pipe or a device, not a file")
+            if limit is not None and found.st_size > limit:
+                size = f"{found.st_size:,} bytes, and a {what} has at most {limit:,}"
+                raise InputError(f"cannot read the {what} {str(path)!r}: it has {size}")
+            return file.read()
+    except OSError as error:
+        raise InputError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from None
+    except InputError:
+        raise
+    except ValueError:  # a name with a zero character
+        raise InputError(f"cannot read the {what} {str(path)!r}: this is not the name of a file") from None
+
+
+def read_text(path: str | Path, what: str = "file", limit: int | None = LARGEST_TEXT) -> str:
+    """The text of a regular file in UTF-8.
+
+    Raises:
+        InputError: see ``read_bytes``; or it is not text.
+    """
+    content = read_bytes(path, what, limit)
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise InputError(f"cannot read the {what} {str(path)!r}: it is not text") from None
+
+
+def read_json(path: str | Path, what: str = "file", limit: int = LARGEST_TEXT) -> Any:
+    """The JSON document of a regular file.
+
+    Raises:
+        InputError: see ``read_bytes``; or it is not JSON, is nested too deeply, or an object contains a name twice.
+    """
+    try:
+        return parse_json(read_text(path, what, limit))
+    except InputError as error:
+        if str(error).startswith("cannot read"):
+            raise
+        raise InputError(f"{str(path)!r} is not a {what}: {error}") from None
+
+
+def parse_json(text: str) -> Any:
+    """The JSON document of a text; a name that occurs twice in an object is an error, because readers disagree on it.
+
+    Raises:
+        InputError: the text is not JSON, is nested too deeply, or an object contains a name twice.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(made := dict(pairs)) < len(pairs):
+            raise InputError("a name occurs twice in one object")
+        return made
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except InputError:
+        raise
+    except RecursionError:
+        raise InputError("it is nested too deeply") from None
+    except ValueError as error:  # also an integer of more than 4300 digits
+        raise InputError(f"it is not JSON: {error}") from None
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Writes a file that is complete or absent, also after a power failure.
+
+    A file of that name stays as it was until the new one is complete on the disk.
+
+    Raises:
+        OSError: the file cannot be written; the temporary file is removed.
+    """
+    path = Path(path)
+    # of the process and the thread, so that two writers of one name do not meet; the last one that renames counts
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    flush_folder(path.parent)
+
+
+def flush_folder(folder: Path) -> None:
+    """Flushes the names in a folder to the disk, on systems that can open folders."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
