@@ -114,8 +114,8 @@ class _Flat:
         return self.denoiser.sde
 
     def predict(self, x: Tensor, node: Any, **conditions: Tensor) -> solvers.Prediction:
-        x0, eps = dataclasses.astuple(self.denoiser.predict(x.view(-1, 1, 8, 8), node, **conditions))
-        return solvers.Prediction(x0.view(x.shape), eps.view(x.shape))
+        found = self.denoiser.predict(x.view(-1, 1, 8, 8), node, **conditions)
+        return dataclasses.replace(found, x0=found.x0.view(x.shape), eps=found.eps.view(x.shape))
 
 
 def measure(case: Case) -> dict[str, Any]:
