@@ -182,6 +182,56 @@ def test_shards_name_failures_by_their_place_in_the_whole(tmp_path):
     assert uncertainty(whole)["samples"] == pytest.approx(float(known[KEPT].std()) / math.sqrt(7))
 
 
+BOUNDS = {
+    "chain": lambda model, x, **given: scoresde.chain_bound(model, x, chain=SDE.chain(12), **given),
+    "continuous": lambda model, x, **given: scoresde.continuous_bound(model, x, draws=4, sets=2, **given),
+    "plug-in": lambda model, x, **given: scoresde.plug_in_bound(model, x, 0.0, steps=3, draws=2, **given),
+}
+
+
+@pytest.mark.parametrize("kind", BOUNDS)
+def test_a_bound_returns_the_values_that_are_finite(kind):
+    bound, x = BOUNDS[kind], TARGET.sample(9, torch.Generator().manual_seed(0))
+    known = bound(Healthy(), x, condition=CONDITION)
+    with pytest.warns(UserWarning, match="2 of 9 samples of the bound .* as NaN: samples 3, 7 not finite"):
+        found = bound(Walled(), x, condition=CONDITION)
+    assert torch.equal(found.nats[KEPT], known.nats[KEPT])
+    assert found.nats[~KEPT].isnan().all()
+    assert all(part[~KEPT].isnan().all() for part in (found.latent, found.stderr, *found.budget.values()))
+    assert [failure.sample for failure in found.failures] == [3, 7]
+    assert torch.equal(found.finite.nats, known.nats[KEPT])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(bound(Walled(), x, condition=CONDITION, on_failure="keep").failures) == 2
+    with pytest.raises(InputError, match="samples 3, 7"):
+        bound(Walled(), x, condition=CONDITION, on_failure="raise")
+    with pytest.raises(InputError, match="no on_failure 'rise'; did you mean raise"):
+        bound(Walled(), x, condition=CONDITION, on_failure="rise")
+
+
+def test_eps_power_names_the_samples_and_the_level():
+    class Below(Walled):
+        def predict(self, x, node):
+            return super().predict(x, node, BAD)
+
+    x = TARGET.sample(9, torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match=r"^at sigma / alpha = 0\.\d+ the model's .* 2 of 9 samples: samples 3, 7 not"):
+        scoresde.eps_power(Below(0.5), x, levels=4)
+
+
+def test_rows_of_the_input_that_are_not_finite_are_named():
+    x = TARGET.sample(9, torch.Generator().manual_seed(0))
+    x[3, 0], x[7, 1] = math.nan, math.inf
+    for call in (
+        lambda: log_prob(Healthy(), x, steps=2, condition=CONDITION),
+        lambda: scoresde.encode(Healthy(), x, steps=2, condition=CONDITION),
+        lambda: scoresde.sample(Healthy(), seeds=9, x_init=x, steps=2, condition=CONDITION),
+        lambda: BOUNDS["chain"](Healthy(), x, condition=CONDITION),
+    ):
+        with pytest.raises(InputError, match=r"contains numbers that are not finite, in samples 3, 7$"):
+            call()
+
+
 def test_if_all_samples_fail_the_model_is_at_fault():
     with pytest.raises(InputError, match=r"^3 of 3 samples of ddim on karras .* samples 0, 1, 2 not"):
         scoresde.sample(Walled(), (2,), range(3), "ddim", steps=4, condition={"bad": torch.ones(3)})

@@ -336,9 +336,38 @@ def test_kinds_of_networks_without_a_safe_default_are_refused():
     assert Denoiser(unet, CHAIN).label == "index"
     assert Denoiser(unet, VP, time_label="index").label == "index"
 
+    class Wrapped(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x, label):
+            return self.inner(x, label).sample
+
+    for inside in (Wrapped(unet), lambda x, label: unet(x, label).sample, torch.nn.DataParallel(Wrapped(unet))):
+        with pytest.raises(InputError, match=r"^UNet2DModel of diffusers on .* needs a time_label"):
+            Denoiser(inside, VP)
+        assert Denoiser(inside, CHAIN).label == "index"
+    layer = diffusers.models.resnet.ResnetBlock2D(in_channels=4, groups=2, temb_channels=8)
+    assert Denoiser(Wrapped(layer), VP).label == "t"  # a layer in a network of the user's own
+
     class EDMPrecond(torch.nn.Module):
         pass
 
     assert Denoiser(EDMPrecond(), EDM, "x0").label == "sigma"
+    assert Denoiser(Wrapped(EDMPrecond()), EDM, "x0").label == "sigma"
     with pytest.raises(InputError, match="EDMPrecond contains the preconditioning and returns x0: pass predicts='x0'"):
         Denoiser(EDMPrecond(), EDM, "edm")
+
+
+def test_labels_beyond_the_networks_embedding_are_told_wherever_it_is_used():
+    built = networks.make("mlp(width=8, depth=1)").build((2,))
+    denoiser, x = Denoiser(built, VP, time_label="999t", shape=(2,)), torch.randn(4, 2)
+    for call in (
+        lambda: scoresde.sample(denoiser, (2,), range(4), steps=2),
+        lambda: scoresde.encode(denoiser, x, steps=2),
+        lambda: scoresde.log_prob(denoiser, x, steps=2),
+        lambda: scoresde.sample_with_log_prob(denoiser, (2,), range(4), steps=2),
+    ):
+        with pytest.warns(UserWarning, match="the labels '999t' reach 999, but the network's embedding is made for"):
+            call()

@@ -1,5 +1,6 @@
 """What the caller's modes change and what they do not: training mode, gradients, inference mode, autocast."""
 
+import functools
 from dataclasses import dataclass
 
 import pytest
@@ -60,6 +61,16 @@ class Holder:
         return scoresde.Denoiser(self.network.forward, SDE).predict(x, node)
 
 
+class Caller:
+    """A user's object that is called like a network, and holds it in a list."""
+
+    def __init__(self, network):
+        self.parts = [network]
+
+    def __call__(self, x, label):
+        return self.parts[0](x, label)
+
+
 X = torch.linspace(-1, 1, 8).view(4, 2)
 CALLS = {
     "sample": lambda d, x: scoresde.sample(d, (2,), range(4), "ddim", steps=5, x_init=x).x,
@@ -77,6 +88,14 @@ CALLS = {
     "eps_power": lambda d, x: torch.tensor(scoresde.eps_power(d, x, levels=3)),
 }
 DENOISERS = {"Denoiser": lambda net: scoresde.Denoiser(net, SDE), "module": Own, "holder": Holder}
+CALLABLES = {
+    "lambda": lambda net: lambda x, label: net(x, label),
+    "method": lambda net: net.forward,
+    "call": lambda net: net.__call__,
+    "partial": functools.partial,
+    "argument": lambda net: functools.partial(lambda inner, x, label: inner(x, label), net),
+    "object": Caller,
+}
 each_call = pytest.mark.parametrize("call", CALLS)
 
 
@@ -92,6 +111,16 @@ def test_a_network_in_training_mode_is_solved_in_evaluation_mode_and_restored(ne
     network.eval()
     assert torch.equal(run(denoiser, X), found)
     assert not network.training
+
+
+@pytest.mark.parametrize("kind", CALLABLES)
+def test_a_network_inside_a_callable_is_solved_in_evaluation_mode(network, kind):
+    denoiser, run = scoresde.Denoiser(CALLABLES[kind](network), SDE), CALLS["sample"]
+    found = run(denoiser, X)
+    assert torch.equal(run(denoiser, X), found)
+    assert network.training
+    network.eval()
+    assert torch.equal(run(denoiser, X), found)
 
 
 def test_the_mode_is_restored_after_an_error(network):

@@ -39,10 +39,11 @@ from ..models.model import as_model
 from ..paths.base import SDE, ModelLike, sdes
 from ..paths.chain import Chain, reverse_kernel
 from ..sampling.batches import Batching, batch_of
+from ..sampling.failures import check_how
 from ..sampling.inputs import Array, Seeds
 from .continuous import prior_kl
 from .decoders import Decoder, decoders
-from .parts import finite_sum, offset_of, rows_of, width_of
+from .parts import offset_of, reported, rows_of, total, width_of
 
 # the largest mean distance between log(alpha / sigma) of a chain and of the model's path
 FAR = 0.6
@@ -143,6 +144,7 @@ def chain_bound(
     condition: Mapping[str, Array] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    on_failure: str = "warn",
 ) -> LogProb:
     """Variational lower bound, in nats, of log p(x) under a model's reverse chain; the top of the module defines it.
 
@@ -155,12 +157,13 @@ def chain_bound(
         bin_width: the bin width of data that were spread over their bins (``dequantise``), for bits/dim.
         indices: the number of terms between L_0 and L_N to evaluate for each sample, evenly spaced from a random start.
             The estimate is unbiased. By default all terms are evaluated, with one draw of the noise each.
-        seeds, batch_size: as in ``log_prob``.
+        seeds, batch_size, on_failure: as in ``log_prob``.
 
     Raises:
         InputError: see ``Chain`` and ``DDPM``; also if the data are empty, not floats, not finite or not at the
             decoder's levels, or the chain leaves the range of the model's path.
     """
+    check_how(on_failure)
     denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
     x = x.detach()
     method, rule = reverse_kernel(kernel), decoders.make(decoder)
@@ -183,11 +186,11 @@ def chain_bound(
         "offset": offset_of(rule, x, width),
     }
     stderr, seconds = math.nan * last, time.perf_counter() - began
-    return LogProb(
-        finite_sum(budget), stderr, count + 1, latent, budget, str(method), f"a chain of {chain.count} nodes", "",
+    return reported(LogProb(
+        total(budget), stderr, count + 1, latent, budget, str(method), f"a chain of {chain.count} nodes", "",
         seconds, width, "lower bound, of the reverse chain", torch.cat([terms, last[:, None]], 1) if whole else None,
         stderr_of="the draws of noise, one a term",
-    )  # fmt: skip
+    ), on_failure)  # fmt: skip
 
 
 def _count_of_terms(chain: Chain, indices: int | None) -> int:

@@ -41,9 +41,10 @@ from ..paths.learned_vp import LearnedVP, node_of_gamma
 from ..paths.time_samplers import LogSNR, LowDiscrepancy, TimeSampler, Uniform
 from ..paths.time_samplers import times as samplers
 from ..sampling.batches import Batching, batch_of
+from ..sampling.failures import check_how
 from ..sampling.inputs import Array, Seeds
 from .decoders import Decoder, Gaussian, decoders
-from .parts import finite_sum, offset_of, rows_of, width_of
+from .parts import offset_of, reported, rows_of, total, width_of
 
 _TIMES = 6  # label of the generator's stream
 
@@ -157,23 +158,24 @@ def continuous_bound(
     condition: Mapping[str, Array] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    on_failure: str = "warn",
 ) -> LogProb:
     """Variational lower bound, in nats, of log p(x) under a model's reverse SDE in continuous time.
 
     Args:
         x: data (B, *): levels for the decoders ``levels`` and ``discretised``; otherwise continuous data, or levels
             spread over their bins.
-        draws: model evaluations per sample, in ``sets`` independent sets, whose spread gives the standard error.
-        sets: the number of sets.
+        draws, sets: model evaluations per sample, in independent sets whose spread gives the standard error.
         times: the time sampler of each set. On fixed paths, times spread over lam give the least variance.
         decoder: the decoder of the state at t_min.
         bin_width: the bin width of data that were spread over their bins (``dequantise``), for bits/dim.
-        seeds, batch_size: as in ``log_prob``.
+        seeds, batch_size, on_failure: as in ``log_prob``.
 
     Raises:
         InputError: the data are empty, not floats, not finite or not at the decoder's levels; ``draws`` is not a
-            multiple of ``sets``; the time sampler is uniform over neither t nor lam; the bound is not finite.
+            multiple of ``sets``; the time sampler is uniform over neither t nor lam; all samples fail.
     """
+    check_how(on_failure)
     denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
     x = x.detach()
     rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
@@ -198,11 +200,11 @@ def continuous_bound(
         "dequantisation": torch.zeros(len(x), dtype=torch.float64),
         "offset": offset_of(rule, x, width),
     }
-    nats, seconds = finite_sum(budget), time.perf_counter() - began
-    return LogProb(
+    nats, seconds = total(budget), time.perf_counter() - began
+    return reported(LogProb(
         nats, standard_error(spread), draws, latent, budget, "continuous bound", str(sampler), "", seconds, width,
         "lower bound, of the reverse SDE", freedom=degrees(sets, nats), stderr_of="the draws of times and noise",
-    )  # fmt: skip
+    ), on_failure)  # fmt: skip
 
 
 def _draws(

@@ -1,16 +1,17 @@
-"""Helpers that all variational bounds share: bin widths, budgets, the conditions of a batch."""
+"""Helpers that all variational bounds share: bin widths, the conditions of a batch, samples whose bound failed."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from solvers import InputError
-
 from ..likelihood.inputs import positive
+from ..likelihood.result import LogProb
+from ..sampling.failures import failures_of, lost, report, without
 from .decoders import Decoder, Discretised
 
 
@@ -37,13 +38,33 @@ def rows_of(condition: Mapping[str, Tensor] | None, rows: slice) -> dict[str, Te
     return {name: value[rows] for name, value in (condition or {}).items()}
 
 
-def finite_sum(budget: Mapping[str, Tensor]) -> Tensor:
-    """The sum (B,) of the terms of a budget.
+def total(budget: Mapping[str, Tensor]) -> Tensor:
+    """The sum (B,) of the terms of a budget."""
+    return torch.stack(list(budget.values())).sum(0)
+
+
+def reported(bound: LogProb, on_failure: str) -> LogProb:
+    """The bound with NaN in every part of the samples for which it is not finite, after these were reported.
+
+    Args:
+        on_failure: as in ``log_prob``.
 
     Raises:
-        InputError: a sum is not finite.
+        InputError: samples failed and ``on_failure`` is ``raise``, or all samples failed.
     """
-    nats = torch.stack(list(budget.values())).sum(0)
-    if not torch.isfinite(nats).all():
-        raise InputError(f"{int((~torch.isfinite(nats)).sum())} of {len(nats)} bounds are not finite")
-    return nats
+    ends = bound.latent.flatten(1).to(bound.nats)
+    bad = lost(torch.cat([bound.nats[:, None], ends], 1))
+    failures = failures_of(bad, 0)
+    report(failures, len(bad), on_failure, f"the bound of {bound.solver}")
+    if not failures:
+        return bound
+    terms = None if bound.terms is None else without(bound.terms, bad, torch.nan)
+    return replace(
+        bound,
+        nats=without(bound.nats, bad, torch.nan),
+        stderr=without(bound.stderr, bad, torch.nan),
+        latent=without(bound.latent, bad, torch.nan),
+        budget={name: without(value, bad, torch.nan) for name, value in bound.budget.items()},
+        terms=terms,
+        failures=failures,
+    )

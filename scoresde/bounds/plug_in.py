@@ -65,9 +65,11 @@ from ..likelihood.result import LogProb, degrees, standard_error
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.model import as_model
 from ..paths.base import ModelLike
-from ..sampling.batches import Batching, batch_of, check_finite
+from ..sampling.batches import Batching, batch_of
+from ..sampling.failures import check_how
 from ..sampling.inputs import Array, Seeds
 from ..sampling.plan import Plan, PlanRequest
+from .parts import reported, total
 
 _PATHS = 7  # label of the generator's stream
 
@@ -89,6 +91,7 @@ def plug_in_bound(
     condition: Mapping[str, Array] | None = None,
     batch_size: int | None = None,
     progress: bool = False,
+    on_failure: str = "warn",
 ) -> LogProb:
     """Lower bound, in nats, of log p(x) under an SDE between the reverse SDE and the probability-flow ODE.
 
@@ -100,7 +103,7 @@ def plug_in_bound(
             evaluations.
         draws: the number of paths per sample, whose spread gives the standard error. If the score is not exact, the law
             of a path is skewed, and an interval from few draws covers a little less often than its level.
-        divergence, prior, condition, batch_size: as in ``log_prob``; every path has its own probes.
+        divergence, prior, condition, batch_size, on_failure: as in ``log_prob``; every path has its own probes.
         seeds: the seeds of the paths and probes, one per sample; by default 0, 1, ...
         bin_width: the bin width of discrete data that were spread over their bins (``dequantise``), for bits/dim.
 
@@ -111,8 +114,9 @@ def plug_in_bound(
 
     Raises:
         InputError: see ``scoresde.plan``; also if the interpolation is outside [0, 1], the data are empty, not floats
-            or not finite, the range is shortened without a prior, or the result is not finite.
+            or not finite, the range is shortened without a prior, or all samples fail.
     """
+    check_how(on_failure)
     if not 0 <= interpolation <= 1:
         raise InputError(f"interpolation must be between 0, the reverse SDE, and 1, the ODE, got {interpolation!r}")
     denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
@@ -124,7 +128,8 @@ def plug_in_bound(
     with evaluation(denoiser), gradients(False):
         given = {name: recordable(value) for name, value in conditions.items()}
         solve = DensitySolve(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), given, batching)
-        return _Paths(solve, plan, interpolation, draws, prior, width).bound(recordable(x))
+        found = _Paths(solve, plan, interpolation, draws, prior, width).bound(recordable(x))
+    return reported(found, on_failure)
 
 
 @dataclass(frozen=True)
@@ -142,7 +147,6 @@ class _Paths:
         """The bound of data (B, *)."""
         began, rule, d = time.perf_counter(), self.solve.divergence, x[0].numel()
         found, latent = self._terms(x)
-        check_finite(torch.cat([latent.flatten(1), found.flatten(1)], 1), self.plan)
         ones, k = torch.ones_like(found[:, 0, 0]), self.interpolation
         budget = {
             **dict(zip(("prior", "integral", "martingale"), found.mean(1).unbind(1), strict=True)),
@@ -150,7 +154,7 @@ class _Paths:
             "offset": d * math.log(self.bin_width or 1.0) * ones,
         }
         nfe = 2 * self.plan.steps * self.draws
-        nats = torch.stack(list(budget.values())).sum(0)
+        nats = total(budget)
         drawn = ["the paths"] * (k < 1) + ["the trace's probes"] * (not rule.exact(d))
         return LogProb(
             nats=nats,

@@ -33,7 +33,7 @@ from solvers import Grid, InputError, Solver
 
 from ..data import spread
 from ..models.evaluation import evaluation, gradients, recordable
-from ..models.model import as_model
+from ..models.faults import checked_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
 from ..sampling.failures import Failure, check_how, report
@@ -239,7 +239,7 @@ def log_prob(
             the tolerance is not positive; all samples fail.
     """
     check_how(on_failure)
-    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
+    denoiser, (x, conditions) = checked_model(denoiser), batch_of("x", x, condition)
     samples = Samples(x, seeds_of(seeds, len(x)), conditions)
     width = None if bin_width is None else positive("bin_width", bin_width)
     batching = Batching(batch_size, x.device, torch.promote_types(x.dtype, torch.float32), progress)

@@ -27,7 +27,7 @@ from torch import Tensor
 from solvers import Grid, InputError, SeededNoise, Solver
 
 from ..models.evaluation import evaluation, gradients, recordable
-from ..models.model import as_model
+from ..models.faults import checked_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_start
 from ..sampling.failures import check_how, report
@@ -84,7 +84,7 @@ def sample_with_log_prob(
             shortened without ``x_init`` and ``prior``, or ``prior`` is given without ``x_init``.
     """
     check_how(on_failure)
-    denoiser = as_model(denoiser)
+    denoiser = checked_model(denoiser)
     made = choose_plan_to_t_min(plan, denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max))
     given, lengths, start = draws_of(seeds, shape, x_init, denoiser.shape)
     _check(made, given, lengths, start, prior)

@@ -20,6 +20,7 @@ from ..paths.base import SDE, as_sde
 from . import time_labels as labels
 from .known_networks import default_label
 from .model import Model, condition_error
+from .reachable import reachable_modules
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Denoiser(Model):
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        return (self.network,) if isinstance(self.network, nn.Module) else ()
+        return reachable_modules(self.network)
 
     @cached_property
     def label(self) -> str:

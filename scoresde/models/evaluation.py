@@ -17,7 +17,8 @@ def evaluation(denoiser: Any) -> Iterator[None]:
     """Puts the denoiser's modules into evaluation mode for a block, and restores the mode of every submodule after it.
 
     In training mode, dropout would make the samples of equal seeds different, and batch normalisation would make a
-    sample depend on its batch. Modules that a plain function calls are not visible here; their mode stays.
+    sample depend on its batch. ``reachable_modules`` says which modules are found where the network is a function; the
+    mode of others stays.
 
     Raises:
         InputError: the object is not a denoiser.

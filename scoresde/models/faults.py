@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from solvers import InputError, Node, generator
 
 from .denoiser import Denoiser, time_labels
 from .known_networks import reach
-from .model import Model
+from .model import Model, as_model
 from .time_labels import reached
 
 _ROWS = 4096  # rows of the data that are looked at
@@ -64,11 +65,13 @@ def data_faults(model: Model, x: Tensor, bin_width: float | None = None) -> list
     return found
 
 
-def setting_faults(denoiser: Denoiser) -> list[Fault]:
-    """Labels beyond the range for which the network's embedding is made."""
-    most = reach(denoiser.network)
+def setting_faults(model: Model) -> list[Fault]:
+    """Labels beyond the range for which the embedding of a denoiser's network is made; a few microseconds."""
+    if not isinstance(model, Denoiser) or (most := reach(model.network)) is None:
+        return []
+    denoiser = model
     last = max(map(abs, reached(denoiser.label, denoiser.sde, denoiser.train_timesteps)))
-    if most is None or last <= 1.5 * most:
+    if last <= 1.5 * most:
         return []
     text = (
         f"the labels {denoiser.label!r} reach {last:g}, but the network's embedding is made for at most {most:g}: "
@@ -116,6 +119,17 @@ def start_faults(x: Tensor, node: Node) -> list[Fault]:
         "is it noise that was not multiplied by sigma?"
     )
     return [Fault("x_init", text)]
+
+
+def checked_model(denoiser: Any) -> Model:
+    """The denoiser as a ``Model``, after a warning if its settings do not suit its network.
+
+    Raises:
+        InputError: see ``as_model``.
+    """
+    model = as_model(denoiser)
+    report_faults(setting_faults(model))
+    return model
 
 
 def report_faults(faults: list[Fault]) -> None:

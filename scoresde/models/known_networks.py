@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from solvers import InputError
 
 from ..paths.base import SDE
 from .networks import LabelledUNet, ResidualMLP
+from .reachable import reachable_modules
 
 COMPILED = "_orig_mod"  # the name of the network inside torch.compile's wrapper
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
@@ -41,8 +43,21 @@ def reach(network: Any) -> float | None:
     return (_MLP_REACH if isinstance(parts[0], ResidualMLP) else _UNET_REACH) / parts[0].scale
 
 
+def _kinds(module: nn.Module) -> Iterator[type]:
+    """The classes of a module and its parts, from the outside; this library's networks read labels themselves."""
+    yield type(module)
+    if not isinstance(module, (LabelledUNet, ResidualMLP)):
+        for part in module.children():
+            yield from _kinds(part)
+
+
+def _of_diffusers(kind: type) -> bool:
+    """Whether a class is a whole network of diffusers, not a layer that somebody uses in a network of their own."""
+    return kind.__module__.startswith("diffusers.") and any(base.__name__ == "ModelMixin" for base in kind.__mro__)
+
+
 def default_label(network: Any, predicts: str, sde: SDE, train_timesteps: int) -> str:
-    """The time label of a network for which none is given.
+    """The time label of a network for which none is given; the network may stand inside of modules or a function.
 
     - "c_noise" with EDM's preconditioning, and "sigma" for the modules of EDM's code that contain it (``EDMPrecond``,
       ``VPPrecond``, ...).
@@ -54,17 +69,17 @@ def default_label(network: Any, predicts: str, sde: SDE, train_timesteps: int) -
         InputError: a network of diffusers on a path that is not a chain's, where each class expects another label; or a
             module of EDM's code with ``predicts="edm"``, which would precondition it twice.
     """
-    kind = type(unwrapped(network)) if isinstance(network, nn.Module) else type(network)
-    if kind.__name__.endswith("Precond"):
+    kinds = [kind for module in reachable_modules(network) for kind in _kinds(unwrapped(module))]
+    if named := next((kind.__name__ for kind in kinds if kind.__name__.endswith("Precond")), None):
         if predicts == "edm":
-            raise InputError(f"{kind.__name__} contains the preconditioning and returns x0: pass predicts='x0'")
+            raise InputError(f"{named} contains the preconditioning and returns x0: pass predicts='x0'")
         return "sigma"
     if predicts == "edm":
         return "c_noise"
     chain = sde.num_train_timesteps is not None
-    if kind.__module__.partition(".")[0] == "diffusers" and not chain:
+    if not chain and (named := next((kind.__name__ for kind in kinds if _of_diffusers(kind)), None)):
         raise InputError(
-            f"{kind.__name__} of diffusers on {sde} needs a time_label: index (trained as a DDPM), sigma (score_sde's "
+            f"{named} of diffusers on {sde} needs a time_label: index (trained as a DDPM), sigma (score_sde's "
             "VE), 1000sigma (flows, but t for Flux) or c_noise (EDM)"
         )
     if not chain:

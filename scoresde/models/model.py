@@ -22,6 +22,7 @@ from solvers.types.model_output import Output
 from solvers.types.problem import ask
 
 from ..paths.base import SDE, ModelLike
+from .reachable import reachable_modules
 
 
 class Model:
@@ -75,12 +76,10 @@ class _UserModel(Model):
         self._native: tuple[Output, Callable[..., Tensor]] | None = None
         if output is not None and raw is not None:
             self._native = output, raw
-        parts = (denoiser, getattr(denoiser, "network", None))
-        self._modules = tuple(part for part in parts if isinstance(part, nn.Module))
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
-        return self._modules
+        return reachable_modules(self.denoiser)
 
     @property
     def output(self) -> Output:

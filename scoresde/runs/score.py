@@ -100,7 +100,8 @@ def evaluate(
         return Unfinished(len(shards) - len(missing), len(shards))
     whole = [done[k] if k in done else read_shard(files[k], facts, shards[k]) for k in shards]
     found = {name: join([shard[name] for shard in whole]) for name in whole[0]}
-    report(found["ode"].failures, len(x), "warn", f"{found['ode'].solver} on {found['ode'].grid}")
+    for result in found.values():
+        report(result.failures, len(x), "warn", f"{result.solver} on {result.grid}")
     return found
 
 
@@ -263,6 +264,7 @@ def bound_of(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
     spread = width is not None and not isinstance(decoder, Discretised)
     data = dequantise(x, width, seeds) if spread and width is not None else x
     shared: dict[str, Any] = {"decoder": decoder, "bin_width": width, "seeds": seeds, "progress": True}
+    shared["on_failure"] = "keep"
     if options.bound == "continuous":
         return continuous_bound(run.denoiser, data, draws=options.bound_indices or 128, **shared)
     return chain_bound(run.denoiser, data, options.bound, indices=options.bound_indices, **shared)

@@ -14,7 +14,6 @@ from solvers.errors import unknown
 
 from .. import progress
 from .inputs import conditions_of, tensor_of
-from .plan import Plan
 
 Source = SeededNoise | BrownianNoise
 SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
@@ -79,7 +78,9 @@ def batch_of(name: str, x: Any, condition: Any = None) -> tuple[Tensor, dict[str
     if not x.is_floating_point() or x.ndim < 2 or not x.numel():
         raise InputError(f"{name} must be floats (B, *), at least one sample, got {x.dtype} of shape {tuple(x.shape)}")
     if not torch.isfinite(x).all():
-        raise InputError(f"{name} contains numbers that are not finite")
+        rows = torch.nonzero(~torch.isfinite(x.detach().flatten(1)).all(1)).flatten().tolist()
+        shown = ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
+        raise InputError(f"{name} contains numbers that are not finite, in sample{'s' * (len(rows) > 1)} {shown}")
     return x, conditions_of(condition, len(x), x.device)
 
 
@@ -101,13 +102,3 @@ def check_source(noise: str) -> None:
     """
     if noise not in SOURCES:
         raise unknown("noise", noise, SOURCES)
-
-
-def check_finite(x: Tensor, plan: Plan) -> None:
-    """Rejects the result (B, *) of a solve if it is not finite.
-
-    Raises:
-        InputError: some rows are not finite.
-    """
-    if lost := int((~torch.isfinite(x.flatten(1))).any(1).sum()):
-        raise InputError(f"{lost} of {len(x)} samples of {plan.solver} on {plan.grid} are not finite")

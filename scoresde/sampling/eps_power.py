@@ -14,6 +14,7 @@ from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from .batches import batch_of, batches_of
+from .failures import failures_of, listed
 from .inputs import Array
 
 
@@ -42,7 +43,8 @@ def eps_power(
     5
 
     Raises:
-        InputError: x0 is not a batch of finite floats, or levels is not an integer of at least 2.
+        InputError: x0 is not a batch of finite floats, levels is not an integer of at least 2, or the model's
+            prediction for a sample is not finite; the message names the samples and the level.
     """
     denoiser, (x0, _) = as_model(denoiser), batch_of("x0", x0)
     if positive_integer("levels", levels) < 2:
@@ -55,9 +57,14 @@ def eps_power(
             node = as_schedule(sde).node_of_lam(first + (last - first) * k / (levels - 1))
             noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0)
             x = node.alpha * x0 + node.sigma * noise
-            total = sum(
-                float(denoiser.predict(x[rows], node).eps.double().square().sum())
-                for rows in batches_of(len(x0), batch_size)
+            squares = torch.cat(
+                [
+                    denoiser.predict(x[rows], node).eps.double().square().flatten(1).sum(1)
+                    for rows in batches_of(len(x0), batch_size)
+                ]
             )
-            pairs.append((node.lam, total / (len(x0) * math.prod(x0.shape[1:]))))
+            if failures := failures_of(~torch.isfinite(squares), 0):
+                where = f"at sigma / alpha = {node.ratio:.4g} the model's prediction"
+                raise solvers.InputError(f"{where} of {len(failures)} of {len(x0)} samples: {listed(failures)}")
+            pairs.append((node.lam, float(squares.mean()) / math.prod(x0.shape[1:])))
     return tuple(pairs)

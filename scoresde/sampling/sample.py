@@ -27,8 +27,8 @@ from solvers import Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 from solvers.files import write_atomically
 
 from ..models.evaluation import evaluation
-from ..models.faults import report_faults, start_faults
-from ..models.model import LabelShiftRecorder, Model, as_model
+from ..models.faults import checked_model, report_faults, start_faults
+from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
 from ..pictures import image_grid
@@ -171,7 +171,7 @@ def sample(
         InputError: see ``scoresde.plan``; also if there are no seeds, conditions or ``x_init`` have a different length,
             or all samples fail.
     """
-    model, request = as_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
+    model, request = checked_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     made = choose_plan(plan, model, request, default=None)
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
     check_start(x_init, len(given), lengths)
@@ -211,7 +211,7 @@ def encode(
         InputError: see ``scoresde.plan``; also if the solver is stochastic, the data are not finite, or all samples
             fail.
     """
-    model, request = as_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
+    model, request = checked_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     states, conditions = batch_of("x", x, condition)
     made = choose_plan(plan, model, request, default=("heun", None), end_at_t_min=True)
     batching = Batching(batch_size, progress=progress)

@@ -30,7 +30,6 @@ from solvers import InputError, generator
 from solvers.errors import positive_integer
 
 from ..data import spread
-from ..models.denoiser import Denoiser
 from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
@@ -140,8 +139,7 @@ def train(
     if not torch.isfinite(data).all():
         raise InputError("the training data contain numbers that are not finite")
     model = as_model(denoiser)
-    settings = setting_faults(model) if isinstance(model, Denoiser) else []
-    report_faults([*data_faults(model, data, options.bin_width), *settings])
+    report_faults([*data_faults(model, data, options.bin_width), *setting_faults(model)])
     run = Training(denoiser, network, data, loss, options)
     run.resume()
     last = math.nan
