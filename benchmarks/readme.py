@@ -194,7 +194,7 @@ def overhead() -> str:
         lines.append((code(row["method"]), " x ".join(map(str, row["shape"])), *times, *ratios))
     head = ("solver", "state", *names, "program / floor", "sample / floor", "diffusers / program")
     peak = max(row["peak_ratio"] for row in memory)
-    added = max(abs(row["added_ratio"] - 1) for row in memory)
+    added = max(abs(many - few) for few, many in (row["added_states"] for row in memory))
     return (
         f"Microseconds per step, {header['steps']} steps with a trivial network on one thread of a "
         f"{header['platform']} machine (`{header['command'].removeprefix('python ')}`). `floor` is the network and two "
@@ -203,7 +203,7 @@ def overhead() -> str:
         "coefficients from tensors; `diffusers` is the scheduler of diffusers for the same method; `trace` is the time "
         f"to make the program.\n\n{solver_cards.markdown(head, lines)}\n\n"
         f"Peak memory of 1000 steps divided by that of 20 (`benchmarks/program_memory.py`): at most {peak:.3f} for the "
-        f"whole process; the memory that the run itself adds differs by at most {100 * added:.1f} %."
+        f"whole process; the memory that the run itself adds differs by at most {added:.2f} states."
     )
 
 
