@@ -49,6 +49,20 @@ def _one_slip(text: str, word: str) -> bool:
     return swapped or left[1:] == right[1:] or left[1:] == right or left == right[1:]
 
 
+def number(name: str, value: object) -> float:
+    """Returns ``value`` as a float if it is a real number; not a text, a boolean, or a tensor of several numbers.
+
+    Raises:
+        InputError: ``value`` is anything else.
+    """
+    try:
+        if isinstance(value, (str, bytes, bool)):
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]  # numpy's numbers and tensors of one number too
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{name} must be a number, got {value!r}") from None
+
+
 def positive_integer(name: str, value: object) -> int:
     """Returns ``value`` if it is an integer from 1 to ``LARGEST_COUNT``.
 

@@ -79,6 +79,8 @@ def test_a_mistyped_word_gets_its_nearest_match(run, tmp_path, capsys):
     fails(capsys, [*sample, "--step=3"], "scoresde sample has no --step=3; did you mean --steps?")
     fails(capsys, ["sample", f"--workdir={run}", "--otu=x"], "did you mean --out?")  # before what is missing
     fails(capsys, [*sample, "--solvr", "heun"], "did you mean --solver?")
+    fails(capsys, [*sample, "--conifg.sampling.grid=ays"], "did you mean --config.sampling.grid?")
+    fails(capsys, [*sample, "--seeds=0"], "0 seeds are no samples; 0-0 is the sample of seed 0")
     fails(capsys, ["benchmark", f"--workdir={run}", f"--out={tmp_path}", "--steps=3"], "use --nfe=5,10,20")
     fails(capsys, ["likelihood", f"--workdir={run}", "--seeds=3"], "use --limit=4")
     fails(capsys, ["train", "--config=digits_vp", f"--workdir={tmp_path}", "--steps=3"], "--config.training.steps")

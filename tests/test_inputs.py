@@ -9,6 +9,7 @@ from PIL import Image
 
 import scoresde
 import solvers
+from scoresde.likelihood.log_prob import dequantise
 from scoresde.sampling import inputs
 from solvers import InputError
 
@@ -66,6 +67,12 @@ def test_arrays_go_where_tensors_go():
         for value in (shift, torch.from_numpy(shift))
     )
     assert torch.equal(ours, theirs)
+
+
+def test_levels_are_spread_alike_from_arrays_and_numbers_of_seeds():
+    spread = dequantise(MEANS, 0.5, [0, 1])
+    assert torch.equal(dequantise(MEANS.numpy(), 0.5, 2), spread)
+    assert 0 < (spread - MEANS).abs().max() <= 0.25
 
 
 def test_names_go_where_dtypes_and_devices_go():
@@ -133,6 +140,16 @@ REFUSED = {
     "a dtype": (lambda: draw(dtype="flot32"), "no dtype 'flot32'; did you mean float32"),
     "an integer dtype": (lambda: draw(dtype="int64"), "dtype must be a float type, got torch.int64"),
     "a device": (lambda: draw(device="cudaa"), "device 'cudaa' is not available"),
+    "a time that is text": (lambda: draw(t_min="a"), "t_min must be a number, got 'a'"),
+    "a time of a plan": (lambda: scoresde.plan(MODEL, t_max=[1]), "t_max must be a number, got [1]"),
+    "a deviation": (
+        lambda: scoresde.Denoiser(NET, "vp", "edm", sigma_data="a"),
+        "sigma_data must be a number, got 'a'",
+    ),
+    "levels": (lambda: dequantise("a", 0.1, 2), "x must be a tensor or a numpy array of numbers, got 'a'"),
+    "too few seeds of levels": (lambda: dequantise(MEANS, 0.1, 3), "got 3 seeds for 2 samples"),
+    "nothing to load": (lambda: scoresde.load(None), "load takes the folder of a run, or diffusers:FOLDER, got None"),
+    "a variance": (lambda: scoresde.targets.GaussianMixture(MEANS, "a"), "covariances must be numbers, got 'a'"),
     "a hook": (lambda: draw(hooks="print"), "hooks must be functions of (x, node), got 'print'"),
     "a bare condition": (
         lambda: scoresde.sample(LABELLED, 2, 3, condition=torch.zeros(3)),
@@ -177,6 +194,10 @@ def test_results_show_themselves_in_a_few_lines():
         assert len(shown.splitlines()) <= 10
         assert len(shown) < 1000
     assert repr(found) == str(found)
+    program = scoresde.plan(MODEL, "heun", steps=5).program()
+    assert repr(program) == "<Program heun: 5 steps, 9 NFE, x0>"
+    assert "target=GaussianMixture(2 of shape (2,))" in repr(MODEL)
+    assert repr(scoresde.targets.Empirical(MEANS)) == "Empirical(2 rows of shape (2,))"
 
 
 def test_samples_save_themselves(tmp_path):

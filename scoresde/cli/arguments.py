@@ -194,6 +194,9 @@ def _refuse_unknown(sub: Parser, command: str, argv: Sequence[str]) -> None:
     for argument in argv:
         flag = argument.partition("=")[0]
         if flag.startswith("--") and flag not in ("--", *known) and not flag.startswith("--config."):
+            section, dot, field = flag.partition(".")
+            if dot and difflib.get_close_matches(section, ["--config"]):
+                raise Usage(f"scoresde {command} has no {argument}; did you mean --config.{field}?")
             instead = INSTEAD.get((command, flag)) or near(flag, known)
             raise Usage(f"scoresde {command} has no {argument}; {instead}")
 

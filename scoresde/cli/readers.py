@@ -20,6 +20,8 @@ def seeds_of(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) == 1 and parts[0].isdecimal() and int(parts[0]) > 0:
         parts = [f"0-{int(parts[0]) - 1}"]
+    if parts == ["0"]:
+        raise ArgumentTypeError("0 seeds are no samples; 0-0 is the sample of seed 0")
     seeds: list[int] = []
     for part in parts:
         low, dash, high = (piece.strip() for piece in part.partition("-"))

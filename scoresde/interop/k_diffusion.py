@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import solvers
 from solvers import InputError, Node, Output, Prediction, Problem, Program, Solver
@@ -17,6 +16,7 @@ from solvers.program.instructions import Evaluate
 from solvers.program.program import evaluator
 
 from ..paths.standard import EDM
+from ..progress import bar as progress_bar
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
@@ -89,7 +89,7 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
         nodes = _nodes(sigmas)
         program = solvers.trace(method, nodes, PATH)
         work = working(x)
-        with tqdm(total=len(nodes) - 1, disable=disable) as bar:
+        with progress_bar(total=len(nodes) - 1, disable=disable) as bar:
             evaluate = evaluator(program.output, _Reporting(model, x.dtype, extra_args or {}, callback, program, bar))
             # not program.run, which sums in place: models and callbacks may keep the tensors that they get
             for request in program.steps(work, _Noise(work, noise_sampler)):

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -52,9 +52,14 @@ GRID = "logsnr"
 BOUND_OF_LEVELS = "lower bound on the log-probability of the levels"
 
 
-def dequantise(x: Tensor, bin_width: float, seeds: Iterable[int]) -> Tensor:
-    """Spreads levels x (B, *) uniformly over their bins: x + bin_width (u - 1/2), with u from each sample's seed."""
-    noise = uniforms(tuple(x.shape[1:]), list(seeds))
+def dequantise(x: Array, bin_width: float, seeds: Seeds) -> Tensor:
+    """Spreads levels x (B, *) uniformly over their bins: x + bin_width (u - 1/2), with u from each sample's seed.
+
+    Raises:
+        InputError: x is not a batch of finite floats, there is not one seed per sample, or the width is not positive.
+    """
+    x, _ = batch_of("x", x)
+    noise = uniforms(tuple(x.shape[1:]), seeds_of(seeds, len(x)))
     return spread(x, bin_width, noise.to(x.device, torch.promote_types(x.dtype, torch.float32)))
 
 

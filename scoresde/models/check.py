@@ -67,7 +67,7 @@ class Finding:
         return f"{shown}: {self.advice}" if self.wrong else shown
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Check:
     """The result of ``check``; printing it shows a line per property.
 
@@ -91,6 +91,9 @@ class Check:
     def wrong(self) -> tuple[Finding, ...]:
         """The findings that ask for a change."""
         return tuple(finding for finding in self.findings if finding.wrong)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __str__(self) -> str:
         verdict = "nothing to change" if self.ok else "change " + ", ".join(finding.what for finding in self.wrong)

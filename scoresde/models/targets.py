@@ -90,7 +90,10 @@ class GaussianMixture:
         self.shape = means.shape[1:]
         self.means = means.flatten(1)
         count, d = self.means.shape
-        covariance = torch.as_tensor(covariances, dtype=torch.float64)
+        try:
+            covariance = torch.as_tensor(covariances, dtype=torch.float64)
+        except (TypeError, ValueError):
+            raise InputError(f"covariances must be numbers, got {covariances!r:.60}") from None
         self.vectors: Tensor | None = None  # the eigenbases (K, d, d); None if the covariances are diagonal
         self.isotropic = covariance.shape in ((), (count,))
         if self.isotropic:
@@ -110,6 +113,9 @@ class GaussianMixture:
         if weight.shape != (count,) or not (weight >= 0).all() or not weight.sum() > 0:
             raise InputError(f"weights must be {count} numbers of at least 0")
         self.log_weights = (weight.double() / weight.double().sum()).log()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.means)} of shape {tuple(self.shape)})"
 
     def denoiser(self, sde: SDE) -> Exact:
         """The exact denoiser on an SDE."""
@@ -217,6 +223,9 @@ class Empirical:
             raise InputError("the data set is empty")
         if not torch.isfinite(self.data).all():
             raise InputError("the data set contains numbers that are not finite")
+
+    def __repr__(self) -> str:
+        return f"Empirical({len(self.data)} rows of shape {tuple(self.shape)})"
 
     def denoiser(self, sde: SDE) -> Exact:
         """The exact denoiser on an SDE."""

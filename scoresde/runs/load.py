@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from solvers import InputError
@@ -25,6 +26,8 @@ def load(source: str | Path) -> Denoiser:
     Raises:
         InputError: the folder is neither, or contains a model that is not supported.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(f"load takes the folder of a run, or {DIFFUSERS}FOLDER, got {source!r:.60}")
     text = str(source)
     if text.startswith(DIFFUSERS):
         from ..interop import diffusers_folder  # here, because it needs diffusers

@@ -34,6 +34,7 @@ from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
+from ..sampling.inputs import Array, tensor_of
 from . import checkpoint
 from .ema import Average
 from .losses import Loss
@@ -112,7 +113,7 @@ class TrainResult:
 
 
 def train(
-    denoiser: ModelLike, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions, progress: bool = True
+    denoiser: ModelLike, network: nn.Module, data: Array, loss: Loss, options: TrainingOptions, progress: bool = True
 ) -> TrainResult:
     """Trains the network inside a denoiser, in place, and resumes if ``workdir`` contains checkpoints.
 
@@ -124,7 +125,7 @@ def train(
     Args:
         denoiser: the model whose predictions enter the loss.
         network: the network inside the denoiser, on any device.
-        data: (N, *), floating point; may be on the CPU.
+        data: (N, *), floating point; a tensor on any device, or an array.
         loss: the loss to minimise.
         options: see ``TrainingOptions``.
         progress: show a bar.
@@ -134,6 +135,7 @@ def train(
             that the loss does not depend on, a checkpoint that is damaged or of a different network, or a loss or
             gradient that is not finite. In the last case no checkpoint is written, and the previous one remains.
     """
+    data = tensor_of("the training data", data)
     if not data.is_floating_point() or data.ndim < 2 or not data.numel():
         raise InputError(f"training data must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
     if not torch.isfinite(data).all():

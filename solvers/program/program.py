@@ -24,7 +24,7 @@ from . import json_format
 from .instructions import Combine, Draw, Evaluate, Instruction, State, reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Program:
     """A linear solver on a grid, as a list of instructions with numeric coefficients.
 
@@ -186,6 +186,9 @@ class Program:
             InputError: the text is not a program, or has an unknown version.
         """
         return Program(*json_format.read(text))
+
+    def __repr__(self) -> str:
+        return f"<Program {self}>"
 
     def __str__(self) -> str:
         return f"{self.solver}: {len(self.states)} steps, {self.nfe} NFE, {self.output.name}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
-from ..errors import InputError, positive_integer
+from ..errors import InputError, number, positive_integer
 from ..registry.options import Options
 from ..registry.registry import Registry
 from ..types.node import AnyNode, Node
@@ -101,8 +101,8 @@ def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> 
     Raises:
         InputError: the range is empty or exceeds the schedule's.
     """
-    lo = schedule.t_min if t_min is None else float(t_min)
-    hi = schedule.t_max if t_max is None else float(t_max)
+    lo = schedule.t_min if t_min is None else number("t_min", t_min)
+    hi = schedule.t_max if t_max is None else number("t_max", t_max)
     if not schedule.t_min <= lo < hi <= schedule.t_max:
         raise InputError(
             f"the times [{lo:g}, {hi:g}] are not a range within [{schedule.t_min:g}, {schedule.t_max:g}], "

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from ..errors import InputError, unknown
+from ..errors import InputError, number, unknown
 from .node import Node, Prediction
 
 Quantity = Literal["x0", "eps", "v", "velocity"]
@@ -83,7 +83,7 @@ class Output(NamedTuple):
         """
         if self.name not in PREDICTS:
             raise unknown("prediction type", self.name, PREDICTS)
-        if not self.sigma_data > 0:
+        if not number("sigma_data", self.sigma_data) > 0:
             raise InputError(f"sigma_data must be positive, got {self.sigma_data!r}")
         return self
 
