@@ -211,9 +211,9 @@ def test_bad_input_is_one_clear_line(options, message, reference):
 
 def test_reading_something_else_is_one_clear_line(tmp_path):
     (tmp_path / "results.json").write_text('{"rows": 3}')
-    with pytest.raises(InputError, match=r"results.json is not a benchmark's result file"):
+    with pytest.raises(InputError, match=r"results.json' is not a benchmark's result file"):
         read(tmp_path)
-    with pytest.raises(InputError, match=r"results.json is not a benchmark's result file"):
+    with pytest.raises(InputError, match=r"cannot read the benchmark's result file '.*results.json': No such file"):
         read(tmp_path / "nowhere")
 
 

@@ -17,7 +17,6 @@ True
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from solvers import Grid, InputError, Node, Solver, generator, grids, make, resolve, solve
 from solvers.errors import positive_integer
+from solvers.files import read_json
 
 from ..models.evaluation import evaluation
 from ..models.model import as_model
@@ -334,10 +334,11 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
     """
     path = Path(folder) / "results.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path, "benchmark's result file")
         return document["header"], [_row(columns) for columns in document["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a benchmark's result file: {type(error).__name__} {error}") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise InputError(f"{str(path)!r} is not a benchmark's result file: {reason}") from None
 
 
 def _row(columns: dict[str, Any]) -> Row:
