@@ -10,14 +10,16 @@ import io
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
+from safetensors import SafetensorError
 from safetensors.torch import load as tensors_of
 from torch import Tensor
 
@@ -31,6 +33,11 @@ _RATIO = 1032  # the most bytes that one compressed byte can stand for: deflate'
 _PIECE = 2**20  # bytes that are read at once
 _KINDS = "biufcSU"  # numbers and text
 _UBYTE_IMAGES = (0x08, 3)  # IDX: the code of unsigned bytes, and the dimensions count, height, width
+# what the readers of zipfile, zlib, NumPy, safetensors and torch raise about files that nobody wrote with them
+FAULTS = (
+    *(ArithmeticError, EOFError, LookupError, MemoryError, RuntimeError, SyntaxError, TypeError, ValueError),
+    *(SafetensorError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 _Array = np.ndarray[Any, Any]
 
 
@@ -77,7 +84,7 @@ def read_arrays(
             raise
         except InputError as error:
             raise _damaged(path, what, error) from None
-        except Exception as error:  # zipfile raises many kinds, some of them only for files that nobody wrote
+        except FAULTS as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise _damaged(path, what, f"its archive is damaged ({reason})") from None
 
@@ -93,16 +100,25 @@ def read_tensors(path: str | Path, what: str = "file", limit: int | None = None)
         InputError: the file cannot be read, is not a .safetensors file, or is damaged.
     """
     content = read_bytes(path, what, limit)
-    (length,) = struct.unpack("<Q", content[:8]) if len(content) > 8 else (0,)
-    if not 0 < length <= min(len(content) - 8, LARGEST_HEADER):
-        raise _damaged(path, what, f"its header claims {length:,} bytes, and {max(len(content) - 8, 0):,} are there")
     try:
-        header = parse_json(content[8 : 8 + length].decode())
-        if not isinstance(header, Mapping):
-            raise InputError("its header is not an object")
-        return tensors_of(content), dict(header.get("__metadata__") or {})
-    except Exception as error:  # of safetensors and torch, which know more kinds of damage than are named here
+        facts = _tensor_header(io.BytesIO(content), len(content)).get("__metadata__")
+        return tensors_of(content), dict(facts or {})
+    except FAULTS as error:
         raise _damaged(path, what, str(error).partition("\n")[0]) from None
+
+
+def read_shapes(path: str | Path, what: str = "file") -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a .safetensors file by name; only its header is read.
+
+    Raises:
+        InputError: the file cannot be read, or its header is not that of a .safetensors file.
+    """
+    with open_regular(path, what) as (file, size):
+        try:
+            header = _tensor_header(file, size)
+            return {name: tuple(map(int, facts["shape"])) for name, facts in header.items() if name != "__metadata__"}
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, what, error if isinstance(error, InputError) else "its header is damaged") from None
 
 
 def read_images(path: str | Path, what: str = "file", limit: int = LARGEST) -> _Array:
@@ -140,6 +156,20 @@ def read_images(path: str | Path, what: str = "file", limit: int = LARGEST) -> _
 
 def _damaged(path: str | Path, what: str, reason: object) -> InputError:
     return InputError(f"cannot read the {what} {str(path)!r}: {reason}")
+
+
+def _tensor_header(file: BinaryIO, size: int) -> dict[str, Any]:
+    """The header of a .safetensors file of ``size`` bytes: its length in eight bytes, then a JSON object."""
+    (length,) = struct.unpack("<Q", file.read(8)) if size > 8 else (0,)
+    if not 0 < length <= min(size - 8, LARGEST_HEADER):
+        raise InputError(f"its header claims {length:,} bytes, and {max(size - 8, 0):,} are there")
+    try:
+        header = parse_json(file.read(length).decode())
+    except UnicodeDecodeError:
+        raise InputError("its header is not text") from None
+    if not isinstance(header, dict):
+        raise InputError("its header is not an object")
+    return header
 
 
 def _members(file: BinaryIO, size: int, limit: int, pick: Callable[[list[str]], Iterable[str]]) -> dict[str, _Array]:
@@ -181,7 +211,7 @@ def _array(stream: Any, size: int) -> _Array:
         header = io.BytesIO(content)
         npy.read_magic(header)
         shape, fortran, dtype = (npy.read_array_header_2_0 if wide else npy.read_array_header_1_0)(header)
-    except Exception as error:  # of NumPy's reader of headers, which raises many kinds
+    except FAULTS as error:
         reason = str(error).partition("\n")[0][:100]
         raise InputError(f"it is not an array in NumPy's format ({reason})") from None
     if dtype.hasobject:
