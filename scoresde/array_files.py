@@ -1,7 +1,7 @@
 """Files of arrays, read as data: .npy, .npz and .safetensors files, and images in MNIST's format (IDX).
 
 Such a file may come from anybody. What its header claims is compared with the bytes that are there, before memory is
-taken for it; pickled objects are refused; what is decompressed is limited by the size of the file.
+allocated; pickled objects are refused; what is decompressed is limited by the size of the file.
 """
 
 from __future__ import annotations

@@ -306,7 +306,7 @@ def _existing(name: str, path: str) -> Path:
     if not path:
         raise InputError(f"the data set {name!r} needs a path")
     place = Path(path)
-    if not os.path.exists(place):  # also for a name that is none, such as one that is too long
+    if not os.path.exists(place):  # also False for a name that is too long
         raise InputError(f"the path {path!r} of the data set {name!r} does not exist")
     if name == "file" and place.is_dir():
         raise InputError(f"{path!r} is a folder; the data set 'file' needs a .npy or .npz file")

@@ -215,7 +215,7 @@ def _unet(folder: Path) -> Any:
 
 
 def _refuse_claims(path: Path, config: dict[str, Any]) -> None:
-    """Compares the network that a config describes with its weights, before memory is taken for it.
+    """Compares the network that a config describes with its weights, before memory is allocated.
 
     Raises:
         InputError: the network has more than twice as many numbers as the files of weights.

@@ -184,7 +184,7 @@ def load_dequantiser(path: str | Path) -> VariationalDequantiser:
 
 
 def _restored(made: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VariationalDequantiser:
-    """The dequantiser with these weights; memory is taken for no more than they fill.
+    """The dequantiser with these weights; no more memory is allocated than they fill.
 
     Raises:
         KeyError, TypeError, ValueError, RuntimeError: the weights do not fit the shape, the layers or the width.

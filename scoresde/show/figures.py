@@ -17,6 +17,8 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarForm
 from PIL import Image
 from torch import Tensor
 
+from solvers.errors import clipped
+
 from ..benchmark.metrics import Estimate
 from ..benchmark.runner import Row
 
@@ -60,7 +62,10 @@ def curves(rows: Sequence[Row]) -> Figure:
         line.get_label(): line for axes in panels[: len(names)] for line in axes.lines if line.get_marker() != "None"
     }
     columns = min(4, len(lines))
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    labels = [drawn(label) for label in lines]
+    legend = figure.legend(lines.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -82,7 +87,7 @@ def ranking(rows: Sequence[Row]) -> Figure:
                 axes.hlines(place, max(score.low, floor), score.high, color=color, lw=3, alpha=0.3)
                 axes.plot(score.value, place, "o", color=color, ms=5)
         axes.set_xscale("log" if least > 0 else "linear")
-        axes.set_yticks(range(len(rows)), [f"{row.solver}, {row.nfe} NFE" for row in rows])
+        axes.set_yticks(range(len(rows)), [drawn(f"{row.solver}, {row.nfe} NFE") for row in rows], parse_math=False)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_title(NAMES.get(name, name), fontsize=11, loc="left")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -188,6 +193,14 @@ def inline(picture: Figure | Image.Image) -> str:
         buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def drawn(name: str, most: int = 80) -> str:
+    """A name as it is drawn: cut to ``most`` characters, and with a sign for each character that is not printable.
+
+    The name may come from a file. Where it is drawn, ``parse_math=False`` keeps a dollar a dollar.
+    """
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in clipped(name, most))
 
 
 def score_of(row: Row, name: str) -> Estimate | None:
