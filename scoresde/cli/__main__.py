@@ -2,6 +2,6 @@
 
 import sys
 
-from . import main
+from .start import main
 
 sys.exit(main())

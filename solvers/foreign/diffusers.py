@@ -141,7 +141,7 @@ def read(name: str, text: str) -> tuple[str, str | None]:
         return _specs(name, flags)
     except InputError:
         raise
-    except (TypeError, ValueError, OverflowError, ArithmeticError) as error:  # a list where a number is due, and so on
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # a list where a number is due, and so on
         raise InputError(f"{name}({text}): {' '.join(str(error).split())}") from None
 
 
