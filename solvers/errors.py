@@ -14,11 +14,12 @@ LARGEST_COUNT = 1_000_000  # a larger number of steps, probes or layers is a typ
 class InputError(ValueError):
     """Invalid user input, reported in one line. The command line prints it and exits with status 2.
 
-    A message of more than ``LONGEST_MESSAGE`` characters, which repeats what somebody passed, is cut in its middle.
+    A message may repeat what somebody passed: its line breaks become blanks, and one of more than ``LONGEST_MESSAGE``
+    characters is cut in its middle.
     """
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(clipped(message))
+        super().__init__(clipped(" ".join(message.splitlines())))
 
 
 def clipped(text: str, most: int = LONGEST_MESSAGE) -> str:

@@ -128,6 +128,7 @@ def test_near_names_are_found_in_long_text():
 
 
 def test_a_message_repeats_no_more_than_its_limit():
+    assert str(InputError("two\nlines")) == "two lines"
     message = str(InputError("start " + "x" * 140_000 + " end"))
     assert len(message) <= LONGEST_MESSAGE
     assert message.startswith("start x")
