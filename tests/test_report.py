@@ -189,6 +189,15 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
     assert "".join(found.text).count("alert(2)") >= 8
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e308, 1e308])
+def test_a_number_that_no_axis_can_show_is_left_out(tmp_path, value):
+    far = {"metrics": {"mmd": Estimate(value, value, value)}}
+    found, _ = page(tmp_path, rows=[row("ddim", 5, 0.5, **far), row("ddim", 10, 0.5, **far)])
+    assert list(found.pictures()) == []
+    found, _ = page(tmp_path, rows=[row("ddim", 5, 0.5, **far), row("heun", 5, 0.5), row("heun", 10, 0.4)])
+    assert len(list(found.pictures())) == 1
+
+
 @pytest.mark.parametrize("budgets", [(5,), (5, 10)])
 def test_a_name_is_drawn_literally(budgets):
     evil = r"file:$\frac{$" + "\n\0\udc80" + "x" * 9000

@@ -336,7 +336,7 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
     try:
         document = read_json(path, "benchmark's result file")
         return {**document["header"]}, [_row(columns) for columns in document["rows"]]
-    except (KeyError, TypeError, OverflowError) as error:
+    except (KeyError, TypeError) as error:
         reason = f"{type(error).__name__} {error}"
         raise InputError(f"{str(path)!r} is not a benchmark's result file: {reason}") from None
 
@@ -348,7 +348,8 @@ def _typed(columns: dict[str, Any], name: str, hint: Any) -> Any:
         KeyError, TypeError: there is none, or it is not of the type ``hint``.
     """
     value, kinds = columns[name], get_args(hint) or (hint,)
-    if type(value) not in kinds and not (float in kinds and type(value) is int):
+    large = type(value) is int and abs(value) > 2**53
+    if large or (type(value) not in kinds and not (float in kinds and type(value) is int)):
         raise TypeError(f"{name} is {shown(value)}")
     return float(value) if float in kinds and value is not None else value
 

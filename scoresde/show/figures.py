@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -204,13 +204,15 @@ def drawn(name: str, most: int = 80) -> str:
 
 
 def score_of(row: Row, name: str) -> Estimate | None:
-    return row.error if name == "error" else row.metrics.get(name)
+    """A metric of a row, or its "error"; None if there is none, or if no axis can show it (NaN, inf, 1e200)."""
+    found = row.error if name == "error" else row.metrics.get(name)
+    return found if found and all(abs(part) < 1e100 for part in (found.value, found.low, found.high)) else None
 
 
-def scores_of(rows: Iterable[Row]) -> list[str]:
-    """The metrics that occur, in order, and "error" if a row has one."""
-    names = dict.fromkeys(name for row in rows for name in row.metrics)
-    return [*names, *(["error"] if any(row.error for row in rows) else [])]
+def scores_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics that a row can show, in order, and "error" if a row can show one."""
+    names = dict.fromkeys([*(name for row in rows for name in row.metrics), "error"])
+    return [name for name in names if any(score_of(row, name) for row in rows)]
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
