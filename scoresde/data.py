@@ -7,11 +7,8 @@ data set shows what was read. No loader unpickles objects: it returns the data o
 
 from __future__ import annotations
 
-import gzip
 import math
-import struct
-import zipfile
-import zlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +21,12 @@ from torch import Tensor
 from solvers import InputError, generator
 from solvers.errors import unknown
 
+from .array_files import read_array, read_arrays, read_images
+
 _SPLIT = 20  # label of the generator's stream
 _FEW = 16  # at most so many levels are counted, not read as 8 bits
 _MOST_LEVELS = 65535  # whole floats beyond 16 bits are measurements
 _EXACT = 2**23  # twice a whole number up to this is exact in float32
-_UBYTE_IMAGES = (0x08, 3)  # IDX: the code of unsigned bytes, and the dimensions count, height, width
 
 
 @dataclass(frozen=True)
@@ -261,7 +259,7 @@ def _digits(path: str) -> _Raw:
 
 def _idx(path: str) -> _Raw:
     place = _existing("idx", path)
-    if place.is_file():
+    if not place.is_dir():
         return _Raw(_read_idx(place), levels=255)
     # one entry per image file; if the folder contains it both plain and gzipped, the plain one
     found: dict[str, Path] = {}
@@ -280,52 +278,37 @@ def _idx(path: str) -> _Raw:
 
 
 def _read_idx(file: Path) -> np.ndarray:
-    """Reads images (N, 1, H, W), uint8, from an IDX file.
-
-    The format: two zero bytes, the type, the number of dimensions, the big-endian sizes, then the pixels.
-    """
-    try:
-        content = file.read_bytes()
-        if file.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {str(file)!r}: {error}") from None
-    if len(content) < 16 or content[:2] != b"\0\0" or (content[2], content[3]) != _UBYTE_IMAGES:
-        raise InputError(f"{str(file)!r} is not an IDX file of images (unsigned bytes in three dimensions)")
-    sizes = struct.unpack(">3I", content[4:16])
-    if len(content) - 16 != math.prod(sizes):
-        raise InputError(f"{str(file)!r} is damaged: {len(content) - 16} bytes for {math.prod(sizes)} pixels {sizes}")
-    return np.frombuffer(content, np.uint8, offset=16).reshape(sizes)[:, None]
+    """Images (N, 1, H, W), uint8, from an IDX file."""
+    return read_images(file, "data")[:, None]
 
 
 def _file(path: str) -> _Raw:
     file = _existing("file", path)
-    if file.suffix not in (".npy", ".npz"):
+    if file.suffix == ".npy":
+        return _Raw(read_array(file, "data"))
+    if file.suffix != ".npz":
         raise InputError(f"cannot read {path!r}; expected a .npy or .npz file")
-    try:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _Raw(loaded)
-        with loaded:
-            keys = list(loaded)
-            if {"train", "test"} <= set(keys):
-                return _Raw(loaded["train"], loaded["test"])
-            if "x" in keys or len(keys) == 1:
-                return _Raw(loaded["x" if "x" in keys else keys[0]])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        refused = "allow_pickle" in str(error)
-        reason = "it contains pickled objects, which are refused" if refused else str(error).partition("\n")[0]
-        raise InputError(f"cannot read {path!r}: {reason}") from None
-    raise InputError(f"{path!r} needs one array, or the key 'x', or 'train' and 'test'; it has {', '.join(keys)}")
+    found = read_arrays(file, "data", pick=_needed)
+    rows, *test = found.values()
+    return _Raw(rows, test[0] if test else None)
+
+
+def _needed(names: list[str]) -> tuple[str, ...]:
+    """Of the names of an archive's arrays, those that contain the data."""
+    if {"train", "test"} <= set(names):
+        return "train", "test"
+    if "x" in names or len(names) == 1:
+        return ("x" if "x" in names else names[0],)
+    raise InputError(f"it needs one array, or the key 'x', or 'train' and 'test'; it has {', '.join(names) or 'none'}")
 
 
 def _existing(name: str, path: str) -> Path:
     if not path:
         raise InputError(f"the data set {name!r} needs a path")
     place = Path(path)
-    if not place.exists():
+    if not os.path.exists(place):  # also False for a name that is too long
         raise InputError(f"the path {path!r} of the data set {name!r} does not exist")
-    if name == "file" and not place.is_file():
+    if name == "file" and place.is_dir():
         raise InputError(f"{path!r} is a folder; the data set 'file' needs a .npy or .npz file")
     return place
 

@@ -57,6 +57,8 @@ def writable(folder: Path) -> Path:
             pass
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from None
+    except ValueError:  # a zero in the name
+        raise InputError(f"cannot write to {str(folder)!r}: this is not the name of a folder") from None
     return folder
 
 

@@ -6,12 +6,42 @@ import difflib
 import operator
 from collections.abc import Iterable
 
+LONGEST_MESSAGE, LONGEST_NAME = 2000, 64  # characters of a message, and of a name that is compared with others
 NEAR, MARGIN = 0.6, 0.08  # the least likeness of a suggestion, and how much less than the nearest one it may have
 LARGEST_COUNT = 1_000_000  # a larger number of steps, probes or layers is a typing error
 
 
 class InputError(ValueError):
-    """Invalid user input, reported in one line. The command line prints it and exits with status 2."""
+    """Invalid user input, reported in one line. The command line prints it and exits with status 2.
+
+    A message may repeat what somebody passed: its line breaks become blanks, and one of more than ``LONGEST_MESSAGE``
+    characters is cut in its middle.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(clipped(" ".join(message.splitlines())))
+
+
+def clipped(text: str, most: int = LONGEST_MESSAGE) -> str:
+    """The text, or its beginning and its end if it has more than ``most`` characters.
+
+    >>> clipped("abcdefghijklmnopqrstuvwxyz", 11)
+    'abc ... xyz'
+    """
+    half = (most - 5) // 2
+    return text if len(text) <= most else f"{text[:half]} ... {text[-half:]}"
+
+
+def shown(value: object) -> str:
+    """A value for a message: its ``repr``, cut; an integer whose digits Python does not print is described.
+
+    >>> shown(0.5), shown(10**5000)
+    ('0.5', 'an integer of 16610 bits')
+    """
+    try:
+        return clipped(repr(value), 200)
+    except ValueError:  # also within a list
+        return f"an integer of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
 
 
 def unknown(kind: str, name: object, accepted: Iterable[str], hint: str = "") -> InputError:
@@ -21,9 +51,9 @@ def unknown(kind: str, name: object, accepted: Iterable[str], hint: str = "") ->
     no solver 'huen'; did you mean heun?
     """
     names = sorted(accepted)
-    found = near(str(name), names)
+    found = near(name if isinstance(name, str) else shown(name), names)
     tail = f"did you mean {', '.join(found)}?" if found else f"accepted: {', '.join(names) or 'none'}"
-    return InputError(f"no {kind} {name!r}; {tail}{' ' + hint if hint else ''}")
+    return InputError(f"no {kind} {shown(name)}; {tail}{' ' + hint if hint else ''}")
 
 
 def near(text: str, accepted: Iterable[str]) -> list[str]:
@@ -32,7 +62,7 @@ def near(text: str, accepted: Iterable[str]) -> list[str]:
     >>> near("heum", ["churn", "euler", "heun"]), near("roh", ["rho"]), near("nope", ["euler", "ode"])
     (['heun'], ['rho'], [])
     """
-    words = list(accepted)
+    words, text = list(accepted), text[:LONGEST_NAME]  # the time of a comparison grows with the square of the length
     slips = [word for word in words if _one_slip(text, word)]
     found = slips[:3] or difflib.get_close_matches(text, words, n=3, cutoff=NEAR)
     ratios = [difflib.SequenceMatcher(None, word, text).ratio() for word in found]
@@ -74,7 +104,7 @@ def positive_integer(name: str, value: object) -> int:
     except TypeError:
         number = 0
     if isinstance(value, bool) or number < 1:
-        raise InputError(f"{name} must be a positive integer, got {value!r}")
+        raise InputError(f"{name} must be a positive integer, got {shown(value)}")
     if number > LARGEST_COUNT:
-        raise InputError(f"{name} must be at most {LARGEST_COUNT}, got {number}")
+        raise InputError(f"{name} must be at most {LARGEST_COUNT}, got {shown(number)}")
     return number

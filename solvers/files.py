@@ -7,20 +7,23 @@ file: it writes a temporary file in the same folder, flushes it to the disk and 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import InputError
 
 LARGEST_TEXT = 16 * 2**20  # bytes of JSON; the program of a thousand steps of the largest solver has a fiftieth of it
 
 
-def read_bytes(path: str | Path, what: str = "file", limit: int | None = None) -> bytes:
-    """The content of a regular file.
+@contextlib.contextmanager
+def open_regular(path: str | Path, what: str = "file", limit: int | None = None) -> Iterator[tuple[BinaryIO, int]]:
+    """Opens a regular file for reading; gives it and its size in bytes.
 
     Args:
         what: the kind of file, for messages: "program", "grid", ...
@@ -29,6 +32,8 @@ def read_bytes(path: str | Path, what: str = "file", limit: int | None = None) -
     Raises:
         InputError: there is no such file, it cannot be read, it is a folder, pipe or device, or it is too large.
     """
+    if "\0" in str(path):
+        raise InputError(f"cannot read the {what} {str(path)!r}: this is not the name of a file")
     try:
         # without O_NONBLOCK, opening a pipe waits for somebody who writes into it
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
@@ -39,13 +44,25 @@ def read_bytes(path: str | Path, what: str = "file", limit: int | None = None) -
             if limit is not None and found.st_size > limit:
                 size = f"{found.st_size:,} bytes, and a {what} has at most {limit:,}"
                 raise InputError(f"cannot read the {what} {str(path)!r}: it has {size}")
-            return file.read()
+            yield file, found.st_size
     except OSError as error:
-        raise InputError(f"cannot read the {what} {str(path)!r}: {error.strerror}") from None
-    except InputError:
-        raise
-    except ValueError:  # a name with a zero character
-        raise InputError(f"cannot read the {what} {str(path)!r}: this is not the name of a file") from None
+        raise InputError(f"cannot read the {what} {str(path)!r}: {error.strerror or error}") from None
+
+
+def read_bytes(path: str | Path, what: str = "file", limit: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        what, limit: see ``open_regular``.
+
+    Raises:
+        InputError: see ``open_regular``; or the file grows while it is read.
+    """
+    with open_regular(path, what, limit) as (file, size):
+        content = file.read(size + 1)  # no more: some files of the system report no size and do not end
+    if len(content) > size:
+        raise InputError(f"cannot read the {what} {str(path)!r}: it has more bytes than it reports")
+    return content
 
 
 def read_text(path: str | Path, what: str = "file", limit: int | None = LARGEST_TEXT) -> str:
@@ -103,14 +120,23 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     A file of that name stays as it was until the new one is complete on the disk.
 
     Raises:
+        InputError: the name is that of a pipe or a device, which a rename would remove, or is no name.
         OSError: the file cannot be written; the temporary file is removed.
     """
     path = Path(path)
-    # of the process and the thread, so that two writers of one name do not meet; the last one that renames counts
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    if "\0" in str(path):
+        raise InputError(f"cannot write {str(path)!r}: this is not the name of a file")
+    with contextlib.suppress(FileNotFoundError):
+        kind = path.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise InputError(f"cannot write {str(path)!r}: it is a pipe or a device, not a file")
+    # of the process and the thread, so that two writers of one name do not meet; the last one that renames counts.
+    # The name is cut, because with the rest it might be longer than names can be.
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            # a name that is not text (of a folder, in a page) is written with escapes
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

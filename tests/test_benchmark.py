@@ -10,7 +10,7 @@ import torch
 import scoresde
 import solvers
 from scoresde.benchmark.metrics import Estimate, compare
-from scoresde.benchmark.runner import Truth, benchmark, ode_solution, read, write
+from scoresde.benchmark.runner import Row, Truth, benchmark, ode_solution, read, write
 from scoresde.result_files import environment, fingerprint
 from solvers import InputError, generator
 
@@ -209,11 +209,36 @@ def test_bad_input_is_one_clear_line(options, message, reference):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"solver": None}, "solver is None"),
+        ({"nfe": "5"}, "nfe is '5'"),
+        ({"nfe": True}, "nfe is True"),
+        ({"seconds": []}, r"seconds is \[\]"),
+        ({"seconds": 10**400}, "seconds is 1000"),
+        ({"nfe_budget": 10**30}, "nfe_budget is 1000"),
+        ({"frechet": "x"}, "frechet is 'x'"),
+        ({"error_low": {}}, "error_low is {}"),
+    ],
+)
+def test_numbers_of_another_type_are_refused_where_they_are_read(tmp_path, change, reason):
+    known = Row("heun", "karras", 5, 5, 5, False, 3, metrics={"frechet": Estimate(1.0, 0.5, 2.0)}, seconds=1.0)
+    write([known], tmp_path, {})
+    path = tmp_path / "results.json"
+    document = json.loads(path.read_text())
+    assert read(tmp_path)[1] == [known]
+    document["rows"][0].update(change)
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=f"results.json' is not a benchmark's result file: .*{reason}"):
+        read(tmp_path)
+
+
 def test_reading_something_else_is_one_clear_line(tmp_path):
     (tmp_path / "results.json").write_text('{"rows": 3}')
-    with pytest.raises(InputError, match=r"results.json is not a benchmark's result file"):
+    with pytest.raises(InputError, match=r"results.json' is not a benchmark's result file"):
         read(tmp_path)
-    with pytest.raises(InputError, match=r"results.json is not a benchmark's result file"):
+    with pytest.raises(InputError, match=r"cannot read the benchmark's result file '.*results.json': No such file"):
         read(tmp_path / "nowhere")
 
 

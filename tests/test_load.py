@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import diffusers
@@ -219,13 +220,50 @@ def test_damaged_folders(tmp_path):
     with pytest.raises(InputError, match=r"only diffusion_pytorch_model\.bin, which could run code when read"):
         scoresde.load(f"diffusers:{tmp_path}")
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"scheduler_config\.json cannot be read"):
+    with pytest.raises(InputError, match=r"scheduler_config\.json' is not a config"):
         scoresde.load(f"diffusers:{tmp_path}")
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("[]")
     with pytest.raises(InputError, match="is not a config of diffusers"):
         scoresde.load(f"diffusers:{tmp_path}")
     with pytest.raises(InputError, match=r"is a pipeline of diffusers: load\('diffusers:"):
         scoresde.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("unet/config.json", {"block_out_channels": [10**6, 10**6]}, "the config describes .* weights, and the files"),
+        ("unet/config.json", {"layers_per_block": 10**9}, "more layers than there are weights"),
+        ("unet/config.json", {"num_class_embeds": 10**12}, "the config describes .* weights, and the files"),
+        ("unet/config.json", {"block_out_channels": "text"}, "is not a pipeline that can be read"),
+        ("unet/config.json", {"layers_per_block": None}, "is not a pipeline that can be read"),
+        ("unet/config.json", {"quantization_config": {"quant_method": "torchao"}}, "quantised weights"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "must be at most 1000000"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "must be a positive integer"),
+        ("scheduler/scheduler_config.json", {"beta_start": "x"}, "is not a pipeline that can be read"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [1, "x"]}, "is not a pipeline that can be read"),
+        ("scheduler/scheduler_config.json", {"clip_sample": True, "clip_sample_range": []}, "that can be read"),
+        ("scheduler/scheduler_config.json", {"_class_name": ["x"]}, "is not a pipeline that can be read"),
+        ("scheduler/scheduler_config.json", {"_class_name": "__dict__"}, "."),
+        ("model_index.json", {"_class_name": {}}, "which load does not support"),
+    ],
+)
+def test_a_hostile_folder_is_one_line(tmp_path, file, changes, message):
+    saved(tmp_path, diffusers.DDPMScheduler(**BETAS))
+    config = json.loads((tmp_path / file).read_text())
+    (tmp_path / file).write_text(json.dumps({**config, **changes}))
+    with pytest.raises(InputError, match=message) as error:
+        scoresde.load(f"diffusers:{tmp_path}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    saved(tmp_path, diffusers.DDPMScheduler(**BETAS))
+    for name in ("unet/other.safetensors", "unet/config.json", "model_index.json"):
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(InputError, match=r"is a pipe or a device|contains no model_index"):
+            scoresde.load(f"diffusers:{tmp_path}")
 
 
 def test_what_own_solver_does_not_know(tmp_path):

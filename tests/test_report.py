@@ -9,14 +9,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 from PIL import Image
 
+import scoresde
+import solvers
 from scoresde.benchmark.metrics import Estimate
 from scoresde.benchmark.runner import Row
 from scoresde.likelihood.result import LogProb
 from scoresde.pictures import image_grid
-from scoresde.show import likelihood_page
-from scoresde.show.figures import curves, number
+from scoresde.show import likelihood_page, program_view
+from scoresde.show.figures import curves, inline, number
 from scoresde.show.page import write_report
 from solvers import InputError
 
@@ -184,6 +187,32 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
     assert "img" not in found.tags
     assert "<script>" not in text
     assert "".join(found.text).count("alert(2)") >= 8
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1e308, 1e308])
+def test_a_number_that_no_axis_can_show_is_left_out(tmp_path, value):
+    far = {"metrics": {"mmd": Estimate(value, value, value)}}
+    found, _ = page(tmp_path, rows=[row("ddim", 5, 0.5, **far), row("ddim", 10, 0.5, **far)])
+    assert list(found.pictures()) == []
+    found, _ = page(tmp_path, rows=[row("ddim", 5, 0.5, **far), row("heun", 5, 0.5), row("heun", 10, 0.4)])
+    assert len(list(found.pictures())) == 1
+
+
+@pytest.mark.parametrize("budgets", [(5,), (5, 10)])
+def test_a_name_is_drawn_literally(budgets):
+    evil = r"file:$\frac{$" + "\n\0\udc80" + "x" * 9000
+    named = [row(name, asked, 0.5) for name in (r"$\frac{1}{2}$", r"$\no{$", evil) for asked in budgets]
+    figure = curves(named)
+    inline(figure)  # before, an error of the parser of formulas
+    texts = [text for text in figure.findobj(Text) if "frac" in text.get_text()]
+    assert len(texts) > 1
+    assert not any(text.get_parse_math() for text in texts)
+    assert max(len(text.get_text()) for text in texts) <= 80
+    sde = scoresde.VP()
+    program = solvers.trace(solvers.make("heun"), solvers.grids.make("karras").nodes(sde, 2), sde, "x0")
+    picture = program_view.picture(program, evil)
+    inline(picture)
+    assert picture.axes[0].get_title(loc="left").startswith(r"file:$\frac{$")
 
 
 def test_pictures_are_the_samples_in_their_cells(tmp_path):

@@ -17,18 +17,18 @@ True
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 from solvers import Grid, InputError, Node, Solver, generator, grids, make, resolve, solve
-from solvers.errors import positive_integer
+from solvers.errors import positive_integer, shown
+from solvers.files import read_json
 
 from ..models.evaluation import evaluation
 from ..models.model import as_model
@@ -334,17 +334,32 @@ def read(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
     """
     path = Path(folder) / "results.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return document["header"], [_row(columns) for columns in document["rows"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a benchmark's result file: {type(error).__name__} {error}") from None
+        document = read_json(path, "benchmark's result file")
+        return {**document["header"]}, [_row(columns) for columns in document["rows"]]
+    except (KeyError, TypeError) as error:
+        reason = f"{type(error).__name__} {error}"
+        raise InputError(f"{str(path)!r} is not a benchmark's result file: {reason}") from None
+
+
+def _typed(columns: dict[str, Any], name: str, hint: Any) -> Any:
+    """A column's value.
+
+    Raises:
+        KeyError, TypeError: there is none, or it is not of the type ``hint``.
+    """
+    value, kinds = columns[name], get_args(hint) or (hint,)
+    large = type(value) is int and abs(value) > 2**53
+    if large or (type(value) not in kinds and not (float in kinds and type(value) is int)):
+        raise TypeError(f"{name} is {shown(value)}")
+    return float(value) if float in kinds and value is not None else value
 
 
 def _row(columns: dict[str, Any]) -> Row:
     def estimate(name: str) -> Estimate | None:
-        parts = [columns[_column(name, part)] for part in ("value", "low", "high")]
+        parts = [_typed(columns, _column(name, part), float | None) for part in ("value", "low", "high")]
         return None if None in parts else Estimate(*parts)
 
-    facts = {f.name: columns[f.name] for f in fields(Row) if f.name not in _NESTED}
+    hints = get_type_hints(Row)
+    facts = {f.name: _typed(columns, f.name, hints[f.name]) for f in fields(Row) if f.name not in _NESTED}
     scores = {name: estimate(name) for name in METRICS if name in columns}
     return Row(**facts, metrics={k: v for k, v in scores.items() if v is not None}, error=estimate("error"))

@@ -1,5 +1,5 @@
 """The command line: the parser of its arguments and its commands."""
 
-from .parser import main
+from .start import main
 
 __all__ = ["main"]

@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
 def near(given: str, accepted: Iterable[str]) -> str:
     """The end of an error message: the nearest of the accepted words, or all of them."""
     words = list(accepted)
-    found = difflib.get_close_matches(given, words, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(given[:64], words, n=1, cutoff=0.6)
     return f"did you mean {found[0]}?" if found else f"accepted: {', '.join(words)}"
 
 

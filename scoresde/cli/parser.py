@@ -7,6 +7,7 @@ line and exit status 2, Ctrl-C and SIGTERM with exit status 130.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import shlex
@@ -20,46 +21,117 @@ from importlib import import_module
 
 from .arguments import Usage, read
 
+LONGEST = 2000  # characters of a message
 INVALID, STOPPED, UNREAD = 2, 130, 141  # the exit statuses of invalid input, Ctrl-C and SIGTERM, and a closed pipe
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     try:
-        with _terminable():
-            parsed, overrides = read(argv)
-            return _run(parsed, overrides, shlex.join(["scoresde", *argv]))
+        with _terminable(), _printable():
+            try:
+                parsed, overrides = read(argv)
+                return _run(parsed, overrides, shlex.join(["scoresde", *argv]))
+            finally:
+                if sys.stdout:  # None if it is closed
+                    sys.stdout.flush()
+    except BrokenPipeError:  # the reader of the output, such as head, has what it wanted
+        return _unwritten(UNREAD)
+    except OSError as error:  # of the output: where it goes is full
+        return _unwritten(_invalid(error))
     except Usage as error:
         return _invalid(error)
     except KeyboardInterrupt as stop:
-        print(f"stopped{': ' + str(stop) if str(stop) else ''}", file=sys.stderr)
+        _tell(f"stopped{': ' + str(stop) if str(stop) else ''}")
         return STOPPED
 
 
 def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
-    from solvers import InputError  # here, so that the help and errors in the arguments need not wait for torch
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # some builds of torch end the process there
+        raise Usage("the current folder has been deleted: change to another one") from None
+    with _uninterrupted():  # torch is imported, which takes a second
+        from solvers import InputError
 
+        of_solvers = parsed.command in ("solvers", "check-solver")
+        module = import_module(f"{__package__}.{'solver_commands' if of_solvers else 'commands'}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that mymodule:Mine is found in the current folder, as with python -m
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    of_solvers = parsed.command in ("solvers", "check-solver")
-    module = import_module(f"{__package__}.{'solver_commands' if of_solvers else 'commands'}")
     try:
-        status = int(module.COMMANDS[parsed.command](parsed, overrides, command) or 0)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:  # the reader of the output, such as head, has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
-        return UNREAD
-    except (InputError, OSError) as error:
+        return int(module.COMMANDS[parsed.command](parsed, overrides, command) or 0)
+    except BrokenPipeError:
+        raise
+    except (InputError, OSError, MemoryError) as error:
         return _invalid(error)
 
 
 def _invalid(error: Exception) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    _tell(f"error: {str(error) or type(error).__name__}")
     return INVALID
+
+
+def _tell(message: str) -> None:
+    """Prints a message on stderr as one line without control characters; if it is too long, without its middle."""
+    line = " ".join(message.split())
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in line)
+    with contextlib.suppress(OSError):  # nobody reads it
+        if sys.stderr:  # else print would write it to stdout
+            print(line, file=sys.stderr)
+
+
+def _unwritten(status: int) -> int:
+    """Returns the status; what the output still contains is not written, because the interpreter would try again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _open_streams() -> None:
+    """Opens the null device where stdin, stdout or stderr is closed; else a file of results would get its number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+@contextlib.contextmanager
+def _printable() -> Iterator[None]:
+    """What the terminal's encoding does not contain, and names of files that are not text, are printed as escapes."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with contextlib.suppress(OSError):  # it flushes
+                stream.reconfigure(errors=errors)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait until the imports are done: in their middle, packages turn it into other errors."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: asked.append(number)) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+    if asked:
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

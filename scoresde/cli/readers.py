@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 LARGEST = 10_000_000  # more seeds than this are a typing error
@@ -18,19 +19,25 @@ def seeds_of(text: str) -> list[int]:
         ArgumentTypeError: any other text, or a range that runs backwards.
     """
     parts = [part.strip() for part in text.split(",")]
-    if len(parts) == 1 and parts[0].isdecimal() and int(parts[0]) > 0:
+    if len(parts) == 1 and (_whole(parts[0]) or 0) > 0:
         parts = [f"0-{int(parts[0]) - 1}"]
     if parts == ["0"]:
         raise ArgumentTypeError("0 seeds are no samples; 0-0 is the sample of seed 0")
     seeds: list[int] = []
     for part in parts:
         low, dash, high = (piece.strip() for piece in part.partition("-"))
-        if not low.isdecimal() or (dash and not high.isdecimal()) or (dash and int(high) < int(low)):
+        first, last = _whole(low), _whole(high) if dash else _whole(low)
+        if first is None or last is None or last < first:
             raise ArgumentTypeError(f"cannot read the seeds {text!r}; expected a number of samples, 0-63 or 0,5,9")
-        if int(high or low) - int(low) >= LARGEST or int(high or low) >= 2**63:
+        if last - first + len(seeds) >= LARGEST or last >= 2**63:
             raise ArgumentTypeError(f"the seeds {text!r} are too many or too large")
-        seeds += range(int(low), int(high or low) + 1)
+        seeds += range(first, last + 1)
     return seeds
+
+
+def _whole(text: str) -> int | None:
+    """The whole number that a text is; None for other text. Beyond 20 digits all numbers are the same, too large."""
+    return int(text if len(text) <= 20 else "9" * 20) if text.isdecimal() else None
 
 
 def count_of(text: str) -> int:
@@ -39,9 +46,9 @@ def count_of(text: str) -> int:
     Raises:
         ArgumentTypeError: any other text.
     """
-    if not text.strip().isdecimal() or int(text) < 1:
+    if (number := _whole(text.strip())) is None or number < 1:
         raise ArgumentTypeError(f"must be a positive integer, got {text}")
-    return int(text)
+    return number
 
 
 def counts_of(text: str) -> list[int]:
@@ -50,10 +57,10 @@ def counts_of(text: str) -> list[int]:
     Raises:
         ArgumentTypeError: any other text.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    counts = [_whole(part.strip()) or 0 for part in text.split(",")]
+    if min(counts) < 1:
         raise ArgumentTypeError(f"cannot read the evaluations {text!r}; expected positive integers such as 5,10,20,50")
-    return list(dict.fromkeys(int(part) for part in parts))
+    return list(dict.fromkeys(counts))
 
 
 def share_of(text: str) -> tuple[int, int]:
@@ -65,10 +72,10 @@ def share_of(text: str) -> tuple[int, int]:
     Raises:
         ArgumentTypeError: any other text.
     """
-    which, slash, count = text.partition("/")
-    if not (slash and which.isdecimal() and count.isdecimal() and 1 <= int(which) <= int(count)):
+    which, _, count = map(_whole, text.partition("/"))
+    if which is None or count is None or not 1 <= which <= count:
         raise ArgumentTypeError(f"cannot read the shards {text!r}; expected k/n with k from 1 to n, such as 2/4")
-    return int(which), int(count)
+    return which, count
 
 
 def specs_of(text: str) -> list[str]:
@@ -80,15 +87,10 @@ def specs_of(text: str) -> list[str]:
     Raises:
         ArgumentTypeError: the text is empty.
     """
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    found = [part.strip() for part in parts if part.strip()]
-    if not found:
+    depths = accumulate((letter in "([") - (letter in ")]") for letter in text)
+    commas = [place for place, depth in enumerate(depths) if depth == 0 and text[place] == ","]
+    parts = (text[start + 1 : end].strip() for start, end in pairwise([-1, *commas, len(text)]))
+    if not (found := [part for part in parts if part]):
         raise ArgumentTypeError("no solvers given; see scoresde solvers")
     return found
 

@@ -7,14 +7,20 @@ its variance. The weights are read only from safetensors files, which contain nu
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from solvers import InputError
+from solvers.errors import positive_integer
+from solvers.files import read_json
 from solvers.foreign import diffusers as diffusers_labels
 
+from ..array_files import read_shapes
 from ..models.denoiser import Denoiser
 from ..paths.chain_paths import ChainSDE
 from .diffusers_config import Reading, config_of
@@ -40,8 +46,25 @@ def read(folder: Path) -> Denoiser:
     Raises:
         InputError: no such pipeline; a pipeline that is conditioned on text or works in a latent space; weights only as
             pickles; a scheduler with ``thresholding``, without a chain of betas, or with a variance that does not fit
-            the network.
+            the network; a damaged file.
     """
+    with _one_line(folder):
+        return _read(folder)
+
+
+@contextlib.contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Reports what diffusers raises about the values in a folder's files, which anybody may have written."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, OSError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"{folder} is not a pipeline that can be read: {reason}") from None
+
+
+def _read(folder: Path) -> Denoiser:
     config = _scheduler(folder)
     ranged = config.get("variance_type") == "learned_range"
     reading = _reading(folder, config)
@@ -77,6 +100,11 @@ def own_solver(folder: str | Path) -> str:
         InputError: see ``read``; or the scheduler's method has no counterpart here.
     """
     path = Path(str(folder).removeprefix("diffusers:"))
+    with _one_line(path):
+        return _own_solver(path)
+
+
+def _own_solver(path: Path) -> str:
     config = _scheduler(path)
     _reading(path, config)
     if "solver" in config:  # a scheduler of ours
@@ -95,10 +123,7 @@ def own_solver(folder: str | Path) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    document = read_json(path, "config")
     if not isinstance(document, dict):
         raise InputError(f"{path} is not a config of diffusers: it must contain a JSON object")
     return document
@@ -123,7 +148,10 @@ def _scheduler(folder: Path) -> dict[str, Any]:
             raise InputError(f"{folder} is {words} ({name}), which load does not support; it supports {SUPPORTED}")
     if name not in PIPELINES:
         raise InputError(f"{folder} is a {name}, which load does not support; it supports {SUPPORTED}")
-    return config_of(_json(folder / "scheduler" / "scheduler_config.json"))
+    config = _json(folder / "scheduler" / "scheduler_config.json")
+    if "num_train_timesteps" in config:  # diffusers makes lists of that length
+        positive_integer("num_train_timesteps", config["num_train_timesteps"])
+    return config_of(config)
 
 
 def _reading(folder: Path, config: Mapping[str, Any]) -> Reading:
@@ -155,13 +183,19 @@ def _unet(folder: Path) -> Any:
     import diffusers
 
     path = folder / "unet"
-    name = _json(path / "config.json").get("_class_name")
+    config = _json(path / "config.json")
+    name = config.get("_class_name")
     if name != "UNet2DModel":
         raise InputError(f"{path} is a {name}, which load does not support; it supports UNet2DModel")
+    if "quantization_config" in config:
+        raise InputError(f"{path} has quantised weights, which load does not support")
+    if strange := sorted(p.name for p in path.iterdir() if not (p.is_file() or p.is_dir())):
+        raise InputError(f"{path / strange[0]} is a pipe or a device, not a file")
     if not any(path.glob("*.safetensors")):
         found = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".ckpt", ".msgpack"))
         others = f"only {', '.join(found)}, which could run code when read" if found else "and no other weights"
         raise InputError(f"{path} has no weights in safetensors, {others}; save it with safe_serialization=True")
+    _refuse_claims(path, config)
     make: Any = diffusers.UNet2DModel
     try:
         unet, found = make.from_pretrained(
@@ -178,3 +212,22 @@ def _unet(folder: Path) -> Any:
     if astray := [*found["missing_keys"], *found["unexpected_keys"]]:
         raise InputError(f"{path}: the weights do not fit the config; they differ in {astray[0]}")
     return unet.eval().requires_grad_(False)
+
+
+def _refuse_claims(path: Path, config: dict[str, Any]) -> None:
+    """Compares the network that a config describes with its weights, before memory is allocated.
+
+    Raises:
+        InputError: the network has more than twice as many numbers as the files of weights.
+    """
+    import diffusers
+
+    shapes = [shape for file in path.glob("*.safetensors") for shape in read_shapes(file, "weights").values()]
+    blocks = config.get("block_out_channels", ())
+    if max(config.get("layers_per_block", 1), len(blocks)) > len(shapes):  # too many layers to make even one of each
+        raise InputError(f"{path}: the config describes more layers than there are weights, {len(shapes)}")
+    make: Any = diffusers.UNet2DModel
+    with torch.device("meta"):
+        claimed = sum(value.numel() for value in make.from_config(config).state_dict().values())
+    if claimed > 2 * (there := sum(map(math.prod, shapes))):
+        raise InputError(f"{path}: the config describes {claimed:,} weights, and the files contain {there:,}")

@@ -36,16 +36,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as write_tensors
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 import solvers
-from solvers import Grid, InputError, Node, Solver
+from solvers import Grid, InputError, Node, Solver, errors
 from solvers.errors import positive_integer
-from solvers.files import write_atomically
+from solvers.files import parse_json, write_atomically
 
+from ..array_files import read_tensors
 from ..paths.base import ModelLike
 from ..sampling.batches import batch_of
 from ..sampling.inputs import Array
@@ -174,23 +174,31 @@ def load_dequantiser(path: str | Path) -> VariationalDequantiser:
     Raises:
         InputError: the file does not exist, is damaged, or contains something else.
     """
-    try:
-        with safe_open(str(path), "pt") as file:
-            facts = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except FileNotFoundError:
-        raise InputError(f"there is no dequantiser {str(path)!r}") from None
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read the dequantiser {str(path)!r}: {str(error).partition(chr(10))[0]}") from None
+    tensors, facts = read_tensors(path, "dequantiser")
     if facts.get("format") != FORMAT:
         raise InputError(f"{str(path)!r} is not a file that save_dequantiser wrote")
     try:
-        made = VariationalDequantiser(**json.loads(facts["made"]))
-        dtype = next(iter(tensors.values())).dtype
-        made.to(dtype).load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, StopIteration) as error:
+        return _restored(parse_json(facts["made"]), tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InputError(f"the dequantiser {str(path)!r} is damaged: {str(error).partition(chr(10))[0]}") from None
-    return made
+
+
+def _restored(made: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> VariationalDequantiser:
+    """The dequantiser with these weights; no more memory is allocated than they fill.
+
+    Raises:
+        KeyError, TypeError, ValueError, RuntimeError: the weights do not fit the shape, the layers or the width.
+    """
+    layers, dtypes = made["layers"], {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+        raise InputError("its weights are not of one dtype of real numbers")
+    if type(layers) is not int or len(tensors) != 6 * (1 + layers):  # three maps with weights and offsets each
+        raise InputError(f"it has {len(tensors)} tensors for {errors.shown(layers)} layers")
+    shape = [positive_integer("every length in shape", length) for length in made["shape"]]
+    with torch.device("meta"):
+        restored = VariationalDequantiser(shape, layers, positive_integer("width", made["width"]))
+    restored.load_state_dict(tensors, assign=True)
+    return restored
 
 
 def fit_dequantiser(

@@ -119,7 +119,7 @@ def _value(field: str, text: str, config: ConfigDict) -> Any:
         if not isinstance(value, kind):
             raise TypeError
         return value
-    except (KeyError, ValueError, TypeError, SyntaxError):
+    except (KeyError, ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise InputError(f"{field}={text}: expected {_KINDS.get(kind, f'a {kind.__name__}')}") from None
 
 

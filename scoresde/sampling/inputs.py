@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers import Hook, InputError
+from solvers import Hook, InputError, errors
 from solvers.errors import positive_integer, unknown
 
 Seeds = int | Iterable[int] | Tensor | np.ndarray[Any, Any]
 Array = Tensor | np.ndarray[Any, Any]
+MOST_SEEDS = 10_000_000  # a larger number of samples is a typing error
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -34,6 +35,8 @@ def seeds_of(seeds: Any) -> list[int]:
     if isinstance(seeds, (Tensor, np.ndarray)):
         seeds = seeds.tolist()
     if isinstance(seeds, (int, np.integer)) and not isinstance(seeds, bool) and seeds >= 0:
+        if seeds > MOST_SEEDS:
+            raise InputError(f"seeds are {shown(seeds)}, more than {MOST_SEEDS:,} samples at once")
         return list(range(int(seeds)))
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
         raise InputError(f"seeds must be a number of samples or a list of integers, got {shown(seeds)}")
@@ -184,5 +187,5 @@ def shown(value: Any) -> str:
         return f"{type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
     if inspect.isclass(value):
         return f"the class {value.__name__}"
-    text = repr(value)
+    text = errors.shown(value)
     return text if len(text) <= 60 else f"{type(value).__name__} {text[:50]}..."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 from PIL import Image
 from torch import Tensor
+
+from solvers.errors import clipped
 
 from ..benchmark.metrics import Estimate
 from ..benchmark.runner import Row
@@ -60,7 +62,10 @@ def curves(rows: Sequence[Row]) -> Figure:
         line.get_label(): line for axes in panels[: len(names)] for line in axes.lines if line.get_marker() != "None"
     }
     columns = min(4, len(lines))
-    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    labels = [drawn(label) for label in lines]
+    legend = figure.legend(lines.values(), labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -82,7 +87,7 @@ def ranking(rows: Sequence[Row]) -> Figure:
                 axes.hlines(place, max(score.low, floor), score.high, color=color, lw=3, alpha=0.3)
                 axes.plot(score.value, place, "o", color=color, ms=5)
         axes.set_xscale("log" if least > 0 else "linear")
-        axes.set_yticks(range(len(rows)), [f"{row.solver}, {row.nfe} NFE" for row in rows])
+        axes.set_yticks(range(len(rows)), [drawn(f"{row.solver}, {row.nfe} NFE") for row in rows], parse_math=False)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_title(NAMES.get(name, name), fontsize=11, loc="left")
         axes.xaxis.set_major_formatter("{x:g}")
@@ -190,14 +195,24 @@ def inline(picture: Figure | Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def drawn(name: str, most: int = 80) -> str:
+    """A name as it is drawn: cut to ``most`` characters, and with a sign for each character that is not printable.
+
+    The name may come from a file. Where it is drawn, ``parse_math=False`` keeps a dollar a dollar.
+    """
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in clipped(name, most))
+
+
 def score_of(row: Row, name: str) -> Estimate | None:
-    return row.error if name == "error" else row.metrics.get(name)
+    """A metric of a row, or its "error"; None if there is none, or if no axis can show it (NaN, inf, 1e200)."""
+    found = row.error if name == "error" else row.metrics.get(name)
+    return found if found and all(abs(part) < 1e100 for part in (found.value, found.low, found.high)) else None
 
 
-def scores_of(rows: Iterable[Row]) -> list[str]:
-    """The metrics that occur, in order, and "error" if a row has one."""
-    names = dict.fromkeys(name for row in rows for name in row.metrics)
-    return [*names, *(["error"] if any(row.error for row in rows) else [])]
+def scores_of(rows: Sequence[Row]) -> list[str]:
+    """The metrics that a row can show, in order, and "error" if a row can show one."""
+    names = dict.fromkeys([*(name for row in rows for name in row.metrics), "error"])
+    return [name for name in names if any(score_of(row, name) for row in rows)]
 
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:

@@ -61,7 +61,7 @@ def write_report(
         notes=list(notes),
         summary=_summary(rows),
         likelihood=likelihood and _likelihood(likelihood),
-        curves=inline(curves(rows)) if any(row.metrics for row in rows) else "",
+        curves=inline(curves(rows)) if scores_of(rows) else "",
         command=command,
         config=json.dumps(config, indent=2, default=str) if config else "",
         facts=[(name, _text(value)) for name, value in header.items()],

@@ -125,6 +125,8 @@ def picture(program: Program, title: str = "") -> Figure:
     from matplotlib.colors import SymLogNorm  # here, so that the text of a program does not wait for matplotlib
     from matplotlib.figure import Figure
 
+    from .figures import drawn
+
     (rows, columns), matrix = _response(program)
     figure = Figure(figsize=size(program), layout="constrained")
     axes = figure.add_subplot(facecolor=_EMPTY)
@@ -139,8 +141,10 @@ def picture(program: Program, title: str = "") -> Figure:
     _label(axes, program, rows, columns, noted)
     outputs, noise = f"outputs of the model ({program.output.name})", ", and noise" * program.stochastic
     axes.set_xlabel(f"the start, {outputs}{noise}: their coefficients in each state", fontsize=8, color=_SOFT)
-    heading = textwrap.fill(f"{title or program.solver}: {_steps(program)}", int(12 * figure.get_figwidth()))
-    axes.set_title(heading, fontsize=9.5, loc="left", pad=8)
+    heading = textwrap.fill(
+        f"{drawn(title or program.solver, 300)}: {_steps(program)}", int(12 * figure.get_figwidth())
+    )
+    axes.set_title(heading, fontsize=9.5, loc="left", pad=8, parse_math=False)
     unit = 10.0 ** math.floor(math.log10(limit))
     ticks = [sign * unit / scale for sign in (-1, 1) for scale in (1, 10, 100)]
     bar = figure.colorbar(image, ax=axes, aspect=40, pad=0.02, ticks=[0, *ticks], format="%g")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, unknown
+from ..errors import InputError, positive_integer, unknown
+from ..registry import spec as grammar
 from ..time_grids.base import End
 from ..time_grids.beta_schedules import betas, half_log_snr
 
@@ -134,9 +134,18 @@ def read(name: str, text: str) -> tuple[str, str | None]:
     ('dpmpp_2m_sde(variant=heun)', 'karras')
 
     Raises:
-        InputError: the class has no such flag, or the flag has no counterpart here.
+        InputError: the class has no such flag, or the flag has no counterpart here, or a value of another type.
     """
     flags = _flags(name, text)
+    try:
+        return _specs(name, flags)
+    except InputError:
+        raise
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # a list where a number is due, and so on
+        raise InputError(f"{name}({text}): {' '.join(str(error).split())}") from None
+
+
+def _specs(name: str, flags: dict[str, Any]) -> tuple[str, str | None]:
     solver, options = _solver(name, flags)
     lower = flags.get("lower_order_final", name.startswith(ALWAYS_LOWERING))
     if lower and solver.partition("(")[0] in LOWERING:
@@ -150,13 +159,13 @@ def read(name: str, text: str) -> tuple[str, str | None]:
 def _flags(name: str, text: str) -> dict[str, Any]:
     flags: dict[str, Any] = {}
     accepted = FLAGS | REFUSED | MODEL_FLAGS | (CHURN.keys() if name.startswith("KarrasVe") else set())
-    for part in filter(None, (p.strip() for p in re.split(r",(?![^\[(]*[\])])", text))):
+    for part in grammar.split(text):
         key, separator, value = (p.strip() for p in part.partition("="))
         if not separator or key not in accepted:
             raise unknown(f"flag of {name}", key, accepted)
         try:
             flags[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             flags[key] = value  # a word without quotes, such as sde-dpmsolver++
         if key in REFUSED and flags[key]:
             raise InputError(f"{name}: {key}={value} has no counterpart here")
@@ -226,7 +235,7 @@ def _solver(name: str, flags: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _noisy_ratios(flags: dict[str, Any]) -> list[float]:
     """sigma / alpha at the training times 199.5 and 800.5: SASolverScheduler draws noise for 200 <= t <= 800."""
-    count = flags.get("num_train_timesteps", 1000)
+    count = positive_integer("num_train_timesteps", flags.get("num_train_timesteps", 1000))
     given = {key: flags[key] for key in ("beta_start", "beta_end") if key in flags}
     chain = flags.get("trained_betas")
     if chain is None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import re
 
-from ..errors import InputError
+from ..errors import InputError, clipped
+from ..registry import spec as grammar
 from ..registry.normalise import normalise
+from ..registry.registry import LONGEST_LABEL
 from ..time_grids.base import grids
 from ..types.solver import solvers
 from . import diffusers, names
@@ -25,12 +27,15 @@ def read(label: str) -> tuple[str, str | None]:
     Raises:
         InputError: the label names a solver that needs guidance.
     """
-    label = re.sub(r"\s*\((\d[MSms])\)", r" \1", label)  # DPM-Solver++(2M)
+    grammar.refuse_long(label)
+    label = re.sub(r"(?<!\s)\s*+\((\d[MSms])\)", r" \1", label)  # DPM-Solver++(2M)
     head, paren, tail = label.partition("(")
     if ":" in head or solvers.knows(head):
         if paren and normalise(head) in _CLASSES and tail.rstrip().endswith(")"):
             return diffusers.read(_CLASSES[normalise(head)], tail.rstrip()[:-1])
         return label, None
+    if len(head) > LONGEST_LABEL:
+        raise InputError(f"no solver {clipped(head, 80)!r}: a name has at most {LONGEST_LABEL} characters")
     if re.search(names.GUIDED, normalise(head)):
         raise InputError(f"the solver {head!r} needs classifier-free guidance, which is not there yet")
     words = re.findall(r"[^\s_\-]+", head)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import read_text
 from ..types.node import Node
 from ..types.problem import Problem
 from ..types.solver import Noise, Solver, Step, solvers
@@ -55,13 +55,9 @@ class File(Solver):
         Raises:
             InputError: there is no such file, or it is not a program.
         """
-        path = Path(self.path)
+        text = read_text(self.path, "program")
         try:
-            stamp = path.stat().st_mtime_ns
-            return _read(path.resolve(), stamp)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise InputError(f"cannot read the program {self.path!r}: {reason}") from None
+            return _read(text)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from None
 
@@ -103,8 +99,8 @@ class File(Solver):
 
 
 @lru_cache(maxsize=8)
-def _read(path: Path, stamp: int) -> Program:
-    return Program.from_json(path.read_text(encoding="utf-8"))
+def _read(text: str) -> Program:
+    return Program.from_json(text)
 
 
 def _agree(mine: Sequence[Node], others: Sequence[Node]) -> bool:

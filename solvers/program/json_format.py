@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import InputError, unknown
+from ..files import parse_json
 from ..types.model_output import PREDICTS, Output
 from ..types.node import Node
 from .instructions import Combine, Draw, Evaluate, Instruction, State
@@ -84,7 +85,10 @@ def read(text: str) -> Parts:
     Raises:
         InputError: the text is not a program, or has an unknown version.
     """
-    document = _parsed(text)
+    try:
+        document = parse_json(text)
+    except InputError as error:
+        raise _refused(str(error)) from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f'not a program: it does not contain "format": "{FORMAT}"')
     version = document.get("version")
@@ -101,24 +105,6 @@ def read(text: str) -> Parts:
     states = tuple(_state(k, pair, len(rows)) for k, pair in enumerate(_list("states", document["states"])))
     _check_grid(states, nodes)
     return Parts(solver, _output(document["output"], document["sigma_data"]), nodes, rows, states)
-
-
-def _parsed(text: str) -> Any:
-    """The JSON document. Rejects repeated names in an object, because JSON readers treat them differently."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(made := dict(pairs)) < len(pairs):
-            raise _refused("a name occurs twice in one object")
-        return made
-
-    try:
-        return json.loads(text, object_pairs_hook=once)
-    except InputError:
-        raise
-    except RecursionError:
-        raise _refused("the text is nested too deeply") from None
-    except (ValueError, TypeError) as error:
-        raise _refused(f"the text is not JSON ({error})") from None
 
 
 def _refused(what: str) -> InputError:

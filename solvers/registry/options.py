@@ -14,9 +14,9 @@ import typing
 from functools import cache
 from typing import Any, Literal, TypeVar, Union
 
-from ..errors import InputError, unknown
+from ..errors import InputError, shown, unknown
 from . import ranges
-from .spec import Spec
+from .spec import LARGEST_BITS, Spec
 
 T = TypeVar("T")
 REGISTRIES: dict[type, Any] = {}  # by the base class of the registered classes
@@ -50,10 +50,14 @@ def check_options(obj: Any) -> None:
         InputError: the message names the class, the option, the range and the value.
     """
     cls: Any = type(obj)
+    for field in dataclasses.fields(cls):
+        value = getattr(obj, field.name)
+        if isinstance(value, int) and value.bit_length() > LARGEST_BITS:
+            raise InputError(f"{name_of(obj)}: {option_name(field)} is too large, got {shown(value)}")
     for field in numbers(cls):
         value = getattr(obj, field.name)
         if isinstance(value, (str, bytes, list, tuple, dict, type)) or value is None:
-            raise InputError(f"{name_of(obj)}: {option_name(field)} must be a number, got {value!r}")
+            raise InputError(f"{name_of(obj)}: {option_name(field)} must be a number, got {shown(value)}")
     for field, hint in ranged_options(cls):
         ranges.check(getattr(obj, field.name), hint, option_name(field), lambda: name_of(obj))
 
@@ -103,7 +107,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and (registry := REGISTRIES.get(hint)):
         if isinstance(value, (str, Spec, hint)):
             return registry.make(value)
-        raise InputError(f"{where} takes a {registry.kind}, got {value!r}")
+        raise InputError(f"{where} takes a {registry.kind}, got {shown(value)}")
     if origin in (Union, types.UnionType):
         wanted_types = [option for option in options if option is not type(None)]
         if len(wanted_types) == 1 and value is not None and REGISTRIES.get(wanted_types[0]):
@@ -124,14 +128,18 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     elif hint is float and isinstance(value, Spec) and value.name == "inf":
         return math.inf
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if math.isnan(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            raise InputError(f"{where} is too large, got {shown(value)}") from None
+        if math.isnan(number):
             raise InputError(f"{where} is not a number")
-        return float(value)
+        return number
     elif hint in (int, bool, str) and type(value) is hint:
         return value
     elif hint is type(None) and value in (None, "None"):
         return None
     name = {float: "a number", int: "an integer", bool: "True or False", str: "a string"}
     wanted = name.get(hint) or re.sub(r"\b[a-z_]+\.(?=\w)", "", str(hint))
-    shown = value.name if isinstance(value, Spec) else value
-    raise InputError(f"{where} takes {wanted}, got {shown!r}")
+    given = value.name if isinstance(value, Spec) else value
+    raise InputError(f"{where} takes {wanted}, got {shown(given)}")

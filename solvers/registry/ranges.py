@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union
 
-from ..errors import LARGEST_COUNT, InputError, unknown
+from ..errors import LARGEST_COUNT, InputError, shown, unknown
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Range:
                 value.
         """
         if wanted := (self._refused_integer if kind is int else self._refused_number)(value):
-            shown = f"{value:g}" if isinstance(value, float) else repr(value)
-            raise InputError(f"{owner()}: {option} must {wanted}, got {shown}")
+            given = f"{value:g}" if isinstance(value, float) else shown(value)
+            raise InputError(f"{owner()}: {option} must {wanted}, got {given}")
 
     def _refused_integer(self, value: Any) -> str:
         try:

@@ -23,6 +23,7 @@ from .spec import Spec
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 log = logging.getLogger("solvers")
+LONGEST_LABEL = 200  # characters of a name or a label
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class Registry(Generic[T]):
         if spec is None and self._load_plugins():
             spec = self._look_up(name)
         if spec is None:
-            alike = near(normalise(name), sorted(self._spellings()))
+            alike = near(normalise(name[:LONGEST_LABEL]), sorted(self._spellings()))
             if found := list(dict.fromkeys(str(self._look_up(k)) for k in alike)):
                 raise InputError(f"no {self.kind} {name!r}; did you mean {', '.join(found)}?")
             raise unknown(self.kind, name, self.names())
@@ -210,6 +211,8 @@ class Registry(Generic[T]):
         return {*self._infos, *self._aliases, *(k for k in self._labels if self._look_up(k, exactly=True))}
 
     def _look_up(self, name: str, exactly: bool = False) -> Spec | None:
+        if len(name) > LONGEST_LABEL:
+            return None
         key = normalise(name)
         alias, label = self._aliases.get(key), self._labels.get(key)
         if key in self._infos:
@@ -290,8 +293,10 @@ class Registry(Generic[T]):
         module, _, qualname = name.partition(":")
         try:
             cls = getattr(importlib.import_module(module), qualname)
-        except Exception as error:  # a user's module may raise any exception
-            raise InputError(f"cannot import the {self.kind} {name!r}: {error}") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a user's module may raise any exception, or call exit
+            raise InputError(f"cannot import the {self.kind} {name!r}: {str(error) or type(error).__name__}") from error
         if not isinstance(cls, type):
             raise InputError(f"{name!r} is not a class")
         return next((i for i in self._infos.values() if i.cls is cls), None) or self._card(name, cls)

@@ -12,13 +12,18 @@ import ast
 import keyword
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, clipped
 
-# a quoted string, which remains unchanged, or the name of an outside class
-_OUTSIDE = re.compile(r"""('(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")|([A-Za-z_][\w.]*):([A-Za-z_]\w*)""")
+LONGEST, DEEPEST = 100_000, 50  # characters of a spec (a grid of 1000 levels has 20,000), and nested brackets
+LARGEST_BITS = 1024  # of an integer in a spec: as large as floats can be
+# a quoted string, which remains unchanged, or the name of an outside class. Each letter is looked at once: a name
+# begins where no name is, and a quote that nothing closes ends with the text.
+_OUTSIDE = re.compile(r"""('(?:\\.|[^'\\])*+'?|"(?:\\.|[^"\\])*+"?)|(?<![\w.])([A-Za-z_][\w.]*+):([A-Za-z_]\w*+)""")
 _COLON = "__colon__"  # replaces the colon of an outside name while Python's parser reads the text
 
 
@@ -47,18 +52,49 @@ def parse(text: str, label: str = "") -> Spec:
     Raises:
         InputError: the text is not a spec.
     """
+    refuse_long(text)
     code = f"_{text[len(label) :]}" if label else text
     try:
         tree = ast.parse(_OUTSIDE.sub(_without_colon, code.strip()), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        if label:
+            first = min((n for n in ast.walk(tree) if isinstance(n, ast.Name)), key=lambda n: n.col_offset)
+            first.id = label
+        value = _value(tree, text)
+    except InputError:
+        raise
+    except (SyntaxError, ValueError, MemoryError, RecursionError):  # recursion: a chain of thousands of dots
         raise InputError(f"cannot read the spec {text!r}; expected name or name(option=value, ...)") from None
-    if label:
-        first = min((n for n in ast.walk(tree) if isinstance(n, ast.Name)), key=lambda n: n.col_offset)
-        first.id = label
-    value = _value(tree, text)
     if not isinstance(value, Spec):
         raise InputError(f"the spec {text!r} is a value, not a name; expected name or name(option=value, ...)")
     return value
+
+
+def refuse_long(text: str) -> None:
+    """Rejects a spec that is too long to be one, before it is looked at.
+
+    Raises:
+        InputError: it has more than ``LONGEST`` characters, or more than ``DEEPEST`` brackets within brackets.
+    """
+    if len(text) > LONGEST:
+        raise InputError(f"the spec {clipped(text, 80)!r} has {len(text):,} characters; at most {LONGEST:,} are read")
+    if max(depths(text), default=0) > DEEPEST:
+        raise InputError(f"the spec {clipped(text, 80)!r} has more than {DEEPEST} brackets within brackets")
+
+
+def depths(text: str) -> Iterator[int]:
+    """How many brackets are open after each letter."""
+    return accumulate((letter in "([{") - (letter in ")]}") for letter in text)
+
+
+def split(text: str) -> list[str]:
+    """The parts of a text between the commas that are outside of brackets, stripped; empty ones are left out.
+
+    >>> split("ddim(eta=1), pc(predictor=ddpm, corrector_steps=2),")
+    ['ddim(eta=1)', 'pc(predictor=ddpm, corrector_steps=2)']
+    """
+    commas = [place for place, depth in enumerate(depths(text)) if depth == 0 and text[place] == ","]
+    parts = [text[start + 1 : end].strip() for start, end in pairwise([-1, *commas, len(text)])]
+    return [part for part in parts if part]
 
 
 def _without_colon(match: re.Match[str]) -> str:
@@ -67,10 +103,12 @@ def _without_colon(match: re.Match[str]) -> str:
 
 def _value(node: ast.expr, text: str) -> Any:
     match node:
+        case ast.Constant(value=int() as value) if value.bit_length() > LARGEST_BITS:
+            raise InputError(f"an integer of {value.bit_length()} bits in the spec {text!r} is too large")
         case ast.Constant(value=int() | float() | str() | bool() | None as value):
             return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float()) as number):
+            return -_value(number, text)
         case ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf")):
             return -math.inf
         case ast.List(elts=elements) | ast.Tuple(elts=elements):
