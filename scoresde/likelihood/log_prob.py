@@ -256,8 +256,10 @@ def log_prob(
 
     request = PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     if tolerance is None:
-        likelihood = evaluate(denoiser, likelihood_plan(choose_plan_to_t_min(plan, denoiser, request)), samples)
-        return _told(likelihood, on_failure)
+        made = choose_plan_to_t_min(plan, denoiser, request)
+        how = likelihood_plan(made)
+        made.reversed().warn_of_width(denoiser.output)
+        return _told(evaluate(denoiser, how, samples), on_failure)
     if (plan, steps, nfe, draws) != (None, None, None, 1):
         raise InputError("tolerance chooses the steps: leave out plan, steps, nfe and draws; pass solver and grid")
     return _told(_within(denoiser, samples, positive("tolerance", tolerance), request, likelihood_plan), on_failure)
