@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import solvers
-from solvers import Grid, InputError, Node, Output, Prediction, Problem, Rows, Solver
+from solvers import Grid, InputError, Node, Output, Prediction, Problem, Program, Rows, Solver
 from solvers.program.analysis import widening
 from solvers.program.trace import NoProgram
 from solvers.wrappers.picard import Picard
@@ -24,7 +24,7 @@ from .cached_by_value import cached_by_value
 LIMIT = 1.2  # the greatest deviation of samples over that of the data, without a warning
 LEAST = 0.5  # the least, where a grid with as many steps is right, or the samples are noise that data were encoded to
 QUANTILES, DRAWS = 16, 4096  # numbers in the sample that a solver without a program moves, without and with noise
-CHECKED = 64  # of so many plans it is remembered that they were checked
+PLANS = 64  # how many plans and programs are kept
 
 
 class WrongWidth(UserWarning):
@@ -55,7 +55,18 @@ class Entry:
 PLAN = Entry("plan")
 
 
-@cached_by_value(CHECKED)
+def _traced(solver: Solver, nodes: Sequence[Node], sde: SDE, output: Output) -> Program | None:
+    """The solver's program for a network with this output; None if it has none."""
+    try:
+        return solvers.trace(solver, nodes, sde, output)
+    except NoProgram:
+        return None
+
+
+program_of = cached_by_value(PLANS)(_traced)
+
+
+@cached_by_value(PLANS)
 def warn_of_width(solver: Solver, nodes: Sequence[Node], sde: SDE, output: Output, entry: Entry) -> None:
     """Warns if a solver makes samples of Gaussian data more than ``LIMIT`` times too wide, or much too narrow.
 
@@ -73,7 +84,7 @@ def warn_of_width(solver: Solver, nodes: Sequence[Node], sde: SDE, output: Outpu
     Not checked are adaptive solvers, which choose their steps by their error, and solvers that fail on these data.
     Equal calls warn once.
     """
-    wide, deviation = _width(solver, nodes, sde, output), output.sigma_data
+    wide, deviation = _width(solver, nodes, sde, output, program_of), output.sigma_data
     if math.isnan(wide) or LEAST <= wide <= LIMIT:
         return
     encodes = nodes[-1].ratio > nodes[0].ratio
@@ -133,7 +144,9 @@ def _placed(rule: Grid, steps: int, nodes: Sequence[Node], sde: SDE) -> Sequence
     return places[::-1] if encodes else places
 
 
-def _width(solver: Solver, nodes: Sequence[Node], sde: SDE, output: Output) -> float:
+def _width(
+    solver: Solver, nodes: Sequence[Node], sde: SDE, output: Output, trace: Callable[..., Program | None] = _traced
+) -> float:
     """The deviation of samples over the right one, for data N(0, sigma_data^2): exact for a linear solver, otherwise
     that of one sample of independent numbers; NaN if it is not known."""
     if isinstance(solver, Picard):  # it computes the steps of its solver
@@ -141,11 +154,11 @@ def _width(solver: Solver, nodes: Sequence[Node], sde: SDE, output: Output) -> f
     if solver.adaptive:
         return math.nan
     try:
-        return widening(solvers.trace(solver, nodes, sde, output), output.sigma_data)
-    except NoProgram:
-        pass
+        program = trace(solver, nodes, sde, output)
     except InputError:  # the solver does not go with the wrapper, or the nodes coincide
         return math.nan
+    if program is not None:
+        return widening(program, output.sigma_data)
     return _sampled_width(solver, nodes, _Gaussian(sde, output.sigma_data))
 
 
