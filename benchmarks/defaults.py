@@ -38,7 +38,7 @@ from scoresde.cli.commands import fit
 from scoresde.result_files import environment, write_json
 from scoresde.runs import config
 from scoresde.runs.run import load_run
-from scoresde.sampling.width import TooWide
+from scoresde.sampling.width import WrongWidth
 
 RESULTS = Path(__file__).parent / "results"
 NFE = (5, 8, 12, 20, 50)
@@ -131,7 +131,7 @@ def train(name: str, workdir: Path) -> None:
 def measure(task: tuple[str, Path]) -> list[dict[str, Any]]:
     """The rows of one problem."""
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", TooWide)  # errors show them
+    warnings.simplefilter("ignore", WrongWidth)  # errors show them
     name, workdir = task
     denoiser, data, dtype = problem(name, workdir)
     shape = tuple(data.shape[1:])

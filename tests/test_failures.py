@@ -13,7 +13,7 @@ from scoresde.likelihood.result import uncertainty
 from scoresde.likelihood.sample_with_log_prob import sample_with_log_prob
 from scoresde.runs.shards import join, read_shard, write_shard
 from scoresde.sampling.failures import Failure, listed
-from scoresde.sampling.width import TooWide
+from scoresde.sampling.width import WrongWidth
 from solvers import InputError
 
 SDE = scoresde.VP()
@@ -60,7 +60,7 @@ def test_sample_returns_the_samples_that_did_not_fail(solver, hooks):
     assert found.x[~KEPT].isnan().all()
     # samples 3 and 7 are in different batches of four
     assert [failure.sample for failure in found.failures] == [3, 7]
-    told = [warning for warning in told if warning.category is not TooWide]  # heun on eight steps is that too
+    told = [warning for warning in told if warning.category is not WrongWidth]  # heun on eight steps is that too
     assert len(told) == 1
     assert "samples 3, 7 " in str(told[0].message) or "; sample 7 " in str(told[0].message)
     assert "sigma / alpha = " in str(told[0].message) or "scipy" in solver

@@ -74,8 +74,54 @@ def test_a_grid_in_the_table_is_a_grid(label):
 def test_a_suffix_is_a_grid(suffix):
     solver, grid = resolve(f"heun_{suffix}")
     assert (solver, grids.make(grid)) == ("heun", grids.make(SUFFIXES[suffix]))
-    # what these programs call so goes to sigma = 0, except for A1111's KL Optimal
-    assert grids.make(grid).nodes(scoresde.VP(), 8)[-1].clean == (suffix != "kl_optimal")
+    assert grids.make(grid).nodes(scoresde.VP(), 8)[-1].clean  # what these programs call so goes to sigma = 0
+
+
+# the schedulers that A1111 lists, as it shows them, and the grids that they are
+SHOWN = {
+    "Uniform": "uniform(end=zero)",
+    "Karras": "karras",
+    "Exponential": "logsnr(end=zero)",
+    "Polyexponential": "polyexponential",
+    "SGM Uniform": "sgm_uniform",
+    "KL Optimal": "kl_optimal(end=t_min)",
+    "Align Your Steps": "ays(keep_last=True)",
+    "Simple": "trailing(rounding=up)",
+    "Normal": "uniform(end=zero)",
+    "DDIM": "leading(steps_offset=1)",
+    "Beta": "beta",
+}
+# ComfyUI's names, and the same here
+COMFYUI_GRIDS = {
+    "kl_optimal": "kl_optimal",
+    "ays": "ays",
+    "karras": "karras",
+    "beta": "beta",
+    "normal": "uniform(end=zero)",
+    "simple": "trailing(rounding=up)",
+    "sgm_uniform": "sgm_uniform",
+    "ddim_uniform": "leading(steps_offset=1)",
+    "linear_quadratic": "linear_quadratic",
+}
+
+
+@pytest.mark.parametrize(("name", "grid"), [*SHOWN.items(), *COMFYUI_GRIDS.items()])
+def test_a_grid_is_the_same_alone_and_in_a_solvers_label(name, grid):
+    denoiser = scoresde.targets.Gaussian(torch.zeros(1), 0.25).denoiser(scoresde.VP())
+    alone = scoresde.plan(denoiser, "DPM++ 2M", name, 8)
+    together = scoresde.plan(denoiser, f"DPM++ 2M {name}", steps=8)
+    assert alone.grid == together.grid == grid
+    assert alone.nodes == together.nodes
+
+
+def test_two_programs_share_a_name_and_the_spelling_tells_them_apart():
+    assert str(grids.make("kl optimal")) == "kl_optimal(end=t_min)"
+    assert str(grids.make("KL Optimal(sigma_data=0.5)")) == "kl_optimal(end=t_min, sigma_data=0.5)"
+    assert str(grids.make("KL Optimal(end=zero)")) == "kl_optimal"
+    assert str(grids.make("align_your_steps")) == "ays(keep_last=True)"  # A1111's alone
+    assert str(grids.make("uniform")) == "uniform"  # a name of this library
+    assert resolve("dpmpp_2m_kl_optimal") == ("dpmpp_2m", "kl_optimal")
+    assert resolve("dpmpp_2m KL Optimal") == ("dpmpp_2m", "kl_optimal(end=t_min)")
 
 
 # labels, each with the solver and the grid that it means

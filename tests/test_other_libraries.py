@@ -147,6 +147,7 @@ def test_a_float32_network_is_asked_in_float32(spec):
         ),
         ("torchdiffeq(step_size=0.1)", "step_size is an option of fixed-step methods, not of dopri5"),
         ("torchdiffeq(method=euler, step_size=0)", "torchdiffeq: step_size must be positive, got 0"),
+        ("torchdiffeq(method=rk4, max_step=0.1)", "max_step is an option of adaptive methods, not of rk4"),
         ("torchdiffeq(max_num_steps=0)", "torchdiffeq: max_num_steps must be a positive integer, got 0"),
         ("scipy(rtol=0)", "scipy: rtol must be positive, got 0"),
         ("dopri5(atol=-1)", "dopri5: atol must be positive, got -1"),

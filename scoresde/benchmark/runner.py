@@ -40,7 +40,7 @@ from ..sampling.batches import batches_of
 from ..sampling.inputs import Array, Seeds, seeds_of, shape_of, tensor_of
 from ..sampling.plan import Plan, PlanRequest
 from ..sampling.sample import Sample, sample
-from ..sampling.width import TooWide
+from ..sampling.width import WrongWidth
 from .metrics import METRICS, Estimate, Features, check_names, compare
 
 _RESAMPLES = 400  # for the interval of an error; each costs a mean of N numbers
@@ -228,11 +228,11 @@ class _Job(NamedTuple):
 
 
 def _plan(denoiser: ModelLike, job: _Job) -> Plan:
-    """The plan of a row, without a warning of too wide samples: a benchmark shows them as distances."""
+    """The plan of a row, without a warning of its width: a benchmark shows that as a distance."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", TooWide)
+        warnings.simplefilter("ignore", WrongWidth)
         plan = Plan.make(denoiser, PlanRequest(job.method, job.rule, nfe=job.nfe))
-        plan.program(as_model(denoiser).output)  # kept: the solve takes it from the cache
+        plan.warn_of_width(as_model(denoiser).output)  # once for equal plans, so the solve does not warn
     return plan
 
 

@@ -18,6 +18,7 @@ import solvers
 from solvers import InputError, Node, Prediction, Program, Solver
 
 from ..paths.base import SDE
+from ..sampling.width import Entry, warn_of_width
 from .diffusers_config import PREDICTIONS, Reading, config_of, limited
 from .foreign_loop import ForeignRun, amplification
 from .k_diffusion import linear_solver, working
@@ -182,6 +183,15 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         config = self.config
         nodes = self._reading.nodes(config, config.get("grid"), num_inference_steps, sigmas, timesteps, mu)
         self._place(nodes, device)
+        entry = Entry(
+            "DiffusersScheduler",
+            solver="DiffusersScheduler({!r})",
+            nodes=lambda rule, steps: (
+                f"DiffusersScheduler(grid={str(rule)!r})" + ("" if steps is None else f" and set_timesteps({steps})")
+            ),
+            place=lambda rule, steps: self._reading.nodes(config, str(rule), steps),
+        )
+        warn_of_width(self._solver, tuple(self._program.grid), self._reading.sde, self._reading.output, entry)
 
     def _place(self, nodes: Sequence[Node], device: str | torch.device | None) -> None:
         """Traces the solver on the nodes."""

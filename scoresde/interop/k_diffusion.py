@@ -11,17 +11,22 @@ import torch
 from torch import Tensor
 
 import solvers
-from solvers import InputError, Node, Output, Prediction, Problem, Program, Solver
+from solvers import Grid, InputError, Node, Output, Prediction, Problem, Program, Solver, grids
 from solvers.program.instructions import Evaluate
 from solvers.program.program import evaluator
 
 from ..paths.standard import EDM
 from ..progress import bar as progress_bar
+from ..sampling.width import Entry, warn_of_width
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 
 # a path wider than any list of sigmas: solvers need nodes between the sigmas, and churn needs nodes above them
 PATH = EDM(t_min=1e-12, t_max=1e12)
+# k-diffusion's functions for the grids that a warning may name, and the least sigma of their lists, if the caller's
+# list has none that is less: most networks know it
+FUNCTIONS = {"karras": "get_sigmas_karras", "logsnr": "get_sigmas_exponential"}
+LOW = 0.03
 
 
 def linear_solver(solver: str | Solver) -> tuple[Solver, str | None]:
@@ -88,6 +93,7 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
             raise InputError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         nodes = _nodes(sigmas)
         program = solvers.trace(method, nodes, PATH)
+        warn_of_width(method, tuple(nodes), PATH, program.output, _entry(nodes))
         work = working(x)
         with progress_bar(total=len(nodes) - 1, disable=disable) as bar:
             evaluate = evaluator(program.output, _Reporting(model, x.dtype, extra_args or {}, callback, program, bar))
@@ -120,6 +126,23 @@ def _nodes(sigmas: Tensor | Sequence[float]) -> list[Node]:
                 f"sigmas must strictly descend to at least 0, got {sigma:g} and {following:g} at {i} and {i + 1}"
             )
     return [Node(sigma, 1.0, sigma, 0.0, 1.0) for sigma in levels]
+
+
+def _entry(nodes: Sequence[Node]) -> Entry:
+    """``sample_function`` in a warning: other lists of sigmas are those of k-diffusion's functions."""
+    clean, high = nodes[-1].clean, nodes[0].sigma
+    low = min(nodes[-2].sigma, LOW) if clean else nodes[-1].sigma
+
+    def place(rule: Grid, steps: int) -> Sequence[Node]:
+        return rule.nodes(EDM(t_min=low, t_max=high), steps)
+
+    def words(rule: Grid, steps: int | None) -> str:
+        # they return so many levels from high to low, and 0
+        count = (len(nodes) - 1 if steps is None else steps) + (not clean)
+        name = FUNCTIONS[grids.info_of(rule).name]
+        return f"sigmas={name}({count}, {low:.6g}, {high:.6g})" + ("" if clean else "[:-1]")
+
+    return Entry("sample_function", "sample_function({!r})", words, place)
 
 
 class _Noise:

@@ -34,6 +34,7 @@ from solvers import Grid, InputError, Solver
 from ..data import spread
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.faults import checked_model
+from ..models.model import Model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
 from ..sampling.failures import Failure, check_how, report
@@ -256,11 +257,17 @@ def log_prob(
 
     request = PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     if tolerance is None:
-        likelihood = evaluate(denoiser, likelihood_plan(choose_plan_to_t_min(plan, denoiser, request)), samples)
-        return _told(likelihood, on_failure)
+        how = likelihood_plan(choose_plan_to_t_min(plan, denoiser, request))
+        return _told(_evaluated(denoiser, how, samples), on_failure)
     if (plan, steps, nfe, draws) != (None, None, None, 1):
         raise InputError("tolerance chooses the steps: leave out plan, steps, nfe and draws; pass solver and grid")
     return _told(_within(denoiser, samples, positive("tolerance", tolerance), request, likelihood_plan), on_failure)
+
+
+def _evaluated(denoiser: Model, how: LikelihoodPlan, samples: Samples) -> LogProb:
+    """``evaluate``, after a warning if the noise that the samples are encoded to is far too wide or narrow."""
+    how.plan.reversed().warn_of_width(denoiser.output)
+    return evaluate(denoiser, how, samples)
 
 
 def _told(found: LogProb, on_failure: str) -> LogProb:

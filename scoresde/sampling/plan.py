@@ -18,19 +18,17 @@ from typing import NamedTuple
 
 import solvers
 from solvers import Grid, InputError, Node, Program, Solver
-from solvers.program.trace import NoProgram
 from solvers.types.model_output import Output
 from solvers.types.schedule import as_schedule
 
 from ..models.model import as_model
 from ..paths.base import SDE, ModelLike
 from .cached_by_value import cached_by_value
-from .width import warn_if_too_wide
+from .width import PLAN, PLANS, program_of, warn_of_width
 
 SAMPLER = ("ipndm", "logsnr(end=zero)")  # the default solver and its grid, measured as a pair (benchmarks/defaults.py)
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
 STEPS = 20  # of a sampler, by default
-PLANS = 64  # how many plans and programs are kept
 
 
 class PlanRequest(NamedTuple):
@@ -183,7 +181,12 @@ class Plan:
         """
         if self.solver.parallel:
             return None
-        return _trace(self.solver, self.nodes, self.sde, Output(output) if isinstance(output, str) else output)
+        return program_of(self.solver, self.nodes, self.sde, Output(output) if isinstance(output, str) else output)
+
+    def warn_of_width(self, output: Output) -> None:
+        """Warns if samples, or the noise that data are encoded to, would be far too wide or too narrow; once for equal
+        plans."""
+        warn_of_width(self.solver, self.nodes, self.sde, output, PLAN)
 
     def __str__(self) -> str:
         return f"{self.solver} on {self.grid}, {self.steps} steps"
@@ -191,16 +194,6 @@ class Plan:
 
 def _has_its_own(solver: Solver) -> InputError:
     return InputError(f"{solver} has fixed nodes, from noise to data: use a different solver for encode and log_prob")
-
-
-@cached_by_value(PLANS)
-def _trace(solver: Solver, nodes: tuple[Node, ...], sde: SDE, output: Output) -> Program | None:
-    try:
-        program = solvers.trace(solver, nodes, sde, output)
-    except NoProgram:
-        return None
-    warn_if_too_wide(program, solver, nodes, sde)
-    return program
 
 
 @cached_by_value(PLANS)

@@ -181,6 +181,7 @@ def sample(
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device)
     solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph, on_failure)
+    made.warn_of_width(model.output)
     return solve.run(len(given), solve.starts(given, lengths, SOURCES[noise], x_init), given)
 
 
@@ -216,6 +217,7 @@ def encode(
     made = choose_plan(plan, model, request, default=("heun", None), end_at_t_min=True)
     batching = Batching(batch_size, progress=progress)
     solve = _Solve(model, made.reversed(), conditions, batching, hooks_of(hooks), on_failure=on_failure)
+    solve.plan.warn_of_width(model.output)
     return solve.run(len(states), lambda rows: (states[rows], SeededNoise((), states.shape[1:])))
 
 

@@ -66,12 +66,13 @@ class BlackBox(Solver):
     """A library's integrator with a relative and an absolute tolerance per component of the state.
 
     ``first_step`` is the length in t of the first step of an interval (at most the interval); with None, the library
-    chooses it.
+    chooses it. ``max_step`` is the greatest length of a step in t; None means no limit but the interval.
     """
 
     rtol: AnyPositive = 1e-5
     atol: AnyPositive = 1e-5
     first_step: AnyPositive | None = None
+    max_step: AnyPositive | None = None
 
     @property
     def name(self) -> str:
@@ -160,9 +161,9 @@ class Scipy(BlackBox):
             return out
 
         start = x.detach().flatten().cpu().double().numpy()
-        first = self.first(t, s)
+        limits = {"first_step": self.first(t, s), "max_step": math.inf if self.max_step is None else self.max_step}
         result = scipy.integrate.solve_ivp(
-            rhs, (t.t, s.t), start, method=self.method, rtol=self.rtol, atol=self.atol, first_step=first
+            rhs, (t.t, s.t), start, method=self.method, rtol=self.rtol, atol=self.atol, **limits
         )
         if not result.success:
             raise InputError(f"{self} stopped at t={result.t[-1]:g}: {result.message}")
@@ -186,6 +187,8 @@ class _TorchDiffEq(BlackBox):
         dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
         times = torch.tensor([t.t, s.t], dtype=dtype, device=x.device)
         options = self.options()
+        if self.max_step is not None:
+            options["max_step"] = self.max_step
         if self.adaptive and self.name != "scipy_solver":
             # without step_t the last step ends beyond s, where the path may not be defined, and is interpolated back
             options["step_t"] = times[1:]
@@ -238,6 +241,7 @@ class TorchDiffEq(_TorchDiffEq):
             "step_size": (not self.adaptive, "fixed-step"),
             "max_num_steps": (self._controlled, "adaptive"),
             "first_step": (self._controlled, "adaptive"),
+            "max_step": (self.adaptive, "adaptive"),
         }
         for option, (fit, kind) in fits.items():
             if getattr(self, option) is not None and not fit:

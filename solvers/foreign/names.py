@@ -156,6 +156,8 @@ GRIDS: dict[str, str] = {
     "lu_lambdas": "logsnr(end=zero)",
     "quad": "ddim_quad",
     "beta57": "beta(a=0.5, b=0.7, on=time)",
+    "align_your_steps": "ays(keep_last=True)",
+    "align_your_steps_11": "ays(keep_last=True)",
     "align_your_steps_gits": "gits(model=sd15, end=zero, keep_last=True)",
     # k-diffusion's functions
     "get_sigmas_karras": "karras",
@@ -165,9 +167,16 @@ GRIDS: dict[str, str] = {
     "get_sigmas_laplace": "laplace(end=t_min)",
 }
 
+# A1111's names of grids, as it shows them, where its grid differs from the one of that name here or in ComfyUI. So
+# written, with capitals or spaces, they mean A1111's, alone or at the end of a solver's label
+TITLES: dict[str, str] = {
+    "KL Optimal": "kl_optimal(end=t_min)",  # ComfyUI's appends sigma = 0
+    "Uniform": "uniform(end=zero)",
+    "Exponential": "logsnr(end=zero)",
+}
+
 # grids that front ends append to a solver's label, as in "DPM++ 2M Karras" or k_dpmpp_2m_ka, and the same grids here.
-# Their functions append sigma = 0, except for A1111's KL Optimal, so a grid that ends at t_min by default here gets
-# end=zero
+# Their functions append sigma = 0, so a grid that ends at t_min by default here gets end=zero
 SUFFIXES: dict[str, str] = {
     "karras": "karras",
     "ka": "karras",
@@ -180,7 +189,7 @@ SUFFIXES: dict[str, str] = {
     "uniform": "uniform(end=zero)",
     "sgm_uniform": "sgm_uniform",
     "ddim_uniform": "leading(steps_offset=1)",
-    "kl_optimal": "kl_optimal(end=t_min)",
+    "kl_optimal": "kl_optimal",
     "ddim": "leading(steps_offset=1)",
     "karras_exponential": "karras_exponential",
     "beta57": "beta(a=0.5, b=0.7, on=time)",

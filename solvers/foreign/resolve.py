@@ -7,7 +7,7 @@ import re
 
 from ..errors import InputError, clipped
 from ..registry import spec as grammar
-from ..registry.normalise import normalise
+from ..registry.normalise import is_title, normalise
 from ..registry.registry import LONGEST_LABEL
 from ..time_grids.base import grids
 from ..types.solver import solvers
@@ -15,6 +15,7 @@ from . import diffusers, names
 
 log = logging.getLogger("solvers")
 _told: set[str] = set()  # each label is logged once
+_TITLES = {normalise(name): grid for name, grid in names.TITLES.items()}
 _CLASSES = {normalise(name): name for name in diffusers.CLASSES}
 
 
@@ -43,7 +44,8 @@ def read(label: str) -> tuple[str, str | None]:
         suffix = "_".join(words[-count:]).lower()
         if suffix in names.SUFFIXES:
             rest = re.sub(rf"([\s_\-]+[^\s_\-]+){{{count}}}[\s_\-]*$", "", head)
-            return rest + paren + tail, names.SUFFIXES[suffix]
+            titles = _TITLES if is_title(head[len(rest) :]) else {}
+            return rest + paren + tail, titles.get(suffix, names.SUFFIXES[suffix])
     return label, None
 
 
@@ -60,7 +62,7 @@ def _solver_alone(label: str) -> str:
 
 
 solvers.add_labels(names.SOLVERS | diffusers.CLASSES, read=_solver_alone)
-grids.add_labels(names.GRIDS)
+grids.add_labels(names.GRIDS, titles=names.TITLES)
 
 
 def resolve(label: str) -> tuple[str, str | None]:

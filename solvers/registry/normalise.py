@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 
 
+def is_title(name: str) -> bool:
+    """Whether a label is written as a program shows it to people, with capitals or spaces: "KL Optimal"."""
+    return any(letter.isupper() or letter.isspace() for letter in name.strip())
+
+
 def normalise(name: str) -> str:
     """Converts a label to a name.
 

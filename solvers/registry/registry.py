@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from ..errors import InputError, near, unknown
 from . import spec as grammar
-from .normalise import normalise
+from .normalise import is_title, normalise
 from .options import REGISTRIES, coerce, option_name, type_hints
 from .spec import Spec
 
@@ -93,6 +93,7 @@ class Registry(Generic[T]):
         self._infos: dict[str, Info] = {}
         self._aliases: dict[str, str] = {}
         self._labels: dict[str, str] = {}
+        self._titles: dict[str, str] = {}
         self._read_label: Callable[[str], str] = str
         self._told: set[str] = set()  # each spelling is logged once
         self._prefixes: set[str] = set()
@@ -127,13 +128,20 @@ class Registry(Generic[T]):
 
         return decorate
 
-    def add_labels(self, labels: Mapping[str, str], read: Callable[[str], str] | None = None) -> None:
+    def add_labels(
+        self,
+        labels: Mapping[str, str],
+        read: Callable[[str], str] | None = None,
+        titles: Mapping[str, str] | None = None,
+    ) -> None:
         """Adds other programs' labels for the registered classes; registered names and aliases take precedence.
 
         Args:
             labels: specs by label.
             read: a function that ``make`` applies to its text before parsing; it may replace a longer label.
+            titles: specs by labels that take precedence where they are typed as a title, see ``is_title``.
         """
+        self._titles.update({normalise(label): spec for label, spec in (titles or {}).items()})
         self._labels.update({normalise(label): spec for label, spec in labels.items()})
         self._read_label = read or self._read_label
 
@@ -215,6 +223,8 @@ class Registry(Generic[T]):
             return None
         key = normalise(name)
         alias, label = self._aliases.get(key), self._labels.get(key)
+        if is_title(name) and key in self._titles:
+            return grammar.parse(self._titles[key])
         if key in self._infos:
             return Spec(key)
         if alias:

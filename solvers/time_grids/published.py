@@ -88,7 +88,6 @@ class TableGrid(RatioGrid):
 
 @grids.register(
     "ays",
-    aliases=("align_your_steps",),
     reference="Sabour et al. 2024, arXiv:2404.14507",
     formula="10 steps tuned to Stable Diffusion 1.5, XL or Video; other N by log-linear interpolation, then 0",
 )
