@@ -159,7 +159,7 @@ def test_the_bar(capsys, monkeypatch):
     assert capsys.readouterr().err == ""  # a log gets lines every so often, not frames
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     sample_function("heun")(model, start(), TO_ZERO, disable=False)
-    assert "7/7" in capsys.readouterr().err
+    assert "/7 " in capsys.readouterr().err
 
 
 def test_names():
