@@ -17,7 +17,7 @@ from commands import SMALL, fails
 import scoresde
 import solvers
 from scoresde import progress
-from scoresde.cli import arguments
+from scoresde.cli import arguments, commands
 from scoresde.cli.parser import main
 from scoresde.runs.run import load_run
 from scoresde.training import checkpoint
@@ -45,6 +45,7 @@ def test_the_flags_of_a_solver_are_fields_of_the_config(run, tmp_path):
     assert saved["seeds"].tolist() == [0, 1, 2, 3]
     ours = scoresde.sample(load_run(run).denoiser, (1, 8, 8), 4, "heun", "logsnr", 3)
     assert np.array_equal(saved["x"], ours.x.numpy())
+    sample.append("--overwrite")
     assert main([*sample, "--solver", "heun", "--nfe", "7"]) == 0  # steps of the config give way
     assert record(tmp_path)["nfe"] == 7
     assert main([*sample, "--config.sampling.steps", "5"]) == 0
@@ -86,6 +87,18 @@ def test_a_mistyped_word_gets_its_nearest_match(run, tmp_path, capsys):
     fails(capsys, ["train", "--config=digits_vp", f"--workdir={tmp_path}", "--steps=3"], "--config.training.steps")
 
 
+@pytest.mark.quick
+def test_solvers_without_commas_are_told_apart(run, tmp_path, capsys):
+    bench = ["benchmark", f"--workdir={run}", f"--out={tmp_path / 'b'}"]
+    advice = "separate solvers by commas, --solvers="
+    fails(capsys, [*bench, "--solvers=ddim heun"], f"no solver 'ddim heun'; {advice}'ddim, heun'")
+    fails(capsys, [*bench, "--solvers=pc(predictor=ddpm, corrector=langevin) DDIM, rk4"], "langevin), DDIM", advice)
+    fails(capsys, [*bench, "--solvers=huen, ddim"], "no solver 'huen'; did you mean heun?")
+    for label in ("DPM++ 2M Karras", "euler ancestral", "ddim(eta=1)"):
+        commands._check_commas([label])  # names that people type contain spaces
+    assert not (tmp_path / "b").exists()
+
+
 def test_only_near_names_are_suggested():
     for name, near in {"nope": None, "xyzzy": None, "euler_ancestal": "euler_ancestral", "huen": "heun"}.items():
         with pytest.raises(solvers.InputError) as caught:
@@ -105,6 +118,22 @@ def test_values_of_the_wrong_kind_are_named_in_plain_words(run, tmp_path, capsys
     train = ["train", "--config=digits_vp", f"--workdir={tmp_path / 'r'}"]
     fails(capsys, [*train, "--config.data.dequantise=maybe"], "data.dequantise=maybe: expected True or False")
     assert main([*sample, "--seeds=1", "--config.sampling.grid=None", "--config.sampling.steps=None"]) == 0
+
+
+@pytest.mark.quick
+def test_none_is_none_or_an_error_and_never_a_text():
+    """Every field: None where the default config leaves it empty, after it was set too; elsewhere an error."""
+    fields = dict(scoresde.runs.config.flat(scoresde.runs.config.read_config("default")))
+    values = {"solver": "heun", "grid": "karras", "divergence": "exact", "target": "eps", "times": "uniform"}
+    for field, value in fields.items():
+        for text in ("None", "none"):
+            if value is not None:
+                with pytest.raises(solvers.InputError, match=f"^{field}={text}: expected .*; it cannot be None$"):
+                    scoresde.runs.config.read_config("default", [f"--config.{field}={text}"])
+                continue
+            given = values.get(field.partition(".")[2], "1")
+            changes = [f"--config.{field}={given}", f"--config.{field}={text}"]
+            assert dict(scoresde.runs.config.flat(scoresde.runs.config.read_config("default", changes)))[field] is None
 
 
 @pytest.mark.quick
@@ -199,8 +228,34 @@ def test_no_pictures_of_earlier_samples_remain(run, tmp_path):
     assert main(["train", "--config=digits_vp", f"--workdir={flat}", *options, *SMALL]) == 0
     assert main(["sample", f"--workdir={run}", f"--out={out}", "--seeds=2", "--steps=2"]) == 0
     assert (out / "grid.png").exists()
-    assert main(["sample", f"--workdir={flat}", f"--out={out}", "--seeds=2", "--steps=2"]) == 0
+    assert main(["sample", f"--workdir={flat}", f"--out={out}", "--seeds=2", "--steps=2", "--overwrite"]) == 0
     assert not (out / "grid.png").exists()
+
+
+@pytest.mark.quick
+def test_results_that_are_there_are_replaced_only_on_request(run, tmp_path, capsys, monkeypatch):
+    sample = ["sample", f"--workdir={run}", f"--out={tmp_path}", "--seeds=2", "--steps=2"]
+    bench = ["benchmark", f"--workdir={run}", f"--out={tmp_path}", "--solvers=ddim", "--nfe=2", "--seeds=4"]
+
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    (tmp_path / "notes.txt").write_text("a file of the user's own does not matter")
+    assert (main(sample), main(bench)) == (0, 0)  # files of other names: two commands may share a folder
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    remedy = "use a different --out, or add --overwrite"
+    fails(
+        capsys, [*sample, "--solver=heun"], f"{tmp_path} already contains samples.npz, samples.json, grid.png: {remedy}"
+    )
+    fails(capsys, [*bench, "--solver=heun"], f"{tmp_path} already contains results.csv, results.json", remedy)
+    fails(capsys, [*sample, "--overwrite", "--solver=huen"], "did you mean heun?")
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "draw", stopped)  # while it samples
+        assert main([*sample, "--overwrite", "--solver=heun"]) == 130
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert (main([*sample, "--overwrite", "--solver=heun"]), main([*bench, "--overwrite", "--solver=heun"])) == (0, 0)
+    assert record(tmp_path)["solver"] == "heun"
+    assert {row.solver for row in scoresde.benchmark.runner.read(tmp_path)[1]} == {"heun"}
 
 
 @pytest.mark.quick

@@ -77,6 +77,11 @@ def _workdir(sub: Parser) -> None:
     sub.add_argument("--workdir", type=folder_of, required=True, help="the run's folder")
 
 
+def _out(sub: Parser) -> None:
+    sub.add_argument("--out", type=folder_of, required=True, help="folder for the results")
+    sub.add_argument("--overwrite", action="store_true", help="replace earlier results in that folder")
+
+
 def _method(sub: Parser, section: str) -> None:
     """The flags of a solver and its nodes; each sets the field of its name in a section of the config."""
     sub.add_argument("--solver", help=f"a name or spec, see scoresde solvers; sets --config.{section}.solver")
@@ -98,7 +103,7 @@ def _making(commands: argparse._SubParsersAction[Parser]) -> None:
 
     sample = _command(commands, "sample")
     _workdir(sample)
-    sample.add_argument("--out", type=folder_of, required=True, help="folder for the results")
+    _out(sample)
     sample.add_argument("--seeds", type=seeds_of, default="64", help="one sample per seed: 64 means 0-63; or 0,5,9")
     _method(sample, "sampling")
 
@@ -117,7 +122,7 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
 
     bench = _command(commands, "benchmark")
     _workdir(bench)
-    bench.add_argument("--out", type=folder_of, required=True, help="folder for the results")
+    _out(bench)
     names = "names or specs, separated by commas; or all"
     bench.add_argument(
         "--solvers", "--solver", type=specs_of, default="ddim, heun, dpmpp_2m, ddpm", metavar="NAMES", help=names

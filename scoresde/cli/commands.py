@@ -23,6 +23,7 @@ from ..sampling.batches import check_source
 from ..sampling.sample import sample as draw
 from ..training import checkpoint
 from ..training.loop import train as run_training
+from .readers import split
 
 
 def record(path: Path, command: str, run: Run, **facts: Any) -> None:
@@ -35,6 +36,21 @@ def record(path: Path, command: str, run: Run, **facts: Any) -> None:
         "environment": environment(device=build.device_of(run.config)),
     }
     write_json(path, document)
+
+
+def results_folder(arguments: argparse.Namespace, *names: str) -> Path:
+    """The folder ``--out``, in which a command writes files of these names; created if needed.
+
+    Raises:
+        InputError: it already contains one of them, and ``--overwrite`` is not given.
+    """
+    out: Path = arguments.out
+    if (there := [name for name in names if (out / name).exists()]) and not arguments.overwrite:
+        raise InputError(
+            f"{out} already contains {', '.join(there)}: use a different --out, or add --overwrite to replace what is "
+            "there"
+        )
+    return writable(out)
 
 
 def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -101,14 +117,14 @@ def _check_sampling(run: Run) -> None:
 def sample(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Draws samples into samples.npz, samples.json and grid.png."""
     run = load_run(arguments.workdir, overrides, ("sampling", "device"))
-    out = writable(arguments.out)
+    out = results_folder(arguments, "samples.npz", "samples.json", "grid.png")
     section = run.config.sampling
     result = draw(
         run.denoiser, run.card.shape, arguments.seeds, plan=build.plan_of(run.denoiser, section), noise=section.noise,
         batch_size=section.batch_size, device=build.device_of(run.config), progress=True,
     )  # fmt: skip
-    if (out / "samples.json").exists():
-        (out / "grid.png").unlink(missing_ok=True)  # the pictures of earlier samples, perhaps of another kind
+    for name in ("samples.json", "grid.png"):  # of earlier samples, which may have been pictures
+        (out / name).unlink(missing_ok=True)
     result.save(out / "samples.npz")
     x = result.x.cpu()
     if is_image(x):
@@ -153,8 +169,26 @@ def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str)
     """Compares solvers at several budgets; writes results.csv, results.json and report.html."""
     run = load_run(arguments.workdir, overrides, ("sampling", "device", "data.path"))
     named = [name for spec in arguments.solvers for name in (solvers.names("gaussian") if spec == "all" else [spec])]
-    out = writable(arguments.out)
+    _check_commas(named)
+    out = results_folder(arguments, "results.csv", "results.json", "report.html")
     compare(run, out, named, arguments.nfe, arguments.seeds, command, f"{arguments.workdir}")
+
+
+def _check_commas(specs: Sequence[str]) -> None:
+    """Checks names of solvers between commas; one name may contain spaces, as "DPM++ 2M Karras" does.
+
+    Raises:
+        InputError: an unknown name; if its words are names, the message says that commas separate solvers.
+    """
+    for spec in specs:
+        try:
+            solvers.resolve(spec)
+        except InputError as error:
+            words = split(spec, " ")
+            if len(words) > 1 and all(solvers.solvers.knows(word.partition("(")[0]) for word in words):
+                advice = f"separate solvers by commas, --solvers={', '.join(words)!r}"
+                raise InputError(f"no solver {spec!r}; {advice}") from None
+            raise error
 
 
 def compare(

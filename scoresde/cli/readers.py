@@ -87,12 +87,21 @@ def specs_of(text: str) -> list[str]:
     Raises:
         ArgumentTypeError: the text is empty.
     """
-    depths = accumulate((letter in "([") - (letter in ")]") for letter in text)
-    commas = [place for place, depth in enumerate(depths) if depth == 0 and text[place] == ","]
-    parts = (text[start + 1 : end].strip() for start, end in pairwise([-1, *commas, len(text)]))
-    if not (found := [part for part in parts if part]):
+    if not (found := split(text, ",")):
         raise ArgumentTypeError("no solvers given; see scoresde solvers")
     return found
+
+
+def split(text: str, separator: str) -> list[str]:
+    """The parts of a text between separators outside brackets, without empty ones.
+
+    >>> split("ddim(eta=1) pc(predictor=ddpm, corrector=langevin)", " ")
+    ['ddim(eta=1)', 'pc(predictor=ddpm, corrector=langevin)']
+    """
+    depths = accumulate((letter in "([") - (letter in ")]") for letter in text)
+    cuts = [place for place, depth in enumerate(depths) if depth == 0 and text[place] == separator]
+    parts = (text[start + 1 : end].strip() for start, end in pairwise([-1, *cuts, len(text)]))
+    return [part for part in parts if part]
 
 
 def folder_of(text: str) -> Path:

@@ -119,12 +119,12 @@ class LogProb:
         def mean(values: Tensor, digits: int) -> str:
             values, count = values.detach(), len(values)
             error = f" +- {float(values.std()) / math.sqrt(count):.{digits}f}" if count > 1 else ""
-            return f"{float(values.mean()):.{digits}f}{error}"
+            return f"{float(values.mean()):z.{digits}f}{error}"
 
         lines = [f"log p = {mean(self.nats, 3)} nats (mean of {len(self.nats)}), {self.kind}"]
         if self.bin_width is not None:
             lines.append(f"bits/dim = {mean(self.bits_per_dim, 4)}")
-        lines += [f"  {name:15s} {float(part.mean()):12.3f} nats" for name, part in self.budget.items()]
+        lines += [f"  {name:15s} {float(part.mean()):z12.3f} nats" for name, part in self.budget.items()]
         if self.stderr_of:
             error = typical_error(self.stderr)
             size = "not known" if math.isnan(error) else f"{error:.3g} nats a sample"

@@ -98,7 +98,10 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
 
 
 def _value(field: str, text: str, config: ConfigDict) -> Any:
-    """The value that a text gives to a field, in the type of the field; ``None`` where the field may be empty.
+    """The value that a text gives to a field, in the type of the field.
+
+    ``None`` (or ``none``) is None where the default config or this one leaves the field empty. Elsewhere it is an
+    error: as a text it would be the name of something called "None".
 
     Raises:
         InputError: the text is not of that type.
@@ -108,8 +111,10 @@ def _value(field: str, text: str, config: ConfigDict) -> Any:
     for section in sections:
         holder, empty = holder[section], empty.get(section, ConfigDict())
     kind = holder.get_type(name)
-    if text == "None" and (holder[name] is None or empty.get(name, text) is None):
-        return None
+    if text.lower() == "none":
+        if holder[name] is None or empty.get(name, text) is None:
+            return None
+        raise InputError(f"{field}={text}: expected {_KINDS.get(kind, f'a {kind.__name__}')}; it cannot be None")
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]

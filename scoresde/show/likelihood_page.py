@@ -88,8 +88,8 @@ def _table(result: LogProb) -> dict[str, Any]:
 
     def row(name: str, part: Tensor) -> list[str]:
         mean, error = float(part.double().mean()), error_of_mean(part)
-        cells = [name, f"{mean:.3f}", number(error)]
-        return cells if result.bin_width is None else [*cells, f"{mean / bits:.4f}", number(-error / bits)]
+        cells = [name, f"{mean:z.3f}", number(error)]
+        return cells if result.bin_width is None else [*cells, f"{mean / bits:z.4f}", number(-error / bits)]
 
     rows = [row(name, part) for name, part in result.budget.items()]
     return {"kind": result.kind, "rows": rows, "total": row("log p", result.nats)}
