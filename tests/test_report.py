@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -335,3 +336,17 @@ def test_image_grid_of_colours_keeps_channels_and_size():
 def test_bad_pictures_are_one_clear_line(samples, limits, message):
     with pytest.raises(InputError, match=message):
         image_grid(samples, *limits)
+
+
+def test_a_term_that_rounds_to_zero_has_no_sign():
+    small = torch.tensor([-1e-5, -2e-5], dtype=torch.float64)
+    made = LogProb(
+        nats=small, stderr=torch.zeros(2), nfe=1, latent=torch.zeros(2, 3), solver="heun", grid="logsnr", seconds=0.0,
+        budget={"truncation": small, "dequantisation": torch.zeros(2)}, divergence="exact", bin_width=0.1,
+    )  # fmt: skip
+    lines = str(made).splitlines()
+    assert lines[0].startswith("log p = 0.000 +- 0.000 nats")
+    assert re.fullmatch(r" +truncation +0\.000 nats", lines[2])
+    rows = {row[0]: row for row in likelihood_page._table(made)["rows"]}
+    assert rows["truncation"][1] == "0.000"
+    assert rows["dequantisation"][3] == "0.0000"  # 0 nats over a negative number

@@ -385,17 +385,3 @@ def test_by_default_the_results_lie_in_the_run(run, tmp_path, capsys):
     assert main(["likelihood", f"--workdir={run}", "--limit=2", *CHEAP]) == 0
     assert str(run / "likelihood" / "likelihood.html") in capsys.readouterr().out
     assert len(saved(run / "likelihood")["nats"]) == 2
-
-
-def test_a_term_that_rounds_to_zero_has_no_sign():
-    small = torch.tensor([-1e-5, -2e-5], dtype=torch.float64)
-    made = LogProb(
-        nats=small, stderr=torch.zeros(2), nfe=1, latent=torch.zeros(2, 3), solver="heun", grid="logsnr", seconds=0.0,
-        budget={"truncation": small, "dequantisation": torch.zeros(2)}, divergence="exact", bin_width=0.1,
-    )  # fmt: skip
-    lines = str(made).splitlines()
-    assert lines[0].startswith("log p = 0.000 +- 0.000 nats")
-    assert re.fullmatch(r" +truncation +0\.000 nats", lines[2])
-    rows = {row[0]: row for row in likelihood_page._table(made)["rows"]}
-    assert rows["truncation"][1] == "0.000"
-    assert rows["dequantisation"][3] == "0.0000"  # 0 nats over a negative number
