@@ -14,7 +14,7 @@ from .errors import InputError
 from .time_grids.base import checked
 from .types.node import AnyNode, Prediction, Rows
 from .types.problem import Problem, ProblemWrapper, as_problem
-from .types.solver import Noise, Solver
+from .types.solver import Noise, Solver, Step
 
 Hook = Callable[[Tensor, Any], "Tensor | None"]
 """Receives the state (B, *) and its node, of the kind of the solve's nodes; returns a new state, or None."""
@@ -107,23 +107,20 @@ def solve(
             raise InputError(f"{solver} draws noise: give it a noise source")
     tally = Tally(x.shape[0])
     counted = Counted(problem, tally)
-    carry: Any = solver.init(counted, x, ordered)
-    none = torch.zeros_like(tally.nfe)
-    error, accepted, rejected = None, none, none
-    failed: dict[int, str] = {}
+    made = Step(x, solver.init(counted, x, ordered))
     for t, s in pairwise(ordered):
         advance = solver.to_data if s.clean else solver.step
-        step = advance(counted, x, t, s, carry, noise)
-        if step.error is not None:
-            error = step.error if error is None else error + step.error
-        accepted = accepted if step.accepted is None else accepted + step.accepted
-        rejected = rejected if step.rejected is None else rejected + step.rejected
-        failed |= step.failed or {}
+        made = advance(counted, made.x, t, s, made.carry, noise).after(made)
+        failed = made.failed or {}
         if failed and strict:
             raise InputError(f"{solver}: sample {min(failed)}: {failed[min(failed)]}")
-        x, replaced = run_hooks(step.x, s, hooks)
-        carry = solver.replaced(step.carry, x) if replaced else step.carry
-    return Solution(x, ordered[-1], tally.nfe, tally.calls, error, accepted, rejected, failed)
+        x, replaced = run_hooks(made.x, s, hooks)
+        if replaced:
+            made = made._replace(x=x, carry=solver.replaced(made.carry, x))
+    none = torch.zeros_like(tally.nfe)
+    accepted, rejected = (none if part is None else part for part in (made.accepted, made.rejected))
+    failed = made.failed or {}
+    return Solution(made.x, ordered[-1], tally.nfe, tally.calls, made.error, accepted, rejected, failed)
 
 
 def run_hooks(x: Tensor, node: Any, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:

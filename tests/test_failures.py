@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ import scoresde
 from scoresde.likelihood.log_prob import log_prob
 from scoresde.likelihood.result import uncertainty
 from scoresde.likelihood.sample_with_log_prob import sample_with_log_prob
+from scoresde.models.problem import Diffusion
 from scoresde.runs.shards import join, read_shard, write_shard
 from scoresde.sampling.failures import Failure, listed
 from scoresde.sampling.width import WrongWidth
-from solvers import InputError
+from solvers import InputError, SeededNoise, Solver, grid, make, register, solve
+from solvers.wrappers.restart import Restart
+from solvers.wrappers.step_doubling import StepDoubling
 
 SDE = scoresde.VP()
 TARGET = mixture(2)
@@ -242,3 +246,37 @@ def test_a_long_list_is_cut():
     text = listed(failures)
     assert text.startswith("samples 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 15 more at step 1; sample 102 at step 2; ")
     assert text.endswith("; and 2 more samples")
+
+
+@dataclass(frozen=True)
+class GivesUp(Solver):
+    """Euler's method, which gives up sample 1 where a step begins at a noise level of at least ``above``."""
+
+    above: float = 0.0
+
+    def step(self, problem, x, t, s, carry, noise):
+        found = make("euler").step(problem, x, t, s, carry, noise)
+        if t.ratio < self.above:
+            return found
+        wall = torch.tensor([1.0, math.nan, 1.0]).view(-1, 1)
+        return found._replace(x=found.x * wall, failed={1: f"given up at {t.ratio:.3g}"}, error=torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda inner: Restart(inner, ((3.0, 2.0, 0.06, 0.3),)), StepDoubling], ids=["restart", "step_doubling"]
+)
+def test_wrappers_keep_the_reasons_of_their_inner_solver(wrapped, registry):
+    """Restart goes up to 0.3 on a grid that begins at 0.2, so that only its rounds fail; the first reason counts."""
+    register("gives_up", order=1, evaluations=1)(GivesUp)
+    solver = wrapped(GivesUp(above=0.15 if wrapped is StepDoubling else 0.25))
+    nodes = grid("explicit(ratios=[0.2, 0.1, 0.06, 0.03])", scoresde.VE(0.01, 10), None)
+    x = 0.2 * torch.ones(3, 2, dtype=torch.float64)
+    problem = Diffusion(TARGET.denoiser(scoresde.VE(0.01, 10)))
+    found = solve(solver, problem, x, nodes, SeededNoise(range(3), (2,), torch.float64), strict=False)
+    level = "0.2" if wrapped is StepDoubling else "0.3"
+    assert found.failed == {1: f"given up at {level}"}
+    assert found.x.isnan().any(1).tolist() == [False, True, False]
+    if wrapped is not StepDoubling:
+        assert found.error.tolist() == [2.0] * 3  # of the two steps of each of two rounds, one begins above 0.25
+    with pytest.raises(InputError, match=f"sample 1: given up at {level}"):
+        solve(solver, problem, x, nodes, SeededNoise(range(3), (2,), torch.float64))

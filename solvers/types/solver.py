@@ -76,6 +76,21 @@ class Step(NamedTuple):
     rejected: Tensor | None = None
     failed: Mapping[int, str] | None = None
 
+    def after(self, earlier: Step) -> Step:
+        """This step with the errors and inner steps of an earlier one added, and its failures, whose reasons count."""
+        if all(part is None for part in earlier[2:]):
+            return self
+        return self._replace(
+            error=_sum(earlier.error, self.error),
+            accepted=_sum(earlier.accepted, self.accepted),
+            rejected=_sum(earlier.rejected, self.rejected),
+            failed={**(self.failed or {}), **(earlier.failed or {})},
+        )
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
+
 
 class Solver(Options):
     """A frozen dataclass whose fields are the method's options and whose ``step`` is a pure function.

@@ -97,13 +97,12 @@ class Restart(Wrapper):
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         index, nodes, inner = carry
         step = self.solver.step(problem, x, t, s, inner, noise)
-        x, inner = step.x, step.carry
         for interval in self.intervals:
             if _beginning(nodes, interval) == index + 1:
                 assert noise is not None
-                x = self._rounds(problem, x, s, nodes, interval, noise)
-                inner = self.solver.init(problem, x, nodes[index + 1 :])
-        return step._replace(x=x, carry=(index + 1, nodes, inner))
+                step = self._rounds(problem, step, s, nodes, interval, noise)
+                step = step._replace(carry=self.solver.init(problem, step.x, nodes[index + 1 :]))
+        return step._replace(carry=(index + 1, nodes, step.carry))
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
         index, nodes, inner = carry
@@ -115,8 +114,9 @@ class Restart(Wrapper):
         return index, nodes, self.solver.replaced(inner, x)
 
     def _rounds(
-        self, problem: Problem, x: Tensor, s: Node, nodes: Sequence[Node], interval: Interval, noise: Noise
-    ) -> Tensor:
+        self, problem: Problem, step: Step, s: Node, nodes: Sequence[Node], interval: Interval, noise: Noise
+    ) -> Step:
+        """The rounds after a step to s, as one step with all their errors and failures; its carry has no meaning."""
         count, rounds, _, highest = interval
         # the schedule may end below ratio_max
         top = problem.node_of_lam(-math.log(highest))
@@ -126,14 +126,13 @@ class Restart(Wrapper):
         levels = [(ends[0] + i / steps * (ends[1] - ends[0])) ** RHO for i in range(1, steps)]
         down = (top, *(problem.node_of_lam(-math.log(level)) for level in levels), s)
         for _ in range(int(rounds)):
-            raised, at = renoise(x, s, top, self.s_noise, noise)
+            raised, at = renoise(step.x, s, top, self.s_noise, noise)
             if at is s:
-                return x
-            x, carry = raised, self.solver.init(problem, raised, down)
+                return step
+            step = step._replace(x=raised, carry=self.solver.init(problem, raised, down))
             for a, b in pairwise(down):
-                step = self.solver.step(problem, x, a, b, carry, noise)
-                x, carry = step.x, step.carry
-        return x
+                step = self.solver.step(problem, step.x, a, b, step.carry, noise).after(step)
+        return step
 
 
 def _beginning(nodes: Sequence[Node], interval: Interval) -> int | None:

@@ -109,7 +109,8 @@ class StepDoubling(Wrapper):
         coarse = self.solver.step(problem, x, t, s, carry, None if record is None else record.composed)
         gap = (1 / (2**self.solver.order - 1)) * (fine.x - coarse.x)
         error = in_float64(gap.detach()).flatten(1).pow(2).mean(1).sqrt().cpu()
-        return Step(fine.x + gap if self.extrapolate else fine.x, fine.carry, error)
+        failed = coarse.after(fine.after(half)).failed
+        return Step(fine.x + gap if self.extrapolate else fine.x, fine.carry, error, failed=failed)
 
 
 def _middle(problem: Problem, t: Node, s: Node) -> Node:
