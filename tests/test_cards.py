@@ -194,6 +194,24 @@ def test_cards_take_what_people_type():
         solver_cards.card("nowhere:Mine")
 
 
+@pytest.mark.parametrize(
+    ("label", "grid", "words"),
+    [
+        ("heun", "karras", "karras, the default of a named solver; --grid=NAME chooses another"),
+        ("ipndm", "karras", "the default sampler, where no solver is named, is ipndm on logsnr(end=zero)"),
+        ("DPM++ 2M SDE Exponential", "logsnr(end=zero)", "logsnr(end=zero), which the name contains"),
+        ("rk45", "uniform", "one interval over the whole range, in which it chooses its steps"),
+    ],
+)
+def test_a_card_names_the_grid_that_its_solver_runs_on(label, grid, words, denoiser):
+    text = " ".join(solver_cards.card(label).split())
+    assert f" grid {words}" in text if label != "ipndm" else words in text
+    assert scoresde.plan(denoiser, label).grid == grid
+    if label == "rk45":
+        assert scoresde.plan(denoiser, label).steps == 1
+        assert scoresde.plan(denoiser, label, steps=4).grid == "karras"
+
+
 def test_costs_are_counted():
     assert solver_cards.cost(solvers.make("heun")) == "2 per step; 20 steps take 40 to sigma > 0 and 39 to sigma = 0"
     pndm = "take 29 to sigma > 0 and 29 to sigma = 0; 9 of them are start-up cost"

@@ -56,6 +56,20 @@ def test_the_flags_of_a_solver_are_fields_of_the_config(run, tmp_path):
     assert (found["solver"], found["nfe"]) == ("heun", 8)
 
 
+@pytest.mark.parametrize(
+    ("method", "text"),
+    [
+        (["--solver=heun"], "heun on the grid karras (none was named; --grid=NAME chooses another), 5 NFE"),
+        (["--solver=heun", "--grid=logsnr"], "heun on the grid logsnr, 6 NFE"),
+        (["--solver=DPM++ 2M Karras"], "dpmpp_2m on the grid karras, 3 NFE"),
+        ([], "ipndm on the grid logsnr(end=zero), 3 NFE"),
+    ],
+)
+def test_sample_prints_the_grid_and_whether_it_was_chosen(run, tmp_path, capsys, method, text):
+    assert main(["sample", f"--workdir={run}", f"--out={tmp_path}", "--seeds=2", "--steps=3", *method]) == 0
+    assert f"2 samples by {text}, " in capsys.readouterr().out
+
+
 def test_all_solvers_and_repeated_budgets(run, tmp_path, capsys, registry, monkeypatch):
     for name in set(registry._infos) - {"ddim", "heun", "rk23"}:
         monkeypatch.delitem(registry._infos, name)

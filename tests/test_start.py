@@ -1,11 +1,13 @@
 """The page to start from and the README run as they are printed, in the order of the page."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from scoresde.cli.parser import main
 
@@ -41,6 +43,10 @@ def test_the_page_to_start_from_runs_as_printed(tmp_path, monkeypatch, capsys):
     nearest = np.sqrt(((samples[:, None] - points[None]) ** 2).sum(2)).min(1)
     assert np.median(nearest) < 0.2
     assert (tmp_path / "pictures" / "grid.png").stat().st_size > 500
+    # "X on Y" of the table is --solver=X --grid=Y, and the default of the table is the default
+    record = json.loads((tmp_path / "few" / "samples.json").read_text())
+    assert (record["solver"], record["grid"], record["nfe"]) == ("gradient_estimation", "kl_optimal", 5)
+    assert torch.equal(names["few"].x, names["samples"].x)
     assert "bits/dim" not in printed.partition("spiral")[2].partition("waves")[0]  # continuous data: nats
 
 

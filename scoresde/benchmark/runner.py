@@ -38,7 +38,7 @@ from ..progress import bar as progress_bar
 from ..result_files import environment, write_csv, write_json
 from ..sampling.batches import batches_of
 from ..sampling.inputs import Array, Seeds, seeds_of, shape_of, tensor_of
-from ..sampling.plan import Plan, PlanRequest
+from ..sampling.plan import NAMED, Plan, PlanRequest
 from ..sampling.sample import Sample, sample
 from ..sampling.width import WrongWidth
 from .metrics import METRICS, Estimate, Features, check_names, compare
@@ -241,7 +241,7 @@ def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[_J
     pairs: dict[tuple[Solver, Grid], None] = {}
     for spec in specs:
         label, named = resolve(spec)
-        pairs[make(label), grids.make(grid or named or "karras")] = None
+        pairs[make(label), grids.make(grid or named or NAMED)] = None
     budgets = list(dict.fromkeys(nfe))
     return [_Job(method, rule, n) for method, rule in pairs for n in ([None] if method.adaptive else budgets)]
 

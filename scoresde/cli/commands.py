@@ -148,7 +148,16 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         seconds=result.seconds,
         samples=fingerprint(x),
     )
-    print(f"{len(x)} samples by {result.solver} on {result.grid}, {cost}: {out}")
+    print(f"{len(x)} samples by {result.solver} on the grid {result.grid}{_choice(section)}, {cost}: {out}")
+
+
+def _choice(section: Any) -> str:
+    """A note on the grid of a solver that is named without one."""
+    if section.solver is None or section.grid is not None or solvers.resolve(section.solver)[1] is not None:
+        return ""
+    if solvers.make(solvers.resolve(section.solver)[0]).nodes is not None:
+        return ""
+    return " (none was named; --grid=NAME chooses another)"
 
 
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:

@@ -14,6 +14,7 @@ from solvers.program.from_file import File
 
 from ..paths.base import make_sde
 from ..result_files import writable, write_figure
+from ..sampling.plan import NAMED
 from ..show import program_view, solver_cards
 
 
@@ -81,7 +82,7 @@ def _program(arguments: argparse.Namespace) -> tuple[solvers.Program, str]:
         if given:
             raise InputError(f"{solver} already fixes its nodes and its output: leave out --{given[0]}")
         return solver.program, str(solver)
-    rule = solvers.grids.make(arguments.grid or named or "karras")
+    rule = solvers.grids.make(arguments.grid or named or NAMED)
     if arguments.steps is None and not rule.fixed:
         raise InputError(f"a program needs a number of steps: add --steps, such as --steps 8 (the grid is {rule})")
     sde = make_sde(arguments.sde or "vp")

@@ -27,6 +27,7 @@ from .cached_by_value import cached_by_value
 from .width import PLAN, PLANS, program_of, warn_of_width
 
 SAMPLER = ("ipndm", "logsnr(end=zero)")  # the default solver and its grid, measured as a pair (benchmarks/defaults.py)
+NAMED = "karras"  # the grid of a solver that is named without one
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
 STEPS = 20  # of a sampler, by default
 
@@ -93,7 +94,7 @@ class Plan:
                     f"{method} has fixed nodes, from noise to data: leave out grid, steps, nfe, t_min and t_max"
                 )
             return cls(method, None, method.nodes, denoiser.sde).on(denoiser.sde)
-        rule = solvers.grids.make(grid or named or "karras")
+        rule = solvers.grids.make(grid or named or NAMED)
         if end_at_t_min:
             rule = replace(rule, end="t_min")
         if steps is not None and nfe is not None:

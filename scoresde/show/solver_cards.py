@@ -26,6 +26,8 @@ from solvers.foreign.names import SOLVERS as LABELS
 from solvers.registry.normalise import normalise
 from solvers.registry.ranges import marks
 
+from ..sampling.plan import NAMED, OWN, SAMPLER
+
 GROUPS = {
     "one-step": "One-step methods of the ODE",
     "multistep": "Multistep methods of the ODE, which reuse earlier predictions",
@@ -278,7 +280,7 @@ def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[s
         budget = {}
     else:
         try:
-            solvers.steps_of_nfe(solver, solvers.grids.make(grid or "karras"), VP, STEPS)
+            solvers.steps_of_nfe(solver, solvers.grids.make(grid or NAMED), VP, STEPS)
         except InputError:
             budget = {"steps": STEPS}
     options: Mapping[str, Any] = {"solver": spec or str(solver), **({"grid": grid} if grid else {}), **budget}
@@ -286,6 +288,19 @@ def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[s
     command = ["scoresde sample", "--workdir=runs/digits", "--out=samples", *map(shlex.quote, command)]
     python = ", ".join(f"{key}={json.dumps(value)}" for key, value in options.items())
     return _wrapped(command), f"scoresde.sample(denoiser, shape, seeds=range(16), {python})"
+
+
+def grid_text(solver: Solver, grid: str | None) -> str:
+    """The grid that a card's solver runs on if the user names none, in words; ``grid`` is the one in its label."""
+    other = "--grid=NAME chooses another"
+    if solver.nodes is not None:
+        return OWN
+    if grid is not None:
+        return f"{grid}, which the name contains; {other}"
+    if solver.adaptive:
+        return f"one interval over the whole range, in which it chooses its steps; {NAMED} if steps are given; {other}"
+    default = f"; the default sampler, where no solver is named, is {' on '.join(SAMPLER)}"
+    return f"{NAMED}, the default of a named solver; {other}{default * (str(solver) == SAMPLER[0])}"
 
 
 def _wrapped(words: Sequence[str], width: int = WIDTH - 14) -> str:
@@ -325,6 +340,7 @@ def card(label: str) -> str:
         "kind": f"{info.kind or 'not declared'}, {noise}; native form {info.native}",
         "order": "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec, shown)}", *variants]),
         "NFE": cost(solver),
+        "grid": grid_text(solver, grid),
         "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()) or "none",
         "aliases": ", ".join(spellings(info)),
         "equals": ", ".join(same) + (" (the same coefficients)" if same else ""),

@@ -84,7 +84,7 @@ SOLVERS: dict[str, str] = {
     "ve_2_order_taylor": "er_sde(order=2, variant=published)",
     "ve_3_order_taylor": "er_sde(order=3, variant=published)",
     # RES4LYF's solvers of the ODE (eta=0). Its multistep methods begin with a step of two or more stages, and take such
-    # steps wherever lam advances by more than 1
+    # steps wherever lam advances by 1 or more; here the start is Euler's, see docs/guide.md
     "multistep/res_2m": "res_2m",
     "multistep/dpmpp_2m": "dpmpp_2m",
     "multistep/deis_2m": "deis(variant=rhoab, order=2)",
