@@ -118,3 +118,18 @@ def test_the_usual_price_of_few_steps_is_no_warning(path):
     for solver, steps in product(("ddim", "ddpm", "dpmpp_sde"), (1, 2, 5, 10, 20)):
         wide, messages = planned(path, solver, "logsnr(end=zero)", steps)
         assert messages == [] or wide > LIMIT, (solver, steps)
+
+
+def test_few_sweeps_of_picard_are_not_its_solver():
+    """With a fixed number of sweeps the outcome is not that of the solver inside, which is right in these steps."""
+    denoiser, said = denoiser_on("edm"), {}
+    for solver in ("heun", "picard(solver=heun)", "picard(solver=heun, sweeps=2)"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            scoresde.plan(denoiser, solver, "karras", 18).warn_of_width(Output("x0"))
+        said[solver] = [str(warning.message) for warning in caught]
+    assert [len(messages) for messages in said.values()] == [0, 0, 1]
+    samples = scoresde.sample(denoiser, (2,), 200, solver, "karras", 18, dtype=torch.float64).x
+    wide = float(re.search(r"theirs is ([\d.e+]+) times", said[solver][0])[1])
+    assert wide > 100
+    assert float(samples.std()) == pytest.approx(wide / 2, rel=0.2)  # 400 numbers: more than five times their scatter

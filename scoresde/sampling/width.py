@@ -149,7 +149,7 @@ def _width(
 ) -> float:
     """The deviation of samples over the right one, for data N(0, sigma_data^2): exact for a linear solver, otherwise
     that of one sample of independent numbers; NaN if it is not known."""
-    if isinstance(solver, Picard):  # it computes the steps of its solver
+    if isinstance(solver, Picard) and solver.sweeps is None:  # it computes the steps of its solver
         solver = solver.solver
     if solver.adaptive:
         return math.nan
