@@ -9,8 +9,8 @@ from PIL import Image
 
 import scoresde
 import solvers
+from scoresde import inputs
 from scoresde.likelihood.log_prob import dequantise
-from scoresde.sampling import inputs
 from solvers import InputError
 
 pytestmark = pytest.mark.quick

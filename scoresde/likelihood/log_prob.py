@@ -32,13 +32,13 @@ import solvers
 from solvers import Grid, InputError, Solver
 
 from ..data import spread
+from ..inputs import Array, Seeds
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.faults import checked_model
 from ..models.model import Model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
 from ..sampling.failures import Failure, check_how, report
-from ..sampling.inputs import Array, Seeds
 from ..sampling.plan import Plan, PlanRequest, choose_plan
 from . import solver_error
 from .density_ode import DensitySolution, DensitySolve

@@ -81,7 +81,7 @@ def setting_faults(model: Model) -> list[Fault]:
 
 
 def state_faults(denoiser: Denoiser) -> list[Fault]:
-    """Parameters of several dtypes, and dropout in training mode."""
+    """Parameters of several dtypes."""
     found: list[Fault] = []
     if not isinstance(denoiser.network, nn.Module):
         return found
@@ -89,9 +89,6 @@ def state_faults(denoiser: Denoiser) -> list[Fault]:
     if len(dtypes) > 1 and denoiser.dtype is None:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         found.append(Fault("dtype", f"its parameters are {names}: state the dtype of x, Denoiser(dtype=...)"))
-    if any(part.training for part in denoiser.network.modules()):
-        text = "the network is in training mode: call network.eval() where you use it yourself; solves do it for you"
-        found.append(Fault("mode", text))
     return found
 
 

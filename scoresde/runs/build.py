@@ -12,6 +12,7 @@ from torch import nn
 
 from solvers import InputError
 
+from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
 from ..data import DataCard, Dataset, load
 from ..models.denoiser import Denoiser
@@ -19,7 +20,6 @@ from ..models.learned_path import with_schedule
 from ..models.networks import networks
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
-from ..sampling import inputs
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.loop import TrainingOptions
