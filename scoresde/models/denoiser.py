@@ -195,9 +195,12 @@ class Denoiser(Model):
         except torch.cuda.OutOfMemoryError:  # its message also contains the word "size"
             raise
         except RuntimeError as error:
-            if any(word in str(error) for word in ("shape", "size", "channels")):
+            if any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
                 line = str(error).partition("\n")[0]
-                raise InputError(f"the network rejects samples of shape {tuple(x.shape[1:])}: {line}") from error
+                raise InputError(
+                    f"the network rejects samples of shape {tuple(x.shape[1:])}: {line}; it was called with x "
+                    f"{tuple(x.shape)} and label {tuple(label.shape)}"
+                ) from error
             if any(word in str(error) for word in ("dtype", "scalar type")):
                 line = str(error).partition("\n")[0]
                 raise InputError(

@@ -181,17 +181,26 @@ def as_model(denoiser: Any) -> Model:
 
 
 def condition_error(error: TypeError, function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> Exception:
-    """The error for conditions that a function does not take or misses; any other error is returned as it is."""
+    """The error for conditions, or a time, that a function does not take or misses; others are returned as they are."""
     text = str(error)
     named = next((name for name in conditions if f"unexpected keyword argument '{name}'" in text), None)
     missing = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", text)
-    if named is None and missing is None:
-        return error
     call = function.forward if isinstance(function, nn.Module) else function
     try:
-        taken = list(inspect.signature(call).parameters)[2:]
+        signature = inspect.signature(call)
     except (TypeError, ValueError):  # a function written in C
         return error
+    try:
+        signature.bind_partial(None, None)
+    except TypeError:
+        shown = getattr(function, "__name__", type(function).__name__)
+        return InputError(
+            f"{shown}{signature} does not take the state and its second argument, the time: for a network without time "
+            "pass lambda x, t: network(x)"
+        )
+    if named is None and missing is None:
+        return error
+    taken = list(signature.parameters)[2:]
     if named is not None:
         return unknown("condition of the network", named, taken)
     if missing is not None and missing[1] in taken:

@@ -134,6 +134,5 @@ def plan_of(
     Raises:
         InputError: see ``scoresde.plan``.
     """
-    solver, grid = default or (None, None)
-    request = PlanRequest(section.solver or solver, section.grid or grid, section.steps, section.nfe)
-    return Plan.make(denoiser, request.or_default(), end_at_t_min)
+    request = PlanRequest(section.solver or None, section.grid or None, section.steps, section.nfe)
+    return Plan.make(denoiser, request.or_default(default), end_at_t_min)

@@ -34,7 +34,7 @@ from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
-from ..sampling.inputs import Array, tensor_of
+from ..inputs import Array, tensor_of
 from . import checkpoint
 from .ema import Average
 from .losses import Loss
