@@ -1,9 +1,9 @@
 """Data sets by name: tensors in memory, split into train and test by a seed.
 
-Whole numbers are levels: k = 0 .. K becomes x = 2 k / K - 1 in [-1, 1]. K is 255 for images of more than 17 levels up to
-255, and the largest number that occurs for everything else. Neighbouring levels are ``bin_width`` = 2 / K apart; bits
-per dimension need this number. Other numbers stay as they are. Images get their channels first. Printing a
-data set shows what was read. No loader unpickles objects: it returns the data or raises an error.
+Whole numbers are levels: k = 0 .. K becomes x = 2 k / K - 1 in [-1, 1]. K is 255 for images of more than 17 levels up
+to 255, and the largest number that occurs for everything else. Neighbouring levels are ``bin_width`` = 2 / K apart;
+bits per dimension need this number. Other numbers stay as they are. Images get their channels first. Printing a data
+set shows what was read. No loader unpickles objects: it returns the data or raises an error.
 """
 
 from __future__ import annotations
@@ -233,9 +233,9 @@ def _levels(arrays: list[np.ndarray], source: str) -> tuple[int, int] | None:
 
 def _images(shape: tuple[int, ...]) -> bool:
     """Whether samples of levels of ``shape`` are images: with 1, 3 or 4 channels first or last, or (H, W)."""
-    return (len(shape) == 3 and (shape[0] in (1, 3, 4) or shape[2] in (1, 3, 4))) or (
-        len(shape) == 2 and min(shape) >= 8
-    )
+    if len(shape) == 3:
+        return shape[0] in (1, 3, 4) or shape[2] in (1, 3, 4)
+    return len(shape) == 2 and min(shape) >= 8
 
 
 def _scaling(arrays: list[np.ndarray], levels: tuple[int, int], known: bool, source: str) -> str:
@@ -245,16 +245,16 @@ def _scaling(arrays: list[np.ndarray], levels: tuple[int, int], known: bool, sou
         known: the levels are those of the training data.
     """
     shape, (first, count) = tuple(arrays[0].shape[1:]), levels
-    low, high = min(int(array.min()) for array in arrays), max(int(array.max()) for array in arrays)
     text = f"whole numbers from {first} to {first + count}, scaled to [-1, 1]"
     if known:
         return f"{text} as the training data were"
     if not (first == 0 and count == 255 and _images(shape)):
         return f"{text}: the levels that occur"
+    low, high = min(int(array.min()) for array in arrays), max(int(array.max()) for array in arrays)
     if high < _PART:
         warnings.warn(
-            f"{source}: samples {shape} are read as images of 8 bits, but of 0 to 255 only {low} to {high} occur, which "
-            f"become [{2 * low / 255 - 1:.2g}, {2 * high / 255 - 1:.2g}]; if {high} is the largest level, save floats "
+            f"{source}: samples {shape} are read as images of 8 bits, but of 0 to 255 only {low} to {high} occur, "
+            f"which become [{2 * low / 255 - 1:.2g}, {2 * high / 255 - 1:.2g}]; if {high} is the largest level, save floats "
             f"2 x / {high} - 1 and pass bin_width={2 / high:.6g} (on the command line --config.data.bin_width)",
             stacklevel=3,
         )

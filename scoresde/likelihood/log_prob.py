@@ -34,7 +34,7 @@ from solvers import Grid, InputError, Solver
 from ..data import spread
 from ..inputs import Array, Seeds
 from ..models.evaluation import evaluation, gradients, recordable
-from ..models.faults import checked_model
+from ..models.faults import checked_model, density_faults, report_faults
 from ..models.model import Model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
@@ -229,6 +229,10 @@ def log_prob(
 ) -> LogProb:
     """Log-likelihood of samples x (B, *) under the model's probability-flow ODE.
 
+    It is the density of x on the scale of the training data. If these are x = a y + b of original numbers y,
+    log p(y) = log p(x) + d log |a|, or the sum of the log scales where each dimension has its own. A warning is given
+    for x that do not have the scale of the training data, as far as the model knows it.
+
     Args:
         solver, grid, steps, nfe, t_min, t_max, plan: as in ``sample``. The default solver is ``adams_adaptive`` with
             tolerances of 4e-5, or ``heun`` if steps or nfe are given; the default grid is ``logsnr``.
@@ -248,6 +252,7 @@ def log_prob(
     denoiser, (x, conditions) = checked_model(denoiser), batch_of("x", x, condition)
     samples = Samples(x, seeds_of(seeds, len(x)), conditions)
     width = None if bin_width is None else positive("bin_width", bin_width)
+    report_faults(density_faults(denoiser, x, width))  # type: ignore[arg-type]
     batching = Batching(batch_size, x.device, torch.promote_types(x.dtype, torch.float32), progress)
 
     def likelihood_plan(of: Plan) -> LikelihoodPlan:

@@ -34,6 +34,7 @@ class Model:
         log_prob: (x, node) -> the log-density (B,) of x_t in nats; None if it is not known.
         round_labels: whether the network receives the nearest label of its training instead of the exact one.
         shape: the shape of one sample; None if it is not known.
+        data_range: the least and the greatest number of the training data; None if they are not known.
         modules: the modules of the network, which a solve runs in evaluation mode.
     """
 
@@ -42,6 +43,7 @@ class Model:
     log_prob: Callable[[Tensor, Node], Tensor] | None = None
     round_labels: bool = False
     shape: tuple[int, ...] | None = None
+    data_range: tuple[float, float] | None = None
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -113,7 +115,7 @@ class ModelWrapper(Model):
     def __init__(self, model: ModelLike) -> None:
         self.model = as_model(model)
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
-        self.shape = self.model.shape
+        self.shape, self.data_range = self.model.shape, self.model.data_range
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

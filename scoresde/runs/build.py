@@ -74,6 +74,7 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
         round_labels=model.round_labels,
         learned_variance=model.learned_variance,
         shape=shape,
+        data_range=(card.low, card.high),
     )
     return denoiser, network
 
