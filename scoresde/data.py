@@ -254,8 +254,8 @@ def _scaling(arrays: list[np.ndarray], levels: tuple[int, int], known: bool, sou
     if high < _PART:
         warnings.warn(
             f"{source}: samples {shape} are read as images of 8 bits, but of 0 to 255 only {low} to {high} occur, "
-            f"which become [{2 * low / 255 - 1:.2g}, {2 * high / 255 - 1:.2g}]; if {high} is the largest level, save floats "
-            f"2 x / {high} - 1 and pass bin_width={2 / high:.6g} (on the command line --config.data.bin_width)",
+            f"which become [{2 * low / 255 - 1:.2g}, {2 * high / 255 - 1:.2g}]; if {high} is the largest level, save "
+            f"floats 2 x / {high} - 1 and pass bin_width={2 / high:.6g} (on the command line --config.data.bin_width)",
             stacklevel=3,
         )
     return f"{text}: samples {shape} are images, read as 8 bits; {low} to {high} occur"
