@@ -241,7 +241,7 @@ def log_prob(
         batch_size, progress, on_failure: as in ``sample``. The nats of samples that fail are NaN.
 
     Raises:
-        InputError: see ``scoresde.plan`` and ``LikelihoodPlan``; also if the solver draws noise, or leaves torch although
+        InputError: see ``scoresde.plan`` and ``LikelihoodPlan``; also if the solver draws noise, or leaves torch but
             gradients are requested; x is empty, not floats, not finite or, with a dequantiser, not levels; the seeds
             are not one per sample; the prior does not return (B,); the tolerance is not positive; all samples fail.
     """
