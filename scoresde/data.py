@@ -1,14 +1,16 @@
 """Data sets by name: tensors in memory, split into train and test by a seed.
 
-Whole numbers are levels: k = 0 .. K becomes x = 2 k / K - 1 in [-1, 1]. Neighbouring levels are ``bin_width`` = 2 / K
-apart; bits per dimension need this number. Other numbers stay as they are. Images get their channels first. Printing a
-data set shows what was read. No loader unpickles objects: it returns the data or raises an error.
+Whole numbers are levels: k = 0 .. K becomes x = 2 k / K - 1 in [-1, 1]. K is 255 for images of more than 17 levels up
+to 255, and the largest number that occurs for everything else. Neighbouring levels are ``bin_width`` = 2 / K apart;
+bits per dimension need this number. Other numbers stay as they are. Images get their channels first. Printing a data
+set shows what was read. No loader unpickles objects: it returns the data or raises an error.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from solvers.errors import unknown
 from .array_files import read_array, read_arrays, read_images
 
 _SPLIT = 20  # label of the generator's stream
+_PART = 128  # 8-bit images whose largest number is below are probably not of 8 bits
 _FEW = 16  # at most so many levels are counted, not read as 8 bits
 _MOST_LEVELS = 65535  # whole floats beyond 16 bits are measurements
 _EXACT = 2**23  # twice a whole number up to this is exact in float32
@@ -142,7 +145,7 @@ def load(
     if raw.levels is None and bin_width is None:
         levels = _levels(arrays, source) if card is None else card.levels
     if levels is not None and raw.levels is None:
-        notes.append(f"whole numbers from {levels[0]} to {sum(levels)}, scaled to [-1, 1]")
+        notes.append(_scaling(arrays, levels, card is not None, source))
     if move := channels_place(arrays[0].shape[1:], levels is not None):
         notes.append(move.note)
     splits = [_floats(array if move is None else move.of(array), levels, source) for array in arrays]
@@ -207,8 +210,9 @@ def _check(rows: np.ndarray, source: str) -> None:
 def _levels(arrays: list[np.ndarray], source: str) -> tuple[int, int] | None:
     """The first level and their number less one, if all numbers are whole; None for continuous data.
 
-    Levels from 17 to 255 are those of 8 bits, whether or not the lightest one occurs. Floats are levels if they are
-    whole and exceed the range [-1, 1], as in an image that was converted and not scaled.
+    Images with levels from 17 to 255 have 8 bits, whether or not the lightest one occurs; other data have the levels
+    that occur. Floats are levels if they are whole and exceed the range [-1, 1], as in an image that was converted and
+    not scaled.
 
     Raises:
         InputError: integers that float32 does not distinguish.
@@ -222,9 +226,39 @@ def _levels(arrays: list[np.ndarray], source: str) -> tuple[int, int] | None:
     low = min(low, 0)
     if high - low > _EXACT:
         raise InputError(f"{source}: integers from {low} to {high} are not exact in float32; scale them to floats")
-    if low == 0 and _FEW < high <= 255:
+    if low == 0 and _FEW < high <= 255 and _images(arrays[0].shape[1:]):
         return 0, 255
     return low, max(1, high - low)
+
+
+def _images(shape: tuple[int, ...]) -> bool:
+    """Whether samples of levels of ``shape`` are images: with 1, 3 or 4 channels first or last, or (H, W)."""
+    if len(shape) == 3:
+        return shape[0] in (1, 3, 4) or shape[2] in (1, 3, 4)
+    return len(shape) == 2 and min(shape) >= 8
+
+
+def _scaling(arrays: list[np.ndarray], levels: tuple[int, int], known: bool, source: str) -> str:
+    """Which scaling was made of whole numbers, and why; warns of images that use a small part of 8 bits.
+
+    Args:
+        known: the levels are those of the training data.
+    """
+    shape, (first, count) = tuple(arrays[0].shape[1:]), levels
+    text = f"whole numbers from {first} to {first + count}, scaled to [-1, 1]"
+    if known:
+        return f"{text} as the training data were"
+    if not (first == 0 and count == 255 and _images(shape)):
+        return f"{text}: the levels that occur"
+    low, high = min(int(array.min()) for array in arrays), max(int(array.max()) for array in arrays)
+    if high < _PART:
+        warnings.warn(
+            f"{source}: samples {shape} are read as images of 8 bits, but of 0 to 255 only {low} to {high} occur, "
+            f"which become [{2 * low / 255 - 1:.2g}, {2 * high / 255 - 1:.2g}]; if {high} is the largest level, save "
+            f"floats 2 x / {high} - 1 and pass bin_width={2 / high:.6g} (on the command line --config.data.bin_width)",
+            stacklevel=3,
+        )
+    return f"{text}: samples {shape} are images, read as 8 bits; {low} to {high} occur"
 
 
 def _floats(rows: np.ndarray, levels: tuple[int, int] | None, source: str) -> Tensor:

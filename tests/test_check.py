@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -147,7 +148,9 @@ def test_an_untrained_network_fits_nothing(run):
         untrained = networks.make("mlp(width=16, depth=1)").build((1, 8, 8))
         nn.init.normal_(untrained.leave.weight)
     found = scoresde.check(Denoiser(untrained, VP), x)
-    assert "is it trained" in named(found, "prediction").advice
+    assert not found.ok
+    assert "Train it longer" in found.undertrained
+    assert found.wrong == ()
     found = scoresde.check(scoresde.load(run), x)  # forty steps: little better than nothing
     assert found.score < 0.1
 
@@ -177,7 +180,8 @@ def test_channels_variance_mode_and_dtypes():
     text = str(found)
     assert "pass x.movedim(-1, 1)" in text
     assert "learned_variance=True" in named(found, "learned variance").advice
-    assert "training mode" in named(found, "mode").advice
+    assert not named(found, "mode").wrong
+    assert "mode" not in text.splitlines()[0]  # a check runs in evaluation mode: there is nothing to change
     assert net.training  # restored
     net.add_module("other", nn.Linear(1, 1))
     assert "bfloat16, float32" in str(scoresde.check(Denoiser(net, VP, "eps", learned_variance=True), x))
@@ -193,7 +197,59 @@ def test_a_network_that_ignores_its_label_is_named():
 def test_other_models_are_compared_with_mean_and_variance():
     assert scoresde.check(TARGET.denoiser(VP), X).ok
     found = scoresde.check(scoresde.targets.Gaussian(torch.full((4,), 3.0), 0.01).denoiser(VP), X)
-    assert "denoises no better than mean and variance alone" in str(found)
+    assert str(found).startswith("undertrained: its error is 67.83 times that of mean and variance alone")
+
+
+def learning(steps, predicts="eps", target="eps"):
+    """A network of right settings after a few steps of training on the digits."""
+    data = load("digits").train
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = networks.make("mlp(width=64, depth=1)").build((1, 8, 8))
+        denoiser = Denoiser(network, VP, predicts)
+        options = TrainingOptions(steps=steps, learning_rate=2e-3, ema_decay=0.9)
+        result = train(denoiser, network, data, DSM(target=target), options, progress=False)
+    return replace(denoiser, network=result.ema), data[:16]
+
+
+@pytest.mark.parametrize(("steps", "predicts"), [(100, "eps"), (300, "eps"), (100, "x0"), (300, "x0")])
+def test_right_settings_of_a_barely_trained_network_are_not_called_wrong(steps, predicts):
+    denoiser, x = learning(steps, predicts, predicts)
+    found = scoresde.check(denoiser, x)
+    assert found.score > -0.05  # no better than mean and variance alone
+    assert found.wrong == ()
+    assert not found.ok
+    assert str(found).startswith("undertrained: its error is ")
+    assert "Train it longer and check again" in str(found)
+    assert named(found, "prediction").best == predicts
+
+
+def test_a_clearly_better_setting_of_a_barely_trained_network_is_reported():
+    denoiser, x = learning(500)
+    found = scoresde.check(replace(denoiser, predicts="score"), x)
+    assert found.score > 1.5  # more than four times the error
+    assert -0.05 < found.best_score < 0.2
+    assert named(found, "prediction").best == "eps"
+    assert "predicts='eps'" in named(found, "prediction").advice
+    assert str(found).startswith("change prediction")
+    assert "as far as an undertrained network shows: its error is " in str(found)
+
+
+def test_arrays_are_checked_as_tensors_are():
+    denoiser = Denoiser(exact(VP, "eps", "t"), VP)
+    wanted = str(scoresde.check(denoiser, X))
+    assert str(scoresde.check(denoiser, X.numpy())) == wanted
+    assert str(scoresde.check(denoiser, X.double().numpy())) == wanted
+    net = Images(learned=False)  # float32 weights, and float64 samples
+    x = 0.5 * np.random.default_rng(0).normal(size=(6, 3, 8, 8))
+    assert str(scoresde.check(Denoiser(net, VP), x)) == str(scoresde.check(Denoiser(net, VP), torch.tensor(x).float()))
+
+
+def test_what_is_said_of_data_is_no_change_of_nothing():
+    denoiser = Denoiser(exact(VP, "eps", "t"), VP)
+    text = str(scoresde.check(denoiser, 40 * X))
+    assert "as it is" not in text
+    assert "  scale: the data range from " in text
 
 
 def test_bad_samples_are_refused():

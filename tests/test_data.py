@@ -115,6 +115,8 @@ RNG = np.random.default_rng(1)
         (RNG.integers(0, 17, (6, 1, 8, 8)), 0, 16),
         (RNG.integers(0, 2, (6, 1, 9, 9)).astype(bool), 0, 1),
         (RNG.integers(0, 4096, (6, 40), dtype=np.uint16), 0, None),
+        (RNG.integers(0, 40, (60, 8)), 0, None),  # no images: the levels that occur
+        (RNG.integers(0, 201, (60, 8), dtype=np.uint8), 0, None),
         (RNG.integers(-7, 8, (60, 4)), -7, 14),
     ],
 )
@@ -126,6 +128,27 @@ def test_whole_numbers_are_levels_in_the_unit_range(tmp_path, array, first, leve
     assert data.bin_width == 2 / levels
     assert (data.low, data.high) == (-1.0, 1.0)
     assert f"whole numbers from {first} to {first + levels}, scaled to [-1, 1]" in str(data)
+
+
+def test_images_that_use_a_small_part_of_8_bits_get_a_warning(tmp_path, recwarn):
+    dark = RNG.integers(0, 40, (20, 1, 8, 8))
+    with pytest.warns(
+        UserWarning, match=r"only 0 to 39 occur, which become \[-1, -0\.69\]; if 39 is the largest level"
+    ):
+        data = load("file", saved(tmp_path, "dark.npy", dark))
+    assert data.levels == (0, 255)
+    recwarn.clear()
+    remedy = load("file", saved(tmp_path, "floats.npy", (2 * dark - 39) / 39), bin_width=2 / 39)  # what it says
+    assert (remedy.bin_width, float(remedy.train.max())) == (2 / 39, 1.0)
+    for array in (
+        RNG.integers(0, 256, (20, 1, 8, 8)),
+        RNG.integers(0, 17, (20, 1, 8, 8)),
+        RNG.integers(0, 40, (20, 8)),
+    ):
+        data = load("file", saved(tmp_path, "x.npy", array))
+    assert "whole numbers from 0 to 39, scaled to [-1, 1]: the levels that occur" in str(data)
+    load("file", saved(tmp_path, "dark.npy", dark), card=card_of(data))
+    assert recwarn.list == []
 
 
 def test_numbers_that_are_not_whole_or_already_in_range_stay(tmp_path):
@@ -140,7 +163,10 @@ def test_numbers_that_are_not_whole_or_already_in_range_stay(tmp_path):
 def test_channels_come_first(tmp_path):
     first = RNG.integers(0, 256, (7, 3, 8, 9), dtype=np.uint8)
     wanted = load("file", saved(tmp_path, "first.npy", first))
-    assert wanted.notes == ("whole numbers from 0 to 255, scaled to [-1, 1]",)
+    assert len(wanted.notes) == 1
+    assert wanted.notes[0].startswith(
+        "whole numbers from 0 to 255, scaled to [-1, 1]: samples (3, 8, 9) are images, read as 8 bits; "
+    )
     last = load("file", saved(tmp_path, "last.npy", np.moveaxis(first, 1, -1)))
     assert torch.equal(last.train, wanted.train)
     assert last.notes[1] == "channels moved first, samples were (8, 9, 3)"

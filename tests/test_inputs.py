@@ -9,8 +9,8 @@ from PIL import Image
 
 import scoresde
 import solvers
+from scoresde import inputs
 from scoresde.likelihood.log_prob import dequantise
-from scoresde.sampling import inputs
 from solvers import InputError
 
 pytestmark = pytest.mark.quick
@@ -224,3 +224,42 @@ def test_a_number_of_seeds_is_not_a_seed():
     assert not torch.equal(scoresde.sample(MODEL, (2,), 1, steps=2).x, x)
     assert math.isfinite(float(x.sum()))
     assert solvers.generator(4).initial_seed() != solvers.generator(0).initial_seed()
+
+
+def test_a_shape_with_the_number_of_samples_is_named():
+    layers = torch.nn.Linear(4, 3)
+    own = scoresde.Denoiser(lambda x, t: layers(torch.cat([x, t[:, None]], 1)), scoresde.VP())
+    with pytest.raises(InputError, match=r"called with x \(4, 4, 3\) .*; is the shape of one sample \(3,\), without"):
+        scoresde.sample(own, (4, 3), seeds=4)
+    with pytest.raises(InputError, match=r"shape \(4, 2\) includes the number of samples: .* one sample, \(2,\)$"):
+        scoresde.sample(MODEL, (4, 2), seeds=4)
+
+
+@pytest.mark.parametrize("network", [lambda x: x, torch.nn.Sequential(torch.nn.Linear(3, 3))])
+def test_a_network_without_a_time_is_named(network):
+    own = scoresde.Denoiser(network, scoresde.VP())
+    for call in (lambda: scoresde.sample(own, (3,), 4), lambda: scoresde.check(own, torch.randn(4, 3))):
+        with pytest.raises(InputError, match=r"does not take .* the time: for a network without time pass lambda x, t"):
+            call()
+
+
+def test_log_prob_warns_of_data_that_are_not_scaled(recwarn):
+    how = {"steps": 4, "divergence": "exact"}
+    x = torch.rand(64, 2, generator=torch.Generator().manual_seed(0))
+    x[0] = torch.tensor([0.0, 1.0])
+    known = scoresde.Denoiser(lambda x, t: 0.5 * x, scoresde.VP(), data_range=(-1.0, 1.0))
+    edm = scoresde.Denoiser(lambda x, t: 0.5 * x, scoresde.EDM(), "edm", sigma_data=0.5)
+    plain = scoresde.Denoiser(lambda x, t: 0.5 * x, scoresde.VP())
+    for model, data, message in (
+        (known, 255 * x, "x ranges from 0 to 255, the training data from -1 to 1; log p is the density of scaled data"),
+        (known, x, "x ranges from 0 to 1, the training data from -1 to 1"),
+        (edm, 255 * x, r"sigma_data of the model is 0\.5; log p is the density of scaled data"),
+        (plain, (255 * x).round(), "x are whole numbers from 0 to 255; log p"),
+    ):
+        with pytest.warns(UserWarning, match=message):
+            scoresde.log_prob(model, data, **how)
+    recwarn.clear()
+    for model in (known, edm, plain):
+        scoresde.log_prob(model, 2 * x - 1, **how)
+    scoresde.log_prob(plain, (255 * x).round(), bin_width=1.0, **how)
+    assert [str(each.message) for each in recwarn if "scaled data" in str(each.message)] == []

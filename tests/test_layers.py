@@ -18,7 +18,7 @@ FLOORS = {
         *("one_step", "multistep", "adaptive", "wrappers", "program", "tuning", "foreign", "conformance"),
     ),
     "scoresde": (
-        *("result_files", "array_files", "pictures", "progress", "data", "paths", "models", "sampling"),
+        *("inputs", "result_files", "array_files", "pictures", "progress", "data", "paths", "models", "sampling"),
         *("likelihood", "bounds", "training", "benchmark"),
         *("show", "interop", "runs", "cli", "public"),
     ),

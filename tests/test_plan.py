@@ -221,3 +221,20 @@ def test_the_default_sampler_is_a_pair():
         ("ipndm", "logsnr(end=zero)"), ("heun", "karras"), ("ipndm", "uniform"),
     ]  # fmt: skip
     assert sample(DENOISER, (2,), 2).nodes == scoresde.plan(DENOISER, steps=20).nodes
+
+
+@pytest.mark.parametrize("solver", ["rk45", "adams_adaptive", "dpm_adaptive(order=2)"])
+def test_a_number_of_steps_is_refused_where_the_solver_chooses_them(solver):
+    x = torch.zeros(2, 2)
+    calls = (
+        lambda **how: sample(DENOISER, (2,), 4, **how),
+        lambda **how: scoresde.encode(DENOISER, x, **how),
+        lambda **how: log_prob(DENOISER, x, **how),
+        lambda **how: scoresde.plan(DENOISER, **how),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match=r"chooses its own steps, so steps=5 cannot be set; use its tolerances"):
+            call(solver=solver, steps=5)
+    # with a grid that is named they are its intervals
+    assert sample(DENOISER, (2,), 4, solver=solver, grid="uniform", steps=5).grid == "uniform"
+    assert scoresde.plan(DENOISER, solver, "uniform", steps=5).steps == 5

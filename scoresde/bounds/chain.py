@@ -32,6 +32,7 @@ from solvers.errors import positive_integer
 from solvers.one_step.ancestral import DDPM, posterior
 from solvers.time_grids.network_steps import train_timesteps
 
+from ..inputs import Array, Seeds
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb
 from ..models.evaluation import evaluation
@@ -40,7 +41,6 @@ from ..paths.base import SDE, ModelLike, sdes
 from ..paths.chain import Chain, reverse_kernel
 from ..sampling.batches import Batching, batch_of
 from ..sampling.failures import check_how
-from ..sampling.inputs import Array, Seeds
 from .continuous import prior_kl
 from .decoders import Decoder, decoders
 from .parts import offset_of, reported, rows_of, total, width_of

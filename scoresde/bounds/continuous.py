@@ -32,6 +32,7 @@ import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
+from ..inputs import Array, Seeds
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb, degrees, standard_error
 from ..models.evaluation import evaluation
@@ -42,7 +43,6 @@ from ..paths.time_samplers import LogSNR, LowDiscrepancy, TimeSampler, Uniform
 from ..paths.time_samplers import times as samplers
 from ..sampling.batches import Batching, batch_of
 from ..sampling.failures import check_how
-from ..sampling.inputs import Array, Seeds
 from .decoders import Decoder, Gaussian, decoders
 from .parts import offset_of, reported, rows_of, total, width_of
 

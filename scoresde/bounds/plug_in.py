@@ -57,6 +57,7 @@ import solvers
 from solvers import Grid, InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
+from ..inputs import Array, Seeds
 from ..likelihood.density_ode import DensitySolve, WithLogDensity
 from ..likelihood.divergence import Divergence, divergences
 from ..likelihood.inputs import check_end, positive, prior_at, seeds_of
@@ -67,7 +68,6 @@ from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
 from ..sampling.failures import check_how
-from ..sampling.inputs import Array, Seeds
 from ..sampling.plan import Plan, PlanRequest
 from .parts import reported, total
 

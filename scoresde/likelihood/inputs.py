@@ -13,8 +13,8 @@ import solvers
 from solvers import InputError, Solver
 from solvers.adaptive.other_libraries import BlackBox, Scipy
 
+from .. import inputs
 from ..paths.base import SDE
-from ..sampling import inputs
 from ..sampling.failures import lost, without
 
 OFF = 0.2  # the largest distance of a level from the lattice, in bins; data may have been rounded to 16 bits

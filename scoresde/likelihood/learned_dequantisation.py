@@ -46,9 +46,9 @@ from solvers.errors import positive_integer
 from solvers.files import parse_json, write_atomically
 
 from ..array_files import read_tensors
+from ..inputs import Array
 from ..paths.base import ModelLike
 from ..sampling.batches import batch_of
-from ..sampling.inputs import Array
 from .dequantisation import Dequantiser, dequantisers
 from .divergence import Divergence
 from .log_prob import log_prob

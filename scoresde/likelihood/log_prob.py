@@ -2,7 +2,9 @@
 
 log p(x) = log p_T(x_T) + int div, where the ODE moves x from t_min to t_max. The result is the density of
 x0 + (sigma / alpha)(t_min) eps, on the scale of the data: x enters the path as alpha(t_min) x, and the term
-``truncation`` of the budget is the change of scale.
+``truncation`` of the budget is the change of scale. If the training data are x = a y + b of original numbers y, then
+log p(y) = log p(x) + d log |a|, or plus the sum of the log scales where each dimension has its own. ``log_prob`` warns
+of x that do not have the scale of the training data, as far as the model knows it.
 
 A likelihood takes three stages: make a ``LikelihoodPlan``, which contains everything but the model and the samples;
 evaluate the ODE for every draw of every plan; assemble a ``LogProb``. The default solver is ``adams_adaptive`` with
@@ -32,13 +34,13 @@ import solvers
 from solvers import Grid, InputError, Solver
 
 from ..data import spread
+from ..inputs import Array, Seeds
 from ..models.evaluation import evaluation, gradients, recordable
-from ..models.faults import checked_model
+from ..models.faults import checked_model, density_faults, report_faults
 from ..models.model import Model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
 from ..sampling.failures import Failure, check_how, report
-from ..sampling.inputs import Array, Seeds
 from ..sampling.plan import Plan, PlanRequest, choose_plan
 from . import solver_error
 from .density_ode import DensitySolution, DensitySolve
@@ -239,15 +241,15 @@ def log_prob(
         batch_size, progress, on_failure: as in ``sample``. The nats of samples that fail are NaN.
 
     Raises:
-        InputError: see ``scoresde.plan`` and ``LikelihoodPlan``; also if the solver draws noise, or computes outside
-            torch although gradients are requested; the data are empty, not floats, not finite or, with a dequantiser,
-            not levels; the seeds are not one integer per sample; the prior does not return shape (B,); the bin width or
-            the tolerance is not positive; all samples fail.
+        InputError: see ``scoresde.plan`` and ``LikelihoodPlan``; also if the solver draws noise, or leaves torch but
+            gradients are requested; x is empty, not floats, not finite or, with a dequantiser, not levels; the seeds
+            are not one per sample; the prior does not return (B,); the tolerance is not positive; all samples fail.
     """
     check_how(on_failure)
     denoiser, (x, conditions) = checked_model(denoiser), batch_of("x", x, condition)
     samples = Samples(x, seeds_of(seeds, len(x)), conditions)
     width = None if bin_width is None else positive("bin_width", bin_width)
+    report_faults(density_faults(denoiser, x, width))
     batching = Batching(batch_size, x.device, torch.promote_types(x.dtype, torch.float32), progress)
 
     def likelihood_plan(of: Plan) -> LikelihoodPlan:

@@ -26,12 +26,12 @@ from torch import Tensor
 
 from solvers import Grid, InputError, SeededNoise, Solver
 
+from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.faults import checked_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_start
 from ..sampling.failures import check_how, report
-from ..sampling.inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of
 from ..sampling.plan import Plan, PlanRequest
 from .density_ode import DensitySolve
 from .divergence import Divergence, rule_of

@@ -51,6 +51,7 @@ class Denoiser(Model):
         clip: a bound c > 0: x0 is clamped to [-c, c], and eps becomes (x - alpha x0) / sigma. ``output`` is then "x0"
             for every ``predicts``.
         shape: the shape of one sample, if it is known.
+        data_range: the least and the greatest number of its training data, if they are known.
         dtype: the dtype in which the network receives x, for a network with parameters of several dtypes. The default
             is the dtype of most of its numbers, or that of x if it has no parameters.
 
@@ -71,6 +72,7 @@ class Denoiser(Model):
     learned_variance: bool = False
     clip: float | None = None
     shape: tuple[int, ...] | None = None
+    data_range: tuple[float, float] | None = None
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -195,9 +197,14 @@ class Denoiser(Model):
         except torch.cuda.OutOfMemoryError:  # its message also contains the word "size"
             raise
         except RuntimeError as error:
-            if any(word in str(error) for word in ("shape", "size", "channels")):
+            if any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
                 line = str(error).partition("\n")[0]
-                raise InputError(f"the network rejects samples of shape {tuple(x.shape[1:])}: {line}") from error
+                called = f"it was called with x {tuple(x.shape)} and label {tuple(label.shape)}"
+                if x.ndim > 2 and x.shape[0] == x.shape[1]:
+                    called += f"; is the shape of one sample {tuple(x.shape[2:])}, without the number of samples?"
+                raise InputError(
+                    f"the network rejects samples of shape {tuple(x.shape[1:])}: {line}; {called}"
+                ) from error
             if any(word in str(error) for word in ("dtype", "scalar type")):
                 line = str(error).partition("\n")[0]
                 raise InputError(

@@ -65,6 +65,34 @@ def data_faults(model: Model, x: Tensor, bin_width: float | None = None) -> list
     return found
 
 
+def density_faults(model: Model, x: Tensor, bin_width: float | None = None) -> list[Fault]:
+    """Signs that samples x (B, *) are not scaled as the data of the model were, so that log p(x) means nothing.
+
+    Compared are the range of the training data and EDM's ``sigma_data`` where they are known, and whole numbers whose
+    ``bin_width`` is not known. Fewer than 64 numbers do not show their scale by their deviation.
+    """
+    rows = x[:_ROWS].detach().cpu().double()
+    low, high = float(rows.min()), float(rows.max())
+    advice = "log p is the density of scaled data: scale x as the training data were"
+    if model.data_range is not None:
+        first, last = model.data_range
+        span = last - first
+        # noise of a dequantiser and tails leave the range by less than half of it; [0, 1] for [-1, 1] is a half of it
+        outside = low < first - 0.5 * span or high > last + 0.5 * span
+        half = x.numel() >= _NUMBERS and abs(low - 0.5 * (first + last)) < 1e-6 * span and high > last - 0.2 * span
+        if span > 0 and (outside or half):
+            text = f"x ranges from {low:.4g} to {high:.4g}, the training data from {first:.4g} to {last:.4g}; {advice}"
+            return [Fault("scale", text)]
+    elif x.numel() >= _NUMBERS:
+        std = float(rows.std(correction=0))
+        if isinstance(model, Denoiser) and model.predicts == "edm" and std > 3 * model.sigma_data:
+            text = f"x has the standard deviation {std:.3g}, sigma_data of the model is {model.sigma_data:g}; {advice}"
+            return [Fault("scale", text)]
+        if bin_width is None and high - low > 2 and torch.equal(rows, rows.round()):
+            return [Fault("levels", f"x are whole numbers from {low:g} to {high:g}; {advice}")]
+    return []
+
+
 def setting_faults(model: Model) -> list[Fault]:
     """Labels beyond the range for which the embedding of a denoiser's network is made; a few microseconds."""
     if not isinstance(model, Denoiser) or (most := reach(model.network)) is None:
@@ -81,7 +109,7 @@ def setting_faults(model: Model) -> list[Fault]:
 
 
 def state_faults(denoiser: Denoiser) -> list[Fault]:
-    """Parameters of several dtypes, and dropout in training mode."""
+    """Parameters of several dtypes."""
     found: list[Fault] = []
     if not isinstance(denoiser.network, nn.Module):
         return found
@@ -89,9 +117,6 @@ def state_faults(denoiser: Denoiser) -> list[Fault]:
     if len(dtypes) > 1 and denoiser.dtype is None:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         found.append(Fault("dtype", f"its parameters are {names}: state the dtype of x, Denoiser(dtype=...)"))
-    if any(part.training for part in denoiser.network.modules()):
-        text = "the network is in training mode: call network.eval() where you use it yourself; solves do it for you"
-        found.append(Fault("mode", text))
     return found
 
 

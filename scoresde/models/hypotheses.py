@@ -6,7 +6,8 @@ A network read correctly denoises better than a predictor that knows only the me
 
 and a network read wrongly does worse. All hypotheses see the same noise, so that their errors can be compared sample by
 sample. The *score* of a hypothesis is the mean over levels of log(error / error of that predictor); 0 is no better than
-the predictor.
+the predictor. Its *gain* is the mean over levels of log(error / error with an output of zero): it is below 0 as soon as
+a network that is read correctly has learned anything.
 """
 
 from __future__ import annotations
@@ -53,7 +54,18 @@ class Hypothesis:
 
 
 Scores = dict[Hypothesis, Tensor]
-"""The scores (B,) of the samples under each hypothesis."""
+"""The scores, or the gains, (B,) of the samples under each hypothesis."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The scores and the gains of the same hypotheses."""
+
+    scores: Scores
+    gains: Scores
+
+    def __or__(self, other: Comparison) -> Comparison:
+        return Comparison(self.scores | other.scores, self.gains | other.gains)
 
 
 def scales(x: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
@@ -123,16 +135,17 @@ class Probe:
             x = x / (wide.alpha * (wide.ratio**2 + sigma_data**2) ** 0.5)
         return self.denoiser.evaluate_network(x, label, dict(self.conditions))
 
-    def score(self, x0: Tensor) -> Tensor:
-        """The score (B,) of predictions x0 (B * levels, *)."""
+    def score(self, x0: Tensor, than: Tensor | None = None) -> Tensor:
+        """The score (B,) of predictions x0 (B * levels, *); with predictions ``than``, against those."""
         tiny = 1e-12
-        ratio = torch.log((_squares(x0 - self.x0) + tiny) / (self.trivial + tiny))
+        base = self.trivial if than is None else _squares(than - self.x0)
+        ratio = torch.log((_squares(x0 - self.x0) + tiny) / (base + tiny))
         bounded = torch.nan_to_num(ratio, nan=_BOUND).clamp(-_BOUND, _BOUND)
         return bounded.view(len(torch.unique(self.node.t)), -1).mean(0)
 
-    def read(self, label: str, data: str) -> Scores:
-        """The scores under all hypotheses with one label; empty if the network rejects it."""
-        found: Scores = {}
+    def read(self, label: str, data: str) -> Comparison:
+        """The scores and gains under all hypotheses with one label; empty if the network rejects it."""
+        found = Comparison({}, {})
         given = self.denoiser.sigma_data
         try:
             plain, inside = self.evaluate(self.label(label)), self.evaluate(self.label(label), given)
@@ -144,22 +157,23 @@ class Probe:
             for sign, shown in ((1, name), (-1, f"-{name}")):
                 if name == "edm" and sign < 0:
                     continue
-                x0 = Output(name, given).read(sign * out, self.x, wide).x0
-                found[Hypothesis(shown, label, data)] = self.score(x0)
+                x0, none = (Output(name, given).read(f * out, self.x, wide).x0 for f in (sign, 0))
+                each = Hypothesis(shown, label, data)
+                found.scores[each], found.gains[each] = self.score(x0), self.score(x0, none)
         return found
 
 
-def compare(denoiser: Denoiser, data: Tensor, conditions: Mapping[str, Tensor]) -> Scores:
-    """The scores of all hypotheses; those on another scale only with the labels that fit best on the given one."""
+def compare(denoiser: Denoiser, data: Tensor, conditions: Mapping[str, Tensor]) -> Comparison:
+    """The scores and gains of all hypotheses; on other scales only with the labels that fit best on the given one."""
     probe = Probe.of(denoiser, data, conditions)
-    found: Scores = {}
+    found = Comparison({}, {})
     for label in _LABELS:
         found |= probe.read(label, "as given")
-    ranked = sorted(found, key=lambda each: float(found[each].mean()))
+    ranked = sorted(found.scores, key=lambda each: float(found.scores[each].mean()))
     labels = dict.fromkeys([denoiser.label, *(each.label for each in ranked[:12])])
     for name, map_ in scales(data).items():
         moved = Probe.of(denoiser, map_(data), conditions)
-        for label in labels if ranked and float(found[ranked[0]].mean()) < -0.1 else _LABELS:
+        for label in labels if ranked and float(found.scores[ranked[0]].mean()) < -0.1 else _LABELS:
             found |= moved.read(label, name)
     return found
 

@@ -34,6 +34,7 @@ class Model:
         log_prob: (x, node) -> the log-density (B,) of x_t in nats; None if it is not known.
         round_labels: whether the network receives the nearest label of its training instead of the exact one.
         shape: the shape of one sample; None if it is not known.
+        data_range: the least and the greatest number of the training data; None if they are not known.
         modules: the modules of the network, which a solve runs in evaluation mode.
     """
 
@@ -42,6 +43,7 @@ class Model:
     log_prob: Callable[[Tensor, Node], Tensor] | None = None
     round_labels: bool = False
     shape: tuple[int, ...] | None = None
+    data_range: tuple[float, float] | None = None
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -113,7 +115,7 @@ class ModelWrapper(Model):
     def __init__(self, model: ModelLike) -> None:
         self.model = as_model(model)
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
-        self.shape = self.model.shape
+        self.shape, self.data_range = self.model.shape, self.model.data_range
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -181,17 +183,26 @@ def as_model(denoiser: Any) -> Model:
 
 
 def condition_error(error: TypeError, function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> Exception:
-    """The error for conditions that a function does not take or misses; any other error is returned as it is."""
+    """The error for conditions, or a time, that a function does not take or misses; others are returned as they are."""
     text = str(error)
     named = next((name for name in conditions if f"unexpected keyword argument '{name}'" in text), None)
     missing = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", text)
-    if named is None and missing is None:
-        return error
     call = function.forward if isinstance(function, nn.Module) else function
     try:
-        taken = list(inspect.signature(call).parameters)[2:]
+        signature = inspect.signature(call)
     except (TypeError, ValueError):  # a function written in C
         return error
+    try:
+        signature.bind_partial(None, None)
+    except TypeError:
+        shown = getattr(function, "__name__", type(function).__name__)
+        return InputError(
+            f"{shown}{signature} does not take the state and its second argument, the time: for a network without time "
+            "pass lambda x, t: network(x)"
+        )
+    if named is None and missing is None:
+        return error
+    taken = list(signature.parameters)[2:]
     if named is not None:
         return unknown("condition of the network", named, taken)
     if missing is not None and missing[1] in taken:

@@ -12,6 +12,7 @@ from torch import nn
 
 from solvers import InputError
 
+from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
 from ..data import DataCard, Dataset, load
 from ..models.denoiser import Denoiser
@@ -19,7 +20,6 @@ from ..models.learned_path import with_schedule
 from ..models.networks import networks
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
-from ..sampling import inputs
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.loop import TrainingOptions
@@ -74,6 +74,7 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
         round_labels=model.round_labels,
         learned_variance=model.learned_variance,
         shape=shape,
+        data_range=(card.low, card.high),
     )
     return denoiser, network
 
@@ -134,6 +135,5 @@ def plan_of(
     Raises:
         InputError: see ``scoresde.plan``.
     """
-    solver, grid = default or (None, None)
-    request = PlanRequest(section.solver or solver, section.grid or grid, section.steps, section.nfe)
-    return Plan.make(denoiser, request.or_default(), end_at_t_min)
+    request = PlanRequest(section.solver or None, section.grid or None, section.steps, section.nfe)
+    return Plan.make(denoiser, request.or_default(default), end_at_t_min)

@@ -13,7 +13,7 @@ from solvers import BrownianNoise, InputError, SeededNoise
 from solvers.errors import unknown
 
 from .. import progress
-from .inputs import conditions_of, tensor_of
+from ..inputs import conditions_of, tensor_of
 
 Source = SeededNoise | BrownianNoise
 SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}

@@ -10,12 +10,12 @@ import solvers
 from solvers.errors import positive_integer
 from solvers.types.schedule import as_schedule
 
+from ..inputs import Array
 from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from .batches import batch_of, batches_of
 from .failures import failures_of, listed
-from .inputs import Array
 
 
 def eps_power(

@@ -42,10 +42,34 @@ class PlanRequest(NamedTuple):
     t_min: float | None = None
     t_max: float | None = None
 
-    def or_default(self) -> PlanRequest:
-        """The request with the default sampler if it names no solver."""
-        solver, grid = SAMPLER
-        return self if self.solver is not None else self._replace(solver=solver, grid=self.grid or grid)
+    def or_default(self, default: tuple[str, str | None] | None = None) -> PlanRequest:
+        """The request with the default solver and grid where it names none.
+
+        Without a ``default``, that is the default sampler, whose grid belongs to its solver.
+
+        Raises:
+            InputError: see ``check_steps``.
+        """
+        self.check_steps()
+        if default is None:
+            solver, grid = SAMPLER
+            return self if self.solver is not None else self._replace(solver=solver, grid=self.grid or grid)
+        return self._replace(solver=self.solver or default[0], grid=self.grid or default[1])
+
+    def check_steps(self) -> None:
+        """Rejects a number of steps for a solver that chooses its own; on a grid that is named they are intervals.
+
+        Raises:
+            InputError: the solver is adaptive, ``steps`` is given, and no grid is.
+        """
+        if self.steps is None or self.grid is not None or self.solver is None or isinstance(self.solver, Plan):
+            return
+        method, named = solvers.resolve(self.solver) if isinstance(self.solver, str) else (self.solver, None)
+        if named is None and (made := solvers.make(method)).adaptive:
+            raise InputError(
+                f"{made} chooses its own steps, so steps={self.steps} cannot be set; use its tolerances, or name a "
+                "grid, in whose intervals it then chooses them"
+            )
 
 
 @dataclass(frozen=True)
@@ -224,14 +248,16 @@ def plan(
         solver: a name or spec, see ``solvers.names()``, or a solver. The default is ``ipndm`` on ``logsnr(end=zero)``.
         grid: a name or spec, see ``solvers.grids.names()``, or a grid. For a named solver, the default is the grid in
             its label ("DPM++ 2M Karras"), else ``karras``.
-        steps: the number of steps; by default 20.
+        steps: the number of steps; by default 20. For an adaptive solver, the number of intervals of a grid that is
+            named.
         nfe: instead of steps, a number of model evaluations; the plan takes the most steps that need no more than it.
             Pass neither for a grid that is a list of nodes. An adaptive solver needs neither: it then crosses the
             whole range in one interval, and stops at t_min unless a named grid ends at sigma = 0.
         t_min, t_max: a part of the SDE's range.
 
     Raises:
-        InputError: a name or an option is unknown; both steps and nfe are given; nfe is too small; the range leaves
+        InputError: a name or an option is unknown; both steps and nfe are given, or one for an
+            adaptive solver; nfe is too small; the range leaves
             that of the SDE.
     """
     return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max).or_default())
@@ -254,9 +280,7 @@ def choose_plan(
         InputError: both a plan and a request are given; the plan is for a different path; see ``plan``.
     """
     if given is None:
-        solver, grid = default or (None, None)
-        filled = request._replace(solver=request.solver or solver, grid=request.grid or grid)
-        return Plan.make(denoiser, filled.or_default(), end_at_t_min)
+        return Plan.make(denoiser, request.or_default(default), end_at_t_min)
     if both := [name for name, value in request._asdict().items() if value is not None]:
         raise InputError(f"a plan contains its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
     if not isinstance(given, Plan):

@@ -26,6 +26,7 @@ import solvers
 from solvers import Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 from solvers.files import write_atomically
 
+from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
 from ..models.evaluation import evaluation
 from ..models.faults import checked_model, report_faults, start_faults
 from ..models.model import LabelShiftRecorder, Model
@@ -43,7 +44,6 @@ from .batches import (
     check_start,
 )
 from .failures import Failure, Watch, check_how, failures_of, lost, report, without
-from .inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
 from .plan import Plan, PlanRequest, choose_plan
 
 PICTURES = 100  # the most pictures in a grid

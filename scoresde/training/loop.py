@@ -30,11 +30,11 @@ from solvers import InputError, generator
 from solvers.errors import positive_integer
 
 from ..data import spread
+from ..inputs import Array, tensor_of
 from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
-from ..sampling.inputs import Array, tensor_of
 from . import checkpoint
 from .ema import Average
 from .losses import Loss

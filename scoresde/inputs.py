@@ -89,7 +89,10 @@ def draws_of(
         raise InputError("shape is missing: pass the shape of one sample, such as (2,) or (3, 32, 32)")
     if seeds is None:
         raise InputError("seeds are missing: pass a number of samples such as seeds=16, or a list of integers")
-    return seeds_of(seeds), shape_of(shape), start
+    found, lengths = seeds_of(seeds), shape_of(shape)
+    if known is not None and lengths[1:] == known and lengths[0] == len(found):
+        raise InputError(f"shape {lengths} includes the number of samples: pass the shape of one sample, {known}")
+    return found, lengths, start
 
 
 def tensor_of(name: str, value: Any) -> Tensor:
