@@ -13,3 +13,8 @@ def fails(capsys, arguments, *words):
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1, lines
     assert [word for word in words if word not in errors[0]] == [], errors[0]
+
+
+def contents(folder):
+    """All files in a folder, without the lock."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}

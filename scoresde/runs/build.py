@@ -38,11 +38,6 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
     return data
 
 
-def card_of(data: Dataset) -> DataCard:
-    """The data card of a data set."""
-    return DataCard(data.shape, data.low, data.high, data.bin_width, data.deviation, data.levels)
-
-
 def device_of(config: ConfigDict) -> torch.device:
     """The device that a config names.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from ..models.denoiser import Denoiser
 from ..training import checkpoint
 from ..training.weights import load_state
 from .build import build_denoiser
-from .config import line, override, refuse_other_config, saved
+from .config import line, override
+from .saved import refuse_other_config, saved
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def load_run(
         InputError: the folder is not a run, or contains no checkpoint, or its checkpoint is damaged or does not fit its
             config; an override changes a field that is not free.
     """
-    there, card = saved(workdir)
-    config = override(saved(workdir)[0], overrides)
+    there, card, _ = saved(workdir)
+    config = override(copy.deepcopy(there), overrides)
     advice = f"only {', '.join(free[:-1])} and {free[-1]} can be overridden here"
     refuse_other_config(workdir, there, config, advice, free)
     folder = checkpoint.latest(workdir)
