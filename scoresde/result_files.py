@@ -76,11 +76,17 @@ def exclusive(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout  # here, because only those who train need it
 
     path = writable(folder) / LOCK
+    lock = FileLock(path, timeout=0)
     try:
-        with FileLock(path, timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise InputError(f"{folder} is in use: another process{_holder(path)} trains in it") from None
+    except (OSError, NotImplementedError) as error:
+        raise InputError(f"cannot lock {folder}: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _holder(path: Path) -> str:

@@ -146,7 +146,7 @@ def saved(workdir: Path) -> Saved:
     document = read_json(path, "config")
     try:
         config = default.get_config()
-        _refuse_other_kinds(document["config"])
+        _refuse_other_kinds(document["config"], config)
         config.update(document["config"])
         changes = document.get("changes", [])
         if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
@@ -156,17 +156,25 @@ def saved(workdir: Path) -> Saved:
         raise InputError(f"{path} is damaged or of a different version: {line(error)}") from None
 
 
-def _refuse_other_kinds(config: Mapping[str, Any]) -> None:
-    """Refuses values that no config has: anything but sections, short texts, truth values, numbers, and None.
+def _refuse_other_kinds(given: Mapping[str, Any], config: ConfigDict, section: str = "") -> None:
+    """Refuses values that a config does not have: of other types than its fields, and numbers and texts too large.
 
     Raises:
         ValueError: the name of such a field.
     """
-    for name, value in flat(config):
+    if not isinstance(given, dict):
+        raise ValueError(f"{section or 'config'} is not an object")
+    for name, value in given.items():
+        if name not in config:
+            raise ValueError(f"there is no field {section}{name}")
+        if isinstance(config[name], ConfigDict):
+            _refuse_other_kinds(value, config[name], f"{section}{name}.")
+            continue
+        kind = config.get_type(name)
+        fits = type(value) is kind or (kind is float and type(value) is int) or (value is None and config[name] is None)
         large = isinstance(value, (int, float)) and not abs(value) < 2**63 and value != math.inf
-        long = isinstance(value, str) and len(value) > _LONGEST
-        if large or long or not isinstance(value, (str, bool, int, float, type(None))):
-            raise ValueError(f"{name} is not a text, a truth value or a number that a config can contain")
+        if not fits or large or (isinstance(value, str) and len(value) > _LONGEST):
+            raise ValueError(f"{section}{name} is {str(value)[:40]!r}")
 
 
 def _card(data: Mapping[str, Any]) -> DataCard:

@@ -69,7 +69,8 @@ def read_shard(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, L
     """
     arrays = _arrays(path)
     _same(path, arrays.pop("facts"), facts)
-    if arrays.pop("items").tolist() != list(range(rows.start, rows.stop)):
+    items = arrays.pop("items", None)
+    if items is None or items.tolist() != list(range(rows.start, rows.stop)):
         raise InputError(f"{path} contains other samples than {rows.start} to {rows.stop - 1}: remove it")
     try:
         return _results(arrays, rows.stop - rows.start)
@@ -129,7 +130,7 @@ def _arrays(path: Path) -> dict[str, Any]:
         for name, array in arrays.items():
             if _digest(array) != manifest[name]:
                 raise InputError(f"the fingerprint of {name} is not the recorded one")
-        return {**arrays, "facts": dict(evaluation)}
+        return {**{name: arrays[name] for name in manifest}, "facts": dict(evaluation)}
     except Exception as error:  # what NumPy and zipfile raise for a damaged file is not listed anywhere
         raise _damaged(path, error) from None
 
