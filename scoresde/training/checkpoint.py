@@ -186,7 +186,7 @@ def _name(step: int) -> str:
 
 
 def _temporary(folder: Path) -> Path:
-    """A name beside a checkpoint for its making or removal, which is this process's own."""
+    """A name for a checkpoint while this process writes or removes it."""
     path = folder.with_name(f".tmp_{folder.name}.{os.getpid()}")
     shutil.rmtree(path, ignore_errors=True)  # of a process that was killed and had the same number
     return path
