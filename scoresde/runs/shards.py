@@ -8,7 +8,6 @@ flipped bit there would rename an array or drop it.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,14 @@ import torch
 from torch import Tensor
 
 from solvers import InputError
-from solvers.files import parse_json, read_bytes
+from solvers.files import parse_json
 
+from ..array_files import read_arrays
 from ..likelihood.result import LogProb
 from ..result_files import write_arrays
 from ..sampling.failures import Failure
 from .config import line
 
-_LARGEST = 2**34  # bytes
 _TEXTS, _COUNTS = ("solver", "grid", "divergence", "kind", "stderr_of"), ("nfe", "products")
 _MAPPING, _LEFT_OUT = "budget", "terms"  # the terms are too large: a thousand numbers per sample
 _OPTIONAL = ("nfe_per_sample", "freedom", "solver_error")
@@ -119,10 +118,8 @@ def _arrays(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the shard is damaged.
     """
-    content = read_bytes(path, "shard", _LARGEST)
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays: dict[str, Any] = {name: file[name] for name in file}
+        arrays: dict[str, Any] = read_arrays(path, "shard")
         document = parse_json(str(arrays.pop("facts")[()]))
         evaluation, manifest = document["evaluation"], document["arrays"]
         if arrays.keys() != manifest.keys():
@@ -131,7 +128,7 @@ def _arrays(path: Path) -> dict[str, Any]:
             if _digest(array) != manifest[name]:
                 raise InputError(f"the fingerprint of {name} is not the recorded one")
         return {**{name: arrays[name] for name in manifest}, "facts": dict(evaluation)}
-    except Exception as error:  # what NumPy and zipfile raise for a damaged file is not listed anywhere
+    except (InputError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise _damaged(path, error) from None
 
 
@@ -205,7 +202,8 @@ def _digest(array: np.ndarray[Any, Any]) -> str:
 
 
 def _damaged(path: Path, error: BaseException) -> InputError:
-    reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+    reason = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
+    reason = reason.removeprefix(f"cannot read the shard {str(path)!r}: ")
     return InputError(f"{path} is damaged ({line(reason)}): remove it, and the same command computes it again")
 
 

@@ -17,19 +17,18 @@ import json
 import os
 import re
 import shutil
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
 from solvers import InputError
-from solvers.files import flush_folder, parse_json, read_bytes, read_json
+from solvers.files import flush_folder, read_bytes, read_json
+
+from ..array_files import LARGEST, tensors_in
 
 FORMAT = 2
 _FILES = ("model.safetensors", "ema.safetensors", "optimizer.safetensors")
@@ -118,7 +117,7 @@ def load(folder: Path) -> Checkpoint:
         there = path.stat().st_size if path.is_file() else recorded["bytes"]  # read_bytes reports what is not a file
         if there != recorded["bytes"]:
             raise InputError(f"{str(path)!r} is damaged: {there} bytes instead of {recorded['bytes']}")
-        data = read_bytes(path, "checkpoint's file", recorded["bytes"])
+        data = read_bytes(path, "checkpoint's file", min(recorded["bytes"], LARGEST))
         if _digest(data) != recorded["sha256"]:
             raise InputError(f"{str(path)!r} is damaged: its SHA-256 is not the recorded one")
         parts.append(_unpack(path, data, state["step"]))
@@ -201,15 +200,12 @@ def _pack(tensors: Mapping[str, Tensor], step: int) -> bytes:
 def _unpack(path: Path, data: bytes, step: int) -> dict[str, Tensor]:
     """The tensors of a file, which must be of this step."""
     try:
-        tensors = read_tensors(data)
-        (length,) = struct.unpack("<Q", data[:8])  # of the header, which read_tensors has checked
-        header = parse_json(data[8 : 8 + length].decode())
-        found = header.get("__metadata__", {}).get("step")
-    except (SafetensorError, InputError, RuntimeError, ValueError, TypeError, AttributeError, struct.error) as error:
+        tensors, facts = tensors_in(data)
+    except InputError as error:
         # the digests match, so the file was written like this, by something other than this library
-        raise InputError(f"{str(path)!r} is not a checkpoint's file: {str(error).partition(chr(10))[0]}") from None
-    if found != str(step):
-        raise InputError(f"{str(path)!r} is of a different checkpoint: its step is {found}, not {step}")
+        raise InputError(f"{str(path)!r} is not a checkpoint's file: {error}") from None
+    if facts.get("step") != str(step):
+        raise InputError(f"{str(path)!r} is of a different checkpoint: its step is {facts.get('step')}, not {step}")
     return tensors
 
 

@@ -31,11 +31,8 @@ from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
-<<<<<<< HEAD
-from ..sampling.inputs import Array, tensor_of
-=======
 from ..result_files import exclusive
->>>>>>> de6c8a0 (A run knows its data, one process trains in a folder at a time, checkpoints and shards check their own contents)
+from ..sampling.inputs import Array, tensor_of
 from . import checkpoint
 from .adam import moments_of, state_from
 from .ema import Average
@@ -143,7 +140,7 @@ def train(
         return prepared(denoiser, network, data, loss, options).run(progress)
 
 
-def prepared(denoiser: ModelLike, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions) -> Training:
+def prepared(denoiser: ModelLike, network: nn.Module, data: Array, loss: Loss, options: TrainingOptions) -> Training:
     """A training run that has passed all checks before the first update, with the state of the last checkpoint.
 
     It writes nothing. The caller holds the ``workdir``, see ``result_files.exclusive``, and then calls ``run``.
