@@ -324,6 +324,18 @@ def test_whatever_stands_in_config_json_is_a_config_or_one_error(folder):
                 refused.append(str(error))
     assert len(refused) > 200
     assert [message for message in refused if "\n" in message] == []
+    huge = json.loads(json.dumps(document))
+    huge["config"]["model"]["network"] = "mlp(width=900000, depth=3)"  # 10 TB
+    wide = json.loads(json.dumps(document))
+    wide["data"]["shape"] = [1000, 1000, 1000]
+    for document, name in (
+        (huge, "embed.0.weight is (32, 64) in the checkpoint, and (900000, 64) in"),
+        (wide, "and (32, 1000000000) in"),
+    ):
+        file.write_text(json.dumps(document))
+        with pytest.raises(InputError, match="step_00000020 does not fit the network") as caught:
+            load_run(folder / "run")
+        assert name in str(caught.value)
     for text in ("", "[]", "null", "7", "{" * 10_000, '{"config": {}, "config": {}}', "\0", '{"config": []}'):
         file.write_text(text)
         with pytest.raises(InputError, match=r"config\.json"):

@@ -15,7 +15,7 @@ from ..data import DataCard
 from ..models.denoiser import Denoiser
 from ..training import checkpoint
 from ..training.weights import load_state
-from .build import build_denoiser
+from .build import build_denoiser, refuse_other_shapes
 from .config import line, override
 from .saved import refuse_other_config, saved
 
@@ -53,8 +53,9 @@ def load_run(
     if folder is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")
     kept = checkpoint.load(folder)
-    denoiser, network = build_denoiser(config, card)
     try:
+        refuse_other_shapes(config, card, kept.ema)
+        denoiser, network = build_denoiser(config, card)
         load_state(network, kept.ema)
     except RuntimeError as error:
         raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None

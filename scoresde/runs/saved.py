@@ -87,6 +87,7 @@ def write(workdir: Path, config: ConfigDict, card: DataCard, there: Saved | None
     Returns:
         the changes of this call, as text.
     """
+    remove_unfinished(workdir / NAME)
     last, changed, changes = checkpoint.latest(workdir), dict[str, Any](), list[dict[str, Any]]()
     if there is not None and last is not None:
         old = {**dict(flat(there.config)), "data.fingerprints": list(there.card.fingerprints)}
@@ -95,7 +96,6 @@ def write(workdir: Path, config: ConfigDict, card: DataCard, there: Saved | None
         changes = [*there.changes, *([{"from": last.name, **changed}] if changed else [])]
         if not changed:
             return []
-    remove_unfinished(workdir / NAME)
     document = {"config": config.to_dict(), "data": asdict(card), **({"changes": changes} if changes else {})}
     write_json(workdir / NAME, document)
     return [f"{name}={new} instead of {before}" for name, (before, new) in changed.items()]
