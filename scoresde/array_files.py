@@ -99,12 +99,23 @@ def read_tensors(path: str | Path, what: str = "file", limit: int | None = None)
     Raises:
         InputError: the file cannot be read, is not a .safetensors file, or is damaged.
     """
-    content = read_bytes(path, what, limit)
+    try:
+        return tensors_in(read_bytes(path, what, limit))
+    except InputError as error:
+        raise error if str(error).startswith("cannot read") else _damaged(path, what, error) from None
+
+
+def tensors_in(content: bytes) -> tuple[dict[str, Tensor], Any]:
+    """The tensors by name and the metadata of a .safetensors file with this content.
+
+    Raises:
+        InputError: it is not the content of such a file, or it is damaged.
+    """
     try:
         facts = _tensor_header(io.BytesIO(content), len(content)).get("__metadata__")
         return tensors_of(content), dict(facts or {})
     except FAULTS as error:
-        raise _damaged(path, what, str(error).partition("\n")[0]) from None
+        raise InputError(str(error).partition("\n")[0]) from None
 
 
 def read_shapes(path: str | Path, what: str = "file") -> dict[str, tuple[int, ...]]:

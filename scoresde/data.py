@@ -24,6 +24,7 @@ from solvers import InputError, generator
 from solvers.errors import unknown
 
 from .array_files import read_array, read_arrays, read_images
+from .result_files import fingerprint
 
 _SPLIT = 20  # label of the generator's stream
 _PART = 128  # 8-bit images whose largest number is below are probably not of 8 bits
@@ -34,20 +35,48 @@ _EXACT = 2**23  # twice a whole number up to this is exact in float32
 
 @dataclass(frozen=True)
 class DataCard:
-    """The properties of the training data that other commands need.
+    """The properties of the training data that other commands need, and what identifies the data.
 
     Attributes:
-        shape, low, high, bin_width, deviation: see ``Dataset``.
+        shape, low, high, bin_width, mean, deviation: see ``Dataset``.
         levels: the first level of the source and their number less one, which became [-1, 1]; None if the numbers of
             the source were not scaled.
+        samples: how many samples the splits train and test have.
+        fingerprints: those of the splits train and test.
     """
 
     shape: tuple[int, ...]
     low: float
     high: float
     bin_width: float | None
+    mean: float
     deviation: float
-    levels: tuple[int, int] | None = None
+    levels: tuple[int, int] | None
+    samples: tuple[int, int]
+    fingerprints: tuple[str, str]
+
+    def differences(self, other: DataCard) -> list[str]:
+        """What other data have that these do not have, in words; empty if they are the same data."""
+        if self.fingerprints == other.fingerprints and self.bin_width == other.bin_width:
+            return []
+        found = []
+        if other.shape != self.shape:
+            found.append(f"samples of shape {other.shape} instead of {self.shape}")
+        if other.samples != self.samples:
+            counts = [" + ".join(map(str, card.samples)) for card in (other, self)]
+            found.append(f"{counts[0]} samples instead of {counts[1]} to train and test")
+        if other.bin_width != self.bin_width:
+            found.append(f"a bin width of {other.bin_width} instead of {self.bin_width}")
+        scales = [f"mean {card.mean:.6g} and deviation {card.deviation:.6g}" for card in (other, self)]
+        if scales[0] != scales[1]:
+            found.append(" instead of ".join(scales))
+        if not found:
+            names = ("training", "test")
+            for name, count, mine, yours in zip(
+                names, self.samples, self.fingerprints, other.fingerprints, strict=True
+            ):
+                found += [f"other numbers in the {count} {name} samples"] if mine != yours else []
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +108,29 @@ class Dataset:
         return tuple(self.train.shape[1:])
 
     @property
+    def mean(self) -> float:
+        """The mean of all numbers of the training split, in data units."""
+        return float(self.train.double().mean())
+
+    @property
     def deviation(self) -> float:
         """The standard deviation of all numbers of the training split, around their common mean, in data units."""
         return float(self.train.double().std(correction=0))
+
+    @property
+    def card(self) -> DataCard:
+        """The data card."""
+        return DataCard(
+            self.shape, self.low, self.high, self.bin_width, self.mean, self.deviation, self.levels,
+            samples=(len(self.train), len(self.test)),
+            fingerprints=(fingerprint(self.train), fingerprint(self.test)),
+        )  # fmt: skip
 
     def __str__(self) -> str:
         x = self.train
         facts = [
             f"{self.name}: {len(x)} + {len(self.test)} samples {self.shape} to train and test",
-            f"numbers from {float(x.min()):.4g} to {float(x.max()):.4g}, mean {float(x.double().mean()):.4g}, "
+            f"numbers from {float(x.min()):.4g} to {float(x.max()):.4g}, mean {self.mean:.4g}, "
             f"standard deviation {self.deviation:.4g}",
         ]
         if self.bin_width is not None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from solvers.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+LOCK = ".lock"  # the file in a folder that the process which writes there holds locked
 
 
 def environment(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, str]:
@@ -41,8 +44,9 @@ def environment(device: torch.device | str = "cpu", dtype: torch.dtype = torch.f
 def fingerprint(x: Tensor) -> str:
     """The first 16 digits of the SHA-256 of a tensor's shape, dtype and numbers, which identify its content."""
     numbers = x.detach().cpu().contiguous()
-    label = f"{tuple(numbers.shape)} {numbers.dtype} ".encode()
-    return hashlib.sha256(label + numbers.numpy().tobytes()).hexdigest()[:16]
+    found = hashlib.sha256(f"{tuple(numbers.shape)} {numbers.dtype} ".encode())
+    found.update(numbers.reshape(-1).view(torch.uint8).numpy().data)  # as bytes: NumPy has no bfloat16
+    return found.hexdigest()[:16]
 
 
 def writable(folder: Path) -> Path:
@@ -60,6 +64,40 @@ def writable(folder: Path) -> Path:
     except ValueError:  # a zero in the name
         raise InputError(f"cannot write to {str(folder)!r}: this is not the name of a folder") from None
     return folder
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds a folder, created if needed, for this process alone; the lock ends with the process, however it ends.
+
+    Raises:
+        InputError: another process, or another thread of this one, holds the folder; or it cannot be written to.
+    """
+    from filelock import FileLock, Timeout  # here, because only those who train need it
+
+    path = writable(folder) / LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{folder} is in use: another process{_holder(path)} trains in it") from None
+    except (OSError, NotImplementedError) as error:
+        raise InputError(f"cannot lock {folder}: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """The process that holds a lock, as part of a sentence; empty where the system does not say it."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        inode = str(path.stat().st_ino)
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            words = line.split()
+            if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode and int(words[4]) > 0:
+                return f" ({words[4]})"
+    return ""
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import threading
 from collections.abc import Iterator
@@ -143,6 +144,18 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     flush_folder(path.parent)
+
+
+def remove_unfinished(path: str | Path) -> None:
+    """Removes the temporary files of processes that were killed while they wrote this file.
+
+    The caller makes sure that no process writes it now.
+    """
+    path = Path(path)
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.[0-9]+\.[0-9]+\.tmp")
+    for found in path.parent.glob(".*.tmp"):
+        if pattern.fullmatch(found.name):
+            found.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:

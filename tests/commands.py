@@ -1,5 +1,8 @@
 """The command line in tests."""
 
+import os
+import traceback
+
 from scoresde.cli.parser import main
 
 SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20"]
@@ -13,3 +16,22 @@ def fails(capsys, arguments, *words):
     errors = [line for line in lines if line.startswith("error: ")]
     assert len(errors) == 1, lines
     assert [word for word in words if word not in errors[0]] == [], errors[0]
+
+
+def contents(folder):
+    """All files in a folder, without the lock."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+def forked(function):
+    """Runs a function in a process of its own, whose exit status it returns; much faster than to start Python."""
+    number = os.fork()
+    if number == 0:
+        status = 1
+        try:
+            status = function()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return number

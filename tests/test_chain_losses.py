@@ -13,11 +13,11 @@ from scoresde import InputError
 from scoresde.bounds.chain import chain_bound
 from scoresde.bounds.decoders import Discretised, Gaussian, Levels
 from scoresde.cli.parser import main
-from scoresde.data import DataCard
+from scoresde.data import load
 from scoresde.paths.chains import DDPMChain
 from scoresde.paths.time_samplers import Discrete, LogNormal, LowDiscrepancy, Uniform
 from scoresde.runs import config
-from scoresde.runs.build import build_loss, card_of, load_data
+from scoresde.runs.build import build_loss, load_data
 from scoresde.runs.run import load_run
 from scoresde.training import checkpoint
 from scoresde.training.bound_losses import ChainBound, ContinuousBound, Hybrid
@@ -260,7 +260,7 @@ def arguments(folder, name, scale, *more):
 
 def build(*overrides):
     cfg = config.read_config("digits_ddpm", [f"--config.{o}" for o in overrides])
-    return build_loss(cfg, card_of(load_data(cfg)))
+    return build_loss(cfg, load_data(cfg).card)
 
 
 def test_a_config_fills_in_what_a_loss_needs():
@@ -290,7 +290,7 @@ def test_every_config_has_the_loss_it_had():
     expected |= {name: DSM("eps", Discrete()) for name in ("digits_ddpm", "digits_smld")}
     expected |= {"digits_edm": DSM("edm", LogNormal(-1.2, 1.2))}
     expected |= {"digits_vdm": ContinuousBound(Levels(0.125), LowDiscrepancy())}
-    card = DataCard((1, 8, 8), -1.0, 1.0, 0.125, 0.75)
+    card = load("digits").card
     for name, loss in expected.items():
         assert build_loss(config.read_config(name), card) == loss, name
     old = config.read_config("default")

@@ -4,14 +4,17 @@ import hashlib
 import json
 import os
 import pickle
+import struct
 import sys
 
 import pytest
 import torch
+from safetensors.torch import save as save_tensors
 from torch import nn
 
 from scoresde.training import checkpoint
-from scoresde.training.checkpoint import Checkpoint, latest, load, save
+from scoresde.training.adam import moments_of
+from scoresde.training.checkpoint import Checkpoint, latest, load, remove_unfinished, save
 from solvers import InputError
 
 pytestmark = pytest.mark.quick
@@ -24,11 +27,28 @@ def state(step=10, seed=0):
         net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
         net[2].weight = net[0].weight
         net.register_parameter("turned", nn.Parameter(torch.randn(2, 5).t()))
-        optimizer = torch.optim.AdamW(net.parameters())
+        names, parameters = zip(*net.named_parameters(), strict=True)
+        optimizer = torch.optim.AdamW(parameters)
         (net(torch.randn(4, 3)).sum() + net.turned.sum()).backward()
         optimizer.step()
         mean = {name: value * 0.5 for name, value in net.state_dict().items()}
-    return Checkpoint(step, net.state_dict(), mean, optimizer.state_dict(), ema_updates=step - 1)
+    return Checkpoint(step, net.state_dict(), mean, moments_of(optimizer, names), ema_updates=step)
+
+
+def written(folder, **changes):
+    """Writes state.json with some fields changed and the digest of all."""
+    fields = {**json.loads((folder / "state.json").read_text()), **changes}
+    del fields["sha256"]
+    text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    (folder / "state.json").write_text(json.dumps({**fields, "sha256": hashlib.sha256(text.encode()).hexdigest()}))
+
+
+def replaced(file, content):
+    """Replaces a file of a checkpoint, with its digest."""
+    file.write_bytes(content)
+    files = json.loads((file.parent / "state.json").read_text())["files"]
+    files[file.name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    written(file.parent, files=files)
 
 
 def same(a, b):
@@ -47,7 +67,7 @@ def test_round_trip_is_exact(tmp_path):
     folder = save(tmp_path, saved)
     assert folder == tmp_path / "checkpoints" / "step_00000010"
     found = load(folder)
-    assert (found.step, found.ema_updates) == (10, 9)
+    assert (found.step, found.ema_updates) == (10, 10)
     for part in ("model", "ema", "optimizer"):
         assert same(getattr(saved, part), getattr(found, part))
     assert found.model["1.num_batches_tracked"].tolist() == 1
@@ -56,7 +76,7 @@ def test_round_trip_is_exact(tmp_path):
 def test_state_json_names_every_file_with_size_and_digest(tmp_path):
     folder = save(tmp_path, state())
     recorded = json.loads((folder / "state.json").read_text())
-    assert (recorded["format"], recorded["step"], recorded["ema_updates"]) == (1, 10, 9)
+    assert (recorded["format"], recorded["step"], recorded["ema_updates"]) == (2, 10, 10)
     assert sorted(p.name for p in folder.iterdir()) == sorted([*recorded["files"], "state.json"])
     for name, facts in recorded["files"].items():
         data = (folder / name).read_bytes()
@@ -73,31 +93,61 @@ def test_the_last_ones_are_kept_by_number(tmp_path):
     assert names == ["step_00000010", "step_100000000", "step_99999999"]
 
 
-def test_what_is_not_a_checkpoint_is_not_the_latest(tmp_path):
+def test_what_is_not_a_checkpoint_is_neither_counted_nor_removed(tmp_path):
     folder = save(tmp_path, state(5))
-    for name in ("step_00000009x", "step_", ".tmp_step_00000010", "notes"):
+    strays = [
+        "step_00000009x",
+        "step_",
+        "step_9",
+        "step_00000010.bak",
+        "step_5 copy",
+        ".tmp_mine",
+        "notes",
+        "step_" + "\u0667" * 8,
+    ]
+    for name in strays:
         (folder.parent / name).mkdir()
-    (folder.parent / "step_00000011").write_text("a file")
+    for name in ("step_00000011", ".DS_Store"):
+        (folder.parent / name).write_text("a file")
     assert latest(tmp_path) == folder
+    for step in (6, 7, 8):
+        save(tmp_path, state(step), keep=1)
+    remove_unfinished(tmp_path)
+    assert sorted(p.name for p in folder.parent.iterdir()) == sorted(
+        [*strays, "step_00000011", ".DS_Store", "step_00000008"]
+    )
 
 
 @pytest.mark.parametrize("moment", ["fsync", "rename"])
-def test_a_save_cut_short_leaves_the_last_one_and_is_cleaned_up(tmp_path, monkeypatch, moment):
+def test_a_save_that_fails_leaves_the_last_one_and_nothing_else(tmp_path, monkeypatch, moment):
     first = save(tmp_path, state(1))
 
     def fail(*args):
-        raise KeyboardInterrupt
+        raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os if moment == "fsync" else checkpoint.Path, moment, fail)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(OSError, match="No space"):
             save(tmp_path, state(2))
-    assert latest(tmp_path) == first
+    assert [p.name for p in first.parent.iterdir()] == ["step_00000001"]
     assert load(first).step == 1
-    assert len(list(first.parent.glob(".tmp_*"))) == 1
-    save(tmp_path, state(3))
-    assert not list(first.parent.glob(".tmp_*"))
-    assert [p.name for p in sorted(first.parent.iterdir())] == ["step_00000001", "step_00000003"]
+
+
+def test_what_a_killed_process_left_is_removed_and_carries_its_number(tmp_path, monkeypatch):
+    first = save(tmp_path, state(1))
+    # killed: nothing is cleaned up
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *args, **options: None)
+    monkeypatch.setattr(checkpoint.Path, "rename", lambda *args: exec("raise KeyboardInterrupt"))
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, state(2))
+    monkeypatch.undo()
+    left = first.parent / f".tmp_step_00000002.{os.getpid()}"
+    assert sorted(p.name for p in left.iterdir()) == sorted(["state.json", *checkpoint._FILES])
+    assert latest(tmp_path) == first
+    left.rename(left.with_name(".tmp_step_00000002.12345"))
+    save(tmp_path, state(2))  # another process's name is no hindrance
+    remove_unfinished(tmp_path)
+    assert [p.name for p in sorted(first.parent.iterdir())] == ["step_00000001", "step_00000002"]
 
 
 def test_nothing_written_is_overwritten(tmp_path):
@@ -107,7 +157,7 @@ def test_nothing_written_is_overwritten(tmp_path):
     assert same(load(folder).model, state(4).model)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "state.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
 def test_damage_is_found_and_named(tmp_path, name):
     folder = save(tmp_path, state())
     file = folder / name
@@ -128,26 +178,78 @@ def test_damage_is_found_and_named(tmp_path, name):
     assert load(folder).step == 10
 
 
-def test_bad_state_files(tmp_path):
+def numbers(value, path=()):
+    """The places of all numbers and texts in a document."""
+    for key, part in value.items() if isinstance(value, dict) else ():
+        yield from numbers(part, (*path, key)) if isinstance(part, dict) else [((*path, key), part)]
+
+
+def test_every_edit_of_the_state_is_found(tmp_path):
+    """By the digest of the file itself; only its spacing and order are free."""
+    folder = save(tmp_path, state())
+    file, good = folder / "state.json", (folder / "state.json").read_text()
+    places = list(numbers(json.loads(good)))
+    assert len(places) == 3 + 1 + 3 * 2
+    for path, value in places:
+        for other in (value + 1, -1, 0.5, None) if isinstance(value, int) else (value[:-1] + "x", "", 7):
+            document = json.loads(good)
+            holder = document
+            for key in path[:-1]:
+                holder = holder[key]
+            holder[path[-1]] = other
+            file.write_text(json.dumps(document))
+            with pytest.raises(InputError, match=r"state\.json' (is damaged: its SHA-256|has format)"):
+                load(folder)
+    file.write_text(json.dumps(json.loads(good), sort_keys=True))
+    assert load(folder).step == 10
+
+
+def test_bad_states_with_the_right_digest(tmp_path):
     folder = save(tmp_path, state())
     good = json.loads((folder / "state.json").read_text())
     for change, message in [
-        ({"format": 2}, "has format 2; this version reads 1"),
+        ({"format": 3}, "has format 3; this version reads 2"),
+        ({"step": 11}, "damaged: it is of step 11"),
         ({"step": -1}, "damaged: a field"),
         ({"step": True}, "damaged: a field"),
+        ({"step": 2**60}, "damaged: a field"),
         ({"ema_updates": "9"}, "damaged: a field"),
+        ({"ema_updates": 9}, "damaged: 9 updates of the average, not 10"),
         ({"files": {}}, "damaged: a field"),
         ({"files": None}, "damaged: a field"),
+        ({"files": [good["files"]]}, "damaged: a field"),
     ]:
-        (folder / "state.json").write_text(json.dumps({**good, **change}))
+        written(folder, **{**good, **change})
         with pytest.raises(InputError, match=message):
             load(folder)
-    (folder / "state.json").write_text("[]")
-    with pytest.raises(InputError, match="damaged"):
+    for text, reason in (("[]", "not an object"), ("[" * 100_000, "nested too deeply"), ('{"step": 1', "not JSON")):
+        (folder / "state.json").write_text(text)
+        with pytest.raises(InputError, match=rf"state\.json' is damaged: .*{reason}"):
+            load(folder)
+    (folder / "state.json").unlink()
+    os.mkfifo(folder / "state.json")
+    with pytest.raises(InputError, match="it is a pipe"):
         load(folder)
     for place in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(InputError, match=r"is not a checkpoint: it has no readable state\.json"):
+        with pytest.raises(InputError, match=r"is not a checkpoint: it has no state\.json"):
             load(place)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
+def test_files_of_two_checkpoints_do_not_mix(tmp_path, name):
+    one, two = save(tmp_path, state(10)), save(tmp_path, state(11))
+    content = (two / name).read_bytes()
+    (one / name).write_bytes(content)
+    with pytest.raises(InputError, match="is damaged: "):
+        load(one)
+    if name == "state.json":
+        written(one, step=10, ema_updates=10)
+        with pytest.raises(InputError, match="is damaged: its SHA-256"):  # the files are of step 10
+            load(one)
+    else:
+        replaced(one / name, content)
+        with pytest.raises(InputError, match=rf"{name}' is of a different checkpoint: its step is 11, not 10"):
+            load(one)
 
 
 class Bomb:
@@ -155,14 +257,22 @@ class Bomb:
         return (sys.exit, ("unpickled",))
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("content", [pickle.dumps(Bomb()), b"neither"])
-def test_a_forged_optimizer_with_matching_digest_runs_nothing(tmp_path, content):
+@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(Bomb()),
+        b"neither",
+        b"",
+        struct.pack("<Q", 2**60) + b"{}",
+        struct.pack("<Q", 2) + b"[]",
+        struct.pack("<Q", 100_000) + b"[" * 100_000,
+        save_tensors({"x": torch.zeros(2)}),
+        save_tensors({"x": torch.zeros(2)}, {"step": "ten"}),
+    ],
+)
+def test_a_forged_file_with_the_right_digest_runs_nothing(tmp_path, name, content):
     folder = save(tmp_path, state())
-    for name in ("optimizer.pt", "model.safetensors"):
-        (folder / name).write_bytes(content)
-        recorded = json.loads((folder / "state.json").read_text())
-        recorded["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-        (folder / "state.json").write_text(json.dumps(recorded))
-        with pytest.raises(InputError, match="is not a checkpoint"):
-            load(folder)
+    replaced(folder / name, content)
+    with pytest.raises(InputError, match=rf"{name}' is (not a checkpoint's file|of a different checkpoint)"):
+        load(folder)

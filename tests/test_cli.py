@@ -31,7 +31,13 @@ def test_training_leaves_a_whole_run(run):
     assert steps[0] == 1
     saved = json.loads((run / "config.json").read_text())
     assert saved["data"].pop("deviation") == pytest.approx(0.7526, abs=1e-4)
-    assert saved["data"] == {"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125, "levels": [0, 16]}
+    data = scoresde.data.load("digits")
+    assert saved["data"].pop("mean") == pytest.approx(float(data.train.mean()), abs=1e-6)
+    fingerprints = [scoresde.result_files.fingerprint(split) for split in (data.train, data.test)]
+    assert saved["data"] == {
+        **{"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125, "levels": [0, 16]},
+        **{"samples": [1497, 300], "fingerprints": fingerprints},
+    }
 
 
 @pytest.mark.quick
@@ -280,7 +286,9 @@ def test_likelihood_refuses_a_stochastic_solver(run, tmp_path, capsys):
 def test_folders_that_are_not_runs(tmp_path, capsys):
     fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path}"], "is not a run")
     (tmp_path / "config.json").write_text("{")
-    fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path}"], "damaged")
+    fails(
+        capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path}"], "config.json' is not a config: it is not JSON"
+    )
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path, capsys):

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from scoresde.data import load, spread
-from scoresde.runs.build import card_of
 from solvers import InputError
 
 pytestmark = pytest.mark.quick
@@ -147,7 +146,7 @@ def test_images_that_use_a_small_part_of_8_bits_get_a_warning(tmp_path, recwarn)
     ):
         data = load("file", saved(tmp_path, "x.npy", array))
     assert "whole numbers from 0 to 39, scaled to [-1, 1]: the levels that occur" in str(data)
-    load("file", saved(tmp_path, "dark.npy", dark), card=card_of(data))
+    load("file", saved(tmp_path, "dark.npy", dark), card=data.card)
     assert recwarn.list == []
 
 
@@ -182,7 +181,7 @@ def test_channels_come_first(tmp_path):
 def test_data_are_scaled_as_those_of_the_training(tmp_path):
     levels = np.arange(24).reshape(12, 2) % 12
     first = load("file", saved(tmp_path, "train.npy", levels))
-    card = card_of(first)
+    card = first.card
     part = load("file", saved(tmp_path, "part.npz", train=levels, test=levels[:2]), card=card)
     assert torch.allclose(part.test, torch.from_numpy(2 * levels[:2] / 11 - 1).float(), atol=1e-7)
     wider = load("file", saved(tmp_path, "wider.npz", train=levels, test=[[22, 0]]), card=card)

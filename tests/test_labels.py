@@ -12,7 +12,7 @@ import torch
 import scoresde
 import solvers
 from scoresde import Denoiser, InputError, label_shift, time_labels
-from scoresde.data import DataCard
+from scoresde.data import load
 from scoresde.models import time_labels as labels
 from scoresde.models.networks import networks
 from scoresde.paths.chain_paths import ChainSDE, SMLDChainSDE
@@ -289,7 +289,7 @@ def test_a_run_has_these_options(tmp_path, capsys):
     cfg = config.read_config(
         "default", [network, "--config.model.predicts=eps", *(f"--config.model.{o}" for o in options)]
     )
-    model, module = build.build_denoiser(cfg, DataCard((1, 8, 8), -1.0, 1.0, 0.125, 0.75))
+    model, module = build.build_denoiser(cfg, load("digits").card)
     assert (model.round_labels, model.learned_variance, model.train_timesteps) == (True, True, 20)
     assert model.shape == (1, 8, 8)
     torch.nn.init.normal_(module.leave.weight)

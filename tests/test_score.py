@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from commands import SMALL, fails
+from commands import SMALL, contents, fails
 
 import scoresde
 from scoresde.cli.parser import main
@@ -147,7 +147,7 @@ def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
 
 def test_shards_of_another_evaluation_are_refused_and_named(run, tmp_path, monkeypatch, capsys):
     assert main(command(run, tmp_path)) == 0
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    before = contents(tmp_path)
     there = f"{tmp_path / 'shards'} contains shards of a different evaluation"
     steps = command(run, tmp_path, "--config.likelihood.steps=6")
     fails(capsys, steps, there, "likelihood.steps is 4 there and 6 here", "use a different --out")
@@ -165,7 +165,7 @@ def test_shards_of_another_evaluation_are_refused_and_named(run, tmp_path, monke
     x = scoresde.data.load("digits").test[:10]
     with pytest.raises(InputError, match="the weights is"):
         score.evaluate(trained, x, "test", tmp_path / "shards")
-    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+    assert contents(tmp_path) == before
 
 
 def test_damaged_shards_and_shards_in_the_wrong_place(run, tmp_path, capsys):

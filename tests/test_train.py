@@ -73,9 +73,7 @@ def final(workdir):
     """The bits of the last checkpoint: weights, average and optimiser."""
     found = checkpoint.load(checkpoint.latest(workdir))
     tensors = {f"model.{k}": v for k, v in found.model.items()} | {f"ema.{k}": v for k, v in found.ema.items()}
-    for index, moments in found.optimizer["state"].items():
-        tensors |= {f"optimizer.{index}.{k}": v for k, v in moments.items()}
-    return found.step, found.ema_updates, tensors
+    return found.step, found.ema_updates, tensors | {f"optimizer.{k}": v for k, v in found.optimizer.items()}
 
 
 def assert_same_end(one, other):
@@ -364,5 +362,5 @@ def test_bad_data_and_networks(tmp_path):
     with pytest.raises(InputError, match="no parameters to train"):
         run(OPTIONS, make().requires_grad_(False))
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot make the folder"):
+    with pytest.raises(InputError, match=r"cannot write to .*file: "):
         run(replace(OPTIONS, workdir=tmp_path / "file"))

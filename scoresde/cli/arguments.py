@@ -100,6 +100,8 @@ def _making(commands: argparse._SubParsersAction[Parser]) -> None:
     train = _command(commands, "train")
     train.add_argument("--config", required=True, help="a config file, or the name of a config of the library")
     train.add_argument("--workdir", type=folder_of, required=True, help="the run's folder; a run in it is resumed")
+    other = "resume a run although its data are not those it was trained on; config.json records the change"
+    train.add_argument("--continue-with-other-data", action="store_true", help=other)
 
     sample = _command(commands, "sample")
     _workdir(sample)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,17 @@ from solvers import InputError
 
 from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
+from ..data import DataCard
 from ..likelihood.result import LogProb
 from ..pictures import is_image
-from ..result_files import environment, fingerprint, writable, write_json
-from ..runs import build, config
+from ..result_files import environment, exclusive, fingerprint, writable, write_json
+from ..runs import build, config, saved
 from ..runs.run import Run, load_run
 from ..runs.score import Unfinished, evaluate, options_of, summary, write_results
 from ..sampling.batches import check_source
 from ..sampling.sample import sample as draw
 from ..training import checkpoint
-from ..training.loop import train as run_training
+from ..training.loop import prepared
 from .readers import split
 
 
@@ -57,9 +59,8 @@ def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> 
     """Trains a model, or resumes its training."""
     cfg = config.read_config(arguments.config, overrides)
     _check_used(cfg, overrides)
-    workdir = writable(arguments.workdir)
-    fit(cfg, workdir)
-    print(f"next: scoresde sample --workdir={workdir} --seeds=64 --out=samples/")
+    fit(cfg, arguments.workdir, arguments.continue_with_other_data)
+    print(f"next: scoresde sample --workdir={arguments.workdir} --seeds=64 --out=samples/")
 
 
 def _check_used(cfg: Any, overrides: Sequence[str]) -> None:
@@ -72,26 +73,38 @@ def _check_used(cfg: Any, overrides: Sequence[str]) -> None:
         )
 
 
-def fit(cfg: Any, workdir: Path) -> None:
-    """Trains the config's model in a folder, from its last checkpoint if there is one."""
-    data = build.load_data(cfg)
-    card = build.card_of(data)
-    denoiser, network = build.build_denoiser(cfg, card)
-    loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
-    _check_later(Run(cfg, denoiser, card, 0))
-    changes = config.claim(workdir, cfg, card)
-    print(data)
-    last = checkpoint.latest(workdir)
-    weights = sum(p.numel() for p in network.parameters())
-    start = f", resuming {last.name}" if last else ""
-    print(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
-    if last and changes:
-        print(f"this run resumes with {', '.join(changes)}; {workdir / 'config.json'} records it")
-    try:
-        result = run_training(denoiser, network, data.train, loss, options)
-    except KeyboardInterrupt:
+def fit(cfg: Any, workdir: Path, other_data: bool = False) -> None:
+    """Trains the config's model in a folder, from its last checkpoint if there is one.
+
+    The folder is changed only after all checks, just before the first update.
+
+    Args:
+        other_data: resume even if the data are not those that the run was trained on.
+    """
+    with exclusive(workdir):
+        there = saved.of_run(workdir, cfg)
+        data = build.load_data(cfg, there and there.card)
+        card = data.card
+        if there and not other_data:
+            saved.refuse_other_data(workdir, there.card, card)
+        denoiser, network = build.build_denoiser(cfg, card)
+        loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
+        _check_later(Run(cfg, denoiser, card, 0))
+        print(data)
         last = checkpoint.latest(workdir)
-        raise KeyboardInterrupt(f"{last.name} is written; the same command resumes" if last else "") from None
+        weights = sum(p.numel() for p in network.parameters())
+        start = f", resuming {last.name}" if last else ""
+        print(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
+        training = prepared(denoiser, network, data.train, loss, options)
+        if there and there.card.differences(card) and training.step == options.steps:
+            raise InputError(f"{workdir} is complete: to continue with other data, raise --config.training.steps")
+        if changes := saved.write(workdir, cfg, card, there):
+            print(f"this run resumes with {', '.join(changes)}; {workdir / saved.NAME} records it")
+        try:
+            result = training.run()
+        except KeyboardInterrupt:
+            last = checkpoint.latest(workdir)
+            raise KeyboardInterrupt(f"{last.name} is written; the same command resumes" if last else "") from None
     note = "already complete" if math.isnan(result.loss) else f"loss {result.loss:.4f}"
     print(f"{workdir}: step {result.step}, {note}")
 
@@ -163,7 +176,9 @@ def _choice(section: Any) -> str:
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Computes the log-likelihood of a split, or of this process's share of it."""
     run = load_run(arguments.workdir, overrides, ("likelihood", "device", "data.path"))
-    x = getattr(build.load_data(run.config, run.card), arguments.split)[: arguments.limit]
+    data = build.load_data(run.config, run.card)
+    _say_if_other(data.card, run.card)
+    x = {"train": data.train, "test": data.test}[arguments.split][: arguments.limit]
     out = writable(arguments.out or arguments.workdir / "likelihood")
     found = evaluate(run, x, arguments.split, out / "shards", arguments.shards)
     if isinstance(found, Unfinished):
@@ -172,6 +187,12 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     write_results(out, run, x, arguments.split, found, command)
     print(summary(run, x, arguments.split, found))
     print(out / "likelihood.html")
+
+
+def _say_if_other(card: DataCard, trained: DataCard) -> None:
+    """A note if the data are not those of the run: its held-out samples may then be among those it was trained on."""
+    if found := trained.differences(card):
+        print(f"note: the data are not those that the run was trained on: {', '.join(found)}", file=sys.stderr)
 
 
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -213,7 +234,9 @@ def compare(
     """Benchmarks solvers on a run's model against its held-out data; writes the results and the page."""
     from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
 
-    reference = build.load_data(run.config, run.card).test
+    data = build.load_data(run.config, run.card)
+    _say_if_other(data.card, run.card)
+    reference = data.test
     rows = run_benchmark(
         run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
         batch_size=run.config.sampling.batch_size, device=build.device_of(run.config), truth_steps=64, keep=12,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from ml_collections import ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
 from solvers import InputError
 
@@ -24,6 +25,7 @@ from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.loop import TrainingOptions
 from ..training.losses import Loss, losses
+from ..training.weights import state_of
 
 
 def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
@@ -36,11 +38,6 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
     if card is not None and data.shape != card.shape:
         raise InputError(f"the data are of shape {data.shape}, the model was trained on {card.shape}")
     return data
-
-
-def card_of(data: Dataset) -> DataCard:
-    """The data card of a data set."""
-    return DataCard(data.shape, data.low, data.high, data.bin_width, data.deviation, data.levels)
 
 
 def device_of(config: ConfigDict) -> torch.device:
@@ -60,10 +57,8 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
     if not 0 <= config.seed < 2**63:
         raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
     torch.manual_seed(config.seed)
-    model, recipe, shape = config.model, networks.make(config.model.network), card.shape
-    network = recipe.build(shape, outputs=2) if model.learned_variance else recipe.build(shape)
-    sde = make_sde(config.sde)
-    network = with_schedule(network, sde).to(device_of(config))
+    model, shape, sde = config.model, card.shape, make_sde(config.sde)
+    network = with_schedule(_bare_network(config, card), sde).to(device_of(config))
     denoiser = Denoiser(
         network,
         sde,
@@ -77,6 +72,32 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
         data_range=(card.low, card.high),
     )
     return denoiser, network
+
+
+def _bare_network(config: ConfigDict, card: DataCard) -> nn.Module:
+    """The network of a config without the schedule of a learned path."""
+    recipe = networks.make(config.model.network)
+    return recipe.build(card.shape, outputs=2) if config.model.learned_variance else recipe.build(card.shape)
+
+
+def refuse_other_shapes(config: ConfigDict, card: DataCard, state: Mapping[str, Tensor]) -> None:
+    """Refuses weights that do not fit the network of a config, before memory is allocated for the network.
+
+    Raises:
+        RuntimeError: the network has a tensor that is not among the weights, or of a different shape.
+    """
+    sde = make_sde(config.sde)
+    with torch.device("meta"):  # where tensors have shapes only
+        try:
+            shapes = state_of(with_schedule(_bare_network(config, card), sde))
+        except InputError:
+            raise
+        except Exception:  # a network of the user's that cannot be made like this
+            return
+    for name, tensor in shapes.items():
+        there = tuple(state[name].shape) if name in state else "missing"
+        if there != tuple(tensor.shape):
+            raise RuntimeError(f"{name} is {there} in the checkpoint, and {tuple(tensor.shape)} in the network")
 
 
 def build_loss(config: ConfigDict, card: DataCard) -> Loss:

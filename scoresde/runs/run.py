@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from ..data import DataCard
 from ..models.denoiser import Denoiser
 from ..training import checkpoint
 from ..training.weights import load_state
-from .build import build_denoiser
-from .config import line, override, refuse_other_config, saved
+from .build import build_denoiser, refuse_other_shapes
+from .config import line, override
+from .saved import refuse_other_config, saved
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,17 @@ def load_run(
         InputError: the folder is not a run, or contains no checkpoint, or its checkpoint is damaged or does not fit its
             config; an override changes a field that is not free.
     """
-    there, card = saved(workdir)
-    config = override(saved(workdir)[0], overrides)
+    there, card, _ = saved(workdir)
+    config = override(copy.deepcopy(there), overrides)
     advice = f"only {', '.join(free[:-1])} and {free[-1]} can be overridden here"
     refuse_other_config(workdir, there, config, advice, free)
     folder = checkpoint.latest(workdir)
     if folder is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")
     kept = checkpoint.load(folder)
-    denoiser, network = build_denoiser(config, card)
     try:
+        refuse_other_shapes(config, card, kept.ema)
+        denoiser, network = build_denoiser(config, card)
         load_state(network, kept.ema)
     except RuntimeError as error:
         raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer
-from solvers.files import write_atomically
+from solvers.files import read_bytes, write_atomically
+from solvers.registry.spec import Spec, parse
 
 from ..bounds.chain import chain_bound
 from ..bounds.continuous import continuous_bound
@@ -38,7 +40,7 @@ from ..sampling.failures import report
 from . import build
 from .config import flat
 from .run import Run
-from .shards import join, read_shard, refuse_other_evaluation, write_shard
+from .shards import join, read_shard, refuse_other_evaluation, refuse_other_parts, write_shard
 
 # the fields of the config that decide a value; all others act through the weights
 _DECIDES = ("sde", "model", "likelihood", "device", "data.dequantise")
@@ -99,6 +101,7 @@ def evaluate(
     if missing:
         return Unfinished(len(shards) - len(missing), len(shards))
     whole = [done[k] if k in done else read_shard(files[k], facts, shards[k]) for k in shards]
+    refuse_other_parts([files.get(k) for k in shards], whole)
     found = {name: join([shard[name] for shard in whole]) for name in whole[0]}
     for result in found.values():
         report(result.failures, len(x), "warn", f"{result.solver} on {result.grid}")
@@ -203,7 +206,8 @@ def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
     assert isinstance(network, nn.Module)
     noise = dequantisers.make(run.config.likelihood.dequantiser).network
     versions = environment()
-    given = flat(run.config.to_dict())
+    given = {n: v for n, v in flat(run.config.to_dict()) if n in _DECIDES or n.partition(".")[0] in _DECIDES}
+    named = {path for value in given.values() if isinstance(value, str) for path in files_in(value)}
     facts = {
         "the checkpoint's step": run.step,
         "the weights": _weights(network),
@@ -213,12 +217,43 @@ def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
         "the data": fingerprint(x),
         "the bin width": run.card.bin_width,
         "the levels' range": [run.card.low, run.card.high],
-        **{name: value for name, value in given if name in _DECIDES or name.partition(".")[0] in _DECIDES},
+        **given,
+        **{f"the content of {path}": _content(path) for path in sorted(named)},
         "scoresde": versions["scoresde"],
         "torch": versions["torch"],
     }
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
+
+
+def files_in(text: str) -> list[str]:
+    """The files that a spec names: those of ``file:PATH``, and those that are an option ``path`` or have no option.
+
+    >>> files_in("karras(rho=7)"), files_in("file:setup.py"), files_in("pc(predictor=file(path='setup.py'))")
+    ([], ['setup.py'], ['setup.py'])
+    """
+    prefix, _, path = text.strip().partition(":")
+    if prefix == "file" and os.path.isfile(path):
+        return [path]
+    try:
+        return _files_of(parse(text), "")
+    except InputError:  # a label of another program, which names no file
+        return []
+
+
+def _files_of(value: Any, option: str) -> list[str]:
+    if isinstance(value, Spec):
+        given = [*(("path", part) for part in value.args), *value.kwargs]
+        return [path for name, part in given for path in _files_of(part, name)]
+    if isinstance(value, tuple):
+        return [path for part in value for path in _files_of(part, option)]
+    if not isinstance(value, str):
+        return []
+    return [value] if option == "path" and os.path.isfile(value) else files_in(value)
+
+
+def _content(path: str) -> str:
+    return hashlib.sha256(read_bytes(path)).hexdigest()[:16]
 
 
 def _weights(module: nn.Module) -> str:

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
-import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +32,13 @@ from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
+from ..result_files import exclusive
 from . import checkpoint
+from .adam import moments_of, state_from
 from .ema import Average
+from .log import Log
 from .losses import Loss
-from .weights import load_state, state_of, wide_copies
+from .weights import load_state, plain_names, state_of, wide_copies
 
 # labels of the random streams; sampling (0 and 1) and the data's split use different ones
 _ORDER, _NOISE, _BINS, _DROPOUT = 30, 31, 32, 33
@@ -120,7 +120,7 @@ def train(
     It warns of data on a scale that does not suit the path, and of labels that do not suit the network.
 
     With a ``workdir``, Ctrl-C completes the current update, writes a checkpoint and raises KeyboardInterrupt; a second
-    Ctrl-C stops at once.
+    Ctrl-C stops at once. No other process can train in this folder meanwhile.
 
     Args:
         denoiser: the model whose predictions enter the loss.
@@ -134,6 +134,19 @@ def train(
         InputError: data that are empty, not finite or of a scale for which the path has too little noise, a network
             that the loss does not depend on, a checkpoint that is damaged or of a different network, or a loss or
             gradient that is not finite. In the last case no checkpoint is written, and the previous one remains.
+            Also a ``workdir`` in which another process trains.
+    """
+    with exclusive(Path(options.workdir)) if options.workdir is not None else contextlib.nullcontext():
+        return prepared(denoiser, network, data, loss, options).run(progress)
+
+
+def prepared(denoiser: ModelLike, network: nn.Module, data: Array, loss: Loss, options: TrainingOptions) -> Training:
+    """A training run that has passed all checks before the first update, with the state of the last checkpoint.
+
+    It writes nothing. The caller holds the ``workdir``, see ``result_files.exclusive``, and then calls ``run``.
+
+    Raises:
+        InputError: see ``train``.
     """
     data = tensor_of("the training data", data)
     if not data.is_floating_point() or data.ndim < 2 or not data.numel():
@@ -144,24 +157,7 @@ def train(
     report_faults([*data_faults(model, data, options.bin_width), *setting_faults(model)])
     run = Training(denoiser, network, data, loss, options)
     run.resume()
-    last = math.nan
-    network.train()
-    bar = progress_bar(initial=run.step, total=options.steps, desc="train", disable=not progress)
-    with bar, _Log(options.workdir, run.step) as log, _interrupts(options.workdir is not None) as interrupts:
-        while run.step < options.steps:
-            record = run.update()
-            last = record["loss"]
-            if bar.update():  # it was drawn: the next time, with this loss
-                bar.set_postfix(loss=f"{last:.4g}", refresh=False)
-            if run.step % options.log_every == 0 or run.step == 1:
-                log.write(record)
-            stop = interrupts.pending  # read once: a later Ctrl-C waits for the next update
-            if run.step % options.checkpoint_every == 0 or run.step == options.steps or stop:
-                log.sync()
-                run.save()
-            if stop:
-                raise KeyboardInterrupt
-    return TrainResult(network.eval(), run.average.module.eval(), run.step, last)
+    return run
 
 
 class Training:
@@ -171,7 +167,10 @@ class Training:
         self, denoiser: ModelLike, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions
     ) -> None:
         self.denoiser, self.network, self.data, self.loss, self.options = denoiser, network, data, loss, options
-        self.parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+        self.workdir = None if options.workdir is None else Path(options.workdir)
+        plain = plain_names(network)
+        named = {plain.get(name, name): p for name, p in network.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(named), list[Tensor](named.values())
         if not self.parameters:
             raise InputError("the network has no parameters to train")
         self.device = self.parameters[0].device
@@ -184,6 +183,29 @@ class Training:
         )
         self.average = Average(network, options.ema_decay, self.masters)
         self.step, self.checked = 0, False
+
+    def run(self, progress: bool = True) -> TrainResult:
+        """Makes the remaining updates; see ``train``."""
+        options, last = self.options, math.nan
+        if self.workdir is not None:
+            checkpoint.remove_unfinished(self.workdir)
+        self.network.train()
+        bar = progress_bar(initial=self.step, total=options.steps, desc="train", disable=not progress)
+        with bar, Log(self.workdir, self.step) as log, _interrupts(self.workdir is not None) as interrupts:
+            while self.step < options.steps:
+                record = self.update()
+                last = record["loss"]
+                if bar.update():  # it was drawn: the next time, with this loss
+                    bar.set_postfix(loss=f"{last:.4g}", refresh=False)
+                if self.step % options.log_every == 0 or self.step == 1:
+                    log.write(record)
+                stop = interrupts.pending  # read once: a later Ctrl-C waits for the next update
+                if self.step % options.checkpoint_every == 0 or self.step == options.steps or stop:
+                    log.sync()
+                    self.save()
+                if stop:
+                    raise KeyboardInterrupt
+        return TrainResult(self.network.eval(), self.average.module.eval(), self.step, last)
 
     def update(self) -> dict[str, Any]:
         """One step of AdamW and of the averaged weights; returns its line of the log."""
@@ -252,20 +274,20 @@ class Training:
 
     def save(self) -> None:
         """Writes a checkpoint, if there is a ``workdir``."""
-        if self.options.workdir is None:
+        if self.workdir is None:
             return
         state = checkpoint.Checkpoint(
             step=self.step,
             model=state_of(self.network, self.masters),
             ema=self.average.state(),
-            optimizer=self.optimizer.state_dict(),
+            optimizer=moments_of(self.optimizer, self.names),
             ema_updates=self.average.updates,
         )
-        checkpoint.save(Path(self.options.workdir), state, self.options.keep)
+        checkpoint.save(self.workdir, state, self.options.keep)
 
     def resume(self) -> None:
         """Loads the last checkpoint, if there is one."""
-        folder = checkpoint.latest(Path(self.options.workdir)) if self.options.workdir is not None else None
+        folder = None if self.workdir is None else checkpoint.latest(self.workdir)
         if folder is None:
             return
         try:
@@ -277,71 +299,18 @@ class Training:
         try:
             load_state(self.network, state.model, self.masters)
             self.average.load(state.ema, state.ema_updates)
-            self.optimizer.load_state_dict(dict(state.optimizer))
+            moments = state_from(state.optimizer, dict(zip(self.names, self.updated, strict=True)), state.step)
         except (RuntimeError, ValueError, KeyError) as error:
             line = " ".join(str(error).split())
             raise InputError(f"{str(folder)!r} is a checkpoint of a different network: {line[:200]}") from None
-        for group in self.optimizer.param_groups:
-            # from this run, not from the checkpoint
-            group["weight_decay"], group["fused"] = self.options.weight_decay, self.fused
+        # the settings of this run, not those of the checkpoint
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.step = state.step
 
 
 @lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, _ORDER, epoch))
-
-
-class _Log:
-    """The log ``train.jsonl``: step, loss, grad_norm, lr, seconds. Lines after ``step``, of lost work, are removed."""
-
-    def __init__(self, workdir: Path | None, step: int) -> None:
-        self.file: IO[str] | None = None
-        self.before = 0.0  # seconds of earlier runs
-        self.began = time.perf_counter()
-        if workdir is None:
-            return
-        path = Path(workdir) / "train.jsonl"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {str(workdir)!r}: {error.strerror}") from None
-        kept = [line for line in _lines(path) if line["step"] <= step]
-        if kept:
-            self.before = float(kept[-1].get("seconds", 0.0))
-        aside = path.with_name(".tmp_train.jsonl")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        aside.replace(path)
-        self.file = path.open("a", encoding="utf-8")
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Appends a line and flushes it to the operating system."""
-        if self.file is not None:
-            seconds = self.before + time.perf_counter() - self.began
-            self.file.write(json.dumps({**record, "seconds": round(seconds, 3)}) + "\n")
-            self.file.flush()
-
-    def sync(self) -> None:
-        """Flushes the lines to the disk; called before the checkpoint that includes their updates."""
-        if self.file is not None:
-            os.fsync(self.file.fileno())
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The log's lines; a line that was cut short when the process was killed is skipped."""
-    if path.exists():
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                line = json.loads(text)
-                if isinstance(line, dict) and isinstance(line.get("step"), int):
-                    yield line
 
 
 @dataclass

@@ -24,7 +24,7 @@ def state_of(network: nn.Module, masters: Mapping[Tensor, Tensor] | None = None)
         network: with or without wrappers.
         masters: tensors to write instead of some of its parameters, see ``wide_copies``.
     """
-    names, state = _plain_names(network), network.state_dict(keep_vars=True)
+    names, state = plain_names(network), network.state_dict(keep_vars=True)
     return {names[name]: (masters or {}).get(tensor, tensor).detach() for name, tensor in state.items()}
 
 
@@ -39,7 +39,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], masters: Mapping
     Raises:
         RuntimeError: a name is missing or unknown, or a shape is different.
     """
-    names, found = _plain_names(network), _without_prefixes(state)
+    names, found = plain_names(network), _without_prefixes(state)
     if names and all(name.startswith("module.") for name in found) and not set(names.values()) & set(found):
         found = {name.removeprefix("module."): tensor for name, tensor in found.items()}  # of a DataParallel
     own = {plain: name for name, plain in names.items()}
@@ -72,7 +72,7 @@ def wide_copies(parameters: Iterable[Tensor]) -> dict[Tensor, Tensor]:
     return masters
 
 
-def _plain_names(network: nn.Module) -> dict[str, str]:
+def plain_names(network: nn.Module) -> dict[str, str]:
     """The names in a network's state dictionary, each with its name without wrappers."""
     wrappers = {name: part for name, module in network.named_modules() if (part := inner(module))}
 

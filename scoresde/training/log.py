@@ -1,0 +1,69 @@
+"""The log of a training run, ``train.jsonl``: one line of JSON for every few updates."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from solvers import InputError
+from solvers.files import parse_json, read_bytes, remove_unfinished, write_atomically
+
+NAME = "train.jsonl"
+_LARGEST = 2**32  # bytes; ten million lines have a quarter of it
+
+
+class Log:
+    """The log ``train.jsonl``: step, loss, grad_norm, lr, seconds. Lines after ``step``, of lost work, are removed.
+
+    The caller holds the folder, see ``result_files.exclusive``.
+    """
+
+    def __init__(self, workdir: Path | None, step: int) -> None:
+        self.file: IO[str] | None = None
+        self.before = 0.0  # seconds of earlier runs
+        self.began = time.perf_counter()
+        if workdir is None:
+            return
+        path = workdir / NAME
+        remove_unfinished(path)
+        content = read_bytes(path, "log", _LARGEST) if path.exists() else b""
+        kept = [(text, line) for text, line in _lines(content) if line["step"] <= step]
+        if kept and isinstance(seconds := kept[-1][1].get("seconds"), (int, float)):
+            self.before = float(seconds)
+        if (left := b"".join(text + b"\n" for text, _ in kept)) != content:
+            write_atomically(path, left)
+        self.file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Appends a line and flushes it to the operating system."""
+        if self.file is not None:
+            seconds = self.before + time.perf_counter() - self.began
+            self.file.write(json.dumps({**record, "seconds": round(seconds, 3)}) + "\n")
+            self.file.flush()
+
+    def sync(self) -> None:
+        """Flushes the lines to the disk; called before the checkpoint that includes their updates."""
+        if self.file is not None:
+            os.fsync(self.file.fileno())
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+def _lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a log and what they say; a line that was cut short when the process was killed is skipped."""
+    for text in content.split(b"\n"):
+        try:
+            line = parse_json(text.decode())
+        except (InputError, UnicodeDecodeError):
+            continue
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            yield text, line
