@@ -32,9 +32,8 @@ from .time_labels import LABELS
 _MATERIAL = 0.03  # scores closer than this do not distinguish two hypotheses: 3 % of the error
 _BETTER = -0.05  # a score above this is not better than the trivial predictor
 _SURE = -0.2  # a score below this shows what a network is: 0.82 times the error of the trivial predictor
-# above it, another setting must be better by a margin in score and gain, and its gain be below a limit. Measured on 84
-# networks of 10 to 1000 training steps with right and wrong settings: no right setting is then called wrong, and no
-# wrong setting is replaced by another wrong one; without the limit, 140 of 700 cases go wrong.
+# above it, another setting must be better by a margin in score and gain, and its gain be below a limit, as measured in
+# docs/decisions.md
 _MARGIN, _GAIN = 0.1, -0.5
 _WORST = 0.2  # a score above this is too far from the trivial predictor to show anything
 _BLIND = 1e-5  # rounding changes the output by less
