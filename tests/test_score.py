@@ -105,7 +105,7 @@ def test_processes_share_the_shards_and_the_last_puts_them_together(run, tmp_pat
 
 
 def test_processes_at_the_same_time_with_different_numbers_of_adaptive_steps(run, tmp_path):
-    options = ["--config.likelihood.solver=rk45(rtol=1e-6, atol=1e-6)"]
+    options = ["--config.likelihood.solver=rk45(rtol=1e-6, atol=1e-6)", "--grid=logsnr"]
     assert main(command(run, tmp_path / "one", *options)) == 0
     both = [
         subprocess.Popen([sys.executable, "-m", "scoresde.cli", *command(run, tmp_path / "two", *options, share)])
