@@ -193,6 +193,7 @@ def test_images_are_those_that_were_written(tmp_path, name):
         (b"\x1f\x8b\x08\x08\0\0\0\0\0\0" + b"a" * 10**6, "it ends early"),  # a name without an end
         (idx(2, 3, 4), "incorrect header"),
     ],
+    ids=["huge", "short", "bomb", "cut", "checksum", "empty", "name", "plain"],  # the content has a time stamp
 )
 def test_hostile_images_are_one_line(tmp_path, content, reason):
     (tmp_path / "x.gz").write_bytes(content)
