@@ -81,7 +81,7 @@ def _completed(name: str | None, config: dict[str, Any]) -> dict[str, Any]:
     import diffusers.schedulers as classes
 
     made = getattr(classes, name, None) if name else None
-    if name and made is None:
+    if name and not (isinstance(made, type) and issubclass(made, classes.SchedulerMixin)):
         raise unknown("scheduler class of diffusers", name, diffusers_labels.CLASSES)
     full = {**made.from_config(dict(config)).config, **config} if made else config
     plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in full.items()}

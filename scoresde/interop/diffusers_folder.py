@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+import solvers
 from solvers import InputError
 from solvers.errors import positive_integer
 from solvers.files import read_json
 from solvers.foreign import diffusers as diffusers_labels
+from solvers.registry.outside import Origin
 
 from ..array_files import read_shapes
 from ..models.denoiser import Denoiser
@@ -36,12 +38,16 @@ PARTS = {
 }
 
 
-def read(folder: Path) -> Denoiser:
+def read(folder: Path, trust: bool = False) -> Denoiser:
     """The denoiser of a pipeline's folder: its UNet on the ``ChainSDE`` of its scheduler, label "index".
 
     The network is in evaluation mode and its weights need no gradient. ``clip`` is the scheduler's
     ``clip_sample_range`` if ``clip_sample`` is true, ``learned_variance`` stands for ``variance_type="learned_range"``,
     and ``shape`` is (C, H, W) of the UNet. ``own_solver`` returns the solver that the pipeline itself would use.
+
+    Args:
+        folder: the pipeline's folder.
+        trust: import the modules that the scheduler's config names, which runs their code.
 
     Raises:
         InputError: no such pipeline; a pipeline that is conditioned on text or works in a latent space; weights only as
@@ -49,7 +55,7 @@ def read(folder: Path) -> Denoiser:
             the network; a damaged file.
     """
     with _one_line(folder):
-        return _read(folder)
+        return _read(folder, trust)
 
 
 @contextlib.contextmanager
@@ -64,10 +70,11 @@ def _one_line(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} is not a pipeline that can be read: {reason}") from None
 
 
-def _read(folder: Path) -> Denoiser:
+def _read(folder: Path, trust: bool) -> Denoiser:
     config = _scheduler(folder)
     ranged = config.get("variance_type") == "learned_range"
-    reading = _reading(folder, config)
+    with _origin(folder, trust).limits():
+        reading = _reading(folder, config)
     unet = _unet(folder)
     inputs, outputs = int(unet.config.in_channels), int(unet.config.out_channels)
     if outputs != (1 + ranged) * inputs:
@@ -89,26 +96,35 @@ def _read(folder: Path) -> Denoiser:
     )
 
 
-def own_solver(folder: str | Path) -> str:
+def _origin(folder: Path, trust: bool) -> Origin:
+    return Origin(str(folder / "scheduler" / "scheduler_config.json"), trusted=trust)
+
+
+def own_solver(folder: str | Path, trust: bool = False) -> str:
     """The spec of the solver that a saved pipeline of diffusers itself would use, at its defaults.
 
     On ``ddpm_chain`` a DDPMScheduler is "ddpm" (``fixed_small``), "ddpm(variance=beta)" (``fixed_large``) or
     "ddpm(variance=learned)" (``learned_range``); a DDIMScheduler is "ddim". Over all N steps of the network its grid is
     ``leading``.
 
+    Args:
+        folder: the pipeline's folder.
+        trust: as for ``read``.
+
     Raises:
         InputError: see ``read``; or the scheduler's method has no counterpart here.
     """
     path = Path(str(folder).removeprefix("diffusers:"))
     with _one_line(path):
-        return _own_solver(path)
+        return _own_solver(path, trust)
 
 
-def _own_solver(path: Path) -> str:
+def _own_solver(path: Path, trust: bool) -> str:
     config = _scheduler(path)
-    _reading(path, config)
-    if "solver" in config:  # a scheduler of ours
-        return str(config["solver"])
+    with _origin(path, trust).limits():
+        _reading(path, config)
+        if "solver" in config:  # a scheduler of ours
+            return str(solvers.make(config["solver"]))
     name = config["source_class"]
     if name == "DDIMScheduler" and config.get("clip_sample"):
         raise InputError(

@@ -161,6 +161,11 @@ def options_of(run: Run) -> dict[str, Any]:
         InputError: an unknown name, a tolerance that is not positive, or draws that are not a positive integer; see
             also ``scoresde.plan``.
     """
+    with run.origin.limits():
+        return _options_of(run)
+
+
+def _options_of(run: Run) -> dict[str, Any]:
     section, width = run.config.likelihood, run.card.bin_width
     draws = positive_integer("likelihood.draws", section.draws)
     noise = dequantisers.make(section.dequantiser)
@@ -204,7 +209,8 @@ def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
     """Everything that decides the values, as plain JSON types."""
     network = run.denoiser.network
     assert isinstance(network, nn.Module)
-    noise = dequantisers.make(run.config.likelihood.dequantiser).network
+    with run.origin.limits():
+        noise = dequantisers.make(run.config.likelihood.dequantiser).network
     versions = environment()
     given = {n: v for n, v in flat(run.config.to_dict()) if n in _DECIDES or n.partition(".")[0] in _DECIDES}
     named = {path for value in given.values() if isinstance(value, str) for path in files_in(value)}
@@ -302,7 +308,9 @@ def bound_of(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
     shared["on_failure"] = "keep"
     if options.bound == "continuous":
         return continuous_bound(run.denoiser, data, draws=options.bound_indices or 128, **shared)
-    return chain_bound(run.denoiser, data, options.bound, indices=options.bound_indices, **shared)
+    with run.origin.limits():
+        kernel = make(options.bound)
+    return chain_bound(run.denoiser, data, kernel, indices=options.bound_indices, **shared)
 
 
 def _arrays(result: LogProb, bound: LogProb | None = None) -> dict[str, Tensor]:
