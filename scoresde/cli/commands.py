@@ -11,6 +11,7 @@ from typing import Any
 
 import solvers
 from solvers import InputError
+from solvers.libraries import without_traces
 from solvers.registry.outside import Origin
 
 from ..benchmark.runner import Row, write
@@ -240,7 +241,8 @@ def compare(
 ) -> None:
     """Benchmarks solvers on a run's model against its held-out data; writes the results and the page."""
     import_drawing()
-    from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
+    with without_traces():
+        from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
 
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)

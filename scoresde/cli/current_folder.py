@@ -6,8 +6,9 @@ import contextlib
 import os
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from importlib import import_module, resources
+from importlib import resources
 
+from solvers.libraries import library
 from solvers.registry.outside import Origin, modules_in
 from solvers.registry.registry import outside_names
 
@@ -45,6 +46,6 @@ def import_drawing() -> None:
     with resources.as_file(resources.files("scoresde")) as elsewhere:
         os.chdir(elsewhere)
         try:
-            import_module("matplotlib")
+            library("matplotlib")
         finally:
             os.chdir(here)

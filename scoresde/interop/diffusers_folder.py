@@ -20,6 +20,8 @@ from solvers import InputError
 from solvers.errors import positive_integer
 from solvers.files import read_json
 from solvers.foreign import diffusers as diffusers_labels
+from solvers.libraries import library, without_traces
+from solvers.noise.seeded import global_seed
 from solvers.registry.outside import Origin
 
 from ..array_files import read_shapes
@@ -152,7 +154,7 @@ def _scheduler(folder: Path) -> dict[str, Any]:
         InputError: the folder contains no pipeline, or one that is more than a UNet on pixels.
     """
     try:
-        import diffusers  # noqa: F401
+        library("diffusers")
     except ModuleNotFoundError:
         raise InputError(f'{folder}: reading it needs diffusers: pip install "scoresde[images]"') from None
     if not (folder / "model_index.json").is_file():
@@ -196,8 +198,6 @@ def _unet(folder: Path) -> Any:
     Raises:
         InputError: a different network, no weights in safetensors, or weights that do not fit.
     """
-    import diffusers
-
     path = folder / "unet"
     config = _json(path / "config.json")
     name = config.get("_class_name")
@@ -212,15 +212,15 @@ def _unet(folder: Path) -> Any:
         others = f"only {', '.join(found)}, which could run code when read" if found else "and no other weights"
         raise InputError(f"{path} has no weights in safetensors, {others}; save it with safe_serialization=True")
     _refuse_claims(path, config)
-    make: Any = diffusers.UNet2DModel
     try:
-        unet, found = make.from_pretrained(
-            str(path),
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
+        with without_traces(), global_seed(0):  # its first weights, which are replaced, do not move the generator
+            unet, found = library("diffusers").UNet2DModel.from_pretrained(
+                str(path),
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
     except (
         Exception
     ) as error:  # from diffusers, safetensors or torch: a damaged file, or weights of a different network

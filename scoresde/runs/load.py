@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from solvers import InputError
+from solvers.libraries import without_traces
 
 from ..models.denoiser import Denoiser
 from ..models.faults import blind, report_faults, setting_faults
@@ -33,7 +34,8 @@ def load(source: str | Path, trust: bool = False) -> Denoiser:
         raise InputError(f"load takes the folder of a run, or {DIFFUSERS}FOLDER, got {source!r:.60}")
     text = str(source)
     if text.startswith(DIFFUSERS):
-        from ..interop import diffusers_folder  # here, because it needs diffusers
+        with without_traces():
+            from ..interop import diffusers_folder  # here, because it needs diffusers
 
         return _looked_at(diffusers_folder.read(Path(text.removeprefix(DIFFUSERS)), trust))
     path = Path(source)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer
 from solvers.files import read_bytes, write_atomically
+from solvers.libraries import without_traces
 from solvers.registry.spec import Spec, parse
 
 from ..bounds.chain import chain_bound
@@ -110,7 +111,8 @@ def evaluate(
 
 def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> str:
     """The results of ``evaluate`` as text."""
-    from ..show.likelihood_page import block  # here, so that only those who draw wait for matplotlib
+    with without_traces():
+        from ..show.likelihood_page import block  # here, so that only those who draw wait for matplotlib
 
     bound = found.get("bound")
     return "\n".join([_title(run, x, split), block(found["ode"]), *([] if bound is None else [str(bound)])])
@@ -118,7 +120,8 @@ def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> st
 
 def write_results(out: Path, run: Run, x: Tensor, split: str, found: Mapping[str, LogProb], command: str) -> None:
     """Writes the results of ``evaluate`` on data x (N, *): likelihood.npz, .json and .html in the folder ``out``."""
-    from ..show.likelihood_page import page
+    with without_traces():
+        from ..show.likelihood_page import page
 
     result, bound = found["ode"], found.get("bound")
     write_arrays(out / "likelihood.npz", latent=result.latent, **_arrays(result, bound))
