@@ -154,7 +154,8 @@ def _scheduler(folder: Path) -> dict[str, Any]:
         InputError: the folder contains no pipeline, or one that is more than a UNet on pixels.
     """
     try:
-        library("diffusers")
+        with without_traces():
+            import diffusers  # noqa: F401
     except ModuleNotFoundError:
         raise InputError(f'{folder}: reading it needs diffusers: pip install "scoresde[images]"') from None
     if not (folder / "model_index.json").is_file():
