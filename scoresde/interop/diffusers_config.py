@@ -16,6 +16,8 @@ from solvers import InputError, Node, Output
 from solvers.errors import unknown
 from solvers.foreign import diffusers as diffusers_labels
 from solvers.libraries import without_traces
+from solvers.registry.outside import Origin
+from solvers.registry.registry import outside_names
 from solvers.time_grids.base import End
 from solvers.time_grids.network_steps import time_of_index
 from solvers.time_grids.rules import Explicit
@@ -55,6 +57,12 @@ GRID_FLAGS = (
     "final_sigmas_type",
     "set_alpha_to_one",
 )
+
+
+def origin_of(*given: Any, trust: bool = False) -> Origin:
+    """The limits of a config: classes that the arguments ``given`` name were typed."""
+    typed = (outside_names(text) for text in given if isinstance(text, str))
+    return Origin("the scheduler's config", frozenset().union(*typed), trust)
 
 
 def config_of(source: Any) -> dict[str, Any]:

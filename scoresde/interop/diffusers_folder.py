@@ -237,13 +237,14 @@ def _refuse_claims(path: Path, config: dict[str, Any]) -> None:
     Raises:
         InputError: the network has more than twice as many numbers as the files of weights.
     """
-    import diffusers
+    with without_traces():
+        import diffusers
 
+        make: Any = diffusers.UNet2DModel
     shapes = [shape for file in path.glob("*.safetensors") for shape in read_shapes(file, "weights").values()]
     blocks = config.get("block_out_channels", ())
     if max(config.get("layers_per_block", 1), len(blocks)) > len(shapes):  # too many layers to make even one of each
         raise InputError(f"{path}: the config describes more layers than there are weights, {len(shapes)}")
-    make: Any = diffusers.UNet2DModel
     with torch.device("meta"):
         claimed = sum(value.numel() for value in make.from_config(config).state_dict().values())
     if claimed > 2 * (there := sum(map(math.prod, shapes))):

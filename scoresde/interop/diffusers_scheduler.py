@@ -16,12 +16,10 @@ from torch import Tensor
 
 import solvers
 from solvers import InputError, Node, Prediction, Program, Solver
-from solvers.registry.outside import Origin
-from solvers.registry.registry import outside_names
 
 from ..paths.base import SDE
 from ..sampling.width import Entry, warn_of_width
-from .diffusers_config import PREDICTIONS, Reading, config_of, limited
+from .diffusers_config import PREDICTIONS, Reading, config_of, limited, origin_of
 from .foreign_loop import ForeignRun, amplification
 from .k_diffusion import linear_solver, working
 from .timesteps import Timesteps, evaluated, value
@@ -32,12 +30,6 @@ OPTIONS = ("grid", "prediction_type", "time_label", "num_train_timesteps")
 # the largest coefficient of a program that begins at the noise of a flow: methods that are finite there have at most 4,
 # others sigma / alpha = 1e6 of its node or a part of it
 AMPLIFIED = 10.0
-
-
-def _origin(*given: Any, trust: bool = False) -> Origin:
-    """The limits of a config: classes that the arguments ``given`` name were typed."""
-    typed = (outside_names(text) for text in given if isinstance(text, str))
-    return Origin("the scheduler's config", frozenset().union(*typed), trust)
 
 
 @dataclasses.dataclass
@@ -102,7 +94,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         config = config_of(source)
         options = (grid or named, prediction_type, time_label, num_train_timesteps)
         config.update({name: value for name, value in zip(OPTIONS, options, strict=True) if value is not None})
-        with _origin(grid, source).limits():
+        with origin_of(grid, source).limits():
             self._reading = Reading.of(config, source if isinstance(source, SDE) else None)
             if config.get("grid") is not None:
                 config["grid"] = str(solvers.grids.make(config["grid"]))
@@ -137,7 +129,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if not isinstance(config, Mapping):
             raise InputError("from_config needs a config; from_pretrained reads a folder")
         solver = kwargs.pop("solver", None)
-        with _origin(solver, *kwargs.values(), trust=trust).limits():
+        with origin_of(solver, *kwargs.values(), trust=trust).limits():
             solver = solver or config.get("solver")
             if solver is None:
                 raise InputError('the config names no solver: from_config(config, solver="dpmpp_2m")')
