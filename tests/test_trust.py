@@ -299,7 +299,7 @@ def test_programs_grids_and_dequantisers_name_no_class(run, folder, capsys):
     assert main(["solvers", "file:program.json", "--show"]) == 0
     grid = {"format": "scoresde-grid", "version": 1, "ratios": [5.0, 1.0, 0.1], "solver": "stranger:Mine"}
     Path("grid.json").write_text(json.dumps(grid))
-    assert main([*given, "--solver=heun", "--grid=file:grid.json"]) == 0
+    assert main([*given, "--overwrite", "--solver=heun", "--grid=file:grid.json"]) == 0
     trained = scoresde.VariationalDequantiser((1, 8, 8), layers=0, width=4)
     scoresde.save_dequantiser(trained, "law.safetensors")
     law = Path("law.safetensors").read_bytes()
