@@ -70,7 +70,9 @@ class StandIn(DiffusersScheduler):
         return labels.read(self.name, ", ".join(f"{key}={value!r}" for key, value in flags.items()))[0]
 
     @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **changed: Any) -> Any:
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, trust: bool = False, **changed: Any
+    ) -> Any:
         given = {key: value for key, value in config.items() if key not in config.get("_use_default_values", ())}
         made = cls(**{key: value for key, value in {**given, **changed}.items() if key in cls.accepted})
         # as in diffusers, entries that the class does not know remain for the next class

@@ -4,8 +4,7 @@ The first use of a public name imports all of them, see ``scoresde.public``. Unt
 torch, so that ``scoresde --help`` needs no second.
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # type checkers take it as true; no import, so that python -m runs no typing.py that lies around
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from solvers import InputError, generator
 from solvers.errors import unknown
+from solvers.libraries import library
 
 from .array_files import read_array, read_arrays, read_images
 from .result_files import fingerprint
@@ -328,7 +329,7 @@ def _digits(path: str) -> _Raw:
     if path:
         raise InputError(f"the data set 'digits' comes with scikit-learn and takes no path, got {path!r}")
     try:
-        from sklearn.datasets import load_digits
+        load_digits = library("sklearn.datasets").load_digits
     except ImportError:
         raise InputError("the data set 'digits' needs scikit-learn: pip install \"scoresde[metrics]\"") from None
     return _Raw(load_digits().images[:, None], levels=16)

@@ -14,7 +14,7 @@ PACKAGES = ("solvers", "scoresde")
 # rooms and top-level modules from the ground up: each imports only from those that stand before it
 FLOORS = {
     "solvers": (
-        *("errors", "files", "registry", "types", "noise", "time_grids", "loop", "budget"),
+        *("errors", "files", "libraries", "registry", "types", "noise", "time_grids", "loop", "budget"),
         *("one_step", "multistep", "adaptive", "wrappers", "program", "tuning", "foreign", "conformance"),
     ),
     "scoresde": (

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import stdev
 
-import scipy
 import torch
 from torch import Tensor
 
 import solvers
 from solvers import InputError
 from solvers.errors import positive_integer, unknown
+from solvers.libraries import library
 
 Features = Callable[[Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], float]
@@ -154,7 +154,7 @@ def bootstrap(
         raise InputError(f"level must lie between 0 and 1, got {level!r}")
     generator = solvers.generator(seed, 1)
     values = [metric(_half(x, generator), _half(y, generator)) for _ in range(repeats)]
-    reach = float(scipy.stats.t.ppf(0.5 + level / 2, repeats - 1)) * stdev(values)
+    reach = float(library("scipy.stats").t.ppf(0.5 + level / 2, repeats - 1)) * stdev(values)
     value = metric(x, y)
     return Estimate(value, max(value - reach, floor), value + reach)
 

@@ -75,6 +75,7 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str) -> Parser:
 
 def _workdir(sub: Parser) -> None:
     sub.add_argument("--workdir", type=folder_of, required=True, help="the run's folder")
+    sub.add_argument("--trust", action="store_true", help="import modules that the run's files name, which runs code")
 
 
 def _out(sub: Parser) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import solvers
 from solvers import InputError
+from solvers.libraries import without_traces
+from solvers.registry.outside import Origin
 
 from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
@@ -25,6 +27,7 @@ from ..sampling.batches import check_source
 from ..sampling.sample import sample as draw
 from ..training import checkpoint
 from ..training.loop import prepared
+from .current_folder import import_drawing
 from .readers import split
 
 
@@ -87,9 +90,11 @@ def fit(cfg: Any, workdir: Path, other_data: bool = False) -> None:
         card = data.card
         if there and not other_data:
             saved.refuse_other_data(workdir, there.card, card)
-        denoiser, network = build.build_denoiser(cfg, card)
-        loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
-        _check_later(Run(cfg, denoiser, card, 0))
+        origin = Origin("the config", trusted=True)  # a config is code that the user chose, or what the user typed
+        with origin.limits():
+            denoiser, network = build.build_denoiser(cfg, card)
+            loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
+            _check_later(Run(cfg, denoiser, card, 0, origin))
         print(data)
         last = checkpoint.latest(workdir)
         weights = sum(p.numel() for p in network.parameters())
@@ -132,8 +137,10 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     run = load_run(arguments.workdir, overrides, ("sampling", "device"))
     out = results_folder(arguments, "samples.npz", "samples.json", "grid.png")
     section = run.config.sampling
+    with run.origin.limits():
+        plan = build.plan_of(run.denoiser, section)
     result = draw(
-        run.denoiser, run.card.shape, arguments.seeds, plan=build.plan_of(run.denoiser, section), noise=section.noise,
+        run.denoiser, run.card.shape, arguments.seeds, plan=plan, noise=section.noise,
         batch_size=section.batch_size, device=build.device_of(run.config), progress=True,
     )  # fmt: skip
     for name in ("samples.json", "grid.png"):  # of earlier samples, which may have been pictures
@@ -180,6 +187,7 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     _say_if_other(data.card, run.card)
     x = {"train": data.train, "test": data.test}[arguments.split][: arguments.limit]
     out = writable(arguments.out or arguments.workdir / "likelihood")
+    import_drawing()
     found = evaluate(run, x, arguments.split, out / "shards", arguments.shards)
     if isinstance(found, Unfinished):
         print(f"{found.done} of {found.total} shards are in {out / 'shards'}: the last process joins them")
@@ -232,15 +240,18 @@ def compare(
     result: LogProb | None = None,
 ) -> None:
     """Benchmarks solvers on a run's model against its held-out data; writes the results and the page."""
-    from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
+    import_drawing()
+    with without_traces():
+        from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
 
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)
     reference = data.test
-    rows = run_benchmark(
-        run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
-        batch_size=run.config.sampling.batch_size, device=build.device_of(run.config), truth_steps=64, keep=12,
-    )  # fmt: skip
+    with run.origin.limits():
+        rows = run_benchmark(
+            run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
+            batch_size=run.config.sampling.batch_size, device=build.device_of(run.config), truth_steps=64, keep=12,
+        )  # fmt: skip
     header = {
         **environment(build.device_of(run.config)),
         "command": command,
@@ -289,8 +300,9 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     steps = "--config.training.steps=300" if arguments.fast else "--config.training.steps=4500"
     cfg = config.override(config.read_config(arguments.config, [steps]), overrides)
     out = writable(arguments.out)
+    import_drawing()
     fit(cfg, out / "run")
-    run = load_run(out / "run")
+    run = load_run(out / "run", trust=True)  # its config was just written
     test = build.load_data(run.config, run.card).test
     x = test[:64] if arguments.fast else test
     found = evaluate(run, x, "test")

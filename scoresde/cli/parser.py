@@ -56,14 +56,13 @@ def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
     with _uninterrupted():  # torch is imported, which takes a second
         from solvers import InputError
 
+        from .current_folder import named_modules, origin_of
+
         of_solvers = parsed.command in ("solvers", "check-solver")
         module = import_module(f"{__package__}.{'solver_commands' if of_solvers else 'commands'}")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that mymodule:Mine is found in the current folder, as with python -m
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     try:
-        return int(module.COMMANDS[parsed.command](parsed, overrides, command) or 0)
+        with _plain_lines(), named_modules(), origin_of(parsed, overrides).limits():
+            return int(module.COMMANDS[parsed.command](parsed, overrides, command) or 0)
     except BrokenPipeError:
         raise
     except (InputError, OSError, MemoryError) as error:
@@ -132,6 +131,24 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(number, handler)
     if asked:
         raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _plain_lines() -> Iterator[None]:
+    """A block in which warnings and the log are single lines on the standard error."""
+    root, form = logging.getLogger(), warnings.formatwarning
+    level, handler = root.level, None if root.handlers else logging.StreamHandler(sys.stderr)
+    if handler is not None:
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = form
+        if handler is not None:
+            root.removeHandler(handler)
+            root.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from ..paths.base import make_sde
 from ..result_files import writable, write_figure
 from ..sampling.plan import NAMED
 from ..show import program_view, solver_cards
+from .current_folder import import_drawing
 
 
 def list_solvers(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -57,6 +58,7 @@ def show_program(arguments: argparse.Namespace, command: str) -> None:
         write_atomically(_writable_file(Path(arguments.json)), json_format.write(program, note=command))
     if arguments.show:
         print(program_view.text(program, title))
+        import_drawing()
         path = arguments.out or Path(f"{Path(title.split()[0].partition('(')[0].rpartition(':')[2]).stem}.png")
         write_figure(_writable_file(path), program_view.picture(program, title))
         print(f"\n{path}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from solvers import InputError
+from solvers.libraries import without_traces
 
 from .k_diffusion import sample_function
 
@@ -23,7 +24,8 @@ def __getattr__(name: str) -> Any:
     # a pipeline that loads a scheduler from this module also looks up SchedulerMixin here
     if name in ("DiffusersScheduler", "SchedulerMixin"):
         try:
-            from . import diffusers_scheduler
+            with without_traces():
+                from . import diffusers_scheduler
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != "diffusers":
                 raise

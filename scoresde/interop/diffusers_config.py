@@ -15,6 +15,9 @@ import solvers
 from solvers import InputError, Node, Output
 from solvers.errors import unknown
 from solvers.foreign import diffusers as diffusers_labels
+from solvers.libraries import without_traces
+from solvers.registry.outside import Origin
+from solvers.registry.registry import outside_names
 from solvers.time_grids.base import End
 from solvers.time_grids.network_steps import time_of_index
 from solvers.time_grids.rules import Explicit
@@ -56,6 +59,12 @@ GRID_FLAGS = (
 )
 
 
+def origin_of(*given: Any, trust: bool = False) -> Origin:
+    """The limits of a config: classes that the arguments ``given`` name were typed."""
+    typed = (outside_names(text) for text in given if isinstance(text, str))
+    return Origin("the scheduler's config", frozenset().union(*typed), trust)
+
+
 def config_of(source: Any) -> dict[str, Any]:
     """The complete config of a source: an SDE or its spec, a scheduler, or a scheduler's config.
 
@@ -78,11 +87,12 @@ def config_of(source: Any) -> dict[str, Any]:
 
 def _completed(name: str | None, config: dict[str, Any]) -> dict[str, Any]:
     """The config, completed with the defaults of its scheduler class."""
-    import diffusers.schedulers as classes
+    with without_traces():
+        import diffusers.schedulers as classes
 
-    made = getattr(classes, name, None) if name else None
-    if name and made is None:
-        raise unknown("scheduler class of diffusers", name, diffusers_labels.CLASSES)
+        made = getattr(classes, name, None) if name else None
+        if name and not (isinstance(made, type) and issubclass(made, classes.SchedulerMixin)):
+            raise unknown("scheduler class of diffusers", name, diffusers_labels.CLASSES)
     full = {**made.from_config(dict(config)).config, **config} if made else config
     plain = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in full.items()}
     return {key: value for key, value in plain.items() if not key.startswith("_")}

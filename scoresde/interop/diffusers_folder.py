@@ -15,10 +15,14 @@ from typing import Any
 
 import torch
 
+import solvers
 from solvers import InputError
 from solvers.errors import positive_integer
 from solvers.files import read_json
 from solvers.foreign import diffusers as diffusers_labels
+from solvers.libraries import library, without_traces
+from solvers.noise.seeded import global_seed
+from solvers.registry.outside import Origin
 
 from ..array_files import read_shapes
 from ..models.denoiser import Denoiser
@@ -36,12 +40,16 @@ PARTS = {
 }
 
 
-def read(folder: Path) -> Denoiser:
+def read(folder: Path, trust: bool = False) -> Denoiser:
     """The denoiser of a pipeline's folder: its UNet on the ``ChainSDE`` of its scheduler, label "index".
 
     The network is in evaluation mode and its weights need no gradient. ``clip`` is the scheduler's
     ``clip_sample_range`` if ``clip_sample`` is true, ``learned_variance`` stands for ``variance_type="learned_range"``,
     and ``shape`` is (C, H, W) of the UNet. ``own_solver`` returns the solver that the pipeline itself would use.
+
+    Args:
+        folder: the pipeline's folder.
+        trust: import the modules that the scheduler's config names, which runs their code.
 
     Raises:
         InputError: no such pipeline; a pipeline that is conditioned on text or works in a latent space; weights only as
@@ -49,7 +57,7 @@ def read(folder: Path) -> Denoiser:
             the network; a damaged file.
     """
     with _one_line(folder):
-        return _read(folder)
+        return _read(folder, trust)
 
 
 @contextlib.contextmanager
@@ -64,10 +72,11 @@ def _one_line(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder} is not a pipeline that can be read: {reason}") from None
 
 
-def _read(folder: Path) -> Denoiser:
+def _read(folder: Path, trust: bool) -> Denoiser:
     config = _scheduler(folder)
     ranged = config.get("variance_type") == "learned_range"
-    reading = _reading(folder, config)
+    with _origin(folder, trust).limits():
+        reading = _reading(folder, config)
     unet = _unet(folder)
     inputs, outputs = int(unet.config.in_channels), int(unet.config.out_channels)
     if outputs != (1 + ranged) * inputs:
@@ -89,26 +98,35 @@ def _read(folder: Path) -> Denoiser:
     )
 
 
-def own_solver(folder: str | Path) -> str:
+def _origin(folder: Path, trust: bool) -> Origin:
+    return Origin(str(folder / "scheduler" / "scheduler_config.json"), trusted=trust)
+
+
+def own_solver(folder: str | Path, trust: bool = False) -> str:
     """The spec of the solver that a saved pipeline of diffusers itself would use, at its defaults.
 
     On ``ddpm_chain`` a DDPMScheduler is "ddpm" (``fixed_small``), "ddpm(variance=beta)" (``fixed_large``) or
     "ddpm(variance=learned)" (``learned_range``); a DDIMScheduler is "ddim". Over all N steps of the network its grid is
     ``leading``.
 
+    Args:
+        folder: the pipeline's folder.
+        trust: as for ``read``.
+
     Raises:
         InputError: see ``read``; or the scheduler's method has no counterpart here.
     """
     path = Path(str(folder).removeprefix("diffusers:"))
     with _one_line(path):
-        return _own_solver(path)
+        return _own_solver(path, trust)
 
 
-def _own_solver(path: Path) -> str:
+def _own_solver(path: Path, trust: bool) -> str:
     config = _scheduler(path)
-    _reading(path, config)
-    if "solver" in config:  # a scheduler of ours
-        return str(config["solver"])
+    with _origin(path, trust).limits():
+        _reading(path, config)
+        if "solver" in config:  # a scheduler of ours
+            return str(solvers.make(config["solver"]))
     name = config["source_class"]
     if name == "DDIMScheduler" and config.get("clip_sample"):
         raise InputError(
@@ -136,7 +154,8 @@ def _scheduler(folder: Path) -> dict[str, Any]:
         InputError: the folder contains no pipeline, or one that is more than a UNet on pixels.
     """
     try:
-        import diffusers  # noqa: F401
+        with without_traces():
+            import diffusers  # noqa: F401
     except ModuleNotFoundError:
         raise InputError(f'{folder}: reading it needs diffusers: pip install "scoresde[images]"') from None
     if not (folder / "model_index.json").is_file():
@@ -180,8 +199,6 @@ def _unet(folder: Path) -> Any:
     Raises:
         InputError: a different network, no weights in safetensors, or weights that do not fit.
     """
-    import diffusers
-
     path = folder / "unet"
     config = _json(path / "config.json")
     name = config.get("_class_name")
@@ -196,15 +213,15 @@ def _unet(folder: Path) -> Any:
         others = f"only {', '.join(found)}, which could run code when read" if found else "and no other weights"
         raise InputError(f"{path} has no weights in safetensors, {others}; save it with safe_serialization=True")
     _refuse_claims(path, config)
-    make: Any = diffusers.UNet2DModel
     try:
-        unet, found = make.from_pretrained(
-            str(path),
-            use_safetensors=True,
-            local_files_only=True,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-        )
+        with without_traces(), global_seed(0):  # its first weights, which are replaced, do not move the generator
+            unet, found = library("diffusers").UNet2DModel.from_pretrained(
+                str(path),
+                use_safetensors=True,
+                local_files_only=True,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
+            )
     except (
         Exception
     ) as error:  # from diffusers, safetensors or torch: a damaged file, or weights of a different network
@@ -220,13 +237,14 @@ def _refuse_claims(path: Path, config: dict[str, Any]) -> None:
     Raises:
         InputError: the network has more than twice as many numbers as the files of weights.
     """
-    import diffusers
+    with without_traces():
+        import diffusers
 
+        make: Any = diffusers.UNet2DModel
     shapes = [shape for file in path.glob("*.safetensors") for shape in read_shapes(file, "weights").values()]
     blocks = config.get("block_out_channels", ())
     if max(config.get("layers_per_block", 1), len(blocks)) > len(shapes):  # too many layers to make even one of each
         raise InputError(f"{path}: the config describes more layers than there are weights, {len(shapes)}")
-    make: Any = diffusers.UNet2DModel
     with torch.device("meta"):
         claimed = sum(value.numel() for value in make.from_config(config).state_dict().values())
     if claimed > 2 * (there := sum(map(math.prod, shapes))):

@@ -19,7 +19,7 @@ from solvers import InputError, Node, Prediction, Program, Solver
 
 from ..paths.base import SDE
 from ..sampling.width import Entry, warn_of_width
-from .diffusers_config import PREDICTIONS, Reading, config_of, limited
+from .diffusers_config import PREDICTIONS, Reading, config_of, limited, origin_of
 from .foreign_loop import ForeignRun, amplification
 from .k_diffusion import linear_solver, working
 from .timesteps import Timesteps, evaluated, value
@@ -94,11 +94,12 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         config = config_of(source)
         options = (grid or named, prediction_type, time_label, num_train_timesteps)
         config.update({name: value for name, value in zip(OPTIONS, options, strict=True) if value is not None})
-        self._reading = Reading.of(config, source if isinstance(source, SDE) else None)
-        if config.get("grid") is not None:
-            config["grid"] = str(solvers.grids.make(config["grid"]))
-            if self._reading.shift is not None:
-                config["use_flow_sigmas"] = True  # so that flow pipelines leave the levels to this class
+        with origin_of(grid, source).limits():
+            self._reading = Reading.of(config, source if isinstance(source, SDE) else None)
+            if config.get("grid") is not None:
+                config["grid"] = str(solvers.grids.make(config["grid"]))
+                if self._reading.shift is not None:
+                    config["use_flow_sigmas"] = True  # so that flow pipelines leave the levels to this class
         config["solver"] = str(self._solver)
         config["num_train_timesteps"] = self._reading.num_train_timesteps
         words = {ours: word for word, ours in PREDICTIONS.items()} | (
@@ -114,21 +115,26 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         self.timesteps, self.sigmas = self._reading.table()
 
     @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+    def from_config(
+        cls, config: Any = None, return_unused_kwargs: bool = False, trust: bool = False, **kwargs: Any
+    ) -> Any:
         """A scheduler from a config of this class, or from a config of diffusers with ``solver=...``.
 
-        Keywords replace entries of the config.
+        Keywords replace entries of the config. ``trust`` allows the config to name classes of other modules, whose
+        import runs code; keywords may name them anyway. ``from_pretrained`` takes it as well.
 
         Raises:
-            InputError: there is no solver, or the config has no counterpart here.
+            InputError: there is no solver, or the config has no counterpart here, or names a module and is not trusted.
         """
         if not isinstance(config, Mapping):
             raise InputError("from_config needs a config; from_pretrained reads a folder")
-        solver = kwargs.pop("solver", None) or config.get("solver")
-        if solver is None:
-            raise InputError('the config names no solver: from_config(config, solver="dpmpp_2m")')
-        options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
-        made = cls(solver, {**config, **kwargs}, **options)
+        solver = kwargs.pop("solver", None)
+        with origin_of(solver, *kwargs.values(), trust=trust).limits():
+            solver = solver or config.get("solver")
+            if solver is None:
+                raise InputError('the config names no solver: from_config(config, solver="dpmpp_2m")')
+            options = {name: kwargs.pop(name) for name in OPTIONS if name in kwargs}
+            made = cls(solver, {**config, **kwargs}, **options)
         return (made, {}) if return_unused_kwargs else made
 
     @property

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import solvers
 from solvers import InputError, Node, Prediction, Problem, Rows
+from solvers.libraries import library
 
 from ..models.model import Model, as_model
 from ..paths.base import SDE, ModelLike
@@ -34,6 +35,7 @@ def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) ->
     They are computed in one batch, or one by one if that fails: some functions cannot be batched, and others only
     without a graph. A fault of the network itself is raised by the products one by one.
     """
+    library("torch.fx.experimental.symbolic_shapes")  # which the first product would import, with sympy
     options = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
     try:
         (found,) = torch.autograd.grad(out, leaf, vectors, is_grads_batched=True, **options)

@@ -44,9 +44,11 @@ import solvers
 from solvers import Grid, InputError, Node, Solver, errors
 from solvers.errors import positive_integer
 from solvers.files import parse_json, write_atomically
+from solvers.noise.seeded import global_seed
 
 from ..array_files import read_tensors
 from ..inputs import Array
+from ..models.evaluation import gradients
 from ..paths.base import ModelLike
 from ..sampling.batches import batch_of
 from .dequantisation import Dequantiser, dequantisers
@@ -240,7 +242,8 @@ def fit_dequantiser(
     positive_integer("batch", batch)
     if not 0 < rate < math.inf:
         raise InputError(f"rate must be positive, got {rate!r}")
-    noise = _new(tuple(levels.shape[1:]), seed).to(levels.device) if dequantiser is None else dequantiser
+    with gradients(True):
+        noise = _new(tuple(levels.shape[1:]), seed).to(levels.device) if dequantiser is None else dequantiser
     fixed = {"divergence": divergence, "bin_width": bin_width, "dequantiser": noise, "differentiable": True, **options}
     draws = solvers.generator(seed, _FIT)
 
@@ -251,14 +254,14 @@ def fit_dequantiser(
         x = levels[rows.to(levels.device)]
         return log_prob(denoiser, x, solver, grid, steps, seeds=seeds, condition=part, **fixed).nats.mean()
 
-    _ascend(mean, list(noise.parameters()), rate, iterations)
+    with gradients(True):  # in every mode of the caller
+        _ascend(mean, list(noise.parameters()), rate, iterations)
     return noise
 
 
 def _new(shape: tuple[int, ...], seed: int) -> VariationalDequantiser:
     """An untrained dequantiser, with couplings if a sample has several numbers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with global_seed(seed):
         return VariationalDequantiser(shape, 2 if math.prod(shape) > 1 else 0)
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-import scipy
 import torch
 from torch import Tensor
 
 from solvers import InputError
+from solvers.libraries import library
 
 from ..sampling.failures import Failure, listed
 
@@ -104,7 +104,7 @@ class LogProb:
         if not 0 < level < 1:
             raise InputError(f"level must lie between 0 and 1, got {level!r}")
         freedom = torch.zeros_like(self.nats) if self.freedom is None else self.freedom
-        q = torch.as_tensor(scipy.stats.t.ppf(0.5 + level / 2, freedom.detach().cpu().numpy())).to(self.nats)
+        q = torch.as_tensor(library("scipy.stats").t.ppf(0.5 + level / 2, freedom.detach().cpu().numpy())).to(self.nats)
         half = torch.where(self.stderr == 0, 0.0, q * self.stderr)
         return self.nats - half, self.nats + half
 

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import scipy
 import torch
 from torch import Tensor
 
 import solvers
 from solvers import InputError, Solver
+from solvers.libraries import library
 
 from . import solver_error
 from .divergence import Divergence, Exact, Hutchinson
@@ -188,7 +188,7 @@ def more(rule: Divergence, stderr: Tensor, allowed: float, d: int) -> Divergence
         sizes = (stderr[~stderr.isnan()] * math.sqrt(m / probes)).detach().cpu().clamp(min=1e-300).numpy()
         if not len(sizes):  # all samples failed
             return 0.0
-        return float((2 * scipy.stats.t.sf(allowed / sizes, m - 1)).mean())
+        return float((2 * library("scipy.stats").t.sf(allowed / sizes, m - 1)).mean())
 
     if misses(m) <= MISSES:
         return rule

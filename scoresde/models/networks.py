@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from solvers import InputError, Registry
+from solvers.libraries import without_traces
 from solvers.registry.options import Options
 from solvers.registry.ranges import Count, Positive
 
@@ -168,11 +169,13 @@ class UNet(Network):
             levels = len(self.channels)
             raise InputError(f"unet with {levels} resolutions needs H and W divisible by {factor}, got {tuple(shape)}")
         try:
-            import diffusers
+            with without_traces():
+                import diffusers
+
+                make: Any = diffusers.UNet2DModel
         except ImportError:
             raise InputError("the network 'unet' needs diffusers: pip install \"scoresde[images]\"") from None
         plain = len(self.channels) - self.attention
-        make: Any = diffusers.UNet2DModel
         backbone = make(
             sample_size=tuple(shape[1:]),
             in_channels=shape[0],

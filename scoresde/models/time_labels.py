@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import scipy
 import torch
 from torch import Tensor
 
 from solvers import InputError, Node
 from solvers.errors import unknown
+from solvers.libraries import library
 from solvers.time_grids.network_steps import time_of_index
 
 from ..paths.base import SDE
@@ -136,7 +136,7 @@ def node_of_label(name: str, label: float, sde: SDE, num_train_timesteps: int) -
     else:
         ends = (sde.t_min, sde.t_max)
         t = float(
-            scipy.optimize.brentq(
+            library("scipy.optimize").brentq(
                 lambda t: float(known.of(sde(t), sde, num_train_timesteps)) - label, *ends, xtol=1e-15
             )
         )

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, overload
 
-import scipy
 import torch
 from torch import Tensor
 
 from solvers import InputError, Node, Prediction, Registry, Schedule
+from solvers.libraries import library
 from solvers.registry.options import Options
 
 from .chain import Chain, embed
@@ -124,7 +124,8 @@ class SDE(Options, Schedule):
         low, high = self(self.t_max).lam, self(self.t_min).lam
         if not low < lam < high:
             return self.t_max if lam <= low else self.t_min
-        return float(scipy.optimize.brentq(lambda t: self(t).lam - lam, self.t_min, self.t_max, xtol=1e-15, rtol=1e-14))
+        root = library("scipy.optimize").brentq
+        return float(root(lambda t: self(t).lam - lam, self.t_min, self.t_max, xtol=1e-15, rtol=1e-14))
 
     def prior(self) -> Prior:
         """The prior N(0, (alpha^2 + sigma^2) I), with the second moment that unit data have at t_max."""

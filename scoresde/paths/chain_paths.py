@@ -11,12 +11,12 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor
 
 from solvers import InputError
 from solvers.errors import positive_integer
+from solvers.libraries import library
 from solvers.registry.ranges import Choice
 from solvers.time_grids import beta_schedules
 from solvers.time_grids.beta_schedules import Array
@@ -61,7 +61,8 @@ class NodesSDE(SDE):
 
         The variable of each cubic is the distance from the node below, in steps.
         """
-        return torch.from_numpy(scipy.interpolate.PchipInterpolator(np.arange(len(self.lams)), self.lams).c.copy())
+        interpolate = library("scipy.interpolate").PchipInterpolator
+        return torch.from_numpy(interpolate(np.arange(len(self.lams)), self.lams).c.copy())
 
     @cached_property
     def _moved(self) -> dict[Any, Tensor]:
@@ -86,11 +87,8 @@ class NodesSDE(SDE):
         if d <= 0:  # the node itself, to rounding
             return (below + 1) / self.num_train_timesteps
         after = ((a + b) + c) + d
-        u = (
-            1.0
-            if after >= 0
-            else float(scipy.optimize.brentq(lambda u: ((a * u + b) * u + c) * u + d, 0, 1, xtol=1e-15, rtol=1e-14))
-        )
+        root = library("scipy.optimize").brentq
+        u = 1.0 if after >= 0 else float(root(lambda u: ((a * u + b) * u + c) * u + d, 0, 1, xtol=1e-15, rtol=1e-14))
         return (below + 1 + u) / self.num_train_timesteps
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor, nn
 
 from solvers import InputError, Node
+from solvers.libraries import library
 from solvers.registry.ranges import Count
 
 from .base import SDE, sdes
@@ -206,7 +206,7 @@ class LearnedVP(SDE):
             return min(max(u, 0.0), 1.0)
         with torch.no_grad():
             w, c, a, b = (v.numpy() for v in interior.weights())
-        expit = scipy.special.expit
+        expit = library("scipy.special").expit
         start = expit(b)
         rise = float(w[0] + c @ (expit(a + b) - start))
 
@@ -215,4 +215,4 @@ class LearnedVP(SDE):
 
         if not above(0.0) < 0 < above(1.0):  # up to rounding, t is an end
             return 0.0 if above(0.0) >= 0 else 1.0
-        return float(scipy.optimize.brentq(above, 0.0, 1.0, xtol=1e-15, rtol=4 * np.finfo(float).eps))
+        return float(library("scipy.optimize").brentq(above, 0.0, 1.0, xtol=1e-15, rtol=4 * np.finfo(float).eps))

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from solvers import InputError
+from solvers.noise.seeded import global_seed
 
 from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
@@ -56,9 +57,10 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
     """
     if not 0 <= config.seed < 2**63:
         raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
-    torch.manual_seed(config.seed)
-    model, shape, sde = config.model, card.shape, make_sde(config.sde)
-    network = with_schedule(_bare_network(config, card), sde).to(device_of(config))
+    model, shape, device = config.model, card.shape, device_of(config)
+    with global_seed(config.seed, device):
+        network, sde = _bare_network(config, card), make_sde(config.sde)
+    network = with_schedule(network, sde).to(device)
     denoiser = Denoiser(
         network,
         sde,
@@ -87,7 +89,7 @@ def refuse_other_shapes(config: ConfigDict, card: DataCard, state: Mapping[str, 
         RuntimeError: the network has a tensor that is not among the weights, or of a different shape.
     """
     sde = make_sde(config.sde)
-    with torch.device("meta"):  # where tensors have shapes only
+    with torch.device("meta"), global_seed(0):  # where tensors have shapes only; a network of the user's may draw
         try:
             shapes = state_of(with_schedule(_bare_network(config, card), sde))
         except InputError:

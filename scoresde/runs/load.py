@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from solvers import InputError
+from solvers.libraries import without_traces
 
 from ..models.denoiser import Denoiser
 from ..models.faults import blind, report_faults, setting_faults
@@ -13,7 +14,7 @@ from ..models.faults import blind, report_faults, setting_faults
 DIFFUSERS = "diffusers:"
 
 
-def load(source: str | Path) -> Denoiser:
+def load(source: str | Path, trust: bool = False) -> Denoiser:
     """The denoiser of a trained model, with averaged weights and in evaluation mode.
 
     It is on the device of the run's config, or on the CPU. ``denoiser.shape`` is the shape of a sample if the folder
@@ -22,17 +23,21 @@ def load(source: str | Path) -> Denoiser:
     Args:
         source: the folder of a run of ``scoresde train``; or "diffusers:FOLDER", a folder that diffusers' DDPMPipeline
             or DDIMPipeline was saved to, see ``scoresde.interop.diffusers_folder``.
+        trust: import the modules that the folder's files name, such as that of the network "mine:Net"; this runs their
+            code.
 
     Raises:
-        InputError: the folder is neither, or contains a model that is not supported.
+        InputError: the folder is neither, or contains a model that is not supported, or names a module and is not
+            trusted.
     """
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"load takes the folder of a run, or {DIFFUSERS}FOLDER, got {source!r:.60}")
     text = str(source)
     if text.startswith(DIFFUSERS):
-        from ..interop import diffusers_folder  # here, because it needs diffusers
+        with without_traces():
+            from ..interop import diffusers_folder  # here, because it needs diffusers
 
-        return _looked_at(diffusers_folder.read(Path(text.removeprefix(DIFFUSERS))))
+        return _looked_at(diffusers_folder.read(Path(text.removeprefix(DIFFUSERS)), trust))
     path = Path(source)
     if (path / "model_index.json").is_file():
         raise InputError(f"{path} is a pipeline of diffusers: load('{DIFFUSERS}{path}')")
@@ -40,7 +45,7 @@ def load(source: str | Path) -> Denoiser:
         raise InputError(f"no folder {text!r}; load takes the folder of a run, or {DIFFUSERS}FOLDER")
     from .run import load_run  # here, because it imports the packages of the command line
 
-    return _looked_at(load_run(path).denoiser)
+    return _looked_at(load_run(path, trust=trust).denoiser)
 
 
 def _looked_at(denoiser: Denoiser) -> Denoiser:

@@ -10,6 +10,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from solvers import InputError
+from solvers.registry.outside import Origin
+from solvers.registry.registry import outside_names
 
 from ..data import DataCard
 from ..models.denoiser import Denoiser
@@ -22,28 +24,36 @@ from .saved import refuse_other_config, saved
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run with its averaged weights, ready for sampling and scoring."""
+    """A trained run with its averaged weights, ready for sampling and scoring.
+
+    The objects that its config names are made inside of ``origin.limits()``.
+    """
 
     config: ConfigDict
     denoiser: Denoiser
     card: DataCard
     step: int
+    origin: Origin
 
 
 def load_run(
     workdir: Path,
     overrides: Sequence[str] = (),
     free: Sequence[str] = ("sampling", "likelihood", "device", "data.path"),
+    trust: bool = False,
 ) -> Run:
     """Loads a run from its folder: the config, the data card, and the averaged weights of the last checkpoint.
 
     Args:
         overrides: ``--config.section.field=value`` arguments.
         free: the fields and sections that the overrides may change.
+        trust: import the modules of the classes that the config names, which runs their code; those that the overrides
+            name are imported anyway.
 
     Raises:
         InputError: the folder is not a run, or contains no checkpoint, or its checkpoint is damaged or does not fit its
-            config; an override changes a field that is not free.
+            config; an override changes a field that is not free; the config names a class of another module and is not
+            trusted.
     """
     there, card, _ = saved(workdir)
     config = override(copy.deepcopy(there), overrides)
@@ -53,11 +63,15 @@ def load_run(
     if folder is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")
     kept = checkpoint.load(folder)
+    specs = [text.partition("=")[2] for text in overrides if not text.startswith("--config.data.")]
+    typed = frozenset(name for text in specs for name in outside_names(text))
+    origin = Origin(str(workdir / "config.json"), typed, trust)
     try:
-        refuse_other_shapes(config, card, kept.ema)
-        denoiser, network = build_denoiser(config, card)
+        with origin.limits():
+            refuse_other_shapes(config, card, kept.ema)
+            denoiser, network = build_denoiser(config, card)
         load_state(network, kept.ema)
     except RuntimeError as error:
         raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None
     network.eval().requires_grad_(False)
-    return Run(config, denoiser, card, kept.step)
+    return Run(config, denoiser, card, kept.step, origin)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from solvers import InputError, grids, make, resolve
 from solvers.errors import positive_integer
 from solvers.files import read_bytes, write_atomically
+from solvers.libraries import without_traces
 from solvers.registry.spec import Spec, parse
 
 from ..bounds.chain import chain_bound
@@ -110,7 +111,8 @@ def evaluate(
 
 def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> str:
     """The results of ``evaluate`` as text."""
-    from ..show.likelihood_page import block  # here, so that only those who draw wait for matplotlib
+    with without_traces():
+        from ..show.likelihood_page import block  # here, so that only those who draw wait for matplotlib
 
     bound = found.get("bound")
     return "\n".join([_title(run, x, split), block(found["ode"]), *([] if bound is None else [str(bound)])])
@@ -118,7 +120,8 @@ def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> st
 
 def write_results(out: Path, run: Run, x: Tensor, split: str, found: Mapping[str, LogProb], command: str) -> None:
     """Writes the results of ``evaluate`` on data x (N, *): likelihood.npz, .json and .html in the folder ``out``."""
-    from ..show.likelihood_page import page
+    with without_traces():
+        from ..show.likelihood_page import page
 
     result, bound = found["ode"], found.get("bound")
     write_arrays(out / "likelihood.npz", latent=result.latent, **_arrays(result, bound))
@@ -161,6 +164,11 @@ def options_of(run: Run) -> dict[str, Any]:
         InputError: an unknown name, a tolerance that is not positive, or draws that are not a positive integer; see
             also ``scoresde.plan``.
     """
+    with run.origin.limits():
+        return _options_of(run)
+
+
+def _options_of(run: Run) -> dict[str, Any]:
     section, width = run.config.likelihood, run.card.bin_width
     draws = positive_integer("likelihood.draws", section.draws)
     noise = dequantisers.make(section.dequantiser)
@@ -204,7 +212,8 @@ def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
     """Everything that decides the values, as plain JSON types."""
     network = run.denoiser.network
     assert isinstance(network, nn.Module)
-    noise = dequantisers.make(run.config.likelihood.dequantiser).network
+    with run.origin.limits():
+        noise = dequantisers.make(run.config.likelihood.dequantiser).network
     versions = environment()
     given = {n: v for n, v in flat(run.config.to_dict()) if n in _DECIDES or n.partition(".")[0] in _DECIDES}
     named = {path for value in given.values() if isinstance(value, str) for path in files_in(value)}
@@ -302,7 +311,9 @@ def bound_of(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
     shared["on_failure"] = "keep"
     if options.bound == "continuous":
         return continuous_bound(run.denoiser, data, draws=options.bound_indices or 128, **shared)
-    return chain_bound(run.denoiser, data, options.bound, indices=options.bound_indices, **shared)
+    with run.origin.limits():
+        kernel = make(options.bound)
+    return chain_bound(run.denoiser, data, kernel, indices=options.bound_indices, **shared)
 
 
 def _arrays(result: LogProb, bound: LogProb | None = None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from solvers import Node, Program, response
+from solvers.libraries import without_traces
 from solvers.program.analysis import Matrix
 from solvers.program.instructions import Combine, Draw, Evaluate
 
@@ -122,8 +123,9 @@ def picture(program: Program, title: str = "") -> Figure:
     Zero coefficients are grey. The colour scale is logarithmic over three decades and linear around 0, so that small
     coefficients are visible; up to ``ANNOTATED`` steps the picture also shows the numbers.
     """
-    from matplotlib.colors import SymLogNorm  # here, so that the text of a program does not wait for matplotlib
-    from matplotlib.figure import Figure
+    with without_traces():
+        from matplotlib.colors import SymLogNorm  # here, so that the text of a program does not wait for matplotlib
+        from matplotlib.figure import Figure
 
     from .figures import drawn
 

@@ -25,6 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from solvers import InputError, generator
 from solvers.errors import positive_integer
+from solvers.noise.seeded import global_seed
 
 from ..data import spread
 from ..inputs import Array, tensor_of
@@ -160,6 +161,25 @@ def prepared(denoiser: ModelLike, network: nn.Module, data: Array, loss: Loss, o
     return run
 
 
+@contextlib.contextmanager
+def _training_mode(network: nn.Module) -> Iterator[None]:
+    """A block in which the network is in training mode; if it fails, every part gets its mode back.
+
+    No gradient remains after it.
+    """
+    modes = [(part, part.training) for part in network.modules()]
+    network.train()
+    try:
+        yield
+    except BaseException:
+        for part, mode in modes:
+            part.training = mode
+        raise
+    finally:
+        for p in network.parameters():
+            p.grad = None
+
+
 class Training:
     """The state of a training run, and the update that advances it."""
 
@@ -189,9 +209,13 @@ class Training:
         options, last = self.options, math.nan
         if self.workdir is not None:
             checkpoint.remove_unfinished(self.workdir)
-        self.network.train()
         bar = progress_bar(initial=self.step, total=options.steps, desc="train", disable=not progress)
-        with bar, Log(self.workdir, self.step) as log, _interrupts(self.workdir is not None) as interrupts:
+        with (
+            _training_mode(self.network),
+            bar,
+            Log(self.workdir, self.step) as log,
+            _interrupts(self.workdir is not None) as interrupts,
+        ):
             while self.step < options.steps:
                 record = self.update()
                 last = record["loss"]
@@ -216,7 +240,7 @@ class Training:
         x0 = self._batch(step)
         for p in self.parameters:
             p.grad = None
-        with self._global_seed(step):
+        with global_seed(self._dropout_seed(step), self.device):
             loss = self.loss(self.denoiser, x0, generator(options.seed, _NOISE, step)).mean()
             loss.backward()  # type: ignore[no-untyped-call]
         if not self.checked and all(p.grad is None for p in self.parameters):
@@ -253,24 +277,10 @@ class Training:
         u = torch.rand(x.shape, generator=generator(options.seed, _BINS, step), dtype=torch.float64)
         return spread(x, options.bin_width, u.to(x))
 
-    @contextlib.contextmanager
-    def _global_seed(self, step: int) -> Iterator[None]:
-        """Seeds torch's global generators from the step, and restores their state afterwards."""
+    def _dropout_seed(self, step: int) -> int:
+        """The seed of torch's global generators in an update."""
         text = f"{self.options.seed} {_DROPOUT} {step}".encode()
-        seed = int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
-        # not torch.manual_seed, which seeds every device and keeps a trace of the calling stack
-        generators = [torch.default_generator]
-        if self.device.type == "cuda":
-            torch.cuda.init()  # type: ignore[no-untyped-call]
-            generators.append(torch.cuda.default_generators[self.device.index or 0])
-        states = [each.get_state() for each in generators]
-        try:
-            for each in generators:
-                each.manual_seed(seed)
-            yield
-        finally:
-            for each, state in zip(generators, states, strict=True):
-                each.set_state(state)
+        return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
     def save(self) -> None:
         """Writes a checkpoint, if there is a ``workdir``."""

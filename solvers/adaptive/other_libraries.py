@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..libraries import library
 from ..registry.ranges import AnyPositive, Choice, Count
 from ..types.node import Node
 from ..types.problem import Problem
@@ -162,7 +162,7 @@ class Scipy(BlackBox):
 
         start = x.detach().flatten().cpu().double().numpy()
         limits = {"first_step": self.first(t, s), "max_step": math.inf if self.max_step is None else self.max_step}
-        result = scipy.integrate.solve_ivp(
+        result = library("scipy.integrate").solve_ivp(
             rhs, (t.t, s.t), start, method=self.method, rtol=self.rtol, atol=self.atol, **limits
         )
         if not result.success:
@@ -182,8 +182,7 @@ class _TorchDiffEq(BlackBox):
         return {}
 
     def integrate(self, problem: Problem, x: Tensor, t: Node, s: Node) -> Tensor:
-        from torchdiffeq import odeint  # here, because it imports scipy's integrators
-
+        odeint = library("torchdiffeq").odeint
         dtype = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
         times = torch.tensor([t.t, s.t], dtype=dtype, device=x.device)
         options = self.options()

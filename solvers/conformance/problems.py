@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import scipy
 import torch
 from torch import Tensor
 
+from ..libraries import library
 from ..types.node import Node, Prediction, Rows
 from ..types.problem import Problem
 from ..types.schedule import Schedule
@@ -164,5 +164,5 @@ def _solution(mixture: tuple[Any, ...], y: tuple[float, ...], start: float, end:
         slope: Array = (-ratio * problem.predict(torch.as_tensor(y), Node(0.0, 1.0, ratio)).eps).numpy()
         return slope  # d(x / alpha) / d lam = -ratio eps
 
-    path = scipy.integrate.solve_ivp(rhs, (start, end), np.array(y), method="DOP853", rtol=1e-13, atol=1e-13)
+    path = library("scipy.integrate").solve_ivp(rhs, (start, end), np.array(y), method="DOP853", rtol=1e-13, atol=1e-13)
     return [float(v) for v in path.y[:, -1]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from functools import cache, cached_property
 from typing import Self
@@ -36,6 +37,28 @@ def generator(seed: int, *stream: int) -> torch.Generator:
     state = made.get_state()
     state.numpy()[_OFFSET : _OFFSET + 8 * _WORDS].view(np.uint64)[:] = words
     return made.set_state(state)
+
+
+@contextmanager
+def global_seed(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """A block in which torch's global generators, of the CPU and of a CUDA device, start from a seed.
+
+    Their states before the block are put back after it.
+    """
+    device = torch.device(device)
+    # not torch.manual_seed, which seeds every device and keeps a trace of the calling stack
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    states = [each.get_state() for each in generators]
+    try:
+        for each in generators:
+            each.manual_seed(seed)
+        yield
+    finally:
+        for each, state in zip(generators, states, strict=True):
+            each.set_state(state)
 
 
 def _state(sequence: np.random.SeedSequence) -> np.ndarray:

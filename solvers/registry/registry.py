@@ -6,7 +6,6 @@ A registered class is a frozen dataclass; its fields are the options of its spec
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from importlib.metadata import entry_points as installed_entry_points
 from typing import Any, Generic, TypeVar
 
 from ..errors import InputError, near, unknown
+from . import outside
 from . import spec as grammar
 from .normalise import is_title, normalise
 from .options import REGISTRIES, coerce, option_name, type_hints
@@ -96,7 +96,7 @@ class Registry(Generic[T]):
         self._titles: dict[str, str] = {}
         self._read_label: Callable[[str], str] = str
         self._told: set[str] = set()  # each spelling is logged once
-        self._prefixes: set[str] = set()
+        self.prefixes: set[str] = set()  # names that are read as ``name:TEXT``
         REGISTRIES[base] = self
 
     def register(
@@ -123,7 +123,7 @@ class Registry(Generic[T]):
             self._infos[name] = self._card(name, cls, aliases=aliases, **facts)
             self._aliases.update({normalise(alias): name for alias in aliases})
             if prefix:
-                self._prefixes.add(name)
+                self.prefixes.add(name)
             return cls
 
         return decorate
@@ -155,7 +155,7 @@ class Registry(Generic[T]):
     def names(self) -> list[str]:
         """Canonical names, sorted; without prefixes such as ``file``, which need a text after a colon."""
         self._load_plugins()
-        return sorted(self._infos.keys() - self._prefixes)
+        return sorted(self._infos.keys() - self.prefixes)
 
     def info(self, name: str) -> Info:
         """The card of a name or alias.
@@ -194,7 +194,7 @@ class Registry(Generic[T]):
     def _prefixed(self, text: str) -> Spec | None:
         """The spec of ``name:TEXT`` if that name is a prefix."""
         name, colon, rest = text.strip().partition(":")
-        return Spec(name, (rest,)) if colon and name in self._prefixes else None
+        return Spec(name, (rest,)) if colon and name in self.prefixes else None
 
     def _complete(self, label: Spec, given: Spec) -> Spec:
         """``given`` under the name of ``label``, with the options of ``label`` that ``given`` omits."""
@@ -300,9 +300,10 @@ class Registry(Generic[T]):
         return f"{info.name}({', '.join(options)})" if options else info.name
 
     def _outside(self, name: str) -> Info:
+        outside.refuse_untyped(name)
         module, _, qualname = name.partition(":")
         try:
-            cls = getattr(importlib.import_module(module), qualname)
+            cls = getattr(outside.import_named(module), qualname)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a user's module may raise any exception, or call exit
@@ -314,6 +315,19 @@ class Registry(Generic[T]):
     def _load_plugins(self) -> bool:
         """Loads the plug-ins on the first call; returns whether this call was the first one."""
         group, self._entry_points = self._entry_points, None
-        for point in installed_entry_points(group=group) if group else ():
-            point.load()
+        with outside.installed_only():
+            for point in installed_entry_points(group=group) if group else ():
+                point.load()
         return group is not None
+
+
+def outside_names(text: str) -> frozenset[str]:
+    """The outside classes that the text of a spec names, such as "mine:Net"; quoted text names none.
+
+    >>> sorted(outside_names("pc(predictor=mine:Heun, corrector=a.b:Langevin)")), sorted(outside_names("file:a.json"))
+    (['a.b:Langevin', 'mine:Heun'], [])
+    """
+    prefixes = {prefix for registry in REGISTRIES.values() for prefix in registry.prefixes}
+    if text.strip().partition(":")[0] in prefixes:
+        return frozenset()
+    return frozenset(name for name in grammar.outside_names(text) if name.partition(":")[0] not in prefixes)

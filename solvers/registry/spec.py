@@ -97,6 +97,11 @@ def split(text: str) -> list[str]:
     return [part for part in parts if part]
 
 
+def outside_names(text: str) -> set[str]:
+    """The names ``package.module:Name`` in a text, except inside of quotes."""
+    return {match[0] for match in _OUTSIDE.finditer(text) if match[2]}
+
+
 def _without_colon(match: re.Match[str]) -> str:
     return match[1] or f"{match[2]}.{_COLON}.{match[3]}"
 

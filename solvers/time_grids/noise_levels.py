@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import numpy as np
-import scipy
 
 from ..errors import InputError
+from ..libraries import library
 from ..registry.ranges import Count, Inside, Positive, Range, Share
 from ..types.schedule import Schedule
 from .base import End, Grid, grids
@@ -77,7 +77,7 @@ class Beta(RatioGrid):
         return self.on == "time"
 
     def _shares(self, steps: int) -> list[float]:
-        return [float(q) for q in scipy.stats.beta.ppf(1 - np.arange(steps + 1) / steps, self.a, self.b)]
+        return [float(q) for q in library("scipy.stats").beta.ppf(1 - np.arange(steps + 1) / steps, self.a, self.b)]
 
     def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
         return [low + q * (high - low) for q in self._shares(steps)]

@@ -1,0 +1,57 @@
+"""No function leaves the process changed, nor the network that it was given: measured in a new process."""
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scoresde
+import solvers
+from scoresde.cli.arguments import HELP
+
+# what training is for, and leaves: the network in evaluation mode, with other numbers and without gradients
+TRAINED = {"mode", "numbers", "places", "gradients"}
+FAILED = TRAINED - {"mode"}
+
+
+@pytest.fixture(scope="module")
+def found(run, tmp_path_factory):
+    diffusers = pytest.importorskip("diffusers")
+    given = tmp_path_factory.mktemp("given")
+    (given / "run").symlink_to(run)
+    unet = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(given / "pipe")
+    script = Path(__file__).with_name("global_state.py")
+    done = subprocess.run([sys.executable, script, given], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stderr.splitlines()[-1])
+
+
+def test_every_public_function_and_every_command_is_called(found):
+    public = {name for room in (scoresde, solvers) for name in room.__all__ if inspect.isroutine(getattr(room, name))}
+    assert public - found.keys() == set()
+    assert {f"scoresde {name}" for name in HELP} - found.keys() == set()
+    # and the calls do what they are for
+    assert {name: error for name, (_, error) in found.items() if error and not name.endswith("failing")} == {}
+    failing = {name for name, (_, error) in found.items() if error and "the network fails" in error}
+    assert len(failing) >= 15
+
+
+def test_nothing_is_changed(found):
+    changed = {name: what for name, (what, _) in found.items() if what and not name.startswith("train")}
+    assert changed == {}
+
+
+def test_training_changes_only_what_it_trains(found):
+    assert set(found["train"][0]) == TRAINED
+    after = {name: pair[1] for name, pair in found["train"][0].items()}
+    assert "True" not in after["mode"]
+    assert set(found["train failing"][0]) <= FAILED
+    for what in (found["train"][0], found["train failing"][0]):
+        assert what["gradients"][1] == str([False] * 6)
