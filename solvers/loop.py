@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from .errors import InputError
 from .time_grids.base import checked
+from .types.answers import call, predicted, replacement, version
 from .types.node import AnyNode, Prediction, Rows
 from .types.problem import Problem, ProblemWrapper, as_problem
-from .types.solver import Noise, Solver, Step
+from .types.solver import Noise, Solver, Step, as_source
 
 Hook = Callable[[Tensor, Any], "Tensor | None"]
 """Receives the state (B, *) and its node, of the kind of the solve's nodes; returns a new state, or None."""
@@ -62,7 +64,11 @@ class Counted(ProblemWrapper):
     def predict(self, x: Tensor, node: Any) -> Prediction:
         self.tally.nfe.index_add_(0, self.rows, torch.ones_like(self.rows))
         self.tally.calls += 1
-        return self.problem.predict(x, node)
+        if self.problem.checked:
+            return self.problem.predict(x, node)
+        gaussian = self.space == "gaussian"
+        found: Prediction = (predicted if gaussian else partial(call, "the model"))(self.problem.predict, x, node)
+        return found
 
     def select(self, rows: Rows) -> Counted:
         return Counted(self.problem.select(rows), self.tally, self.rows[rows])
@@ -105,6 +111,7 @@ def solve(
             raise InputError(f"{solver} draws noise and cannot encode; use a deterministic solver")
         if noise is None:
             raise InputError(f"{solver} draws noise: give it a noise source")
+        noise = as_source(noise) if isinstance(x, Tensor) else noise
     tally = Tally(x.shape[0])
     counted = Counted(problem, tally)
     made = Step(x, solver.init(counted, x, ordered))
@@ -125,13 +132,8 @@ def solve(
 
 def run_hooks(x: Tensor, node: Any, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:
     """Calls every hook; returns the state (B, *), and whether a hook replaced it or wrote into it."""
-    seen, version = x, _version(x) if hooks else 0
+    seen, before = x, version(x) if hooks else 0
     for hook in hooks:
-        replacement = hook(x, node)
-        x = x if replacement is None else replacement
-    return x, bool(hooks) and (x is not seen or _version(x) != version)
-
-
-def _version(x: Tensor) -> int:
-    """How often a tensor was written into; 0 if torch does not count it: in inference mode and for symbolic values."""
-    return x._version if isinstance(x, Tensor) and not x.is_inference() else 0
+        found = replacement(hook, x, node)
+        x = x if found is None else found
+    return x, bool(hooks) and (x is not seen or version(x) != before)

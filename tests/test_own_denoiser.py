@@ -108,5 +108,5 @@ def test_a_time_label_of_the_wrong_shape_is_named():
             x0 = torch.tanh(x + node.t.unsqueeze(1))  # as if t were (B,)
             return Prediction(x0, x0)
 
-    with pytest.raises(InputError, match=r"predicts x0 of shape \(4, 4, 4\).*samples of shape \(4, 4\).*flatten"):
+    with pytest.raises(InputError, match=r"predicts x0 as \(4, 4, 4\) for samples \(4, 4\).*flatten"):
         scoresde.sample(Wrong(), (4,), range(4), "rk45")

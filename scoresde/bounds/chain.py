@@ -31,6 +31,7 @@ from solvers import InputError, Prediction, SeededNoise, Solver
 from solvers.errors import positive_integer
 from solvers.one_step.ancestral import DDPM, posterior
 from solvers.time_grids.network_steps import train_timesteps
+from solvers.types.answers import predicted
 
 from ..inputs import Array, Seeds
 from ..likelihood.inputs import seeds_of
@@ -231,7 +232,7 @@ def _terms(
         at, _ = chain.steps(index)
         wide, eps = at.like(x0), source(first, first)
         noisy = wide.alpha * x0 + wide.sigma * eps
-        prediction = denoiser.predict(noisy, at, **conditions)
+        prediction = predicted(denoiser.predict, noisy, at, conditions)
         found.append(step_terms(chain, index, x0, eps, prediction, kernel, decoder).cpu())
         advance()
     return torch.stack(found, 1), noisy

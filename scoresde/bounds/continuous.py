@@ -31,6 +31,7 @@ from torch import Tensor
 import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
+from solvers.types.answers import predicted
 
 from ..inputs import Array, Seeds
 from ..likelihood.inputs import seeds_of
@@ -140,7 +141,7 @@ def reconstruction(x0: Tensor, node: Node[Tensor], noise: Tensor, decoder: Decod
 def diffusion(denoiser: ModelLike, x0: Tensor, place: Place, eps: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
     """The term weight |eps - eps_model|^2 (B,) in nats, at x = alpha x0 + sigma eps, both (B, *)."""
     node = place.at.like(x0)
-    found = denoiser.predict(node.alpha * x0 + node.sigma * eps, place.at, **conditions)
+    found = predicted(denoiser.predict, node.alpha * x0 + node.sigma * eps, place.at, conditions)
     error = in_float64(found.eps - eps).flatten(1)
     return place.weight.to(error) * error.square().sum(1)
 

@@ -14,6 +14,7 @@ import solvers
 from solvers import Grid, InputError, Node, Output, Prediction, Problem, Program, Solver, grids
 from solvers.program.instructions import Evaluate
 from solvers.program.program import evaluator
+from solvers.types.answers import call, drawn, fault
 
 from ..paths.standard import EDM
 from ..progress import bar as progress_bar
@@ -154,7 +155,7 @@ class _Noise:
     def __call__(self, t: Node, s: Node) -> Tensor:
         if self.sampler is None or t.sigma == s.sigma:  # a fresh draw belongs to no interval
             return torch.randn_like(self.x)
-        return self.sampler(self.x.new_tensor(t.sigma), self.x.new_tensor(s.sigma)).to(self.x)
+        return drawn(self.sampler, self.x.new_tensor(t.sigma), self.x.new_tensor(s.sigma)).to(self.x)  # type: ignore[no-any-return]
 
 
 class _Reporting(Problem):
@@ -182,9 +183,9 @@ class _Reporting(Problem):
 
     def raw(self, x: Tensor, node: Node) -> Tensor:
         state = x.to(self.dtype)
-        denoised = self.model(state, state.new_full((len(x),), node.sigma), **self.extra_args)
-        if denoised.shape != x.shape:
-            raise InputError(f"the model returns {tuple(denoised.shape)} for samples {tuple(x.shape)}")
+        denoised = call("the model", self.model, state, state.new_full((len(x),), node.sigma), self.extra_args)
+        if wrong := fault(denoised, x):
+            raise InputError(f"the model returns {wrong} for samples {tuple(x.shape)}")
         i = next(self.firsts)
         if i is not None:
             self.bar.update()
@@ -194,4 +195,5 @@ class _Reporting(Problem):
                 self.callback(
                     {"x": state.clone(), "i": i, "sigma": sigma, "sigma_hat": sigma_hat, "denoised": denoised}
                 )
-        return denoised.to(x.dtype)
+        found: Tensor = denoised.to(x.dtype)
+        return found

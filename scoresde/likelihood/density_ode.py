@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import solvers
 from solvers import InputError, Node, Prediction, Problem, Rows
 from solvers.libraries import library
+from solvers.types.answers import predicted
 
 from ..models.model import Model, as_model
 from ..paths.base import SDE, ModelLike
@@ -130,7 +131,7 @@ class WithLogDensity(Problem):
             leaf = (samples if self.create_graph else samples.detach()).to(_seen(self.dtype)).to(self.device)
             leaf = leaf if leaf.requires_grad else leaf.requires_grad_()
             with self._attention():
-                prediction = self.model.predict(leaf, node, **self.conditions)
+                prediction = predicted(self.model.predict, leaf, node, self.conditions)
             trace = self._trace(prediction.x0, leaf, node).to(x.device).double()
         # alpha r = sigma turns the trace in x into the trace in y
         wide: Any = node.like(channels)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError
+from solvers.types.answers import predicted
 from solvers.types.model_output import PREDICTS
 
 from ..inputs import Array, conditions_of, tensor_of
@@ -320,5 +321,5 @@ def _unknown(model: Any, x: Tensor, conditions: Mapping[str, Tensor], notes: lis
     stand_in = Denoiser(lambda x, label: x, model.sde, time_label="t")
     with evaluation(model), torch.no_grad():
         probe = Probe.of(stand_in, x, conditions)
-        score = float(probe.score(model.predict(probe.x, probe.node, **probe.conditions).x0).mean())
+        score = float(probe.score(predicted(model.predict, probe.x, probe.node, probe.conditions).x0).mean())
     return Check(tuple(notes), score, score, _undertrained(score))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from solvers import InputError, Node, Prediction
 from solvers.errors import positive_integer
 from solvers.time_grids.network_steps import train_timesteps
+from solvers.types.answers import call, fault
 from solvers.types.model_output import Output
 
 from ..paths.base import SDE, as_sde
@@ -97,6 +98,10 @@ class Denoiser(Model):
             object.__setattr__(self, "shape", tuple(self.shape))
         if self.compile and not hasattr(self.network, "_orig_mod"):
             object.__setattr__(self, "network", torch.compile(self.network))
+
+    @property
+    def checked(self) -> bool:
+        return True
 
     @property
     def output(self) -> Output:
@@ -191,10 +196,10 @@ class Denoiser(Model):
 
     def _call(self, x: Tensor, label: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         try:
-            out = self.network(x, label, **conditions)
+            out = call("the network", self.network, x, label, conditions)
         except TypeError as error:
             raise condition_error(error, self.network, conditions) from error
-        except torch.cuda.OutOfMemoryError:  # its message also contains the word "size"
+        except (InputError, torch.cuda.OutOfMemoryError):  # its message also contains the word "size"
             raise
         except RuntimeError as error:
             if any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
@@ -214,16 +219,15 @@ class Denoiser(Model):
             raise
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)  # diffusers' backbones return an object
-        elif out.shape == x.shape and not self.learned_variance:
-            return out
-        expected = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else tuple(x.shape)
-        if not isinstance(out, Tensor) or out.shape != expected:
-            shown = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            wanted = f"; with a learned variance it must return {expected}" if self.learned_variance else ""
-            if isinstance(out, Tensor) and tuple(out.shape) == (len(x), 2 * x.shape[1], *x.shape[2:]):
+        twice = (len(x), 2 * x.shape[1], *x.shape[2:]) if self.learned_variance else None
+        if wrong := fault(out, x, twice):
+            wanted = f"; with a learned variance it must return {twice}" if self.learned_variance else ""
+            if twice is None and isinstance(out, Tensor) and out.shape == (len(x), 2 * x.shape[1], *x.shape[2:]):
                 wanted = ": twice as many channels are a learned variance, pass learned_variance=True"
-            raise InputError(f"the network returns {shown} for samples {tuple(x.shape)}{wanted}")
-        return out
+            raise InputError(f"the network returns {wrong} for samples {tuple(x.shape)}{wanted}")
+        # a network that enables gradients itself must not keep its graph alive in the solve
+        found: Tensor = out.detach() if out.requires_grad and not torch.is_grad_enabled() else out
+        return found
 
     def _dtype(self, x: Tensor) -> torch.dtype:
         if self.dtype is not None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from solvers import InputError, Node, Prediction
 from solvers.errors import unknown
+from solvers.types.answers import call
 from solvers.types.model_output import Output
-from solvers.types.problem import ask
+from solvers.types.problem import natural
 
 from ..paths.base import SDE, ModelLike
 from .reachable import reachable_modules
@@ -48,6 +49,11 @@ class Model:
     @property
     def modules(self) -> tuple[nn.Module, ...]:
         return ()
+
+    @property
+    def checked(self) -> bool:
+        """Whether the model itself checks what the network returns and that it writes into none of its tensors."""
+        return False
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         """The prediction x0 and eps (B, *) at x (B, *)."""
@@ -89,7 +95,9 @@ class _UserModel(Model):
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         try:
-            found = ask(self.denoiser.predict, x, node, **conditions)
+            found = call(
+                f"{type(self.denoiser).__name__}.predict", self.denoiser.predict, x, natural(node, x), conditions
+            )
         except TypeError as error:
             raise condition_error(error, self.denoiser.predict, conditions) from error
         if not isinstance(found, Prediction):
@@ -102,7 +110,8 @@ class _UserModel(Model):
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
         if self._native is None:
             return super().raw(x, node, **conditions)
-        return self._native[1](x, node.like(x), **conditions)
+        found: Tensor = call(f"{type(self.denoiser).__name__}.raw", self._native[1], x, node.like(x), conditions)
+        return found
 
 
 class ModelWrapper(Model):
@@ -138,6 +147,10 @@ class ModelObserver(ModelWrapper):
     def observe(self, x: Tensor, node: Node | Node[Tensor]) -> None:
         """Receives the states x (B, *) and the node of an evaluation, before it."""
         raise NotImplementedError
+
+    @property
+    def checked(self) -> bool:
+        return self.model.checked
 
     @property
     def output(self) -> Output:

@@ -37,6 +37,10 @@ class Diffusion(Problem):
         return self.model.predict(x, node, **self.conditions)
 
     @property
+    def checked(self) -> bool:
+        return self.model.checked
+
+    @property
     def output(self) -> Output:
         """The kind of output that ``raw`` returns: the network's, or x0 if the denoiser names none."""
         return self.model.output

@@ -8,6 +8,7 @@ import torch
 
 import solvers
 from solvers.errors import positive_integer
+from solvers.types.answers import predicted
 from solvers.types.schedule import as_schedule
 
 from ..inputs import Array
@@ -59,7 +60,7 @@ def eps_power(
             x = node.alpha * x0 + node.sigma * noise
             squares = torch.cat(
                 [
-                    denoiser.predict(x[rows], node).eps.double().square().flatten(1).sum(1)
+                    predicted(denoiser.predict, x[rows], node).eps.double().square().flatten(1).sum(1)
                     for rows in batches_of(len(x0), batch_size)
                 ]
             )

@@ -30,6 +30,7 @@ from torch import Tensor
 from solvers import InputError, Prediction, Solver
 from solvers.one_step.ancestral import DDPM
 from solvers.registry.ranges import Positive
+from solvers.types.answers import predicted
 
 from ..bounds.chain import chain_of, prior_term, step_terms
 from ..bounds.continuous import diffusion, place_of, prior_kl, reconstruction, variable_of
@@ -54,7 +55,7 @@ def _drawn(
     eps = normal_like(x0, generator)
     at, _ = chain.steps(index)
     wide = at.like(x0)
-    return chain, index, eps, denoiser.predict(wide.alpha * x0 + wide.sigma * eps, at, **conditions)
+    return chain, index, eps, predicted(denoiser.predict, wide.alpha * x0 + wide.sigma * eps, at, conditions)
 
 
 @losses.register("chain_bound", reference="Ho et al. 2020, arXiv:2006.11239, eq. 5")

@@ -19,6 +19,7 @@ from torch import Tensor
 from solvers import InputError, Registry
 from solvers.errors import unknown
 from solvers.registry.options import Options
+from solvers.types.answers import predicted
 
 from ..models.model import as_model
 from ..paths.base import ModelLike
@@ -100,6 +101,6 @@ class DSM(Loss):
         node = denoiser.sde(self.times.sample(denoiser.sde, len(x0), generator))
         eps = normal_like(x0, generator)
         wide = node.like(x0)
-        prediction = denoiser.predict(wide.alpha * x0 + wide.sigma * eps, node, **conditions)
+        prediction = predicted(denoiser.predict, wide.alpha * x0 + wide.sigma * eps, node, conditions)
         error = TARGETS[self.target](prediction.x0 - x0, prediction.eps - eps, wide, sigma_data or 1.0)
         return (error**2).flatten(1).mean(1)

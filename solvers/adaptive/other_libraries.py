@@ -61,6 +61,10 @@ TORCHDIFFEQ = {
 }
 
 
+class _Stopped(InputError):
+    """The library cannot go on with one sample. Every other error is the user's, and ends the solve."""
+
+
 @dataclass(frozen=True)
 class BlackBox(Solver):
     """A library's integrator with a relative and an absolute tolerance per component of the state.
@@ -104,7 +108,7 @@ class BlackBox(Solver):
             row = slice(i, i + 1)
             try:
                 ends.append(self.integrate(problem.select(row), x[row], t, s))
-            except InputError as error:
+            except _Stopped as error:
                 failed[i] = str(error).removeprefix(f"{self}").lstrip(": ")
                 ends.append(torch.full_like(x[row], math.nan))
         return Step(torch.cat(ends), carry, failed=failed)
@@ -121,7 +125,7 @@ class BlackBox(Solver):
 def velocity(problem: Problem, x: Tensor, time: float, t: Node, s: Node) -> Tensor:
     """The probability-flow ODE's right-hand side at x (n, *); ``time`` is clamped to the interval, against rounding."""
     if not math.isfinite(time):
-        raise InputError("the model's predictions are not finite")
+        raise _Stopped("the model's predictions are not finite")
     node = problem.node(min(max(time, min(t.t, s.t)), max(t.t, s.t)))
     return problem.predict(x, node).velocity(node)
 
@@ -157,7 +161,7 @@ class Scipy(BlackBox):
             state = torch.as_tensor(flat).to(x.dtype).to(x.device).view(x.shape)
             out: np.ndarray[Any, Any] = velocity(problem, state, float(time), t, s).flatten().cpu().double().numpy()
             if not np.isfinite(out).all():
-                raise InputError(f"{self}: the model's predictions are not finite at t={time:.6g}")
+                raise _Stopped(f"{self}: the model's predictions are not finite at t={time:.6g}")
             return out
 
         start = x.detach().flatten().cpu().double().numpy()
@@ -166,7 +170,7 @@ class Scipy(BlackBox):
             rhs, (t.t, s.t), start, method=self.method, rtol=self.rtol, atol=self.atol, **limits
         )
         if not result.success:
-            raise InputError(f"{self} stopped at t={result.t[-1]:g}: {result.message}")
+            raise _Stopped(f"{self} stopped at t={result.t[-1]:g}: {result.message}")
         return torch.as_tensor(result.y[:, -1]).to(x.dtype).to(x.device).view(x.shape)
 
 
@@ -203,7 +207,7 @@ class _TorchDiffEq(BlackBox):
             AssertionError
         ) as error:  # torchdiffeq's checks: an underflow, a state that is not finite, too many steps
             line = str(error).partition("\n")[0].partition("tensor")[0]
-            raise InputError(
+            raise _Stopped(
                 f"{self} stopped between t={t.t:g} and {s.t:g}: {line or 'torchdiffeq rejects its input'}"
             ) from error
         return path[-1].to(x.dtype)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..loop import Hook, Solution
+from ..types.answers import counting, drawn, fault, predicted, raw_output, replacement, version, writes
 from ..types.model_output import Output
 from ..types.node import Node, Prediction
 from ..types.problem import Problem, as_problem
@@ -118,19 +119,19 @@ class Program:
         steps = self._advance(x, noise, bool(hooks), not torch.is_grad_enabled())
         evaluate = evaluator(self.output, as_problem(problem))
         answer: Any = None
-        try:
-            while True:
+        while True:
+            try:
                 request = steps.send(answer)
-                answer = None
-                if isinstance(request, Request):
-                    answer = evaluate(request.x, request.node)
-                else:
-                    for hook in hooks:
-                        replaced = hook(request.x if answer is None else answer, request.node)
-                        answer = answer if replaced is None else replaced
-        except StopIteration as stop:
-            outcome: Tensor = stop.value
-            return outcome
+            except StopIteration as stop:
+                outcome: Tensor = stop.value
+                return outcome
+            answer = None
+            if isinstance(request, Request):
+                answer = evaluate(request.x, request.node)
+            else:
+                for hook in hooks:
+                    replaced = replacement(hook, request.x if answer is None else answer, request.node)
+                    answer = answer if replaced is None else replaced
 
     def solve(self, problem: Problem, x: Tensor, noise: Noise | None = None, hooks: Sequence[Hook] = ()) -> Solution:
         """Runs the program like ``run`` and returns a ``Solution``, as ``solvers.solve`` does."""
@@ -168,11 +169,24 @@ class Program:
             answer = None
             if isinstance(following, Request):
                 request = following
+                request.x = counting(request.x)
+                before = version(request.x)
                 sent = yield request
                 given = request.given if sent is None else sent
                 if given is None:
                     raise InputError(f"the program waits for the model's answer at t={request.node.t:g}")
                 answer = given if isinstance(given, Answer) else Answer(given)
+                if answer.x is None and version(request.x) != before:
+                    raise writes("the loop", "request.x; a state that replaces it is sent as Answer(output, x)")
+                self._check(answer.output, request)
+
+    def _check(self, answer: Any, request: Request) -> None:
+        """Rejects an answer to a request that is neither a prediction nor an output like the state."""
+        parts = (answer.x0, answer.eps) if isinstance(answer, Prediction) else (answer,)
+        for part in parts if isinstance(request.x, Tensor) else ():
+            if wrong := fault(part, request.x):
+                where = f"at t={request.node.t:g}, for states {tuple(request.x.shape)}"
+                raise InputError(f"the answer to the program's request contains {wrong}, {where}")
 
     def to_json(self) -> str:
         """The program as text, see docs/program_format.md; ``from_json`` returns an equal program."""
@@ -232,7 +246,7 @@ class Program:
                     value = value.clone()  # the model returned its input
             else:
                 assert noise is not None
-                value = registers.inwards(noise(nodes[instruction.t], nodes[instruction.s]))
+                value = registers.inwards(drawn(noise, nodes[instruction.t], nodes[instruction.s]))
             values[k] = value
             registers.release(dying, keep=last)
 
@@ -367,15 +381,19 @@ def shares(one: Any, other: Any) -> bool:
 
 def evaluator(output: Output, problem: Problem) -> Callable[[Tensor, Node], Any]:
     """The function (x, node) that evaluates the model: ``raw`` if its output is the program's, else ``predict``."""
-    return problem.raw if problem.output == output else problem.predict
+    if problem.checked:
+        return problem.raw if problem.output == output else problem.predict
+    if problem.output == output:
+        return lambda x, node: raw_output(problem.raw, x, node)
+    return lambda x, node: predicted(problem.predict, x, node)
 
 
 def answer_requests(requests: Generator[Request, Any, None], evaluate: Callable[[Tensor, Node], Any]) -> None:
     """Runs a generator to its end and answers every request with ``evaluate``."""
     answer: Any = None
-    try:
-        while True:
+    while True:
+        try:
             request = requests.send(answer)
-            answer = evaluate(request.x, request.node)
-    except StopIteration:
-        return
+        except StopIteration:
+            return
+        answer = evaluate(request.x, request.node)

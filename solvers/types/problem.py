@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -42,6 +42,11 @@ class Problem:
             """The output of the network, if the model has one: programs then call ``raw``."""
     else:
         output = None
+
+    @property
+    def checked(self) -> bool:
+        """Whether the problem itself checks the functions of users that it calls, as ``answers.call`` does."""
+        return False
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         """Evaluates the model once at x (B, *).
@@ -135,24 +140,9 @@ def as_problem(given: Any) -> Problem:
     return _AdaptedProblem(given)
 
 
-def ask(predict: Callable[..., Prediction], x: Tensor, node: Any, **conditions: Tensor) -> Prediction:
-    """A user's prediction at x (B, *). Its node's numbers multiply x as they are: with one node per sample, they are
-    tensors (B, 1, ..., 1).
-
-    Raises:
-        InputError: with one node per sample, the prediction has another shape than x.
-    """
-    if not isinstance(node, Node) or not isinstance(node.t, Tensor):
-        return predict(x, node, **conditions)
-    found = predict(x, node.like(x), **conditions)
-    shapes = [tuple(part.shape) for part in (found.x0, found.eps)]
-    if any(shape != x.shape for shape in shapes):
-        raise InputError(
-            f"the model predicts x0 of shape {shapes[0]} and eps of shape {shapes[1]} for samples of shape "
-            f"{tuple(x.shape)}; with a time for each sample, the numbers of a node have the shape "
-            f"{tuple(node.like(x).t.shape)}, and node.t.flatten() is the time of each sample"
-        )
-    return found
+def natural(node: Any, x: Tensor) -> Any:
+    """A node whose numbers multiply x (B, *) as they are: with one node per sample, they are tensors (B, 1, ..., 1)."""
+    return node.like(x) if isinstance(node, Node) and isinstance(node.t, Tensor) else node
 
 
 class _AdaptedProblem(Problem):
@@ -176,7 +166,7 @@ class _AdaptedProblem(Problem):
         return path
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        return ask(self.given.predict, x, node)
+        return self.given.predict(x, natural(node, x))  # type: ignore[no-any-return]
 
     def node(self, t: float) -> Node:
         node: Node = self.given.node(t) if "node" in self.has else self.path(t)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import unknown
 from ..registry.options import Options
 from ..registry.registry import Registry
+from .answers import drawn
 from .node import Node, Rows
 from .problem import Problem
 
@@ -52,7 +53,8 @@ class _Whole(NoiseSource):
         self.noise, self.rows = noise, rows
 
     def __call__(self, t: Node, s: Node) -> Tensor:
-        return self.noise(t, s)[self.rows]
+        found: Tensor = drawn(self.noise, t, s)
+        return found[self.rows]
 
     def select(self, rows: Rows) -> _Whole:
         return _Whole(self.noise, rows)
