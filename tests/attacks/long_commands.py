@@ -28,7 +28,8 @@ MODEL = (
     "--config.training.log_every=3",
     "--config.training.steps=24",
 )
-TIMES = frozenset({"seconds", "seconds_per_sample"})  # entries of the files that no two runs have in common
+# entries of the files that no two runs have in common; "plain" is the fingerprint of a shard's member with its seconds
+TIMES = frozenset({"seconds", "seconds_per_sample", "plain"})
 # what a killed process may leave: a file or a folder that never got its name, and the lock, which is empty
 LEFT_OVER = re.compile(r"(^|/)(\.[^/]*(tmp|new)[^/]*|\.lock|[^/]*\.lock)(/|$)")
 

@@ -140,6 +140,7 @@ def _run(writer: Any, folder: str, fault: Fault, function: Callable[..., int], a
         os.dup2(writer.fileno(), stream)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what it runs in the background
     if fault.file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.file_size, resource.RLIM_INFINITY))
     if fault.operation is not None:
