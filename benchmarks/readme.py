@@ -1,6 +1,6 @@
 """Writes the README's table of solvers, docs/solvers.md and the figures of docs/start.md, docs/programs.md,
-docs/ddpm_and_sde.md, docs/likelihood.md and docs/interop.md from the registry and the committed results:
-python benchmarks/readme.py
+docs/ddpm_and_sde.md, docs/likelihood.md, docs/interop.md and docs/reliability.md from the registry and the committed
+results: python benchmarks/readme.py
 
 With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import ddpm_and_sde_tables
 import diffusers_table
 import likelihood_tables
+import reliability_tables
 import which_solver
 
 import solvers
@@ -299,8 +300,9 @@ def main(check: bool = False) -> int:
         "docs/likelihood.md",
         "docs/interop.md",
         "docs/start.md",
+        "docs/reliability.md",
     )
-    readme, programs, chains, likelihood, interop, start = (ROOT / name for name in names)
+    readme, programs, chains, likelihood, interop, start, reliability = (ROOT / name for name in names)
     fresh = {
         readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
@@ -320,6 +322,9 @@ def main(check: bool = False) -> int:
         start: updated(
             start.read_text(encoding="utf-8"),
             {"which solver": which_solver.table(read("defaults.json"), read("steps_vs_quality.json"))},
+        ),
+        reliability: updated(
+            reliability.read_text(encoding="utf-8"), reliability_tables.tables(read("reliability.json"))
         ),
         ROOT / "docs" / "solvers.md": page(),
     }

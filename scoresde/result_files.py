@@ -7,7 +7,9 @@ import csv
 import hashlib
 import io
 import json
+import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, __version__
-from solvers.files import write_atomically
+from solvers.files import flush_folder, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -98,6 +100,42 @@ def _holder(path: Path) -> str:
             if words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode and int(words[4]) > 0:
                 return f" ({words[4]})"
     return ""
+
+
+@contextlib.contextmanager
+def replacing(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A block that gets a folder aside; the files written there then replace an earlier result in ``folder``, together.
+
+    A result is complete if its last file is there, its record: the record is removed first and comes last. A process
+    that is killed, or a disk that is full, therefore leaves the earlier result, the new one, or files without a record.
+    Processes that replace a result at the same time wait for one another.
+
+    Args:
+        folder: a folder that exists.
+        names: the files that a result may have, the record last. Those that the new result lacks are removed.
+
+    Raises:
+        OSError: a file cannot be written; before the block has ended nothing is replaced.
+    """
+    from filelock import FileLock  # here, because only those who write need it
+
+    *others, record = names
+    aside = Path(tempfile.mkdtemp(prefix=".new_", dir=folder))
+    try:
+        yield aside
+        with FileLock(folder / ".result.lock"):
+            (folder / record).unlink(missing_ok=True)
+            flush_folder(folder)
+            for name in others:
+                if (aside / name).exists():
+                    os.replace(aside / name, folder / name)
+                else:
+                    (folder / name).unlink(missing_ok=True)
+            flush_folder(folder)
+            os.replace(aside / record, folder / record)
+            flush_folder(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: str | Path, document: Mapping[str, Any]) -> None:

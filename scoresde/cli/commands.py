@@ -19,7 +19,7 @@ from ..benchmark.runner import benchmark as run_benchmark
 from ..data import DataCard
 from ..likelihood.result import LogProb
 from ..pictures import is_image
-from ..result_files import environment, exclusive, fingerprint, writable, write_json
+from ..result_files import environment, exclusive, fingerprint, replacing, writable, write_json
 from ..runs import build, config, saved
 from ..runs.run import Run, load_run
 from ..runs.score import Unfinished, evaluate, options_of, summary, write_results
@@ -143,12 +143,7 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         run.denoiser, run.card.shape, arguments.seeds, plan=plan, noise=section.noise,
         batch_size=section.batch_size, device=build.device_of(run.config), progress=True,
     )  # fmt: skip
-    for name in ("samples.json", "grid.png"):  # of earlier samples, which may have been pictures
-        (out / name).unlink(missing_ok=True)
-    result.save(out / "samples.npz")
     x = result.x.cpu()
-    if is_image(x):
-        result.save(out / "grid.png", low=run.card.low, high=run.card.high)
     facts: dict[str, Any] = {
         "solver": result.solver,
         "grid": result.grid,
@@ -159,15 +154,12 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     if result.label_shift is not None:
         facts["label_shift"] = result.label_shift
         cost += f", labels rounded by at most {result.label_shift:.3g}"
-    record(
-        out / "samples.json",
-        command,
-        run,
-        **facts,
-        seeds=arguments.seeds,
-        seconds=result.seconds,
-        samples=fingerprint(x),
-    )
+    facts |= {"seeds": arguments.seeds, "seconds": result.seconds, "samples": fingerprint(x)}
+    with replacing(out, ("samples.npz", "grid.png", "samples.json")) as aside:
+        result.save(aside / "samples.npz")
+        if is_image(x):
+            result.save(aside / "grid.png", low=run.card.low, high=run.card.high)
+        record(aside / "samples.json", command, run, **facts)
     print(f"{len(x)} samples by {result.solver} on the grid {result.grid}{_choice(section)}, {cost}: {out}")
 
 
@@ -262,17 +254,18 @@ def compare(
         "seeds": list(seeds),
         "config": run.config.to_dict(),
     }
-    write(rows, out, header)
-    write_report(
-        out / "report.html",
-        title=title,
-        rows=rows,
-        low=run.card.low,
-        high=run.card.high,
-        reference=reference,
-        likelihood=result,
-        header=header,
-    )
+    with replacing(out, ("results.csv", "report.html", "results.json")) as aside:
+        write(rows, aside, header)
+        write_report(
+            aside / "report.html",
+            title=title,
+            rows=rows,
+            low=run.card.low,
+            high=run.card.high,
+            reference=reference,
+            likelihood=result,
+            header=header,
+        )
     print(table(rows))
     print(f"{out / 'report.html'}")
 

@@ -1,0 +1,265 @@
+"""Where files and specs enter the library: each entrance reads what is in the current folder, as a user's call would.
+
+An entrance returns what it read in a form that can be compared. It raises ``InputError``, or is a command that ends
+with status 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from attacks.long_commands import MODEL, command_line, tune
+from attacks.processes import run
+
+STEP = "run/checkpoints/step_00000024"
+EVIL = "import pathlib; pathlib.Path({marker!r}).write_text('this ran')\nclass Net: pass\n"
+MARKER = "EVIL_RAN"
+
+
+@dataclass(frozen=True)
+class Entrance:
+    """An entrance.
+
+    Attributes:
+        name: what is opened there.
+        files: the files that are replaced by hostile ones; empty if the text itself is hostile.
+        read: opens what is in the current folder; an entrance for texts gets the text.
+        protected: whether the files are under a digest: what is read is then what was written.
+        sealed: a checkpoint whose digests are written again, as someone would who altered it on purpose.
+        keeps: the files that must stay as they are; the others may be written.
+        weight: how often it is attacked, relative to others: rarely where an attempt is expensive.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    read: Callable[..., object]
+    protected: bool = False
+    sealed: bool = False
+    keeps: tuple[str, ...] = ("",)
+    weight: int = 4
+
+
+class Refused(Exception):
+    """A command ended with status 2 and one line."""
+
+
+def command(*arguments: str) -> str:
+    """Runs the command line; returns its output.
+
+    Raises:
+        Refused: it reported an error in one line.
+        AssertionError: it ended in another way.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = command_line(*arguments)
+    errors = [line for line in err.getvalue().split("\n") if line.startswith("error: ")]
+    if status == 2 and len(errors) == 1:
+        raise Refused(errors[0])
+    assert status == 0, f"exit status {status}: {err.getvalue()[-500:]}"
+    return out.getvalue()
+
+
+def _weights() -> object:
+    import scoresde
+
+    network: Any = scoresde.load("run").network
+    return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
+
+
+def _sample() -> object:
+    command("sample", "--workdir=run", "--out=out", "--seeds=2", "--steps=2")
+    return Path("out/samples.npz").exists()
+
+
+def _resume() -> object:
+    command("train", "--workdir=run", *MODEL)
+    return True
+
+
+def _shards() -> object:
+    from scoresde.runs import build
+    from scoresde.runs.run import load_run
+    from scoresde.runs.score import Unfinished, evaluate
+
+    overrides = ["--config.likelihood.batch_size=3", "--config.likelihood.steps=4"]
+    loaded = load_run(Path("run"), overrides)
+    x = build.load_data(loaded.config, loaded.card).test[:6]
+    found = evaluate(loaded, x, "test", Path("scores/shards"))
+    assert not isinstance(found, Unfinished)
+    result = found["ode"]
+    parts = {"nats": result.nats, "stderr": result.stderr, "latent": result.latent, **result.budget}
+    return {name: value.numpy().tobytes() for name, value in parts.items()}
+
+
+def _program() -> object:
+    import torch
+
+    import scoresde
+    import solvers
+
+    with _from_file("program.json"):
+        solver = solvers.make("file:program.json")
+        model = scoresde.targets.Gaussian(torch.zeros(2), 0.25).denoiser(scoresde.VP())
+        return scoresde.sample(model, (2,), seeds=2, solver=solver).x.shape
+
+
+def _show() -> object:
+    return command("solvers", "file:program.json", "--show", "--out=program.png")
+
+
+def _grid() -> object:
+    import scoresde
+    from solvers import grids
+
+    with _from_file("tuned.json"):
+        return len(grids.make("file:tuned.json").nodes(scoresde.VP(), None, None, None))
+
+
+def _data(name: str, path: str) -> Callable[[], object]:
+    def read() -> object:
+        from scoresde.data import load
+
+        data = load(name, path)
+        assert data.train.isfinite().all()
+        assert data.test.isfinite().all()
+        return True
+
+    return read
+
+
+def _pipeline() -> object:
+    import scoresde
+
+    return scoresde.load("diffusers:pipeline").shape
+
+
+def _dequantiser() -> object:
+    from scoresde.likelihood.learned_dequantisation import load_dequantiser
+
+    return load_dequantiser("noise.safetensors").shape
+
+
+def _results() -> object:
+    from scoresde.benchmark.runner import read
+
+    return len(read("bench")[1])
+
+
+def _spec(text: str) -> object:
+    import scoresde
+    from solvers.registry.options import REGISTRIES
+
+    scoresde.sample  # noqa: B018  (registers all)
+    made = 0
+    for registry in REGISTRIES.values():
+        with contextlib.suppress(scoresde.InputError), _from_file("a file"):
+            registry.make(text)
+            made += 1
+    return made
+
+
+def _field(text: str) -> object:
+    return command("train", "--workdir=out", *MODEL, "--config.training.steps=1", f"--config.{text}")
+
+
+def _typed(text: str) -> object:
+    return command("sample", "--workdir=run", "--out=out", "--seeds=2", *text.split("|"))
+
+
+def _from_file(name: str) -> contextlib.AbstractContextManager[None]:
+    """A block in which specs come from a file."""
+    try:
+        from solvers.registry.outside import Origin
+    except ImportError:
+        return contextlib.nullcontext()
+
+    return Origin(name).limits()
+
+
+TENSORS = tuple(f"{STEP}/{name}.safetensors" for name in ("model", "ema", "optimizer"))
+RUN_FILES = (f"{STEP}/state.json", *TENSORS)
+PIPELINE = (
+    *("pipeline/model_index.json", "pipeline/scheduler/scheduler_config.json", "pipeline/unet/config.json"),
+    "pipeline/unet/diffusion_pytorch_model.safetensors",
+)
+ENTRANCES = (
+    Entrance("a run's config", ("run/config.json",), _weights),
+    Entrance("a run's config, sample", ("run/config.json",), _sample, keeps=("run",), weight=2),
+    Entrance("a checkpoint", RUN_FILES, _weights, protected=True),
+    Entrance("an altered checkpoint with new digests", RUN_FILES, _weights, sealed=True),
+    Entrance(
+        "a checkpoint, train", (*RUN_FILES, "run/train.jsonl", "run/config.json"), _resume, keeps=(STEP,), weight=2
+    ),
+    Entrance("shards", ("scores/shards/00000.npz", "scores/shards/00001.npz"), _shards, protected=True, weight=3),
+    Entrance("a program", ("program.json",), _program),
+    Entrance("a program, solvers --show", ("program.json",), _show, weight=1),
+    Entrance("a grid", ("tuned.json",), _grid),
+    Entrance("an array .npy", ("data.npy",), _data("file", "data.npy")),
+    Entrance("an archive .npz", ("data.npz",), _data("file", "data.npz")),
+    Entrance("IDX images", ("images-idx3-ubyte",), _data("idx", "images-idx3-ubyte")),
+    Entrance("IDX images, gzipped", ("images-idx3-ubyte.gz",), _data("idx", "images-idx3-ubyte.gz")),
+    Entrance("a folder of diffusers", PIPELINE, _pipeline, weight=2),
+    Entrance("a dequantiser", ("noise.safetensors",), _dequantiser),
+    Entrance("a benchmark's results", ("bench/results.json",), _results),
+    Entrance("a spec", (), _spec, weight=8),
+    Entrance("a config field", (), _field, weight=2),
+    Entrance("an argument", (), _typed, weight=2),
+)
+
+
+def prepared(folder: Path) -> Path:
+    """Makes a folder with a valid file for every entrance, and modules that leave a marker if they are imported."""
+    folder.mkdir(parents=True)
+    for arguments in (
+        ("train", "--workdir=run", *MODEL),
+        ("likelihood", "--workdir=run", "--out=scores", "--limit=6", "--steps=4", "--config.likelihood.batch_size=3"),
+        ("benchmark", "--workdir=run", "--out=bench", "--solvers=ddim", "--nfe=4", "--seeds=6"),
+        ("solvers", "dpmpp_2m", "--steps=4", "--json=program.json"),
+    ):
+        ended = run(command_line, folder, *arguments)
+        assert ended.status == 0, ended.output
+    for function in (tune, _make_files):
+        ended = run(function, folder, 0)
+        assert ended.status == 0, ended.output
+    (folder / "path").mkdir()
+    for place in (folder, folder / "path"):
+        (place / "evil.py").write_text(EVIL.format(marker=str(folder / MARKER)), encoding="utf-8")
+    return folder
+
+
+def _make_files(seed: int) -> int:
+    import numpy as np
+    import torch
+
+    from scoresde.likelihood.learned_dequantisation import VariationalDequantiser, save_dequantiser
+
+    torch.manual_seed(seed)
+    rows = torch.randn(6, 3).numpy()
+    np.save("data.npy", rows)
+    np.savez_compressed("data.npz", train=rows, test=rows[:2])
+    images = b"\0\0\x08\x03" + struct.pack(">3I", 4, 8, 8) + bytes(range(256))
+    Path("images-idx3-ubyte").write_bytes(images)
+    Path("images-idx3-ubyte.gz").write_bytes(gzip.compress(images, mtime=0))
+    save_dequantiser(VariationalDequantiser((1, 4), 1, 4), "noise.safetensors")
+    diffusers: Any = import_module("diffusers")
+    unet = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=2,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=20, clip_sample=False))
+    pipeline.save_pretrained("pipeline")
+    return 0
+
+
+def by_name() -> dict[str, Any]:
+    """The entrances by their names."""
+    return {entrance.name: entrance for entrance in ENTRANCES}

@@ -1,0 +1,20 @@
+"""What the server of processes imports once, so that a command in a forked process starts at once."""
+
+import sys
+from importlib import import_module
+
+import torch
+import tqdm
+
+import scoresde
+
+for name in (
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "sklearn.datasets", "torch._dynamo", "filelock"),
+    *("scoresde.cli.commands", "scoresde.cli.solver_commands", "scoresde.show.likelihood_page", "scoresde.show.page"),
+    *("attacks.long_commands", "attacks.guard"),
+):
+    import_module(name)
+scoresde.sample  # noqa: B018  (imports all that is public)
+tqdm.tqdm.get_lock()  # a semaphore, which a process that is killed would leave behind
+torch.set_num_threads(1)
+sys.dont_write_bytecode = True
