@@ -209,7 +209,7 @@ def test_a_card_names_the_grid_that_its_solver_runs_on(label, grid, words, denoi
     assert scoresde.plan(denoiser, label).grid == grid
     if label == "rk45":
         assert scoresde.plan(denoiser, label).steps == 1
-        assert scoresde.plan(denoiser, label, steps=4).grid == "karras"
+        assert scoresde.plan(denoiser, label, "karras").steps > 1
 
 
 def test_costs_are_counted():

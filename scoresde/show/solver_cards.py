@@ -298,7 +298,7 @@ def grid_text(solver: Solver, grid: str | None) -> str:
     if grid is not None:
         return f"{grid}, which the name contains; {other}"
     if solver.adaptive:
-        return f"one interval over the whole range, in which it chooses its steps; {NAMED} if steps are given; {other}"
+        return "one interval over the whole range, in which it chooses its steps; --grid=NAME names several"
     default = f"; the default sampler, where no solver is named, is {' on '.join(SAMPLER)}"
     return f"{NAMED}, the default of a named solver; {other}{default * (str(solver) == SAMPLER[0])}"
 
