@@ -166,6 +166,9 @@ def test_no_way_of_writing_a_name_gets_around_the_refusal(run, folder, capsys):
         ["likelihood", f"--workdir={copy}", "--config.data.path=file:Mine", "--out=out"],
         "names the class file:Mine",
     )
+    copy = hostile(run, folder, **{"model.network": "stranger:Mine"})
+    given = ["likelihood", f"--workdir={copy}", "--config.data.path=stranger:Mine", "--out=out"]
+    fails(capsys, given, "names the class stranger:Mine")
     assert not ran(folder)
 
 
