@@ -9,6 +9,7 @@ import torch
 from closed_forms import mixture
 
 import scoresde
+import solvers
 from scoresde.likelihood.log_prob import log_prob
 from scoresde.likelihood.result import uncertainty
 from scoresde.likelihood.sample_with_log_prob import sample_with_log_prob
@@ -68,6 +69,89 @@ def test_sample_returns_the_samples_that_did_not_fail(solver, hooks):
     assert len(told) == 1
     assert "samples 3, 7 " in str(told[0].message) or "; sample 7 " in str(told[0].message)
     assert "sigma / alpha = " in str(told[0].message) or "scipy" in solver
+
+
+FOREIGN = [
+    *(
+        "pc",
+        "restart(heun)",
+        "churn(heun)",
+        "gotta_go_fast(rtol=0.05, atol=0.05)",
+        "picard(ddim, sweeps=2)",
+        "step_doubling(heun)",
+    ),
+    *("scipy(method=LSODA)", "dopri5", "torchdiffeq(method=scipy_solver)", "torchdiffeq(method=rk4)"),
+    "torchdiffeq(method=implicit_adams, step_size=0.25)",
+]
+
+
+@pytest.mark.filterwarnings("ignore::scoresde.sampling.width.TooWide")
+@pytest.mark.parametrize("solver", FOREIGN)
+def test_every_kind_of_solver_names_row_seed_and_level(solver):
+    more = {"condition": CONDITION, "dtype": torch.float64, "batch_size": 4}
+    more["steps"] = None if solvers.make(solver).adaptive else 8
+    with pytest.warns(UserWarning, match="2 of 9 samples of") as told:
+        found = scoresde.sample(Walled(0.5), (2,), range(20, 29), solver, **more)
+    expected = scoresde.sample(Healthy(), (2,), range(20, 29), solver, **more)
+    assert torch.equal(found.x[KEPT], expected.x[KEPT])
+    assert found.x[~KEPT].isnan().all()
+    assert [(failure.sample, failure.seed) for failure in found.failures] == [(3, 23), (7, 27)]
+    text = str(next(w.message for w in told if w.category is not TooWide))
+    assert "3 (seed 23)" in text
+    assert "7 (seed 27)" in text
+    for failure in found.failures:  # a level below the wall, or of the evaluation that first reached beyond it
+        assert 0 < float(failure.reason.partition("sigma / alpha = ")[2].split(",")[0]) <= 0.5
+
+
+def test_the_first_reason_of_a_sample_is_kept():
+    """Of two intervals, the sample fails in the first."""
+    with pytest.warns(UserWarning, match="2 of 9 samples of"):
+        found = scoresde.sample(Walled(5.0), (2,), range(9), "scipy", "uniform", 2, condition=CONDITION)
+    assert all("predictions are not finite at t=" in failure.reason for failure in found.failures)
+    levels = [float(failure.reason.rpartition(" = ")[2]) for failure in found.failures]
+    middle = float(f"{found.nodes[1].ratio:.4g}")
+    assert all(middle <= level <= 5.0 for level in levels)
+
+
+@pytest.mark.parametrize("solver", ["DPM++ 2M", "Euler a", "Heun"])
+def test_a_loop_of_k_diffusion_names_the_samples_and_the_level(solver):
+    sigmas = torch.tensor([20.0, 8.0, 2.0, 0.4, 0.1, 0.0])
+    x = 20 * torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+
+    def zeros(t, s):
+        return torch.zeros(9, 2)
+
+    def model(x, sigma, wall=0.0):
+        return torch.where((BAD.bool() & (sigma < wall))[:, None], math.nan, 0.5 * x)
+
+    sample = scoresde.interop.sample_function(solver)
+    expected = sample(model, x, sigmas, disable=True, noise_sampler=zeros)
+    with pytest.warns(
+        UserWarning, match=r"samples 3, 7 not finite from evaluation \d+ of \d+, at sigma / alpha = 0\.4$"
+    ):
+        found = sample(model, x, sigmas, {"wall": 0.5}, disable=True, noise_sampler=zeros)
+    assert torch.equal(found[KEPT], expected[KEPT])
+    assert found[~KEPT].isnan().all()
+
+
+def test_a_scheduler_of_diffusers_names_the_samples():
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = scoresde.interop.DiffusersScheduler("dpmpp_2m", diffusers.DDIMScheduler(), "trailing")
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+
+    def result(below):
+        scheduler.set_timesteps(6)
+        y = x
+        for t in scheduler.timesteps:
+            out = torch.where((BAD.bool() & (float(t) < below))[:, None], math.nan, 0.5 * y)
+            y = scheduler.step(out, t, y).prev_sample
+        return y
+
+    expected = result(-1.0)
+    with pytest.warns(UserWarning, match=r"samples 3, 7 not finite from evaluation \d of 6, at sigma / alpha = "):
+        found = result(500.0)
+    assert torch.equal(found[KEPT], expected[KEPT])
+    assert found[~KEPT].isnan().all()
 
 
 @pytest.mark.parametrize("hooks", [(), (lambda x, node: None,)])

@@ -9,6 +9,7 @@ from solvers import Noise, Prediction, Program
 from solvers.program.instructions import Combine, Evaluate
 from solvers.program.program import Answer
 
+from ..sampling.failures import Seen
 from .k_diffusion import working
 
 
@@ -30,6 +31,7 @@ class ForeignRun:
 
     def __init__(self, program: Program, sample: Tensor, noise: Noise, place: int) -> None:
         self.program, self.place, self.shape = program, place, sample.shape
+        self.seen = Seen()
         self._steps = program.steps(working(sample) / scale_before(program), noise)
         self.request = next(self._steps)
         self.shown: Tensor | None = None
@@ -42,12 +44,13 @@ class ForeignRun:
     def answer(self, output: Tensor | Prediction, sample: Tensor) -> Tensor:
         """The state (B, *) at the next evaluation, or the result after the last one, in the dtype of ``sample``."""
         kept = output.clone() if isinstance(output, Tensor) else Prediction(output.x0.clone(), output.eps.clone())
+        self.seen(output if isinstance(output, Tensor) else output.x0, self.request.node)
         answer = Answer(kept, working(sample).clone() if self._replaced(sample) else None)
         try:
             self.request = self._steps.send(answer)
             following = self.request.x
         except StopIteration as stop:
-            following = stop.value
+            following = self.seen.report(stop.value, self.program.solver)
         self.place += 1
         self.shown = following.to(sample.dtype, copy=True)
         self._version = 0 if self.shown.is_inference() else self.shown._version

@@ -18,6 +18,7 @@ from solvers.types.answers import call, drawn, fault
 
 from ..paths.standard import EDM
 from ..progress import bar as progress_bar
+from ..sampling.failures import Seen
 from ..sampling.width import Entry, warn_of_width
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
@@ -99,10 +100,13 @@ def sample_function(solver: str | Solver) -> Callable[..., Tensor]:
         with progress_bar(total=len(nodes) - 1, disable=disable) as bar:
             evaluate = evaluator(program.output, _Reporting(model, x.dtype, extra_args or {}, callback, program, bar))
             # not program.run, which sums in place: models and callbacks may keep the tensors that they get
+            seen = Seen()
             for request in program.steps(work, _Noise(work, noise_sampler)):
-                request.answer(evaluate(request.x, request.node))
+                found = evaluate(request.x, request.node)
+                seen(found, request.node)
+                request.answer(found)
             outcome: Tensor = request.outcome
-            return outcome.to(x.dtype)
+            return seen.report(outcome.to(x.dtype), str(method))
 
     sample_fn.__name__ = f"sample_{solvers.solvers.info_of(method).name}"
     sample_fn.__doc__ = f"k-diffusion's sampler signature around {method}; see ``scoresde.interop.sample_function``."

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from solvers import InputError, Node, Prediction
 from solvers.errors import unknown
-from solvers.types.answers import call
+from solvers.types.answers import call, predicted
 from solvers.types.model_output import Output
 from solvers.types.problem import natural
 
@@ -66,7 +66,8 @@ class Model:
 
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
         """Evaluates the model once and returns the kind ``output``, (B, *) at x (B, *)."""
-        return self.predict(x, node, **conditions).x0
+        found: Tensor = predicted(self.predict, x, node, conditions).x0
+        return found
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:
         """The distance by which rounding moves the label at a node (with tensors: the largest); 0 without rounding."""

@@ -24,10 +24,12 @@ SHOWN = 10  # the most reasons in a message, and the most samples of a reason
 
 
 class Failure(NamedTuple):
-    """A sample that failed: its place in the whole input, counted from 0, and the reason with the noise level."""
+    """A sample that failed: its place in the whole input, counted from 0, the reason with the noise level, and the
+    seed that it was drawn from, if it was drawn."""
 
     sample: int
     reason: str
+    seed: int | None = None
 
 
 class Watch:
@@ -94,12 +96,49 @@ def report(failures: Sequence[Failure], count: int, how: str, subject: str) -> N
 
 def listed(failures: Iterable[Failure]) -> str:
     """The failures in a line, by their reasons."""
-    by_reason: dict[str, list[int]] = {}
+    by_reason: dict[str, list[Failure]] = {}
     for failure in failures:
-        by_reason.setdefault(failure.reason, []).append(failure.sample)
+        by_reason.setdefault(failure.reason, []).append(failure)
     parts = []
     for reason, samples in list(by_reason.items())[:SHOWN]:
-        names = ", ".join(map(str, samples[:SHOWN])) + (f" and {len(samples) - SHOWN} more" * (len(samples) > SHOWN))
+        names = ", ".join(map(_named, samples[:SHOWN])) + (f" and {len(samples) - SHOWN} more" * (len(samples) > SHOWN))
         parts.append(f"sample{'s' * (len(samples) > 1)} {names} {reason}")
     more = sum(len(samples) for samples in list(by_reason.values())[SHOWN:])
     return "; ".join(parts) + (f"; and {more} more samples" if more else "")
+
+
+def _named(failure: Failure) -> str:
+    """The place of a sample, and its seed where that is another number."""
+    other = failure.seed is not None and failure.seed != failure.sample
+    return f"{failure.sample} (seed {failure.seed})" if other else str(failure.sample)
+
+
+class Seen:
+    """Where each sample of a foreign loop stopped being finite, found without waiting for the device before the end."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.first: Tensor | None = None
+
+    def __call__(self, x: Tensor, node: Node) -> None:
+        """Sees the states x (B, *) of the next evaluation, or the predictions there."""
+        self.nodes.append(node)
+        place = torch.where(lost(x.detach()), len(self.nodes), 0)
+        self.first = place if self.first is None else torch.where(self.first > 0, self.first, place)
+
+    def report(self, x: Tensor, subject: str) -> Tensor:
+        """The result x (B, *) of the loop, with NaN in every place of the samples that failed, after a warning.
+
+        Raises:
+            InputError: all samples failed.
+        """
+        bad = lost(x.detach())
+        if not bool(bad.any()):
+            return x
+        reasons: dict[int, str] = {}
+        for i, k in enumerate(() if self.first is None else self.first.tolist()):
+            if k:
+                level = f"sigma / alpha = {self.nodes[k - 1].ratio:.4g}"
+                reasons[i] = f"not finite from evaluation {k} of {len(self.nodes)}, at {level}"
+        report(failures_of(bad, 0, reasons), len(x), "warn", subject)
+        return without(x, bad, torch.nan)

@@ -28,7 +28,7 @@ from solvers.files import write_atomically
 
 from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
 from ..models.evaluation import evaluation
-from ..models.faults import checked_model, report_faults, start_faults
+from ..models.faults import checked_model, known_deviation, prior_faults, report_faults, start_faults
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
@@ -177,6 +177,8 @@ def sample(
     check_start(x_init, len(given), lengths)
     if x_init is not None:
         report_faults(start_faults(x_init, made.nodes[0]))
+    else:
+        report_faults(prior_faults(model.sde, known_deviation(model)))
     check_source(noise)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device)
@@ -286,6 +288,8 @@ class _Solve:
         )
         errors = [part.error for part in parts if part.error is not None]
         failed = tuple(failure for part in failures for failure in part)
+        if seeds:
+            failed = tuple(failure._replace(seed=seeds[failure.sample]) for failure in failed)
         report(failed, count, self.on_failure, f"{plan.solver} on {plan.grid}")
         return Sample(
             x=without(x, lost(x), torch.nan) if failed else x,

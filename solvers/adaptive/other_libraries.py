@@ -62,7 +62,7 @@ TORCHDIFFEQ = {
 
 
 class _Stopped(InputError):
-    """The library cannot go on with one sample. Every other error is the user's, and ends the solve."""
+    """The library fails to integrate one sample; any other error ends the whole solve."""
 
 
 @dataclass(frozen=True)
@@ -106,10 +106,13 @@ class BlackBox(Solver):
         ends, failed = [], {}
         for i in range(x.shape[0]):
             row = slice(i, i + 1)
+            if not bool(torch.isfinite(x[row]).all()):  # it failed before
+                ends.append(torch.full_like(x[row], math.nan))
+                continue
             try:
                 ends.append(self.integrate(problem.select(row), x[row], t, s))
             except _Stopped as error:
-                failed[i] = str(error).removeprefix(f"{self}").lstrip(": ")
+                failed[i] = str(error)
                 ends.append(torch.full_like(x[row], math.nan))
         return Step(torch.cat(ends), carry, failed=failed)
 
@@ -128,6 +131,14 @@ def velocity(problem: Problem, x: Tensor, time: float, t: Node, s: Node) -> Tens
         raise _Stopped("the model's predictions are not finite")
     node = problem.node(min(max(time, min(t.t, s.t)), max(t.t, s.t)))
     return problem.predict(x, node).velocity(node)
+
+
+def _place(problem: Problem, time: float) -> str:
+    return f"t={time:.6g}, sigma / alpha = {problem.node(time).ratio:.4g}"
+
+
+def _beyond(problem: Problem, time: float) -> _Stopped:
+    return _Stopped(f"the model's predictions are not finite at {_place(problem, time)}")
 
 
 @solvers.register(
@@ -161,7 +172,7 @@ class Scipy(BlackBox):
             state = torch.as_tensor(flat).to(x.dtype).to(x.device).view(x.shape)
             out: np.ndarray[Any, Any] = velocity(problem, state, float(time), t, s).flatten().cpu().double().numpy()
             if not np.isfinite(out).all():
-                raise _Stopped(f"{self}: the model's predictions are not finite at t={time:.6g}")
+                raise _beyond(problem, float(time))
             return out
 
         start = x.detach().flatten().cpu().double().numpy()
@@ -170,7 +181,7 @@ class Scipy(BlackBox):
             rhs, (t.t, s.t), start, method=self.method, rtol=self.rtol, atol=self.atol, **limits
         )
         if not result.success:
-            raise _Stopped(f"{self} stopped at t={result.t[-1]:g}: {result.message}")
+            raise _Stopped(f"stopped at {_place(problem, float(result.t[-1]))}: {result.message}")
         return torch.as_tensor(result.y[:, -1]).to(x.dtype).to(x.device).view(x.shape)
 
 
@@ -199,8 +210,13 @@ class _TorchDiffEq(BlackBox):
                 options["first_step"] = first
 
         def rhs(time: Tensor, state: Tensor) -> Tensor:
-            return velocity(problem, state, float(time), t, s)
+            found = velocity(problem, state, float(time), t, s)
+            reached[0] = min(max(float(time), min(t.t, s.t)), max(t.t, s.t))
+            if self.methods[self.name].norm and not bool(torch.isfinite(found).all()):
+                raise _beyond(problem, reached[0])
+            return found
 
+        reached = [t.t]
         try:
             path: Tensor = odeint(rhs, x, times, method=self.name, rtol=self.rtol, atol=self.atol, options=options)
         except (
@@ -208,7 +224,7 @@ class _TorchDiffEq(BlackBox):
         ) as error:  # torchdiffeq's checks: an underflow, a state that is not finite, too many steps
             line = str(error).partition("\n")[0].partition("tensor")[0]
             raise _Stopped(
-                f"{self} stopped between t={t.t:g} and {s.t:g}: {line or 'torchdiffeq rejects its input'}"
+                f"stopped at {_place(problem, reached[0])}: {line or 'torchdiffeq rejects its input'}"
             ) from error
         return path[-1].to(x.dtype)
 
