@@ -36,7 +36,7 @@ from solvers import Grid, InputError, Solver
 from ..data import spread
 from ..inputs import Array, Seeds
 from ..models.evaluation import evaluation, gradients, recordable
-from ..models.faults import checked_model, density_faults, known_deviation, prior_faults, report_faults
+from ..models.faults import checked_model, density_faults, report_faults
 from ..models.model import Model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
@@ -246,9 +246,7 @@ def log_prob(
             are not one per sample; the prior does not return (B,); the tolerance is not positive; all samples fail.
     """
     check_how(on_failure)
-    denoiser, (x, conditions) = checked_model(denoiser), batch_of("x", x, condition)
-    if prior is None:
-        report_faults(prior_faults(denoiser.sde, known_deviation(denoiser)))
+    denoiser, (x, conditions) = checked_model(denoiser, prior is None), batch_of("x", x, condition)
     samples = Samples(x, seeds_of(seeds, len(x)), conditions)
     width = None if bin_width is None else positive("bin_width", bin_width)
     report_faults(density_faults(denoiser, x, width))

@@ -114,7 +114,8 @@ def prior_faults(sde: SDE, deviation: float | None) -> list[Fault]:
         return []
     text = (
         f"the prior of {sde} has the deviation {prior:.3g}, but data of deviation {deviation:.3g} have {right:.3g} at "
-        f"t_max: samples start {factor:.3g} times as wide as they should; scale the data to order 1, with sigma_max far above that"
+        f"t_max: samples start {factor:.3g} times as wide as they should; scale the data to order 1, with sigma_max "
+        "far above that"
     )
     return [Fault("prior", text)]
 
@@ -160,11 +161,6 @@ def blind(denoiser: Denoiser) -> list[Fault]:
     return [Fault("time", "the network ignores its time label: is it the network that was trained?")]
 
 
-def known_deviation(model: Model) -> float | None:
-    """The deviation of the model's data, where it is stated: ``sigma_data``, which a ``Denoiser`` uses only for edm."""
-    return None if isinstance(model, Denoiser) and model.predicts != "edm" else model.sigma_data
-
-
 def start_faults(x: Tensor, node: Node) -> list[Fault]:
     """The scale of states x (B, *) to start from at a node where noise dominates."""
     size, noise = float(x.detach().double().square().mean().sqrt()), math.hypot(node.alpha, node.sigma)
@@ -177,14 +173,20 @@ def start_faults(x: Tensor, node: Node) -> list[Fault]:
     return [Fault("x_init", text)]
 
 
-def checked_model(denoiser: Any) -> Model:
-    """The denoiser as a ``Model``, after a warning if its settings do not suit its network.
+def known_deviation(model: Model) -> float | None:
+    """The deviation of the model's data, where it is stated: ``sigma_data``, which a ``Denoiser`` uses only for edm."""
+    return None if isinstance(model, Denoiser) and model.predicts != "edm" else model.sigma_data
+
+
+def checked_model(denoiser: Any, prior: bool = False) -> Model:
+    """The denoiser as a ``Model``, after a warning if its settings do not suit its network; or, where the path's
+    ``prior`` is used, if that does not fit the data's deviation.
 
     Raises:
         InputError: see ``as_model``.
     """
     model = as_model(denoiser)
-    report_faults(setting_faults(model))
+    report_faults(setting_faults(model) + (prior_faults(model.sde, known_deviation(model)) if prior else []))
     return model
 
 

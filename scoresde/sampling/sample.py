@@ -28,7 +28,7 @@ from solvers.files import write_atomically
 
 from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
 from ..models.evaluation import evaluation
-from ..models.faults import checked_model, known_deviation, prior_faults, report_faults, start_faults
+from ..models.faults import checked_model, report_faults, start_faults
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
@@ -171,14 +171,12 @@ def sample(
         InputError: see ``scoresde.plan``; also if there are no seeds, conditions or ``x_init`` have a different length,
             or all samples fail.
     """
-    model, request = checked_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
+    model, request = checked_model(denoiser, x_init is None), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
     made = choose_plan(plan, model, request, default=None)
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
     check_start(x_init, len(given), lengths)
     if x_init is not None:
         report_faults(start_faults(x_init, made.nodes[0]))
-    else:
-        report_faults(prior_faults(model.sde, known_deviation(model)))
     check_source(noise)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device)
