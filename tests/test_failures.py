@@ -85,7 +85,7 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::scoresde.sampling.width.TooWide")
+@pytest.mark.filterwarnings("ignore::scoresde.sampling.width.WrongWidth")
 @pytest.mark.parametrize("solver", FOREIGN)
 def test_every_kind_of_solver_names_row_seed_and_level(solver):
     more = {"condition": CONDITION, "dtype": torch.float64, "batch_size": 4}
@@ -96,7 +96,7 @@ def test_every_kind_of_solver_names_row_seed_and_level(solver):
     assert torch.equal(found.x[KEPT], expected.x[KEPT])
     assert found.x[~KEPT].isnan().all()
     assert [(failure.sample, failure.seed) for failure in found.failures] == [(3, 23), (7, 27)]
-    text = str(next(w.message for w in told if w.category is not TooWide))
+    text = str(next(w.message for w in told if w.category is not WrongWidth))
     assert "3 (seed 23)" in text
     assert "7 (seed 27)" in text
     for failure in found.failures:  # a level below the wall, or of the evaluation that first reached beyond it
