@@ -177,10 +177,7 @@ def _typed(text: str) -> object:
 
 def _from_file(name: str) -> contextlib.AbstractContextManager[None]:
     """A block in which specs come from a file."""
-    try:
-        from solvers.registry.outside import Origin
-    except ImportError:
-        return contextlib.nullcontext()
+    from solvers.registry.outside import Origin
 
     return Origin(name).limits()
 
