@@ -6,7 +6,12 @@
 import os
 
 import pytest
+from attacks.decoys import CARELESS, DECOYS, careless
+from attacks.entrances import EVIL, MARKER
 from attacks.everything import PARTS, Scratch, attacks
+from attacks.guard import Case, Guard
+from attacks.kills import kills, measured
+from attacks.processes import run
 
 FEW, ALL = 0.01, float(os.environ.get("ATTACKS", "1"))  # fractions of the full counts
 
@@ -27,6 +32,28 @@ def check(scratch, part, fraction, commands=()):
                 reasons.append(str(reason))
     if reasons:
         pytest.skip(reasons[0])
+
+
+def test_a_process_that_opens_hostile_files_sees_what_they_do(tmp_path):
+    folder = tmp_path / "files"
+    (folder / "path").mkdir(parents=True)
+    (folder / "evil.py").write_text(EVIL.format(marker=str(folder / MARKER)))
+    (folder / "path" / "evil.py").write_text(EVIL.format(marker=str(folder / MARKER)))
+    (folder / "tuned.json").write_text("{}")
+    guard = Guard(folder)
+    ends = {decoy.name: guard.open(Case(decoy.name, "", "text")) for decoy in DECOYS}
+    guard.close()
+    assert {name: end for name, end in ends.items() if end[0] != "fault"} == {}
+    assert "evil" in ends["_evaluates"][1]
+    assert "MemoryError" in ends["_believes_a_claim"][1]
+
+
+def test_kills_find_a_command_that_mixes_two_results(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    assert run(careless, base, 0).status == 0
+    found = kills(measured(CARELESS, base, tmp_path / "measured"), tmp_path / "killed", 8, seed=0)
+    assert any("neither that of before nor the new one" in failure for failure in found.failures)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -177,10 +177,7 @@ def _typed(text: str) -> object:
 
 def _from_file(name: str) -> contextlib.AbstractContextManager[None]:
     """A block in which specs come from a file."""
-    try:
-        from solvers.registry.outside import Origin
-    except ImportError:
-        return contextlib.nullcontext()
+    from solvers.registry.outside import Origin
 
     return Origin(name).limits()
 
@@ -258,8 +255,3 @@ def _make_files(seed: int) -> int:
     pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=20, clip_sample=False))
     pipeline.save_pretrained("pipeline")
     return 0
-
-
-def by_name() -> dict[str, Any]:
-    """The entrances by their names."""
-    return {entrance.name: entrance for entrance in ENTRANCES}

@@ -41,7 +41,7 @@ class Scratch:
 
 def attacks(scratch: Scratch, fraction: float = 1.0, seed: int = 0) -> Iterator[Attack]:
     """All attacks, each with so much of its count, at least one."""
-    sizes = together.SIZES if fraction * ROUNDS >= 1 / 2 else together.SIZES[:1]
+    sizes = together.SIZES if fraction >= 0.05 else together.SIZES[:1]
     place, mount = scratch.folder / "attacked", scratch.folder / "mounted"
 
     def some(count: int) -> int:

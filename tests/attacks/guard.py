@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from attacks.entrances import MARKER, STEP, Entrance, Refused, by_name
+from attacks.decoys import DECOYS
+from attacks.entrances import ENTRANCES, MARKER, STEP, Entrance, Refused
 from attacks.processes import CONTEXT, serve
 
 SECONDS = 1.0  # of CPU, for one case
@@ -106,10 +107,11 @@ def _serve(link: Any, folder: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     room = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
     watch, references = _Watch(home), dict[str, Any]()
+    known = {entrance.name: entrance for entrance in (*ENTRANCES, *DECOYS)}
     try:
         while True:
             case = link.recv()
-            entrance = by_name()[case.entrance]
+            entrance = known[case.entrance]
             if entrance.name not in references:  # imports what it needs, and says what a valid file contains
                 resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
                 try:
@@ -151,6 +153,8 @@ def _open(
         end, detail = "fault", "evil.py was imported"
     if changed := {name for name, mark in before.items() if _state(home, entrance).get(name) != mark}:
         end, detail = "fault", f"changed {sorted(changed)[:3]}, {end}: {detail[:300]}"
+    for name in [name for name in sys.modules if MODULES & set(name.split("."))]:
+        del sys.modules[name]  # so that the next import is seen as well
     _restore(case, home, kept)
     _clean(home)
     return end, detail

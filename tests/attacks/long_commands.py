@@ -81,11 +81,11 @@ class Command:
 
 
 def _benchmark(seeds: int) -> tuple[str, ...]:
-    return ("benchmark", "--workdir=run", "--out=bench", "--solvers=ddim", "--nfe=4", f"--seeds={seeds}")
+    return ("benchmark", "--workdir=run", "--out=bench", "--solvers=ddim", "--nfe=4", f"--seeds={seeds}", "--overwrite")
 
 
 def _sample(seeds: int) -> tuple[str, ...]:
-    return ("sample", "--workdir=run", "--out=samples", "--steps=3", f"--seeds={seeds}")
+    return ("sample", "--workdir=run", "--out=samples", "--steps=3", f"--seeds={seeds}", "--overwrite")
 
 
 COMMANDS = (
