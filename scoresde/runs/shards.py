@@ -163,7 +163,10 @@ def _plain(name: str, value: Any) -> Any:
         InputError: it is not.
     """
     if name == "failures":
-        return tuple(Failure(_of(name, int, sample), _of(name, str, reason)) for sample, reason in value)
+        return tuple(
+            Failure(_of(name, int, sample), _of(name, str, reason), None if seed is None else _of(name, int, seed))
+            for sample, reason, seed in value
+        )
     if name in _TEXTS:
         return _of(name, str, value)
     if name in _COUNTS:
