@@ -182,9 +182,13 @@ def test_a_resumed_run_says_and_records_what_has_changed(own, capsys):
         "from": "step_00000040", "training.steps": [40, 41], "training.learning_rate": [0.002, 0.001],
     }  # fmt: skip
     capsys.readouterr()
-    assert main([*train, "--config.training.steps=41", "--config.training.learning_rate=0.001"]) == 0
-    assert "instead of" not in capsys.readouterr().out
-    assert len(json.loads((own / "config.json").read_text())["changes"]) == 1
+    before = (own / "config.json").read_bytes()
+    for rate in (0.001, 0.5):  # no update of the complete run has used another one
+        assert main([*train, "--config.training.steps=41", f"--config.training.learning_rate={rate}"]) == 0
+        text = capsys.readouterr().out
+        assert "instead of" not in text
+        assert "already complete; config.json stays as it is" in text
+        assert (own / "config.json").read_bytes() == before
 
 
 @pytest.mark.quick

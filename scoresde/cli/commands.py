@@ -101,16 +101,18 @@ def fit(cfg: Any, workdir: Path, other_data: bool = False) -> None:
         start = f", resuming {last.name}" if last else ""
         print(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
         training = prepared(denoiser, network, data.train, loss, options)
-        if there and there.card.differences(card) and training.step == options.steps:
+        complete = there is not None and training.step == options.steps
+        if there and complete and there.card.differences(card):
             raise InputError(f"{workdir} is complete: to continue with other data, raise --config.training.steps")
-        if changes := saved.write(workdir, cfg, card, there):
+        # no update of a complete run uses what is given now, so its record stays as it is
+        if not complete and (changes := saved.write(workdir, cfg, card, there)):
             print(f"this run resumes with {', '.join(changes)}; {workdir / saved.NAME} records it")
         try:
             result = training.run()
         except KeyboardInterrupt:
             last = checkpoint.latest(workdir)
             raise KeyboardInterrupt(f"{last.name} is written; the same command resumes" if last else "") from None
-    note = "already complete" if math.isnan(result.loss) else f"loss {result.loss:.4f}"
+    note = f"already complete; {saved.NAME} stays as it is" if math.isnan(result.loss) else f"loss {result.loss:.4f}"
     print(f"{workdir}: step {result.step}, {note}")
 
 
