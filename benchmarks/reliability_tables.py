@@ -34,7 +34,8 @@ def _sums(header: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         for part in TITLES
         if any(row["part"] == part for row in rows)
     )
+    part = "" if header["fraction"] == 1 else f" ({header['fraction']:.0%} of the full counts)"
     return (
-        f"{survived:,} of {tried:,} attacks survived, in {seconds / 60:.0f} minutes on {header['cores']} cores of a "
+        f"{survived:,} of {tried:,} attacks survived{part}, in {seconds / 60:.0f} minutes on {header['cores']} cores of a "
         f"{header['platform']} machine, torch {header['torch']} ({parts})."
     )
