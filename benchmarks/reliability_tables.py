@@ -36,6 +36,6 @@ def _sums(header: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     )
     part = "" if header["fraction"] == 1 else f" ({header['fraction']:.0%} of the full counts)"
     return (
-        f"{survived:,} of {tried:,} attacks survived{part}, in {seconds / 60:.0f} minutes on {header['cores']} cores of a "
-        f"{header['platform']} machine, torch {header['torch']} ({parts})."
+        f"{survived:,} of {tried:,} attacks survived{part}, in {seconds / 60:.0f} minutes on {header['cores']} cores of "
+        f"a {header['platform']} machine, torch {header['torch']} ({parts})."
     )

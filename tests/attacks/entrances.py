@@ -159,11 +159,16 @@ def _spec(text: str) -> object:
     from solvers.registry.options import REGISTRIES
 
     scoresde.sample  # noqa: B018  (registers all)
-    made = 0
+    made, refused = 0, []
     for registry in REGISTRIES.values():
-        with contextlib.suppress(scoresde.InputError), _from_file("a file"):
-            registry.make(text)
+        try:
+            with _from_file("a file"):
+                registry.make(text)
             made += 1
+        except scoresde.InputError as error:
+            refused.append(error)
+    if not made:
+        raise refused[0]
     return made
 
 
