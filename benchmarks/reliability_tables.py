@@ -35,5 +35,5 @@ def _sums(header: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         if any(row["part"] == part for row in rows)
     )
     part = "" if header["fraction"] == 1 else f" ({header['fraction']:.0%} of the full counts)"
-    time = f"{seconds / 60:.0f} minutes on {header['cores']} cores"
-    return f"{survived:,} of {tried:,} attacks survived{part}, in {time} of a {header['platform']} machine, torch {header['torch']} ({parts})."
+    machine = f"{header['cores']} cores of a {header['platform']} machine, torch {header['torch']}"
+    return f"{survived:,} of {tried:,} attacks survived{part}, in {seconds / 60:.0f} minutes on {machine} ({parts})."
