@@ -6,6 +6,7 @@ nothing, so that a process starts as one that was started by hand.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -94,7 +95,8 @@ class Running:
             if began is not None and self.fault.seconds is not None and not sent:
                 due = min(deadline, began + self.fault.seconds)
             if now >= due:
-                os.kill(self.process.pid or 0, self.fault.signal if due < deadline else signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    os.kill(self.process.pid or 0, self.fault.signal if due < deadline else signal.SIGKILL)
                 assert due < deadline, f"a process hangs: {output[-2000:]!r}"
                 sent = True
                 continue
