@@ -173,6 +173,16 @@ def test_config_json_is_written_before_the_first_update(finished, tmp_path, monk
     assert seen == [True, True]
 
 
+def test_checkpoints_that_a_killed_process_did_not_remove_are_removed(folder):
+    checkpoints = folder / "run" / "checkpoints"
+    for step in (1, 2):  # two are kept; the process ended after the last one got its name
+        shutil.copytree(checkpoints / "step_00000020", checkpoints / f"step_{step:08d}")
+    (checkpoints / "step_00000003.bak").mkdir()
+    assert main(command(folder / "run", folder / "x.npy")) == 0
+    names = {path.name for path in checkpoints.iterdir()}
+    assert names == {"step_00000002", "step_00000003.bak", "step_00000020"}
+
+
 def test_one_process_trains_in_a_folder_and_its_death_frees_it(finished, tmp_path, capsys):
     run, endless = tmp_path / "run", "--config.training.steps=900000"
     child = forked(lambda: main(command(run, finished / "x.npy", endless)))

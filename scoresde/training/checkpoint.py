@@ -83,10 +83,15 @@ def save(workdir: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush_folder(parent)
+    remove_older(workdir, keep)
+    return final
+
+
+def remove_older(workdir: Path, keep: int) -> None:
+    """Removes all checkpoints but the last ``keep``; the caller holds the run's folder."""
     for old in _folders(workdir)[:-keep]:
         # renamed first: a folder with a checkpoint's name is never half removed
         shutil.rmtree(old.rename(_temporary(old)))
-    return final
 
 
 def remove_unfinished(workdir: Path) -> None:

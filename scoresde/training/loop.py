@@ -209,6 +209,7 @@ class Training:
         options, last = self.options, math.nan
         if self.workdir is not None:
             checkpoint.remove_unfinished(self.workdir)
+            checkpoint.remove_older(self.workdir, options.keep)  # a process may be killed before it removes them
         bar = progress_bar(initial=self.step, total=options.steps, desc="train", disable=not progress)
         with (
             _training_mode(self.network),

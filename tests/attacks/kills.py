@@ -92,6 +92,8 @@ def _wrong_stop(ended: Ended, number: int) -> str:
         return ""
     if ended.status == STOPPED and number != signal.SIGKILL and "Traceback" not in ended.output:
         return ""
+    if ended.status == -signal.SIGTERM and number == signal.SIGTERM and not ended.output:
+        return ""  # it came before the command could take care of it, and ended the process
     return f"exit status {ended.status}: {ended.output[-500:]}"
 
 

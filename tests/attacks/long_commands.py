@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from attacks.processes import run
+from scoresde.cli.start import main
 
 MODEL = (
     "--config=digits_vp",
@@ -36,8 +37,6 @@ LEFT_OVER = re.compile(r"(^|/)(\.[^/]*(tmp|new)[^/]*|\.lock|[^/]*\.lock)(/|$)")
 
 def command_line(*arguments: str) -> int:
     """Runs the command line."""
-    from scoresde.cli.parser import main
-
     return main(list(arguments))
 
 
@@ -145,7 +144,7 @@ def _content(path: Path) -> Any:
     if path.suffix == ".json":
         return _timeless(json.loads(data))
     if path.suffix == ".jsonl":
-        return [_timeless(json.loads(line)) for line in data.decode().splitlines()]
+        return [_line(line) for line in data.decode().splitlines()]
     if path.suffix == ".csv":
         lines = [line.split(",") for line in data.decode().splitlines()]
         kept = [k for k, title in enumerate(lines[0]) if title not in TIMES]
@@ -156,6 +155,14 @@ def _content(path: Path) -> Any:
     if path.suffix == ".html":  # a time is followed by its unit, or stands in the last column of a table
         data = re.sub(rb"\d[\d.]* ?s\b|<td>[\d.e+-]*</td>\s*</tr>", b"", data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _line(text: str) -> Any:
+    """A line of a log; as it is if the process ended in the middle of it."""
+    try:
+        return _timeless(json.loads(text))
+    except ValueError:
+        return text
 
 
 def _array(value: np.ndarray) -> Any:
