@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import sys
 import warnings
 from collections.abc import Iterator
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -25,8 +25,9 @@ def without_traces() -> Iterator[None]:
         random.setstate(state)
 
 
-@cache
 def library(name: str) -> Any:
     """A library, or a part of one such as "scipy.optimize"; imported at the first call."""
+    if (found := sys.modules.get(name)) is not None:
+        return found
     with without_traces():
         return import_module(name)

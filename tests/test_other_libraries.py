@@ -161,7 +161,7 @@ def test_bad_options_are_refused(spec, message):
 def test_a_solve_that_fails_is_told():
     nodes = grid("uniform", VP, 1)
     with pytest.raises(
-        InputError, match=r"^torchdiffeq\(.*max_num_steps=2\): sample 0: stopped between t=.*max_num_steps exceeded"
+        InputError, match=r"^torchdiffeq\(.*max_num_steps=2\): sample 0: stopped at t=.*max_num_steps exceeded"
     ):
         solve(solvers.make("torchdiffeq(max_num_steps=2)"), Mixture(VP), start(nodes), nodes)
 
