@@ -61,6 +61,8 @@ def writable(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # its name is its own: processes that ask at once do not meet
             pass
+    except FileExistsError:
+        raise InputError(f"cannot write to {folder}: it is a file, not a folder") from None
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror}") from None
     except ValueError:  # a zero in the name

@@ -291,3 +291,24 @@ def test_noise_that_is_none_is_refused(wrong):
             solvers.solve(solvers.make(solver), denoiser, X, nodes, NOISES[wrong])
     with pytest.raises(InputError, match=f"^the noise source {wrong}"):
         solvers.trace(solvers.make("ddpm"), nodes).run(denoiser, X, NOISES[wrong])
+
+
+def test_a_prior_that_stops_or_returns_no_real_numbers_is_refused_by_name():
+    def stops(x):
+        raise StopIteration(x)
+
+    model = mixture(2).denoiser(SDE)
+    for prior, message in [
+        (stops, "the prior raised StopIteration"),
+        (lambda x: torch.zeros(len(x), dtype=torch.complex64), "of each state, got torch.complex64"),
+        (lambda x: x[:, 0] > 0, "of each state, got torch.bool"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            scoresde.log_prob(model, X, steps=2, prior=prior)
+
+
+def test_a_sparse_output_is_refused_by_name():
+    denoiser = scoresde.Denoiser(lambda x, label: linear(x, label).to_sparse(), SDE)
+    for solver in ("dpmpp_2m", "rk45"):
+        with pytest.raises(InputError, match=r"a tensor of layout torch\.sparse_coo"):
+            scoresde.sample(denoiser, (2,), 4, solver)

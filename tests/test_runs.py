@@ -177,10 +177,58 @@ def test_checkpoints_that_a_killed_process_did_not_remove_are_removed(folder):
     checkpoints = folder / "run" / "checkpoints"
     for step in (1, 2):  # two are kept; the process ended after the last one got its name
         shutil.copytree(checkpoints / "step_00000020", checkpoints / f"step_{step:08d}")
-    (checkpoints / "step_00000003.bak").mkdir()
     assert main(command(folder / "run", folder / "x.npy")) == 0
-    names = {path.name for path in checkpoints.iterdir()}
-    assert names == {"step_00000002", "step_00000003.bak", "step_00000020"}
+    assert {path.name for path in checkpoints.iterdir()} == {"step_00000002", "step_00000020"}
+
+
+def test_a_log_that_is_a_link_is_replaced_and_one_that_is_no_file_changes_nothing(folder, capsys):
+    run, outside = folder / "run", folder / "outside.jsonl"
+    outside.write_text('{"step": 1}\n')
+    (run / "train.jsonl").unlink()
+    (run / "train.jsonl").symlink_to(outside.resolve())
+    more = command(run, folder / "x.npy", "--config.training.steps=25")
+    assert main(more) == 0
+    assert outside.read_text() == '{"step": 1}\n'
+    assert not (run / "train.jsonl").is_symlink()
+    (run / "train.jsonl").unlink()
+    os.mkfifo(run / "train.jsonl")
+    before = (run / "config.json").read_bytes()
+    fails(capsys, command(run, folder / "x.npy", "--config.training.steps=30"), "it is a pipe or a device")
+    assert (run / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_that_was_moved_to_another_disk_is_a_checkpoint(folder):
+    checkpoints = folder / "run" / "checkpoints"
+    shutil.move(checkpoints / "step_00000020", folder / "elsewhere")
+    (checkpoints / "step_00000020").symlink_to((folder / "elsewhere").resolve())
+    steps = ["--config.training.steps=25", "--config.training.keep=1"]
+    assert main(command(folder / "run", folder / "x.npy", *steps)) == 0
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000025"]
+    assert (folder / "elsewhere" / "state.json").is_file()
+
+
+def test_layers_that_no_checkpoint_has_are_refused_before_they_are_made(folder):
+    file = folder / "run" / "config.json"
+    document = json.loads(file.read_text())
+    for network in ("mlp(width=16, depth=1000000)", "unet(layers=1000000)", f"unet(channels={[16] * 2000})"):
+        document["config"]["model"]["network"] = network
+        file.write_text(json.dumps(document))
+        with pytest.raises(InputError, match=r"does not fit the network .* but the checkpoint has \d+ tensors"):
+            load_run(folder / "run")
+
+
+def test_a_run_is_loaded_while_another_process_removes_its_checkpoints(folder, monkeypatch):
+    checkpoints = folder / "run" / "checkpoints"
+
+    def load(place):  # as if a training had written a newer one, and removed this one, after it was chosen
+        if place.name == "step_00000020":
+            place.rename(checkpoints / "step_00000021")
+            raise InputError("cannot read it: No such file or directory")
+        raise InputError(f"the next one, {place.name}")
+
+    monkeypatch.setattr(checkpoint, "load", load)
+    with pytest.raises(InputError, match="the next one, step_00000021"):
+        load_run(folder / "run")
 
 
 def test_one_process_trains_in_a_folder_and_its_death_frees_it(finished, tmp_path, capsys):

@@ -12,6 +12,7 @@ from torch import Tensor
 import solvers
 from solvers import InputError, Solver
 from solvers.adaptive.other_libraries import BlackBox, Scipy
+from solvers.types.answers import stopped
 
 from .. import inputs
 from ..paths.base import SDE
@@ -72,10 +73,15 @@ def prior_at(prior: Callable[[Tensor], Tensor] | None, sde: SDE, states: Tensor)
     It is NaN for states that are not finite, which a prior may reject.
 
     Raises:
-        InputError: the prior does not return one number per state.
+        InputError: the prior does not return one real number per state, or raises StopIteration.
     """
     bad = lost(states.detach())
-    found = (prior or sde.prior().log_prob)(without(states, bad, 0.0))
+    try:
+        found = (prior or sde.prior().log_prob)(without(states, bad, 0.0))
+    except StopIteration as error:
+        raise stopped("the prior", error) from error
+    if isinstance(found, Tensor) and (found.is_complex() or found.dtype == torch.bool):
+        raise InputError(f"the prior must return the log-density of each state, got {found.dtype}")
     if not isinstance(found, Tensor) or found.shape != (len(states),):
         shown = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise InputError(f"the prior must return the log-density ({len(states)},) of each state, got {shown}")

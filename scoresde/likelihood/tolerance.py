@@ -37,6 +37,7 @@ MISSES = 0.05  # the share of the samples whose error may exceed the tolerance
 SOLVERS_SHARE = 0.25  # the solver's share of the tolerance if there are probes as well
 TIGHTEST, MOST_STEPS = 1e-10, 4096
 
+LEAST = 1e-9  # the smallest tolerance
 _TRIAL = 9  # label of the generator's stream
 
 
@@ -201,7 +202,13 @@ def more(rule: Divergence, stderr: Tensor, allowed: float, d: int) -> Divergence
 
 
 def in_nats(tolerance: float, bin_width: float | None, x: Tensor) -> float:
-    """Converts a tolerance to nats per sample of x (B, *): from bits/dim if a bin width is known, else from nats."""
+    """Converts a tolerance to nats per sample of x (B, *): from bits/dim if a bin width is known, else from nats.
+
+    Raises:
+        InputError: it is less than the sums of float64 can tell.
+    """
+    if tolerance < LEAST:
+        raise InputError(f"tolerance must be at least {LEAST:g}, got {tolerance!r}")
     return tolerance if bin_width is None else tolerance * x[0].numel() * math.log(2)
 
 

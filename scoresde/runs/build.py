@@ -82,13 +82,23 @@ def _bare_network(config: ConfigDict, card: DataCard) -> nn.Module:
     return recipe.build(card.shape, outputs=2) if config.model.learned_variance else recipe.build(card.shape)
 
 
+_LAYERS = ("depth", "layers")  # options of networks that count layers
+
+
 def refuse_other_shapes(config: ConfigDict, card: DataCard, state: Mapping[str, Tensor]) -> None:
     """Refuses weights that do not fit the network of a config, before memory is allocated for the network.
 
     Raises:
-        RuntimeError: the network has a tensor that is not among the weights, or of a different shape.
+        RuntimeError: the network has more layers than there are weights, a tensor that is not among them, or one of a
+            different shape.
     """
-    sde = make_sde(config.sde)
+    sde, recipe = make_sde(config.sde), networks.make(config.model.network)
+    options: Any = recipe
+    for name in (field.name for field in fields(options)):  # before a million layers are made, even without memory
+        value = getattr(options, name)
+        count = len(value) if isinstance(value, tuple) else value if name in _LAYERS else 0
+        if count > len(state):
+            raise RuntimeError(f"it has {name}={value!r:.60}, but the checkpoint has {len(state)} tensors")
     with torch.device("meta"), global_seed(0):  # where tensors have shapes only; a network of the user's may draw
         try:
             shapes = state_of(with_schedule(_bare_network(config, card), sde))

@@ -59,10 +59,10 @@ def load_run(
     config = override(copy.deepcopy(there), overrides)
     advice = f"only {', '.join(free[:-1])} and {free[-1]} can be overridden here"
     refuse_other_config(workdir, there, config, advice, free)
-    folder = checkpoint.latest(workdir)
-    if folder is None:
+    last = checkpoint.load_latest(workdir)
+    if last is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")
-    kept = checkpoint.load(folder)
+    folder, kept = last
     specs = [text.partition("=")[2] for text in overrides if not text.startswith("--config.data.")]
     typed = frozenset(name for text in specs for name in outside_names(text))
     origin = Origin(str(workdir / "config.json"), typed, trust)

@@ -12,6 +12,7 @@ was altered on purpose can have the right digest; what it contains is then tenso
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -91,7 +92,15 @@ def remove_older(workdir: Path, keep: int) -> None:
     """Removes all checkpoints but the last ``keep``; the caller holds the run's folder."""
     for old in _folders(workdir)[:-keep]:
         # renamed first: a folder with a checkpoint's name is never half removed
-        shutil.rmtree(old.rename(_temporary(old)))
+        _remove(old.rename(_temporary(old)))
+
+
+def _remove(path: Path) -> None:
+    """Removes a folder, or the link to a checkpoint that was moved to another disk."""
+    if path.is_symlink():
+        path.unlink()
+    else:
+        shutil.rmtree(path)
 
 
 def remove_unfinished(workdir: Path) -> None:
@@ -100,13 +109,28 @@ def remove_unfinished(workdir: Path) -> None:
     The caller holds the run's folder, see ``result_files.exclusive``, so that no other process writes there now.
     """
     for path in (workdir / "checkpoints").glob(".tmp_step_*"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+        if _TEMPORARY.fullmatch(path.name) and (path.is_dir() or path.is_symlink()):
+            _remove(path)
 
 
 def latest(workdir: Path) -> Path | None:
     """The folder of the run's last checkpoint, or None."""
     return next(reversed(_folders(workdir)), None)
+
+
+def load_latest(workdir: Path) -> tuple[Path, Checkpoint] | None:
+    """The run's last checkpoint and its folder, or None; a process that trains may write and remove others meanwhile.
+
+    Raises:
+        InputError: see ``load``.
+    """
+    while (folder := latest(workdir)) is not None:
+        try:
+            return folder, load(folder)
+        except InputError:
+            if latest(workdir) == folder:
+                raise
+    return None
 
 
 def load(folder: Path) -> Checkpoint:
@@ -119,7 +143,10 @@ def load(folder: Path) -> Checkpoint:
     parts = []
     for name in _FILES:
         path, recorded = folder / name, state["files"][name]
-        there = path.stat().st_size if path.is_file() else recorded["bytes"]  # read_bytes reports what is not a file
+        try:
+            there = path.stat().st_size if path.is_file() else recorded["bytes"]  # read_bytes reports what is no file
+        except OSError as error:
+            raise InputError(f"cannot read {str(path)!r}: {error.strerror}") from None
         if there != recorded["bytes"]:
             raise InputError(f"{str(path)!r} is damaged: {there} bytes instead of {recorded['bytes']}")
         data = read_bytes(path, "checkpoint's file", min(recorded["bytes"], LARGEST))
@@ -192,7 +219,8 @@ def _name(step: int) -> str:
 def _temporary(folder: Path) -> Path:
     """A name for a checkpoint while this process writes or removes it."""
     path = folder.with_name(f".tmp_{folder.name}.{os.getpid()}")
-    shutil.rmtree(path, ignore_errors=True)  # of a process that was killed and had the same number
+    with contextlib.suppress(OSError):  # of a process that was killed and had the same number
+        _remove(path)
     return path
 
 

@@ -30,11 +30,12 @@ class Log:
             return
         path = workdir / NAME
         remove_unfinished(path)
-        content = read_bytes(path, "log", _LARGEST) if path.exists() else b""
+        content = read(workdir)
         kept = [(text, line) for text, line in _lines(content) if line["step"] <= step]
         if kept and isinstance(seconds := kept[-1][1].get("seconds"), (int, float)):
             self.before = float(seconds)
-        if (left := b"".join(text + b"\n" for text, _ in kept)) != content:
+        left = b"".join(text + b"\n" for text, _ in kept)
+        if left != content or path.is_symlink():  # a link is replaced: what it leads to is no part of the run
             write_atomically(path, left)
         self.file = path.open("a", encoding="utf-8")
 
@@ -56,6 +57,16 @@ class Log:
     def __exit__(self, *reason: object) -> None:
         if self.file is not None:
             self.file.close()
+
+
+def read(workdir: Path) -> bytes:
+    """The content of a run's log, empty if there is none.
+
+    Raises:
+        InputError: what stands there is no file, or a file that cannot be read.
+    """
+    path = workdir / NAME
+    return read_bytes(path, "log", _LARGEST) if path.exists() else b""
 
 
 def _lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:

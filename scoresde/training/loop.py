@@ -34,10 +34,9 @@ from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
 from ..result_files import exclusive
-from . import checkpoint
+from . import checkpoint, log
 from .adam import moments_of, state_from
 from .ema import Average
-from .log import Log
 from .losses import Loss
 from .weights import load_state, plain_names, state_of, wide_copies
 
@@ -158,6 +157,8 @@ def prepared(denoiser: ModelLike, network: nn.Module, data: Array, loss: Loss, o
     report_faults([*data_faults(model, data, options.bin_width), *setting_faults(model)])
     run = Training(denoiser, network, data, loss, options)
     run.resume()
+    if run.workdir is not None:
+        log.read(run.workdir)
     return run
 
 
@@ -214,7 +215,7 @@ class Training:
         with (
             _training_mode(self.network),
             bar,
-            Log(self.workdir, self.step) as log,
+            log.Log(self.workdir, self.step) as lines,
             _interrupts(self.workdir is not None) as interrupts,
         ):
             while self.step < options.steps:
@@ -223,10 +224,10 @@ class Training:
                 if bar.update():  # it was drawn: the next time, with this loss
                     bar.set_postfix(loss=f"{last:.4g}", refresh=False)
                 if self.step % options.log_every == 0 or self.step == 1:
-                    log.write(record)
+                    lines.write(record)
                 stop = interrupts.pending  # read once: a later Ctrl-C waits for the next update
                 if self.step % options.checkpoint_every == 0 or self.step == options.steps or stop:
-                    log.sync()
+                    lines.sync()
                     self.save()
                 if stop:
                     raise KeyboardInterrupt

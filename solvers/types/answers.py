@@ -120,6 +120,8 @@ def fault(found: Any, like: Tensor, shape: tuple[int, ...] | None = None, floats
     """In what a tensor is not like another, in words; empty if it is. ``shape`` is by default that of ``like``."""
     if not isinstance(found, Tensor):
         return _kind(found)
+    if found.layout != torch.strided:
+        return f"a tensor of layout {found.layout}"
     if shape is None and found.dtype == like.dtype and found.shape == like.shape and found.device == like.device:
         return ""
     if found.shape != (like.shape if shape is None else shape):

@@ -29,7 +29,8 @@ TEXTS = (
     "<script>alert(1)</script>", "", " ", "\n", "x\r\ny", "\x1b[2J", "\ud800", "1e999", "nan", "-inf", "None", "True",
     "[" * 20000, "(" * 5000, "mlp(" * 3000, "pc(predictor=" * 500 + "heun" + ")" * 500, "9" * 5000, "a" * 100_000,
     "ddim" * 5000, "heun " * 4000, "é" * 3000, "karras(rho=" + "9" * 5000 + ")", "mlp(width=100000000)",
-    "mlp(depth=100000000)", "mlp(width=-1)", "explicit(times=[" + "1," * 50000 + "])", "karras(rho=1e400)",
+    "mlp(depth=100000000)", "mlp(width=16, depth=1000000)", "unet(layers=1000000)", "mlp(width=-1)",
+    "explicit(times=[" + "1," * 50000 + "])", "karras(rho=1e400)",
     "ddpm_chain(steps=1000000000)", "x:y:z", ":", "a:", ":b", "=", "x(=)", "x(y=)", "x(**{})", "lambda: 0",
 )  # fmt: skip
 NUMBERS = (0, -1, 1, 2, 3.5, 2**31, 2**63, 2**64, -(2**63), 10**30, 1e308, 5e-324, float("nan"), float("inf"))
