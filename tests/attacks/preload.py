@@ -1,6 +1,7 @@
 """What the server of processes imports once, so that a command in a forked process starts at once."""
 
 import sys
+import threading
 from importlib import import_module
 
 import torch
@@ -15,6 +16,7 @@ for name in (
 ):
     import_module(name)
 scoresde.sample  # noqa: B018  (imports all that is public)
-tqdm.tqdm.get_lock()  # a semaphore, which a process that is killed would leave behind
+# tqdm's own lock is a semaphore, which all forked processes would share, also with one that was killed and held it
+tqdm.tqdm.set_lock(threading.RLock())
 torch.set_num_threads(1)
 sys.dont_write_bytecode = True
