@@ -308,3 +308,14 @@ def test_a_size_that_a_file_claims_takes_no_memory(tmp_path):
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "sample_size": 10**9}))
     assert scoresde.load(name).shape == (2, 10**9, 10**9)  # looking whether it ignores its label would take 16 exabytes
+
+
+@pytest.mark.parametrize(
+    "change", [{"time_embedding_type": "none"}, {"downsample_padding": "x"}, {"mid_block_scale_factor": "x"}]
+)
+def test_a_network_that_a_file_describes_wrongly_is_one_line(tmp_path, change):
+    name = saved(tmp_path, diffusers.DDPMScheduler(**BETAS))
+    path = tmp_path / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(InputError, match=r"cannot be evaluated: TypeError|is not a pipeline that can be read: |unet: "):
+        scoresde.load(name)

@@ -67,7 +67,7 @@ def _one_line(folder: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, OSError) as error:
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f"{folder} is not a pipeline that can be read: {reason}") from None
 

@@ -37,7 +37,7 @@ def load(source: str | Path, trust: bool = False) -> Denoiser:
         with without_traces():
             from ..interop import diffusers_folder  # here, because it needs diffusers
 
-        return _looked_at(diffusers_folder.read(Path(text.removeprefix(DIFFUSERS)), trust))
+        return _looked_at(diffusers_folder.read(Path(text.removeprefix(DIFFUSERS)), trust), text)
     path = Path(source)
     if (path / "model_index.json").is_file():
         raise InputError(f"{path} is a pipeline of diffusers: load('{DIFFUSERS}{path}')")
@@ -45,10 +45,21 @@ def load(source: str | Path, trust: bool = False) -> Denoiser:
         raise InputError(f"no folder {text!r}; load takes the folder of a run, or {DIFFUSERS}FOLDER")
     from .run import load_run  # here, because it imports the packages of the command line
 
-    return _looked_at(load_run(path, trust=trust).denoiser)
+    return _looked_at(load_run(path, trust=trust).denoiser, text)
 
 
-def _looked_at(denoiser: Denoiser) -> Denoiser:
-    """The denoiser, after a warning if its settings do not suit its network; ``scoresde.check`` looks at more."""
-    report_faults([*setting_faults(denoiser), *blind(denoiser)])
+def _looked_at(denoiser: Denoiser, source: str) -> Denoiser:
+    """The denoiser, after a warning if its settings do not suit its network; ``scoresde.check`` looks at more.
+
+    Raises:
+        InputError: the network, whose settings come from a file, cannot be evaluated.
+    """
+    try:
+        faults = [*setting_faults(denoiser), *blind(denoiser)]
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"the network of {source} cannot be evaluated: {reason}") from error
+    report_faults(faults)
     return denoiser
