@@ -57,10 +57,13 @@ def read_bytes(path: str | Path, what: str = "file", limit: int | None = None) -
         what, limit: see ``open_regular``.
 
     Raises:
-        InputError: see ``open_regular``; or the file grows while it is read.
+        InputError: see ``open_regular``; or the file grows while it is read, or exceeds the memory.
     """
     with open_regular(path, what, limit) as (file, size):
-        content = file.read(size + 1)  # no more: some files of the system report no size and do not end
+        try:
+            content = file.read(size + 1)  # no more: some files of the system report no size and do not end
+        except (MemoryError, OverflowError):
+            raise InputError(f"cannot read the {what} {str(path)!r}: {size:,} bytes exceed the memory") from None
     if len(content) > size:
         raise InputError(f"cannot read the {what} {str(path)!r}: it has more bytes than it reports")
     return content

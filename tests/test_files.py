@@ -31,6 +31,13 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path):
         read_text(tmp_path / "large", "program")
 
 
+def test_a_file_that_exceeds_the_memory_is_one_line(tmp_path):
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**43)
+    with pytest.raises(InputError, match=r"cannot read the dequantiser .*: 8,796,093,022,208 bytes exceed the memory"):
+        read_bytes(tmp_path / "large", "dequantiser")
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
