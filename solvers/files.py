@@ -33,7 +33,11 @@ def open_regular(path: str | Path, what: str = "file", limit: int | None = None)
     Raises:
         InputError: there is no such file, it cannot be read, it is a folder, pipe or device, or it is too large.
     """
-    if "\0" in str(path):
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:  # half of a character
+        possible = False
+    if not possible:
         raise InputError(f"cannot read the {what} {str(path)!r}: this is not the name of a file")
     try:
         # without O_NONBLOCK, opening a pipe waits for somebody who writes into it

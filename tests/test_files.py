@@ -22,6 +22,8 @@ def test_a_pipe_a_device_a_folder_and_a_missing_file_are_refused_at_once(tmp_pat
         read_bytes(tmp_path / "none")
     with pytest.raises(InputError, match="not the name of a file"):
         read_bytes("a\0b")
+    with pytest.raises(InputError, match=r"'a.ud800': this is not the name of a file"):
+        read_bytes("a\ud800")
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path):
