@@ -156,5 +156,5 @@ def test_its_seconds_are_those_of_all_trials():
 
 
 def test_a_tolerance_that_no_sum_of_float64_meets_is_refused():
-    with pytest.raises(scoresde.InputError, match="tolerance must be at least 1e-09, got 1e-300"):
+    with pytest.raises(scoresde.InputError, match="tolerance must be at least 1e-12, got 1e-300"):
         scoresde.log_prob(scoresde.targets.Gaussian(torch.zeros(2)).denoiser("vp"), torch.zeros(3, 2), tolerance=1e-300)

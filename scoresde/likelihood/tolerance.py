@@ -37,7 +37,7 @@ MISSES = 0.05  # the share of the samples whose error may exceed the tolerance
 SOLVERS_SHARE = 0.25  # the solver's share of the tolerance if there are probes as well
 TIGHTEST, MOST_STEPS = 1e-10, 4096
 
-LEAST = 1e-9  # the smallest tolerance
+LEAST = 1e-12  # the smallest tolerance
 _TRIAL = 9  # label of the generator's stream
 
 
