@@ -240,11 +240,8 @@ def _array(stream: Any, size: int) -> _Array:
         raise InputError(str(error)) from None
     if found < claimed:
         raise InputError(f"it ends after {found:,} of {claimed:,} bytes")
-    if (
-        dtype.kind == "U"
-        and flat.size
-        and flat.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder)).max() > 0x10FFFF
-    ):
+    letters = np.dtype(np.uint32).newbyteorder(dtype.byteorder)
+    if dtype.kind == "U" and flat.size and flat.view(letters).max() > 0x10FFFF:
         raise InputError("its text is damaged")
     return array.astype(dtype.newbyteorder("="), copy=False)
 

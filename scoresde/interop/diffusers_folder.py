@@ -222,9 +222,7 @@ def _unet(folder: Path) -> Any:
                 low_cpu_mem_usage=False,
                 output_loading_info=True,
             )
-    except (
-        Exception
-    ) as error:  # from diffusers, safetensors or torch: a damaged file, or weights of a different network
+    except Exception as error:  # from diffusers, safetensors or torch: a damaged file, or another network's weights
         raise InputError(f"{path}: {' '.join(str(error).split())[:200]}") from None
     if astray := [*found["missing_keys"], *found["unexpected_keys"]]:
         raise InputError(f"{path}: the weights do not fit the config; they differ in {astray[0]}")

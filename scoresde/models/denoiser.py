@@ -179,9 +179,8 @@ class Denoiser(Model):
         precise = torch.float32 if dtype.itemsize < 4 else dtype
         if isinstance(label, Tensor):
             return label.flatten().to(precise).to(x.device).expand(len(x))
-        return torch.full(
-            (x.shape[0],), label, dtype=precise, device=x.device
-        )  # filled on the device: no copy, no wait
+        # filled on the device: no copy, no wait
+        return torch.full((x.shape[0],), label, dtype=precise, device=x.device)
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:
         """The distance by which rounding moves the label at a node (with tensors: the largest); 0 without rounding."""

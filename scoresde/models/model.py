@@ -201,9 +201,9 @@ def condition_error(error: TypeError, function: Callable[..., Any], conditions: 
     text = str(error)
     named = next((name for name in conditions if f"unexpected keyword argument '{name}'" in text), None)
     missing = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", text)
-    call = function.forward if isinstance(function, nn.Module) else function
+    called = function.forward if isinstance(function, nn.Module) else function
     try:
-        signature = inspect.signature(call)
+        signature = inspect.signature(called)
     except (TypeError, ValueError):  # a function written in C
         return error
     try:

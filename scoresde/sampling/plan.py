@@ -256,9 +256,8 @@ def plan(
         t_min, t_max: a part of the SDE's range.
 
     Raises:
-        InputError: a name or an option is unknown; both steps and nfe are given, or one for an
-            adaptive solver; nfe is too small; the range leaves
-            that of the SDE.
+        InputError: a name or an option is unknown; both steps and nfe are given, or one for an adaptive solver; nfe
+            is too small; the range leaves that of the SDE.
     """
     return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max).or_default())
 

@@ -219,9 +219,7 @@ class _TorchDiffEq(BlackBox):
         reached = [t.t]
         try:
             path: Tensor = odeint(rhs, x, times, method=self.name, rtol=self.rtol, atol=self.atol, options=options)
-        except (
-            AssertionError
-        ) as error:  # torchdiffeq's checks: an underflow, a state that is not finite, too many steps
+        except AssertionError as error:  # torchdiffeq's: an underflow, a state that is not finite, too many steps
             line = str(error).partition("\n")[0].partition("tensor")[0]
             raise _Stopped(
                 f"stopped at {_place(problem, reached[0])}: {line or 'torchdiffeq rejects its input'}"
