@@ -16,7 +16,7 @@ from solvers.registry.outside import Origin
 
 from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
-from ..data import DataCard
+from ..data.dataset import DataCard
 from ..likelihood.result import LogProb
 from ..pictures import is_image
 from ..result_files import environment, exclusive, fingerprint, replacing, writable, write_json

@@ -33,7 +33,7 @@ from torch import Tensor
 import solvers
 from solvers import Grid, InputError, Solver
 
-from ..data import spread
+from ..data.dataset import spread
 from ..inputs import Array, Seeds
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.faults import checked_model, density_faults, report_faults

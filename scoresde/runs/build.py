@@ -16,7 +16,7 @@ from solvers.noise.seeded import global_seed
 
 from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
-from ..data import DataCard, Dataset, load
+from ..data.dataset import DataCard, Dataset, load
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks

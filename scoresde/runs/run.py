@@ -13,7 +13,7 @@ from solvers import InputError
 from solvers.registry.outside import Origin
 from solvers.registry.registry import outside_names
 
-from ..data import DataCard
+from ..data.dataset import DataCard
 from ..models.denoiser import Denoiser
 from ..training import checkpoint
 from ..training.weights import load_state

@@ -16,7 +16,7 @@ from solvers.errors import positive_integer
 from solvers.files import read_json, remove_unfinished
 
 from ..configs import default
-from ..data import DataCard
+from ..data.dataset import DataCard
 from ..result_files import write_json
 from ..training import checkpoint
 from .config import flat, line

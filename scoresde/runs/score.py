@@ -28,7 +28,7 @@ from solvers.registry.spec import Spec, parse
 from ..bounds.chain import chain_bound
 from ..bounds.continuous import continuous_bound
 from ..bounds.decoders import Discretised
-from ..data import DataCard
+from ..data.dataset import DataCard
 from ..likelihood.dequantisation import dequantisers
 from ..likelihood.divergence import divergences
 from ..likelihood.inputs import deterministic, positive

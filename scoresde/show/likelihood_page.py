@@ -12,7 +12,7 @@ import jinja2
 import torch
 from torch import Tensor
 
-from ..data import DataCard
+from ..data.dataset import DataCard
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
 from ..pictures import image_grid, is_image
 from .figures import histogram, inline, number

@@ -27,7 +27,7 @@ from solvers import InputError, generator
 from solvers.errors import positive_integer
 from solvers.noise.seeded import global_seed
 
-from ..data import spread
+from ..data.dataset import spread
 from ..inputs import Array, tensor_of
 from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model

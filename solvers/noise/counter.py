@@ -70,6 +70,22 @@ def fill(out: Tensor, keys: Tensor, draws: Tensor) -> Tensor:
     return out
 
 
+def uniforms(keys: Tensor, draws: Tensor, count: int) -> Tensor:
+    """Uniform numbers (B, count), float64 on the CPU: (m + 1/2) / 2^52 with an integer m of 52 bits.
+
+    Args:
+        keys: two rows (2, B) of ``keys_of``, on the CPU.
+        draws: the number of the draw, int32 (1,), on the CPU.
+    """
+    places = -(-count // 2)
+    words = torch.empty((4, keys.shape[1], places), dtype=torch.int32)
+    place = _spread(torch.arange(places, dtype=torch.int32))
+    _rounds(words, torch.empty_like(words), place, _spread(draws)[:, None], keys[0, :, None], keys[1, :, None])
+    high, low = words.bitwise_and_(0x3FFFFFF).double().chunk(2)
+    numbers = (high * 2.0**26 + low + 0.5) * 2.0**-52
+    return numbers.permute(1, 2, 0).reshape(keys.shape[1], -1)[:, :count]
+
+
 _LOCAL = threading.local()
 
 

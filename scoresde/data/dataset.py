@@ -24,8 +24,8 @@ from solvers import InputError, generator
 from solvers.errors import unknown
 from solvers.libraries import library
 
-from .array_files import read_array, read_arrays, read_images
-from .result_files import fingerprint
+from ..array_files import read_array, read_arrays, read_images
+from ..result_files import fingerprint
 
 _SPLIT = 20  # label of the generator's stream
 _PART = 128  # 8-bit images whose largest number is below are probably not of 8 bits

@@ -1,0 +1,77 @@
+"""Rows: samples by their index, with their conditions, in memory or read when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from solvers import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples and their conditions.
+
+    Attributes:
+        x: (B, *), float32 in data units, on the CPU or where the rows are.
+        conditions: by the name of the network's argument, each with B rows.
+    """
+
+    x: Tensor
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device."""
+        return Batch(self.x.to(device), {name: value.to(device) for name, value in self.conditions.items()})
+
+
+class Rows:
+    """N samples of one shape. A row is the same whenever it is read."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def batch(self, index: Tensor) -> Batch:
+        """The rows of an index (B,), int64 on the CPU, in this order; rows may repeat."""
+        raise NotImplementedError
+
+
+class TensorRows(Rows):
+    """Rows in memory.
+
+    Args:
+        x: (N, *), floats.
+        conditions: each with N rows.
+
+    Raises:
+        InputError: a condition does not have one row per sample.
+    """
+
+    def __init__(self, x: Tensor, conditions: Mapping[str, Tensor] | None = None) -> None:
+        self.x, self.conditions = x, dict(conditions or {})
+        for name, value in self.conditions.items():
+            if value.ndim == 0 or len(value) != len(x):
+                rows = f"{len(value)} rows" if value.ndim else "no rows"
+                raise InputError(f"the condition {name} has {rows} for {len(x)} samples; give one row per sample")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.x.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def batch(self, index: Tensor) -> Batch:
+        x = self.x[index.to(self.x.device)]
+        return Batch(x, {name: value[index.to(value.device)] for name, value in self.conditions.items()})
