@@ -24,8 +24,6 @@ FLOORS = {
             "array_files",
             "pictures",
             "progress",
-            "conditions",
-            "draws",
             "data",
             "paths",
             "models",
