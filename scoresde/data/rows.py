@@ -26,8 +26,8 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, rows: slice) -> Batch:
-        """Some of the samples, with their conditions."""
+    def part(self, rows: slice) -> Batch:
+        """Some of the rows."""
         return Batch(self.x[rows], {name: value[rows] for name, value in self.conditions.items()})
 
     def to(self, device: torch.device | str) -> Batch:

@@ -35,7 +35,7 @@ def loss(lines: Lines, evaluations: Lines) -> str:
 
 
 def error_by_noise(evaluations: Lines) -> str:
-    """The last evaluation's error of eps against log-SNR, beside that of the predictor of mean and variance."""
+    """The last evaluation's error of eps against log-SNR, next to that of the predictor of mean and variance."""
     figure, axes = _panel("error of eps", "log-SNR (clean data right)")
     x, y, trivial, spread = _columns(evaluations[-1:], "log_snr", "error", "trivial", "error_stderr")
     if len(x):
@@ -128,9 +128,9 @@ def _smoothed(axes: Any, x: np.ndarray, y: np.ndarray, color: str, label: str = 
 
 
 def _panel(title: str, label: str) -> tuple[Figure, Any]:
-    figure = Figure(figsize=_SIZE, layout="constrained")
+    figure = Figure(figsize=_SIZE)  # with fixed margins: a layout engine draws everything twice
     figure.patch.set_alpha(0)
-    axes = figure.add_subplot()
+    axes = figure.add_axes((0.13, 0.16, 0.84, 0.74))
     axes.patch.set_alpha(0)
     axes.set_title(title, fontsize=10, loc="left", color=_SOFT)
     axes.set_xlabel(label, fontsize=9, color=_SOFT)
