@@ -103,7 +103,8 @@ def same_as_one(folder):
     """A run of each kind, and its weights."""
     found = {}
     for name, change in KINDS.items():
-        result, _ = run(replace(OPTIONS, workdir=folder / name, **change), network(name))
+        workdir = folder / f"{name} {os.environ['WORLD_SIZE']}"
+        result, _ = run(replace(OPTIONS, workdir=workdir, **change), network(name))
         found[name] = weights(result)
     return found
 

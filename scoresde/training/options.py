@@ -12,6 +12,7 @@ import torch
 from solvers import InputError
 from solvers.errors import positive_integer, unknown
 
+from .averages import Decay, decays_of
 from .schedules import Schedule, schedules, warm_up
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,7 +32,7 @@ class TrainingOptions:
         schedule: the learning rate after the warm-up: "constant", "cosine(end=0)" or "inverse_sqrt(after=2000)", see
             ``schedules``.
         clip: the largest norm of the gradient; longer gradients are scaled down to it; inf for no limit.
-        ema_decay: the decay of the averaged weights, see ``ema.decay_at``.
+        averages: the averages of the weights, as specs, see ``averages``. The first is the one that is used.
         precision: "float32", or "bf16" or "fp16" for mixed precision: the weights stay in float32, and the network's
             products are computed in 16 bits. With fp16 the loss is scaled; an update whose gradient overflows is
             skipped, counted and logged.
@@ -43,7 +44,8 @@ class TrainingOptions:
         log_every, checkpoint_every: updates between log lines and between checkpoints; the first update is also logged,
             and the last one always writes a checkpoint.
         evaluate_every: updates between calls of the watchers, see ``Training.run``.
-        keep: how many checkpoints to keep.
+        keep: how many checkpoints to keep, the last ones.
+        keep_every: also keep the checkpoints after a multiple of so many updates; None for none.
         max_minutes: after so many minutes, counted from when this call starts to train, a checkpoint is written and the
             call returns; None for no limit.
         bin_width: spread each batch uniformly over bins of this width; None for continuous data.
@@ -57,7 +59,7 @@ class TrainingOptions:
     warmup: int = 100
     schedule: str = "constant"
     clip: float = 1.0
-    ema_decay: float = 0.999
+    averages: str | tuple[str | Decay, ...] = "ema(decay=0.999)"
     precision: Literal["float32", "bf16", "fp16"] = "float32"
     accumulate: int = 1
     compile: bool = False
@@ -66,6 +68,7 @@ class TrainingOptions:
     checkpoint_every: int = 500
     evaluate_every: int = 1000
     keep: int = 2
+    keep_every: int | None = None
     max_minutes: float | None = None
     bin_width: float | None = None
     workdir: Path | None = None
@@ -75,6 +78,9 @@ class TrainingOptions:
             "steps", "batch_size", "log_every", "checkpoint_every", "evaluate_every", "keep", "accumulate",
         ):  # fmt: skip
             positive_integer(name, getattr(self, name))
+        if self.keep_every is not None:
+            positive_integer("keep_every", self.keep_every)
+        decays_of(self.averages)
         if self.warmup != 0:
             positive_integer("warmup", self.warmup)
         for name in ("learning_rate", "clip"):
