@@ -34,14 +34,17 @@ def get_config() -> ConfigDict:
     config.training.weight_decay = 0.0  # AdamW's
     config.training.warmup = 100  # updates over which the learning rate rises linearly
     config.training.clip = 1.0  # largest norm of the gradient
-    config.training.ema_decay = 0.999  # decay of the averaged weights, which all other commands use
+    # averages of the weights, of which all other commands use the first: ema(decay=0.999), half_life(samples=500000),
+    # power(std=0.1); several with commas between
+    config.training.averages = "ema(decay=0.999)"
     # the loss: dsm, hybrid (learned variance), chain_bound, continuous_bound
     config.training.loss = "dsm(target=edm, times=lognormal(mean=-1.0, std=1.2))"
     config.training.target = placeholder(str)  # replaces the target of the loss: eps, x0, v, velocity, edm
     config.training.times = placeholder(str)  # replaces the times of the loss: uniform, lognormal, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints
-    config.training.keep = 2  # how many checkpoints to keep
+    config.training.keep = 2  # how many checkpoints to keep, the last ones
+    config.training.keep_every = placeholder(int)  # also keep those after a multiple of so many updates
 
     config.sampling = ConfigDict()
     config.sampling.solver = placeholder(str)  # see `scoresde solvers`; default: ipndm on logsnr(end=zero)

@@ -34,6 +34,7 @@ _FREE = (
     "training.log_every",
     "training.checkpoint_every",
     "training.keep",
+    "training.keep_every",
     "sampling",
     "likelihood",
 )

@@ -36,7 +36,7 @@ from ..progress import bar as progress_bar
 from ..result_files import exclusive
 from . import checkpoint, log
 from .adam import moments_of, state_from
-from .ema import Average
+from .averages import Averages, Decay, decays_of
 from .losses import Loss
 from .weights import load_state, plain_names, state_of, wide_copies
 
@@ -54,11 +54,12 @@ class TrainingOptions:
         learning_rate, weight_decay: AdamW's.
         warmup: updates over which the learning rate rises linearly; 0 for none.
         clip: the largest norm of the gradient; longer gradients are scaled down to it; inf for no limit.
-        ema_decay: the decay of the averaged weights, see ``ema.decay_at``.
+        averages: the averages of the weights, as specs, see ``averages``. The first is the one that is used.
         seed: the seed of everything random.
         log_every, checkpoint_every: updates between log lines and between checkpoints; the first update is also logged,
             and the last one always writes a checkpoint.
-        keep: how many checkpoints to keep.
+        keep: how many checkpoints to keep, the last ones.
+        keep_every: also keep the checkpoints after a multiple of so many updates; None for none.
         bin_width: spread each batch uniformly over bins of this width; None for continuous data.
         workdir: where ``train.jsonl`` and ``checkpoints/`` go; None to write nothing.
     """
@@ -69,17 +70,21 @@ class TrainingOptions:
     weight_decay: float = 0.0
     warmup: int = 100
     clip: float = 1.0
-    ema_decay: float = 0.999
+    averages: str | tuple[str | Decay, ...] = "ema(decay=0.999)"
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500
     keep: int = 2
+    keep_every: int | None = None
     bin_width: float | None = None
     workdir: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
             positive_integer(name, getattr(self, name))
+        if self.keep_every is not None:
+            positive_integer("keep_every", self.keep_every)
+        decays_of(self.averages)
         if self.warmup != 0:
             positive_integer("warmup", self.warmup)
         for name in ("learning_rate", "clip"):
@@ -101,7 +106,7 @@ class TrainResult:
 
     Attributes:
         network: the trained network, in evaluation mode.
-        ema: the network with averaged weights, in evaluation mode.
+        ema: the network with the weights of the first average, in evaluation mode.
         step: updates made in total.
         loss: the loss of the last update; NaN if the run was complete already.
     """
@@ -202,7 +207,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             self.updated, lr=options.learning_rate, weight_decay=options.weight_decay, fused=self.fused
         )
-        self.average = Average(network, options.ema_decay, self.masters)
+        self.averages = Averages(network, options.averages, options.batch_size, self.masters)
         self.step, self.checked = 0, False
 
     def run(self, progress: bool = True) -> TrainResult:
@@ -210,7 +215,9 @@ class Training:
         options, last = self.options, math.nan
         if self.workdir is not None:
             checkpoint.remove_unfinished(self.workdir)
-            checkpoint.remove_older(self.workdir, options.keep)  # a process may be killed before it removes them
+            checkpoint.remove_older(
+                self.workdir, options.keep, options.keep_every
+            )  # a process may be killed before it removes them
         bar = progress_bar(initial=self.step, total=options.steps, desc="train", disable=not progress)
         with (
             _training_mode(self.network),
@@ -231,7 +238,7 @@ class Training:
                     self.save()
                 if stop:
                     raise KeyboardInterrupt
-        return TrainResult(self.network.eval(), self.average.module.eval(), self.step, last)
+        return TrainResult(self.network.eval(), self.averages.first.module.eval(), self.step, last)
 
     def update(self) -> dict[str, Any]:
         """One step of AdamW and of the averaged weights; returns its line of the log."""
@@ -260,7 +267,7 @@ class Training:
             with torch.no_grad():
                 for p, master in self.masters.items():
                     p.copy_(master)
-        self.average.update()
+        self.averages.update()
         self.step = step + 1
         return {"step": self.step, "loss": value, "grad_norm": length, "lr": rate}
 
@@ -291,11 +298,10 @@ class Training:
         state = checkpoint.Checkpoint(
             step=self.step,
             model=state_of(self.network, self.masters),
-            ema=self.average.state(),
+            averages=self.averages.states(),
             optimizer=moments_of(self.optimizer, self.names),
-            ema_updates=self.average.updates,
         )
-        checkpoint.save(self.workdir, state, self.options.keep)
+        checkpoint.save(self.workdir, state, self.options.keep, self.options.keep_every)
 
     def resume(self) -> None:
         """Loads the last checkpoint, if there is one."""
@@ -310,8 +316,10 @@ class Training:
             raise InputError(f"{str(folder)!r} is already past steps={self.options.steps}")
         try:
             load_state(self.network, state.model, self.masters)
-            self.average.load(state.ema, state.ema_updates)
+            self.averages.load(state.averages)
             moments = state_from(state.optimizer, dict(zip(self.names, self.updated, strict=True)), state.step)
+        except InputError as error:
+            raise InputError(f"cannot resume from {str(folder)!r}: {error}") from None
         except (RuntimeError, ValueError, KeyError) as error:
             line = " ".join(str(error).split())
             raise InputError(f"{str(folder)!r} is a checkpoint of a different network: {line[:200]}") from None
