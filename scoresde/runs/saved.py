@@ -40,6 +40,7 @@ _FREE = (
     "training.keep",
     "training.evaluate_every",
     "training.max_minutes",
+    "training.keep_every",
     "sampling",
     "likelihood",
 )
