@@ -53,7 +53,7 @@ SCHEDULES = {
 }
 NETWORK, PREDICTS, SIGMA_DATA = "mlp(width=256, depth=3)", "edm", 0.75
 OPTIONS = {
-    "steps": 3000, "batch_size": 128, "learning_rate": 2e-3, "warmup": 100, "clip": 1.0, "ema_decay": 0.998,
+    "steps": 3000, "batch_size": 128, "learning_rate": 2e-3, "warmup": 100, "clip": 1.0, "averages": "ema(decay=0.998)",
     "log_every": 10, "checkpoint_every": 3000,
 }  # fmt: skip
 SEED, DRAWS, REPEATS = 0, 128, 100

@@ -76,7 +76,7 @@ def by_hand(network: nn.Module, data: Tensor, batch: int, fused: bool) -> Callab
 
 def ours(network: nn.Module, data: Tensor, batch: int) -> Callable[[], None]:
     """One step of ``scoresde.training``."""
-    options = TrainingOptions(batch_size=batch, learning_rate=RATE, warmup=0, clip=CLIP, ema_decay=DECAY)
+    options = TrainingOptions(batch_size=batch, learning_rate=RATE, warmup=0, clip=CLIP, averages=f"ema(decay={DECAY})")
     run = Training(scoresde.Denoiser(network, PATH), network, data, DSM(), options)
     return lambda: void(run.update())
 

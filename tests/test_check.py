@@ -108,7 +108,7 @@ def trained():
     torch.manual_seed(0)
     network = networks.make("mlp(width=64, depth=1)").build((1, 8, 8))
     denoiser = Denoiser(network, FLOW, "velocity")
-    options = TrainingOptions(steps=250, learning_rate=4e-3, ema_decay=0.97)
+    options = TrainingOptions(steps=250, learning_rate=4e-3, averages="ema(decay=0.97)")
     result = train(denoiser, network, data, DSM(target="v"), options, progress=False)
     return replace(denoiser, network=result.ema), data[:16]
 
@@ -207,7 +207,7 @@ def learning(steps, predicts="eps", target="eps"):
         torch.manual_seed(0)
         network = networks.make("mlp(width=64, depth=1)").build((1, 8, 8))
         denoiser = Denoiser(network, VP, predicts)
-        options = TrainingOptions(steps=steps, learning_rate=2e-3, ema_decay=0.9)
+        options = TrainingOptions(steps=steps, learning_rate=2e-3, averages="ema(decay=0.9)")
         result = train(denoiser, network, data, DSM(target=target), options, progress=False)
     return replace(denoiser, network=result.ema), data[:16]
 

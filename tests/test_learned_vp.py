@@ -206,7 +206,7 @@ class Small(nn.Module):
         return self.inner(torch.cat([x, label[:, None]], 1))
 
 
-OPTIONS = TrainingOptions(steps=12, batch_size=8, learning_rate=0.02, warmup=0, ema_decay=0.9, seed=1)
+OPTIONS = TrainingOptions(steps=12, batch_size=8, learning_rate=0.02, warmup=0, averages="ema(decay=0.9)", seed=1)
 
 
 def trained(loss, sde, options=OPTIONS):
@@ -288,9 +288,9 @@ def test_runs_from_the_command_line_train_resume_sample_and_score(tmp_path):
     assert isinstance(run.denoiser.network, WithSchedule)
     assert run.denoiser.sde.module is run.denoiser.network.schedule
     # the averaged schedule, not the last one and not the untrained one
-    assert torch.equal(run.denoiser.sde.module.stretch, saved["ema.schedule.stretch"])
-    assert not torch.equal(saved["ema.schedule.stretch"], saved["model.schedule.stretch"])
-    assert float(saved["ema.schedule.stretch"].abs().max()) > 0
+    assert torch.equal(run.denoiser.sde.module.stretch, saved["average_0.schedule.stretch"])
+    assert not torch.equal(saved["average_0.schedule.stretch"], saved["model.schedule.stretch"])
+    assert float(saved["average_0.schedule.stretch"].abs().max()) > 0
     out = tmp_path / "out"
     assert main(["sample", f"--workdir={whole}", "--seeds=0-3", f"--out={out}", "--config.sampling.steps=5"]) == 0
     again = scoresde.sample(run.denoiser, (1, 8, 8), range(4), steps=5)

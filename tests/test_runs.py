@@ -338,8 +338,8 @@ def edited(file, change):
         ),
         ("optimizer", lambda t: {k: v for k, v in t.items() if k != "first.bias.exp_avg"}, "has only .* of first.bias"),
         ("model", lambda t: {**t, "last.bias": t["last.bias"][:1].clone()}, "last.bias"),
-        ("ema", lambda t: {**t, "last.weight": t["last.weight"].t().contiguous()}, "last.weight"),
-        ("ema", lambda t: {k: v for k, v in t.items() if k != "norm.running_var"}, "norm.running_var"),
+        ("average_0", lambda t: {**t, "last.weight": t["last.weight"].t().contiguous()}, "last.weight"),
+        ("average_0", lambda t: {k: v for k, v in t.items() if k != "norm.running_var"}, "norm.running_var"),
         ("model", lambda t: {**t, "more": torch.zeros(1)}, "more"),
     ],
 )
