@@ -47,7 +47,9 @@ def get_config() -> ConfigDict:
     config.training.times = placeholder(str)  # replaces the times of the loss: uniform, lognormal, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints
-    config.training.evaluate_every = 1000  # updates between evaluations
+    # updates between evaluations: held-out losses, samples, the page training.html; 0 for none
+    config.training.evaluate_every = 1000
+    config.training.evaluate_likelihood = 0  # held-out samples whose likelihood each evaluation computes
     config.training.max_minutes = placeholder(float)  # end with a checkpoint after so many minutes
     config.training.keep = 2  # how many checkpoints to keep, the last ones
     config.training.keep_every = placeholder(int)  # also keep those after a multiple of so many updates

@@ -239,7 +239,8 @@ class Training:
                     bar.set_postfix(loss=f"{last:.4g}", refresh=False)
                 if self.step % options.log_every == 0 or self.step == 1 or "skipped" in record:
                     lines.write(record)
-                if watchers and (self.step % options.evaluate_every == 0 or end):
+                due = end or (not reason and options.evaluate_every and self.step % options.evaluate_every == 0)
+                if watchers and options.evaluate_every and due:
                     self.processes.first(lambda: [watcher(self) for watcher in watchers])
                 if self.step % options.checkpoint_every == 0 or end or reason:
                     lines.sync()

@@ -43,7 +43,7 @@ class TrainingOptions:
         seed: the seed of everything random.
         log_every, checkpoint_every: updates between log lines and between checkpoints; the first update is also logged,
             and the last one always writes a checkpoint.
-        evaluate_every: updates between calls of the watchers, see ``Training.run``.
+        evaluate_every: updates between calls of the watchers, see ``Training.run``; 0 for none.
         keep: how many checkpoints to keep, the last ones.
         keep_every: also keep the checkpoints after a multiple of so many updates; None for none.
         max_minutes: after so many minutes, counted from when this call starts to train, a checkpoint is written and the
@@ -75,14 +75,15 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         for name in (
-            "steps", "batch_size", "log_every", "checkpoint_every", "evaluate_every", "keep", "accumulate",
+            "steps", "batch_size", "log_every", "checkpoint_every", "keep", "accumulate",
         ):  # fmt: skip
             positive_integer(name, getattr(self, name))
         if self.keep_every is not None:
             positive_integer("keep_every", self.keep_every)
         decays_of(self.averages)
-        if self.warmup != 0:
-            positive_integer("warmup", self.warmup)
+        for name in ("warmup", "evaluate_every"):
+            if getattr(self, name) != 0:
+                positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)!r}")
