@@ -25,6 +25,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from solvers import InputError, generator
 from solvers.errors import positive_integer
+from solvers.noise.draws import Draws
 from solvers.noise.seeded import global_seed
 
 from ..data.dataset import spread
@@ -41,7 +42,7 @@ from .losses import Loss
 from .weights import load_state, plain_names, state_of, wide_copies
 
 # labels of the random streams; sampling (0 and 1) and the data's split use different ones
-_ORDER, _NOISE, _BINS, _DROPOUT = 30, 31, 32, 33
+_ORDER, _BINS, _DROPOUT = 30, 32, 33
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class Training:
         for p in self.parameters:
             p.grad = None
         with global_seed(self._dropout_seed(step), self.device):
-            loss = self.loss(self.denoiser, x0, generator(options.seed, _NOISE, step)).mean()
+            loss = self.loss(self.denoiser, x0, Draws.of(options.seed, step, len(x0))).mean()
             loss.backward()  # type: ignore[no-untyped-call]
         if not self.checked and all(p.grad is None for p in self.parameters):
             raise InputError("the loss does not depend on the network: is it the one inside the denoiser?")
