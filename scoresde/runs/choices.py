@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -162,8 +161,3 @@ def _device() -> str:
 def _quoted(text: str) -> str:
     """A text inside of a docstring of three quotes: on one line, without what would end it or start an escape."""
     return " ".join(text.split()).replace("\\", "\\\\").replace('"', '\\"')
-
-
-def written(folder: Path) -> Path:
-    """The path of the config in a run's folder."""
-    return folder / NAME

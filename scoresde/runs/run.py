@@ -55,7 +55,7 @@ def load_run(
             config; an override changes a field that is not free; the config names a class of another module and is not
             trusted.
     """
-    there, card, _ = saved(workdir)
+    there, card, *_ = saved(workdir)
     config = override(copy.deepcopy(there), overrides)
     advice = f"only {', '.join(free[:-1])} and {free[-1]} can be overridden here"
     refuse_other_config(workdir, there, config, advice, free)

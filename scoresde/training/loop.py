@@ -39,6 +39,7 @@ from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
+from ..progress import memory_of
 from . import checkpoint, log
 from .averages import Averages
 from .losses import Loss
@@ -236,7 +237,7 @@ class Training:
                 record, reason = self.update()
                 last, end = record["loss"], self.step == options.steps
                 if bar.update():  # it was drawn: the next time, with this loss
-                    bar.set_postfix(loss=f"{last:.4g}", refresh=False)
+                    bar.set_postfix(loss=f"{last:.4g}", **memory_of(self.device), refresh=False)
                 if self.step % options.log_every == 0 or self.step == 1 or "skipped" in record:
                     lines.write(record)
                 due = end or (not reason and options.evaluate_every and self.step % options.evaluate_every == 0)
