@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
     # power(std=0.1); several with commas between
     config.training.averages = "ema(decay=0.999)"
     # the loss: dsm, hybrid (learned variance), chain_bound, continuous_bound
-    config.training.loss = "dsm(target=edm, times=lognormal(mean=-1.0, std=1.2))"
-    config.training.target = placeholder(str)  # replaces the target of the loss: eps, x0, v, velocity, edm
+    config.training.loss = "dsm(weighting=edm, times=lognormal(mean=-1.0, std=1.2))"
+    config.training.weighting = placeholder(str)  # replaces that of the loss: dsm, uniform, v, flow, edm, min_snr, ...
     config.training.times = placeholder(str)  # replaces the times of the loss: uniform, lognormal, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints

@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config.model.network = "mlp(label_scale=0.016)"  # fine enough to distinguish neighbouring steps
     config.model.predicts = "eps"
     config.model.time_label = "index"
-    config.training.loss = "dsm(target=eps, times=discrete)"
+    config.training.loss = "dsm(times=discrete)"
     config.training.steps = 12000
     config.training.averages = "ema(decay=0.9995)"
     config.likelihood.bound = "ddpm(variance=beta)"

@@ -19,9 +19,11 @@ import scoresde
 from scoresde.models.networks import MLP
 from scoresde.paths.time_samplers import LogSNR
 from scoresde.training import checkpoint
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.loop import train
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
 from solvers import InputError
+from solvers.noise.draws import Draws
 
 SDE = scoresde.VP()
 OPTIONS = TrainingOptions(
@@ -245,9 +247,9 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
 class Recorder(DSM):
     """Remembers what it was asked."""
 
-    def __call__(self, denoiser, x0, generator, **conditions):
+    def __call__(self, denoiser, x0, draws, state=None, **conditions):
         self.__dict__.setdefault("seen", []).append(x0.clone())
-        return super().__call__(denoiser, x0, generator, **conditions)
+        return super().__call__(denoiser, x0, draws, state, **conditions)
 
 
 @pytest.mark.parametrize("batch_size", [5, 10, 60])
@@ -298,11 +300,11 @@ def test_training_comes_close_to_the_best_possible_loss():
     options = TrainingOptions(steps=500, learning_rate=1e-2, warmup=50, averages="ema(decay=0.99)")
     result = train(denoiser, network, data, loss, options, progress=False)
     test = std * torch.randn(4000, 2, generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator()
+    draws = Draws.of(2, 0, 4000)
     with torch.no_grad():
-        found = loss(replace(denoiser, network=result.ema), test, generator.manual_seed(2)).mean()
+        found = loss(replace(denoiser, network=result.ema), test, draws).mean()
         exact = scoresde.targets.Gaussian(torch.zeros(2), std**2).denoiser(sde)
-        best = loss(exact, test, generator.manual_seed(2)).mean()
+        best = loss(exact, test, draws).mean()
     # a network that has learnt nothing scores 1
     assert best < 0.6
     assert found - best < 0.03 * (1 - best)

@@ -73,10 +73,11 @@ def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> 
 def _check_used(cfg: Any, overrides: Sequence[str]) -> None:
     """Rejects an override of ``model.sigma_data`` that neither the network's output nor the loss depends on."""
     given = any(override.startswith("--config.model.sigma_data=") for override in overrides)
-    target = cfg.training.target or cfg.training.loss
-    if given and cfg.model.predicts != "edm" and "edm" not in target:
+    weighting = cfg.training.weighting or cfg.training.loss
+    if given and cfg.model.predicts != "edm" and "edm" not in weighting:
         raise InputError(
-            f"model.sigma_data is not used: predicts is {cfg.model.predicts!r} and the loss {target!r}, neither is edm"
+            f"model.sigma_data is not used: predicts is {cfg.model.predicts!r} and the weighting {weighting!r}, "
+            "neither is edm"
         )
 
 
