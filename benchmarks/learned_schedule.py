@@ -39,7 +39,8 @@ from scoresde.paths.learned_vp import LearnedVP
 from scoresde.paths.time_samplers import Uniform
 from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.training.bound_losses import ContinuousBound
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.loop import train
+from scoresde.training.options import TrainingOptions
 from solvers.noise.draws import Draws
 
 RESULTS = Path(__file__).parent / "results"

@@ -14,8 +14,9 @@ from scoresde.models.hypotheses import REVERSED
 from scoresde.models.networks import ResidualMLP, networks
 from scoresde.models.time_labels import LABELS
 from scoresde.paths.chain_paths import ChainSDE
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.loop import train
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
 from scoresde.training.weightings import V, weightings
 from solvers import generator
 

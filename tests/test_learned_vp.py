@@ -19,8 +19,9 @@ from scoresde.models.learned_path import WithSchedule, with_network, with_schedu
 from scoresde.paths.learned_vp import LearnedVP
 from scoresde.runs.run import load_run
 from scoresde.training.bound_losses import ContinuousBound
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.loop import train
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
 from solvers import InputError, generator
 
 FLAT = scoresde.targets.GaussianMixture(torch.tensor([[0.3, -0.2]]), torch.tensor([[0.25, 0.04]]))

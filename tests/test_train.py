@@ -19,8 +19,9 @@ import scoresde
 from scoresde.models.networks import MLP
 from scoresde.paths.time_samplers import LogSNR
 from scoresde.training import checkpoint
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.loop import train
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
 from solvers import InputError
 from solvers.noise.draws import Draws
 

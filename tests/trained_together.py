@@ -16,8 +16,9 @@ from torch import nn
 import scoresde
 from scoresde.data.rows import TensorRows
 from scoresde.models.networks import MLP
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.loop import train
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
 from scoresde.training.processes import launched
 from solvers import InputError
 

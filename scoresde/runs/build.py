@@ -24,8 +24,8 @@ from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
-from ..training.loop import TrainingOptions
 from ..training.losses import Loss, losses
+from ..training.options import TrainingOptions
 from ..training.weightings import weightings
 from ..training.weights import state_of
 

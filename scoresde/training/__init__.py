@@ -3,7 +3,7 @@
 from .bound_losses import ChainBound, ContinuousBound, Hybrid
 from .checkpoint import Checkpoint
 from .loop import train
-from .options import TrainingOptions
 from .losses import DSM, Loss
+from .options import TrainingOptions
 
 __all__ = ["DSM", "ChainBound", "Checkpoint", "ContinuousBound", "Hybrid", "Loss", "TrainingOptions", "train"]

@@ -275,7 +275,7 @@ class Training:
             whole = Draws.of(options.seed, step, options.batch_size)
             self.loss.remember(self.objective.learned, whole, losses)
         self.step = step + 1
-        record = {"step": self.step, "loss": value, "grad_norm": length, "lr": rate}
+        record: dict[str, Any] = {"step": self.step, "loss": value, "grad_norm": length, "lr": rate}
         if skip:
             record |= {"grad_norm": None, "skipped": True, "scale": self.optimiser.scale}
         return Updated(record, reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -91,7 +92,7 @@ def training_mode(network: nn.Module, compiled: bool = False) -> Iterator[None]:
 def parts_of(length: int, count: int) -> list[slice]:
     """``length`` rows in ``count`` parts, one after the other, whose lengths differ by one at most."""
     ends = [length * i // count for i in range(count + 1)]
-    return [slice(first, last) for first, last in zip(ends, ends[1:], strict=False)]
+    return [slice(first, last) for first, last in itertools.pairwise(ends)]
 
 
 def not_finite(

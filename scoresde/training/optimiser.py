@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,10 +10,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from solvers import InputError
 
-from .adam import moments_of, state_from
 from .options import TrainingOptions
 from .weights import wide_copies
 
+_COUNTER, _MOMENTS = "step", ("exp_avg", "exp_avg_sq")
 _PATIENCE = 25  # skipped updates in a row: by then a scale of 65536 is 0.002, which no finite gradient overflows
 
 
@@ -60,7 +60,8 @@ class Optimiser:
 
     def backward(self, loss: Tensor) -> None:
         """Adds the gradient of a loss to the gradients."""
-        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
 
     def clipped(self) -> Tensor:
         """The norm of the gradient (), which is then scaled down to the largest permitted norm."""
@@ -99,7 +100,7 @@ class Optimiser:
         return 1.0 if self.scaler is None else self.scaler.get_scale()
 
     def moments(self) -> dict[str, Tensor]:
-        """AdamW's tensors, see ``adam.moments_of``."""
+        """AdamW's tensors, see ``moments_of``."""
         return moments_of(self.adam, self.names)
 
     def scales(self) -> dict[str, Tensor]:
@@ -131,3 +132,47 @@ def _scaler(device: torch.device) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(device.type)
     except AttributeError:
         raise InputError("the precision 'fp16' needs torch 2.3 or later; use 'bf16'") from None
+
+
+def moments_of(optimizer: torch.optim.AdamW, names: Sequence[str]) -> dict[str, Tensor]:
+    """The optimiser's tensors: ``NAME.step``, ``NAME.exp_avg`` and ``NAME.exp_avg_sq`` for the parameter NAME.
+
+    Args:
+        names: those of the optimiser's parameters, in its order. A parameter without gradients has no tensors.
+    """
+    state = optimizer.state_dict()["state"]
+    return {f"{names[index]}.{key}": value for index, values in state.items() for key, value in values.items()}
+
+
+def state_from(
+    moments: Mapping[str, Tensor], parameters: Mapping[str, Tensor], step: int
+) -> dict[int, dict[str, Tensor]]:
+    """The inverse of ``moments_of``: the state of each parameter by its index.
+
+    Args:
+        parameters: the optimiser's parameters by name, in its order.
+        step: how many updates were made, which no parameter's counter exceeds.
+
+    Raises:
+        ValueError: a name is missing or unknown, a moment does not have the shape of its parameter, or a counter is
+            not a number of updates.
+    """
+    state: dict[int, dict[str, Tensor]] = {}
+    for index, (name, parameter) in enumerate(parameters.items()):
+        found = {key: moments[f"{name}.{key}"] for key in (_COUNTER, *_MOMENTS) if f"{name}.{key}" in moments}
+        if not found:
+            continue
+        if len(found) < 1 + len(_MOMENTS):
+            raise ValueError(f"the optimiser has only {', '.join(found)} of {name}")
+        for key in _MOMENTS:
+            if found[key].shape != parameter.shape:
+                shapes = f"{tuple(found[key].shape)}, not {tuple(parameter.shape)}"
+                raise ValueError(f"the optimiser's {name}.{key} has the shape {shapes}")
+        counter = found[_COUNTER]
+        if counter.ndim or counter.is_complex() or not 1 <= float(counter) <= step or float(counter) % 1:
+            raise ValueError(f"the optimiser's {name}.{_COUNTER} is not a number of updates up to {step}")
+        state[index] = found
+    known = {f"{name}.{key}" for name in parameters for key in (_COUNTER, *_MOMENTS)}
+    if strange := sorted(set(moments) - known):
+        raise ValueError(f"the optimiser has {strange[0]}, of which the network has no parameter")
+    return state

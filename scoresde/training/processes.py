@@ -114,9 +114,7 @@ class Processes:
         """
         self.each(act if self.main else lambda: None)
 
-    def shared(
-        self, facts: F, groups: Mapping[str, Mapping[str, Tensor]]
-    ) -> tuple[F, dict[str, Mapping[str, Tensor]]]:
+    def shared(self, facts: F, groups: Mapping[str, Mapping[str, Tensor]]) -> tuple[F, dict[str, Mapping[str, Tensor]]]:
         """What the main process passes: plain facts, and groups of tensors by name, on the CPU of every process."""
         if self.count == 1:
             return facts, dict(groups)
