@@ -19,7 +19,7 @@ EVIL = "<script>alert('1')</script>\"><img src=x onerror=alert(2)>"
 
 def lines(count=120):
     return [
-        {"step": 50 * k, "loss": 0.3 + 1 / k, "grad_norm": 0.5 + 0.4 * math.sin(k), "lr": 1e-3, "seconds": 2.5 * k}
+        {"step": 50 * k, "loss": 0.3 + 1 / k, "grad_norm": 0.5 + 0.4 * math.sin(k), "lr": 1e-3, "seconds": 2.5 * k + 1.5 * ((k - 1) // 10)}
         for k in range(1, count + 1)
     ]
 
@@ -72,7 +72,7 @@ class Text(HTMLParser):
 def test_the_page_has_the_numbers_of_the_folder():
     found = Text(made())
     words = " ".join(" ".join(found.words).split())
-    # 50 updates of 128 samples in 2.5 s
+    # 50 updates of 128 samples in 2.5 s; after every tenth line an evaluation of 1.5 s
     assert "6,000 updates of 128 samples; loss 0.30833; held out 3.083 ± 0.03 bits/dim; 2,560 samples" in words
     assert "in all" in words
     assert "updates held-out loss bits/dim 500 0.4 ± 0.02 4 ± 0.03 1,000" in words
@@ -132,12 +132,12 @@ def test_a_curve_goes_through_the_means_of_its_lines():
     assert figure.axes == [axes]
 
 
-def test_throughput_is_that_between_two_lines():
-    steps, rates = training_figures.rates(
-        [{"step": 10, "seconds": 1.0}, {"step": 30, "seconds": 3.0}, {"step": 30, "seconds": 4.0}, {"step": 40}], 8
-    )
-    assert steps.tolist() == [30]
-    assert rates.tolist() == [80]  # 20 updates of 8 samples in 2 s
+def test_throughput_is_that_between_two_lines_without_the_evaluations():
+    lines = [{"step": 10, "seconds": 1.0}, {"step": 30, "seconds": 3.0}, {"step": 50, "seconds": 10.0}]
+    lines += [{"step": 50, "seconds": 11.0}, {"step": 60}]
+    steps, rates = training_figures.rates(lines, [{"step": 30, "seconds": 6.0}, {"step": 50, "seconds": 2.0}], 8)
+    assert steps.tolist() == [30, 50]
+    assert rates.tolist() == [80, 160]  # 20 updates of 8 samples in 2 s, and in 7 s of which 6 were an evaluation's
 
 
 @pytest.fixture(scope="module")

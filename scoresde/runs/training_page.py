@@ -1,24 +1,22 @@
-"""The page ``training.html`` of a run, made from the files in its folder alone."""
+"""The page ``training.html`` of a run, made from the files in its folder alone; and the settings of a run in Python."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from solvers import InputError
-from solvers.files import read_bytes, write_atomically
+from solvers.files import read_bytes, read_json, write_atomically
 from solvers.libraries import without_traces
 
 from ..result_files import environment
 from ..training import log
-from .config import flat
-from .saved import saved
+from .saved import NAME, Saved, saved
 from .watch import pictures
 
-PAGE = "training.html"
+PAGE, SETTINGS = "training.html", "settings.json"
 _LARGEST_PICTURE = 2**24  # bytes
 
 
@@ -31,34 +29,83 @@ def write_page(workdir: Path) -> Path:
     with without_traces():
         from ..show.training_page import page  # here, because matplotlib takes a second
 
-    there = saved(workdir)
+    facts = _facts_of_config(workdir) if (workdir / NAME).exists() else _facts_of_settings(workdir)
     lines, evaluations = log.records(workdir), log.records(workdir, log.EVALUATIONS)
-    config, card = there.config.to_dict(), asdict(there.card)
-    config_facts = dict(flat(there.config))
-    data = {"name": config_facts["data.name"], "path": config_facts["data.path"], **card}
-    changes = [f"from {change.get('from')}: {_listed(change)}" for change in there.changes]
-    text = page(
-        f"Training: {workdir}",
-        lines,
-        evaluations,
-        _grids(workdir),
-        batch_size=there.config.training.batch_size,
-        blocks={
-            "What was read": {key: value for key, value in data.items() if value not in ("", None)},
-            "What was trained": {
-                "network": config_facts["model.network"],
-                "output": config_facts["model.predicts"],
-                "path": config_facts["sde"],
-                "loss": config_facts["training.loss"],
-                **({"changes": changes} if changes else {}),
-                **environment(),
-            },
-        },
-        command=there.commands,
-        config=config,
-    )
+    text = page(f"Training: {workdir}", lines, evaluations, _grids(workdir), **facts)
     write_atomically(workdir / PAGE, text)
     return workdir / PAGE
+
+
+def _facts_of_config(workdir: Path) -> dict[str, Any]:
+    """What the page shows of a run of the command line."""
+    there = saved(workdir)
+    return {
+        "batch_size": there.config.training.batch_size,
+        "blocks": {"What was read": _data(there), "What was trained": _trained(there)},
+        "command": there.commands,
+        "config": there.config.to_dict(),
+    }
+
+
+def _facts_of_settings(workdir: Path) -> dict[str, Any]:
+    """What the page shows of a run of ``scoresde.train``."""
+    settings = read_settings(workdir) or {}
+    size = settings.get("batch_size")
+    shown = {name: value for name, value in settings.items() if value is not None}
+    return {"batch_size": size if type(size) is int else 0, "blocks": {"What was trained": {**shown, **environment()}}}
+
+
+def read_settings(workdir: Path) -> dict[str, Any] | None:
+    """The settings of a run of ``scoresde.train``; None if the folder contains none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = workdir / SETTINGS
+    if not path.exists():
+        return None
+    found = read_json(path, "file of settings")
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is damaged: it contains no object")
+    return found
+
+
+def _data(there: Saved) -> dict[str, Any]:
+    """The facts about the data."""
+    card, source = there.card, there.config.data
+    facts = {
+        "data": " ".join(filter(None, (source.name, source.path))),
+        "samples": f"{card.samples[0]:,} to train, {card.samples[1]:,} held out",
+        "shape of a sample": str(card.shape),
+        "shown range": f"{card.low:.4g} to {card.high:.4g}",
+        "mean": f"{card.mean:.4g}",
+        "standard deviation": f"{card.deviation:.4g}",
+    }
+    if card.levels is not None:
+        facts["levels"] = f"whole numbers from {card.levels[0]} to {sum(card.levels)}, scaled to [-1, 1]"
+    if card.bin_width is not None:
+        facts["distance between levels"] = f"{card.bin_width:.4g}"
+    facts["conditions"] = "; ".join(map(str, card.conditions)) or "none"
+    return {**facts, "fingerprints": ", ".join(card.fingerprints)}
+
+
+def _trained(there: Saved) -> dict[str, Any]:
+    """The settings that decide most, what was changed on the way, and the software that made the page."""
+    cfg = there.config
+    changes = [f"from {change.get('from')}: {_listed(change)}" for change in there.changes]
+    weighting, times = cfg.training.weighting, cfg.training.times
+    return {
+        "network": cfg.model.network,
+        "output": cfg.model.predicts,
+        "path": cfg.sde,
+        "loss": cfg.training.loss,
+        **({"weighting": weighting} if weighting else {}),
+        **({"times": times} if times else {}),
+        "averages": cfg.training.averages,
+        **{f"change {number}": text for number, text in enumerate(changes, 1)},
+        **environment(),
+        "device": cfg.device,
+    }
 
 
 def _listed(change: Mapping[str, Any]) -> str:

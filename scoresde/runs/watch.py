@@ -27,7 +27,7 @@ from solvers.libraries import library, without_traces
 from solvers.noise.draws import Draws
 from solvers.noise.seeded import global_seed
 
-from ..data.dataset import DataCard, Dataset, spread
+from ..data.dataset import Dataset, spread
 from ..data.rows import Batch, Rows
 from ..likelihood.log_prob import log_prob
 from ..likelihood.result import LogProb, uncertainty
@@ -55,8 +55,8 @@ class Watcher:
 
     Attributes:
         workdir: the run's folder.
-        held_out: the samples that the network is not trained on.
-        card: the card of the data.
+        held_out: the samples that the network is not trained on; None if there are none, and so no losses.
+        limits: the values of black and white in a picture, and the range of a drawing.
         width: the bin width over which the training spreads levels; None if it does not.
         draw: draws samples (n, *) of seeds 0 .. n - 1 from a denoiser, with conditions (n, *); None for no pictures.
         score: the likelihood of samples under a denoiser; None for none.
@@ -65,8 +65,8 @@ class Watcher:
     """
 
     workdir: Path
-    held_out: Rows
-    card: DataCard
+    held_out: Rows | None
+    limits: tuple[float, float]
     width: float | None
     draw: Callable[[Denoiser, int, Mapping[str, Tensor]], Tensor] | None
     score: Callable[[Denoiser, Batch], LogProb] | None
@@ -99,11 +99,13 @@ class Watcher:
         self._report(record)
 
     def _batch(self, training: Training, count: int) -> Batch:
-        """The first held-out samples, on the device of the network."""
-        return self.held_out.first(count).to(training.device)
+        """The first held-out samples, or of those trained on, on the device of the network."""
+        return (training.rows if self.held_out is None else self.held_out).first(count).to(training.device)
 
     def _losses(self, training: Training, denoiser: Denoiser) -> dict[str, Any]:
         """The run's own loss and the error of eps by the noise level, on spread data if the training spreads them."""
+        if self.held_out is None:
+            return {}
         options, batch = training.options, self._batch(training, _ROWS)
         draws = Draws.of(options.seed, 0, len(batch))
         if self.width is not None:
@@ -124,7 +126,7 @@ class Watcher:
 
     def _likelihood(self, training: Training, denoiser: Denoiser) -> dict[str, Any]:
         """The mean likelihood, in bits/dim of levels and else in nats, with its standard error over the samples."""
-        if self.score is None or self.rows < 1:
+        if self.score is None or self.rows < 1 or self.held_out is None:
             return {}
         result = self.score(denoiser, self._batch(training, self.rows)).finite
         error, bits = uncertainty(result)["samples"], result.dimensions * math.log(2)
@@ -138,7 +140,7 @@ class Watcher:
         """Draws samples and writes their picture."""
         if self.draw is None:
             return {}
-        count = _PICTURES if math.prod(self.card.shape) > 2 else _POINTS
+        count = _PICTURES if math.prod(training.rows.shape) > 2 else _POINTS
         given = self._batch(training, count)
         count = min(count, len(given)) if given.conditions else count
         x = self.draw(denoiser, count, given.conditions).detach().cpu()
@@ -151,7 +153,7 @@ class Watcher:
 
     def _png(self, x: Tensor, real: Tensor) -> bytes:
         """Samples as the bytes of a PNG file."""
-        buffer, low, high = io.BytesIO(), self.card.low, self.card.high
+        buffer, (low, high) = io.BytesIO(), self.limits
         if is_image(x):
             image_grid(x, low, high, tile=48).save(buffer, "PNG")
             return buffer.getvalue()
@@ -226,7 +228,7 @@ def of_run(run: Run, data: Dataset, training: Training) -> Watcher:
     return Watcher(
         workdir=training.workdir,
         held_out=data.test,
-        card=card,
+        limits=(card.low, card.high),
         width=training.options.bin_width,
         draw=drawn,
         score=scored,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib
@@ -74,10 +75,10 @@ def likelihood(evaluations: Lines, name: str, label: str) -> str:
     return _svg(figure, axes)
 
 
-def throughput(lines: Lines, batch_size: int) -> str:
+def throughput(lines: Lines, evaluations: Lines, batch_size: int) -> str:
     """Samples per second against the step."""
     figure, axes = _panel("samples per second", "updates")
-    x, rate = rates(lines, batch_size)
+    x, rate = rates(lines, evaluations, batch_size)
     if len(x):
         _smoothed(axes, x, rate, _ONE)
         axes.set_ylim(0, 1.15 * float(rate.max()))
@@ -94,10 +95,16 @@ def gradient(lines: Lines) -> str:
     return _svg(figure, axes)
 
 
-def rates(lines: Lines, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The steps (N,) and the samples per second (N,) between neighbouring lines of a log."""
+def rates(lines: Lines, evaluations: Lines, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The steps (N,) and the samples per second (N,) between neighbouring lines of a log, without evaluations.
+
+    An evaluation after an update comes after the line of this update, and so belongs to the next interval.
+    """
     x, seconds = _columns(lines, "step", "seconds")
+    evaluated, duration = _columns(evaluations, "step", "seconds")
     steps, times = np.diff(x), np.diff(seconds)
+    for k, (first, last) in enumerate(pairwise(x)):
+        times[k] -= duration[(first <= evaluated) & (evaluated < last)].sum()
     kept = (steps > 0) & (times > 0)
     return x[1:][kept], batch_size * steps[kept] / times[kept]
 

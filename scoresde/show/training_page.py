@@ -60,7 +60,7 @@ def page(
     progress = [
         _figure(figures.loss(lines, evaluations), "The mean of neighbouring updates over their range."),
         *([_figure(figures.likelihood(evaluations, name, label), "Bars: two standard errors.")] if name else []),
-        _figure(figures.throughput(lines, batch_size), "Evaluations and checkpoints included."),
+        _figure(figures.throughput(lines, evaluations, batch_size), "Without the evaluations."),
         _figure(figures.gradient(lines), "Before it is clipped."),
     ]
     levels = [
@@ -94,7 +94,7 @@ def _summary(lines: Lines, evaluations: Lines, batch_size: int) -> str:
     parts = [f"{int(last['step']):,} updates of {batch_size} samples", f"loss {_text(last.get('loss'))}"]
     if evaluations:
         parts += [f"held out {shown} {_UNITS[name]}" for name in _UNITS if (shown := _value(evaluations[-1], name))]
-    _, rate = figures.rates(lines, batch_size)
+    _, rate = figures.rates(lines, evaluations, batch_size)
     if len(rate):
         parts.append(f"{_rate(float(np.median(rate)))} samples per second")
     if isinstance(seconds := last.get("seconds"), (int, float)):
