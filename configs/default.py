@@ -19,6 +19,9 @@ def get_config() -> ConfigDict:
     config.model.num_train_timesteps = placeholder(int)  # N of labels that count steps; default: the chain's, else 1000
     config.model.round_labels = False  # round labels that count steps to those of the training
     config.model.learned_variance = False  # the network also returns a variance, for ddpm(variance=learned)
+    config.model.condition_dropout = 0.0  # share of the samples that are trained without their conditions, for guidance
+    # the network receives its own first estimate; each evaluation then costs two
+    config.model.self_conditioning = False
     config.model.sigma_data = placeholder(float)  # for predicts = "edm"; default: the deviation of the data, two digits
 
     config.data = ConfigDict()

@@ -26,6 +26,7 @@ from solvers.libraries import library
 
 from ..array_files import read_array, read_arrays, read_images
 from ..result_files import fingerprint
+from .conditions import Condition
 
 _SPLIT = 20  # label of the generator's stream
 _PART = 128  # 8-bit images whose largest number is below are probably not of 8 bits
@@ -44,6 +45,7 @@ class DataCard:
             the source were not scaled.
         samples: how many samples the splits train and test have.
         fingerprints: those of the splits train and test.
+        conditions: what belongs to each sample.
     """
 
     shape: tuple[int, ...]
@@ -55,6 +57,7 @@ class DataCard:
     levels: tuple[int, int] | None
     samples: tuple[int, int]
     fingerprints: tuple[str, str]
+    conditions: tuple[Condition, ...] = ()
 
     def differences(self, other: DataCard) -> list[str]:
         """What other data have that these do not have, in words; empty if they are the same data."""

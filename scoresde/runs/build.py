@@ -20,6 +20,7 @@ from ..data.dataset import DataCard, Dataset, load
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
+from ..models.networks.conditioning import SelfConditioned, own_estimate
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..sampling.plan import Plan, PlanRequest
@@ -72,14 +73,22 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
         learned_variance=model.learned_variance,
         shape=shape,
         data_range=(card.low, card.high),
+        conditions=card.conditions,
     )
     return denoiser, network
 
 
 def _bare_network(config: ConfigDict, card: DataCard) -> nn.Module:
     """The network of a config without the schedule of a learned path."""
-    recipe = networks.make(config.model.network)
-    return recipe.build(card.shape, outputs=2) if config.model.learned_variance else recipe.build(card.shape)
+    recipe, given = networks.make(config.model.network), dict[str, Any]()
+    own = own_estimate(card.shape)
+    conditions = (*card.conditions, *([own] if config.model.self_conditioning else []))
+    if conditions:
+        given["conditions"] = conditions
+    if config.model.learned_variance:
+        given["outputs"] = 2
+    network = recipe.build(card.shape, **given)
+    return SelfConditioned(network, card.shape) if config.model.self_conditioning else network
 
 
 _LAYERS = ("depth", "layers")  # options of networks that count layers
@@ -96,7 +105,7 @@ def refuse_other_shapes(config: ConfigDict, card: DataCard, state: Mapping[str, 
     options: Any = recipe
     for name in (field.name for field in fields(options)):  # before a million layers are made, even without memory
         value = getattr(options, name)
-        count = len(value) if isinstance(value, tuple) else value if name in _LAYERS else 0
+        count = len(value) if isinstance(value, tuple) else value or 0 if name in _LAYERS else 0
         if count > len(state):
             raise RuntimeError(f"it has {name}={value!r:.60}, but the checkpoint has {len(state)} tensors")
     with torch.device("meta"), global_seed(0):  # where tensors have shapes only; a network of the user's may draw

@@ -179,7 +179,7 @@ def sample(
         report_faults(start_faults(x_init, made.nodes[0]))
     check_source(noise)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
-    conditions = conditions_of(condition, len(given), batching.device)
+    conditions = conditions_of(condition, len(given), batching.device, model.conditions)
     solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph, on_failure)
     made.warn_of_width(model.output)
     return solve.run(len(given), solve.starts(given, lengths, SOURCES[noise], x_init), given)
@@ -213,7 +213,7 @@ def encode(
             fail.
     """
     model, request = checked_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
-    states, conditions = batch_of("x", x, condition)
+    states, conditions = batch_of("x", x, condition, model.conditions)
     made = choose_plan(plan, model, request, default=("heun", None), end_at_t_min=True)
     batching = Batching(batch_size, progress=progress)
     solve = _Solve(model, made.reversed(), conditions, batching, hooks_of(hooks), on_failure=on_failure)

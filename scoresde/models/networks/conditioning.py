@@ -88,7 +88,7 @@ class Concatenated(nn.Module):
         super().__init__()
         self.backbone, self.names, self.images = backbone, list(names), [image.name for image in images]
 
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
         check_names(conditions, self.names)
         parts = [x]
         for image in (conditions.pop(name) for name in self.images):
@@ -119,7 +119,7 @@ class SelfConditioned(nn.Module):
         super().__init__()
         self.network, self.condition = network, own_estimate(shape)
 
-    def forward(self, x: Tensor, label: Tensor, with_estimate: Tensor | None = None, **conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, with_estimate: Tensor | None = None, **conditions: Tensor) -> Tensor:
         estimate = self.condition.empty(len(x), x.device).to(x.dtype)
         if not self.training or with_estimate is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):
