@@ -1,4 +1,4 @@
-"""Conditions: what a network receives besides the sample and the time."""
+"""Conditions: what a network receives in addition to the sample and the time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from solvers.noise.draws import Draws
 
 KINDS = ("class", "vector", "image", "tokens")
-_TAKEN = ("x", "label")  # arguments that every network has
+_TAKEN = ("x",)  # the argument that every network has
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Condition:
             raise unknown("kind of condition", self.kind, KINDS)
         if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name in _TAKEN:
             raise InputError(
-                f"a condition's name is an argument of the network other than x and label, got {self.name!r}"
+                f"a condition's name is an argument of the network other than x, got {self.name!r}"
             )
         object.__setattr__(self, "shape", tuple(self.shape))
         lengths = {"class": (0,), "vector": (1,), "image": (1, 2, 3), "tokens": (2,)}[self.kind]
