@@ -88,7 +88,14 @@ class Sample:
     seeds: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
 
-    def save(self, path: str | Path, low: float = -1.0, high: float = 1.0) -> None:
+    def save(
+        self,
+        path: str | Path,
+        low: float = -1.0,
+        high: float = 1.0,
+        pictures: Sequence[int] | None = None,
+        columns: int | None = None,
+    ) -> None:
         """Writes the samples to a file, whose ending decides the format.
 
         ``.npz`` contains x (B, *), the seeds and the NFE of each sample; ``.npy`` contains x; ``.png`` is a grid of the
@@ -96,6 +103,8 @@ class Sample:
 
         Args:
             low, high: the values of black and white in a picture.
+            pictures: the rows of x in the grid of pictures; by default the first 100.
+            columns: pictures in a row of the grid, see ``image_grid``.
 
         Raises:
             InputError: a different ending; samples that are not pictures; a folder that does not exist.
@@ -113,7 +122,7 @@ class Sample:
         if path.suffix == ".npy":
             np.save(buffer, x.numpy())
         else:
-            image_grid(x[:PICTURES], low, high).save(buffer, "PNG")
+            image_grid(x[:PICTURES] if pictures is None else x[pictures], low, high, columns).save(buffer, "PNG")
         write_atomically(path, buffer.getvalue())
 
     def __repr__(self) -> str:
