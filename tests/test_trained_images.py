@@ -209,7 +209,7 @@ def test_the_other_script_measures_colour_images(folder, tmp_path):
     cifar10.main([*places, "--steps=2", *SMALL])
     (row,) = json.loads((tmp_path / "cifar10.json").read_text())["rows"]
     # 72 to train and 8 held out; 24 samples
-    assert [(one["against"], one["n"]) for one in row["frechet"]] == [("held out", 4), ("train", 24)]
+    assert [(one["against"], one["n"]) for one in row["frechet"]] == [("held out", 4), ("train", 24)], row["frechet"]
     assert row["bits_per_dim"]["samples"] == 4
     assert (tmp_path / row["picture"]).exists()
 
