@@ -10,5 +10,4 @@ def get_config() -> ConfigDict:
     config.model.network = "unet(channels=[32, 64, 64], layers=2, attention=True)"
     config.training.learning_rate = 1e-3
     config.training.batch_size = 64
-    config.training.ema_decay = 0.999
     return config

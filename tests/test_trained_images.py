@@ -90,7 +90,7 @@ def test_the_committed_classifier_reads_what_its_record_says(folder):
     record = json.loads((trained.RESULTS / "mnist_classifier.json").read_text())
     network, files = mnist_classifier.load(), mnist_classifier.files_of(folder)
     assert record["accuracy"] >= 0.99
-    images = mnist_classifier.load_images("idx", str(folder), 0).test[:2000]
+    images = mnist_classifier.images_of(files["t10k-images-idx3-ubyte"])[:2000]
     labels = mnist_classifier.labels_of(files["t10k-labels-idx1-ubyte"])
     right = (mnist_classifier.in_batches(network, images).argmax(1) == labels[:2000]).double().mean()
     # the first half of the held-out digits is the harder one; 2,000 digits have a standard error of 0.2 %
@@ -178,7 +178,7 @@ def test_one_command_measures_and_resumes(folder, tmp_path, capsys):
     images = ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
     features = mnist_classifier.in_batches(network.features, images)
     assert row["read_as"]["counts"] == network.head(features).argmax(1).bincount(minlength=10).tolist()
-    held = mnist_classifier.in_batches(network.features, mnist_classifier.load_images("idx", str(folder), 0).test)
+    held = mnist_classifier.in_batches(network.features, mnist_classifier.images_of(folder / "t10k-images-idx3-ubyte"))
     (found,) = (one for one in row["frechet"] if one["against"] == "held out")
     (expected,) = trained.distances(features, held)
     assert found["n"] == 20  # half of those that are held out

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from scoresde.data import load as load_images
+from scoresde.array_files import read_images
 from scoresde.result_files import environment, fingerprint, write_json
 from solvers import InputError, generator
 from solvers.files import write_atomically
@@ -84,6 +84,15 @@ def digests(files: dict[str, Path]) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files.values()}
 
 
+def images_of(path: Path) -> Tensor:
+    """The images (N, 1, H, W), float32 in [-1, 1], of an IDX file.
+
+    Raises:
+        InputError: it is not an IDX file of images.
+    """
+    return (2 * torch.from_numpy(read_images(path)).unsqueeze(1).float() - 255) / 255
+
+
 def labels_of(path: Path) -> Tensor:
     """The labels (N,), int64, of an IDX file.
 
@@ -133,14 +142,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     files = files_of(arguments.data)
-    images = load_images("idx", str(arguments.data), 0)
     began = time.perf_counter()
-    network = train(images.train, labels_of(files["train-labels-idx1-ubyte"]))
+    network = train(images_of(files["train-images-idx3-ubyte"]), labels_of(files["train-labels-idx1-ubyte"]))
     seconds = time.perf_counter() - began
     state = {name: value.half() if value.is_floating_point() else value for name, value in network.state_dict().items()}
     write_atomically(WEIGHTS, save(state))
     kept = load()
-    read = in_batches(kept, images.test).argmax(1)
+    read = in_batches(kept, images_of(files["t10k-images-idx3-ubyte"])).argmax(1)
     right = read == labels_of(files["t10k-labels-idx1-ubyte"])
     settings = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": RATE, "weight_decay": DECAY, "shift": SHIFT}
     document = {
