@@ -54,17 +54,17 @@ GRIDS = (
 DIGITS = "configs/digits_vp.py"
 NETWORKS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vp, edm": (DIGITS, ()),
-    "vp, eps": (DIGITS, ("model.predicts=eps", "training.loss=dsm(target=eps)")),
+    "vp, eps": (DIGITS, ("model.predicts=eps", "training.loss=dsm")),
     "vp, eps, unet": (
         DIGITS,
-        ("model.predicts=eps", "training.loss=dsm(target=eps)", "model.network=unet(channels=[16,32])",
+        ("model.predicts=eps", "training.loss=dsm", "model.network=unet(channels=[16,32])",
          "training.steps=500"),
     ),
-    "cosine, v": (DIGITS, ("sde=cosine", "model.predicts=v", "training.loss=dsm(target=v)")),
+    "cosine, v": (DIGITS, ("sde=cosine", "model.predicts=v", "training.loss=dsm(weighting=v)")),
     "ve, edm": ("configs/digits_ve.py", ()),
     "edm, edm": ("configs/digits_edm.py", ()),
     "flow, velocity": (
-        DIGITS, ("sde=rectified_flow", "model.predicts=velocity", "training.loss=dsm(target=velocity)")
+        DIGITS, ("sde=rectified_flow", "model.predicts=velocity", "training.loss=dsm(weighting=flow)")
     ),
 }  # fmt: skip
 

@@ -39,8 +39,9 @@ from scoresde.paths.learned_vp import LearnedVP
 from scoresde.paths.time_samplers import Uniform
 from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.training.bound_losses import ContinuousBound
-from scoresde.training.loop import TrainingOptions, train
-from solvers import generator
+from scoresde.training.loop import train
+from scoresde.training.options import TrainingOptions
+from solvers.noise.draws import Draws
 
 RESULTS = Path(__file__).parent / "results"
 ENDS = {"256 levels": (-13.3, 5.0), "17 levels": (-7.75, 5.0)}
@@ -53,7 +54,7 @@ SCHEDULES = {
 }
 NETWORK, PREDICTS, SIGMA_DATA = "mlp(width=256, depth=3)", "edm", 0.75
 OPTIONS = {
-    "steps": 3000, "batch_size": 128, "learning_rate": 2e-3, "warmup": 100, "clip": 1.0, "ema_decay": 0.998,
+    "steps": 3000, "batch_size": 128, "learning_rate": 2e-3, "warmup": 100, "clip": 1.0, "averages": "ema(decay=0.998)",
     "log_every": 10, "checkpoint_every": 3000,
 }  # fmt: skip
 SEED, DRAWS, REPEATS = 0, 128, 100
@@ -75,7 +76,7 @@ def one_sample_variance(denoiser: scoresde.Denoiser, x: Tensor, decoder: Levels)
     """The variance, in (bits/dim)^2, of the loss of one sample at one uniform time, and its standard error."""
     loss = ContinuousBound(decoder, Uniform())
     with torch.no_grad():
-        values = torch.stack([loss(denoiser, x, generator(SEED, k)).double() for k in range(REPEATS)])
+        values = torch.stack([loss(denoiser, x, Draws.of(SEED, k, len(x))).double() for k in range(REPEATS)])
     variances = values.var(1)  # of each repetition over the samples
     return {"mean": float(variances.mean()), "stderr": float(variances.std() / math.sqrt(REPEATS))}
 

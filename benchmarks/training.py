@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
+from scoresde.data.rows import TensorRows
 from scoresde.models.networks import networks
 from scoresde.result_files import environment, write_json
-from scoresde.training.loop import Training, TrainingOptions
+from scoresde.training.loop import Training
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
 
 RESULTS = Path(__file__).parent / "results"
 PATH = scoresde.VP()
@@ -76,8 +78,8 @@ def by_hand(network: nn.Module, data: Tensor, batch: int, fused: bool) -> Callab
 
 def ours(network: nn.Module, data: Tensor, batch: int) -> Callable[[], None]:
     """One step of ``scoresde.training``."""
-    options = TrainingOptions(batch_size=batch, learning_rate=RATE, warmup=0, clip=CLIP, ema_decay=DECAY)
-    run = Training(scoresde.Denoiser(network, PATH), network, data, DSM(), options)
+    options = TrainingOptions(batch_size=batch, learning_rate=RATE, warmup=0, clip=CLIP, averages=f"ema(decay={DECAY})")
+    run = Training(scoresde.Denoiser(network, PATH), network, TensorRows(data), DSM(), options)
     return lambda: void(run.update())
 
 

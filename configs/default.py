@@ -33,15 +33,24 @@ def get_config() -> ConfigDict:
     config.training.learning_rate = 2e-3  # AdamW's, after the warm-up
     config.training.weight_decay = 0.0  # AdamW's
     config.training.warmup = 100  # updates over which the learning rate rises linearly
+    config.training.schedule = "constant"  # after the warm-up: constant, cosine(end=0), inverse_sqrt(after=2000)
     config.training.clip = 1.0  # largest norm of the gradient
-    config.training.ema_decay = 0.999  # decay of the averaged weights, which all other commands use
+    config.training.precision = "float32"  # or bf16, fp16: the network's products in 16 bits
+    config.training.accumulate = 1  # parts of a batch that are computed one after the other, to save memory
+    config.training.compile = False  # run the network through torch.compile
+    # averages of the weights, of which all other commands use the first: ema(decay=0.999), half_life(samples=500000),
+    # power(std=0.1); several with commas between
+    config.training.averages = "ema(decay=0.999)"
     # the loss: dsm, hybrid (learned variance), chain_bound, continuous_bound
-    config.training.loss = "dsm(target=edm, times=lognormal(mean=-1.0, std=1.2))"
-    config.training.target = placeholder(str)  # replaces the target of the loss: eps, x0, v, velocity, edm
+    config.training.loss = "dsm(weighting=edm, times=lognormal(mean=-1.0, std=1.2))"
+    config.training.weighting = placeholder(str)  # replaces that of the loss: dsm, uniform, v, flow, edm, min_snr, ...
     config.training.times = placeholder(str)  # replaces the times of the loss: uniform, lognormal, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints
-    config.training.keep = 2  # how many checkpoints to keep
+    config.training.evaluate_every = 1000  # updates between evaluations
+    config.training.max_minutes = placeholder(float)  # end with a checkpoint after so many minutes
+    config.training.keep = 2  # how many checkpoints to keep, the last ones
+    config.training.keep_every = placeholder(int)  # also keep those after a multiple of so many updates
 
     config.sampling = ConfigDict()
     config.sampling.solver = placeholder(str)  # see `scoresde solvers`; default: ipndm on logsnr(end=zero)

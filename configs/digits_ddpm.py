@@ -14,8 +14,8 @@ def get_config() -> ConfigDict:
     config.model.network = "mlp(label_scale=0.016)"  # fine enough to distinguish neighbouring steps
     config.model.predicts = "eps"
     config.model.time_label = "index"
-    config.training.loss = "dsm(target=eps, times=discrete)"
+    config.training.loss = "dsm(times=discrete)"
     config.training.steps = 12000
-    config.training.ema_decay = 0.9995
+    config.training.averages = "ema(decay=0.9995)"
     config.likelihood.bound = "ddpm(variance=beta)"
     return config

@@ -7,6 +7,6 @@ from scoresde.configs.default import get_config as default
 def get_config() -> ConfigDict:
     config = default()
     config.sde = "edm"
-    config.training.loss = "dsm(target=edm, times=lognormal(mean=-1.2, std=1.2))"
+    config.training.loss = "dsm(weighting=edm, times=lognormal(mean=-1.2, std=1.2))"
     config.sampling.solver = "heun"
     return config

@@ -13,6 +13,6 @@ def get_config() -> ConfigDict:
     config.sde = "smld_chain(sigma_min=0.01, sigma_max=50, num_train_timesteps=232)"
     config.model.network = "mlp(label_scale=0.017)"  # labels in 0 .. 4
     config.model.time_label = "index"
-    config.training.loss = "dsm(target=eps, times=discrete)"
+    config.training.loss = "dsm(times=discrete)"
     config.likelihood.bound = "ddpm(variance=beta)"
     return config

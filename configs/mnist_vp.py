@@ -10,5 +10,5 @@ def get_config() -> ConfigDict:
     config.model.network = "unet(channels=[32, 64, 64])"
     config.training.learning_rate = 5e-4
     config.training.batch_size = 64
-    config.training.ema_decay = 0.9995
+    config.training.averages = "ema(decay=0.9995)"
     return config

@@ -22,7 +22,9 @@ from scoresde.runs.run import load_run
 from scoresde.training import checkpoint
 from scoresde.training.bound_losses import ChainBound, ContinuousBound, Hybrid
 from scoresde.training.losses import DSM, losses
+from scoresde.training.weightings import EDMWeighting, UniformWeighting
 from solvers import Prediction
+from solvers.noise.draws import Draws
 from solvers.one_step.ancestral import DDPM
 
 CHAIN = DDPMChain("linear", num_train_timesteps=10, beta_start=0.01, beta_end=0.5)
@@ -49,10 +51,14 @@ def learner(**options):
     return network, scoresde.Denoiser(network, CHAIN.sde(), "eps", "index", **{"learned_variance": True, **options})
 
 
-def by_hand(network, x0, generator, kernel=None):
+def draws(seed, n):
+    return Draws.of(seed, 0, n)
+
+
+def by_hand(network, x0, draws, kernel=None):
     """L_simple (B,) and the term of the bound at each index (B,) in nats, from the betas and the normal densities."""
-    index = torch.randint(10, (len(x0),), generator=generator)
-    eps = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
+    index = (10 * draws.uniform("times")[:, 0]).long()
+    eps = draws.normal_like(x0)
     betas = np.linspace(0.01, 0.5, 10)
     kept = np.concatenate([[1.0], np.cumprod(1 - betas)])
     simple, terms = [], []
@@ -80,20 +86,20 @@ def by_hand(network, x0, generator, kernel=None):
 def test_the_hybrid_loss_by_hand():
     network, model = learner()
     x0 = normal(40, 3)
-    found = Hybrid(weight=0.02, decoder=Gaussian())(model, x0, solvers.generator(1))
-    simple, terms = by_hand(network, x0, solvers.generator(1))
+    found = Hybrid(weight=0.02, decoder=Gaussian())(model, x0, draws(1, len(x0)))
+    simple, terms = by_hand(network, x0, draws(1, len(x0)))
     assert found.shape == (40,)
     assert torch.allclose(found, simple + 0.02 * 10 * terms / (3 * BITS), rtol=1e-9, atol=1e-9)
     # the first part is L_simple at the chain's nodes
-    assert torch.allclose(simple, DSM("eps", Discrete(10))(model, x0, solvers.generator(1)), rtol=1e-9, atol=1e-12)
+    assert torch.allclose(simple, DSM(times=Discrete(10))(model, x0, draws(1, len(x0))), rtol=1e-9, atol=1e-12)
     assert Hybrid().weight == 0.001
 
 
 def test_the_bound_teaches_the_variance_alone_and_l_simple_the_noise_alone():
     network, model = learner()
     x0, weight = normal(60, 3), 0.3
-    Hybrid(weight, Gaussian())(model, x0, solvers.generator(1)).sum().backward()
-    simple, terms = by_hand(network, x0, solvers.generator(1))
+    Hybrid(weight, Gaussian())(model, x0, draws(1, len(x0))).sum().backward()
+    simple, terms = by_hand(network, x0, draws(1, len(x0)))
     of_simple = torch.autograd.grad(simple.sum(), network.scale, retain_graph=True)[0]
     of_bound = weight * 10 / (3 * BITS) * torch.autograd.grad(terms.sum(), network.shift, retain_graph=True)[0]
     assert float(network.scale.grad) == pytest.approx(float(of_simple), rel=1e-9)
@@ -103,7 +109,7 @@ def test_the_bound_teaches_the_variance_alone_and_l_simple_the_noise_alone():
     assert abs(float(leaked)) > 0.01 * abs(float(of_simple))
     # and the whole bound as a loss does
     network, model = learner()
-    ChainBound(DDPM("learned"), Gaussian())(model, x0, solvers.generator(1)).sum().backward()
+    ChainBound(DDPM("learned"), Gaussian())(model, x0, draws(1, len(x0))).sum().backward()
     assert float(network.scale.grad) == pytest.approx(float(leaked) / weight, rel=1e-9)
     assert float(network.shift.grad) == pytest.approx(float(of_bound) / weight, rel=1e-9)
 
@@ -113,12 +119,12 @@ def test_the_bound_as_a_loss_by_hand(variance):
     network, model = learner()
     x0 = normal(40, 3)
     loss = ChainBound(DDPM(variance), Gaussian(), prior=False)
-    found = loss(model, x0, solvers.generator(1))
-    _, terms = by_hand(network, x0, solvers.generator(1), variance)
+    found = loss(model, x0, draws(1, len(x0)))
+    _, terms = by_hand(network, x0, draws(1, len(x0)), variance)
     assert torch.allclose(found, 10 * terms / (3 * BITS), rtol=1e-9, atol=1e-9)
     last = float(np.prod(1 - np.linspace(0.01, 0.5, 10)))  # alpha^2 of the last node
     prior = 0.5 * (last * x0**2 + (1 - last) - 1 - math.log(1 - last)).sum(1)
-    whole = ChainBound(DDPM(variance), Gaussian())(model, x0, solvers.generator(1))
+    whole = ChainBound(DDPM(variance), Gaussian())(model, x0, draws(1, len(x0)))
     assert torch.allclose(whole - found, prior / (3 * BITS), rtol=1e-8, atol=1e-9)
 
 
@@ -128,24 +134,24 @@ def test_its_mean_is_the_bound(decoder, variance):
     _, model = learner()
     x0 = torch.tensor([[0.5, -1.0, 0.0], [1.0, 0.5, 0.5]], dtype=torch.float64)
     n = 20000
-    draws = ChainBound(DDPM(variance), decoder)(model, x0.repeat(n, 1), solvers.generator(2)).view(n, 2)
+    found = ChainBound(DDPM(variance), decoder)(model, x0.repeat(n, 1), draws(2, 2 * n)).view(n, 2)
     bound = chain_bound(model, x0.repeat(1500, 1), DDPM(variance), decoder=decoder)
     bits = -bound.nats.view(1500, 2) / (3 * BITS)
     if isinstance(decoder, Discretised):
         assert torch.equal(bits.flatten(), bound.bits_per_dim)
-    error = (draws.var(0) / n + bits.var(0) / 1500).sqrt()
-    assert ((draws.mean(0) - bits.mean(0)).abs() < 4.5 * error).all()
+    error = (found.var(0) / n + bits.var(0) / 1500).sqrt()
+    assert ((found.mean(0) - bits.mean(0)).abs() < 4.5 * error).all()
     assert (error < 0.1 * bits.mean(0)).all()  # so that the line above says something
 
 
-def test_the_generator_alone_decides_and_dtypes_agree():
+def test_the_draws_alone_decide_and_dtypes_agree():
     _, model = learner()
     x0 = normal(30, 3)
     for loss in (Hybrid(0.1, Gaussian()), ChainBound(DDPM("learned"), Gaussian())):
-        one, again, other = (loss(model, x0, solvers.generator(s)) for s in (3, 3, 4))
+        one, again, other = (loss(model, x0, draws(s, 30)) for s in (3, 3, 4))
         assert torch.equal(one, again)
         assert not torch.equal(one, other)
-        single = loss(model, x0.float(), solvers.generator(3))
+        single = loss(model, x0.float(), draws(3, 30))
         assert single.dtype == torch.float32
         assert torch.allclose(single.double(), one, rtol=1e-4, atol=1e-4)
 
@@ -182,7 +188,7 @@ def test_bad_specs(spec, message):
 
 
 def test_what_a_loss_needs():
-    x0, g = normal(4, 3), solvers.generator(0)
+    x0, g = normal(4, 3), draws(0, 4)
     _, model = learner()
     plain = scoresde.Denoiser(lambda x, label: torch.tanh(x), CHAIN.sde(), "eps", "index")
     for loss, name in ((Hybrid(), "hybrid"), (ChainBound(DDPM("learned")), "chain_bound")):
@@ -264,17 +270,17 @@ def build(*overrides):
 
 
 def test_a_config_fills_in_what_a_loss_needs():
-    assert build() == DSM("eps", Discrete())
+    assert build() == DSM(times=Discrete())
     assert build("training.loss=hybrid") == Hybrid(decoder=Gaussian())
     discrete = build("training.loss=chain_bound", "data.dequantise=False")
     assert discrete == ChainBound(decoder=Discretised(0.125, -1.0, 1.0))
     own = build("training.loss=hybrid(weight=0.1, decoder=discretised(bin_width=0.25))")
     assert own == Hybrid(0.1, Discretised(0.25))
-    assert build("training.target=x0") == DSM("x0", Discrete())
-    assert build("training.times=uniform") == DSM("eps", Uniform())
+    assert build("training.weighting=x0") == DSM(UniformWeighting(), Discrete())
+    assert build("training.times=uniform") == DSM(times=Uniform())
 
 
-@pytest.mark.parametrize("name", ["target", "times"])
+@pytest.mark.parametrize("name", ["weighting", "times"])
 @pytest.mark.parametrize("loss", ["hybrid", "chain_bound"])
 def test_what_a_loss_does_not_use_is_refused(name, loss):
     with pytest.raises(
@@ -284,18 +290,17 @@ def test_what_a_loss_does_not_use_is_refused(name, loss):
 
 
 def test_every_config_has_the_loss_it_had():
-    """And so has the config of a run that was saved when target and times stood beside the loss."""
-    lognormal = DSM("edm", LogNormal(-1.0, 1.2))
+    lognormal = DSM(EDMWeighting(), LogNormal(-1.0, 1.2))
     expected = dict.fromkeys(("default", "digits_vp", "digits_ve", "digits_subvp", "mnist_vp"), lognormal)
-    expected |= {name: DSM("eps", Discrete()) for name in ("digits_ddpm", "digits_smld")}
-    expected |= {"digits_edm": DSM("edm", LogNormal(-1.2, 1.2))}
+    expected |= {name: DSM(times=Discrete()) for name in ("digits_ddpm", "digits_smld")}
+    expected |= {"digits_edm": DSM(EDMWeighting(), LogNormal(-1.2, 1.2))}
     expected |= {"digits_vdm": ContinuousBound(Levels(0.125), LowDiscrepancy())}
     card = load("digits").card
     for name, loss in expected.items():
         assert build_loss(config.read_config(name), card) == loss, name
-    old = config.read_config("default")
-    old.training.update({"loss": "dsm", "target": "edm", "times": "lognormal(mean=-1.0, std=1.2)"})
-    assert build_loss(old, card) == lognormal
+    beside = ["--config.training.loss=dsm", "--config.training.weighting=edm"]
+    beside.append("--config.training.times=lognormal(mean=-1.0, std=1.2)")
+    assert build_loss(config.read_config("default", beside), card) == lognormal
 
 
 @pytest.mark.parametrize(("name", "scale"), [("digits_ddpm", 0.004), ("digits_smld", 0.017)])

@@ -14,8 +14,10 @@ from scoresde.models.hypotheses import REVERSED
 from scoresde.models.networks import ResidualMLP, networks
 from scoresde.models.time_labels import LABELS
 from scoresde.paths.chain_paths import ChainSDE
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.loop import train
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
+from scoresde.training.weightings import V, weightings
 from solvers import generator
 
 pytestmark = pytest.mark.quick
@@ -108,8 +110,8 @@ def trained():
     torch.manual_seed(0)
     network = networks.make("mlp(width=64, depth=1)").build((1, 8, 8))
     denoiser = Denoiser(network, FLOW, "velocity")
-    options = TrainingOptions(steps=250, learning_rate=4e-3, ema_decay=0.97)
-    result = train(denoiser, network, data, DSM(target="v"), options, progress=False)
+    options = TrainingOptions(steps=250, learning_rate=4e-3, averages="ema(decay=0.97)")
+    result = train(denoiser, network, data, DSM(V()), options, progress=False)
     return replace(denoiser, network=result.ema), data[:16]
 
 
@@ -200,21 +202,21 @@ def test_other_models_are_compared_with_mean_and_variance():
     assert str(found).startswith("undertrained: its error is 67.83 times that of mean and variance alone")
 
 
-def learning(steps, predicts="eps", target="eps"):
+def learning(steps, predicts="eps"):
     """A network of right settings after a few steps of training on the digits."""
     data = load("digits").train
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = networks.make("mlp(width=64, depth=1)").build((1, 8, 8))
         denoiser = Denoiser(network, VP, predicts)
-        options = TrainingOptions(steps=steps, learning_rate=2e-3, ema_decay=0.9)
-        result = train(denoiser, network, data, DSM(target=target), options, progress=False)
+        options = TrainingOptions(steps=steps, learning_rate=2e-3, averages="ema(decay=0.9)")
+        result = train(denoiser, network, data, DSM(weightings.make(predicts)), options, progress=False)
     return replace(denoiser, network=result.ema), data[:16]
 
 
 @pytest.mark.parametrize(("steps", "predicts"), [(100, "eps"), (300, "eps"), (100, "x0"), (300, "x0")])
 def test_right_settings_of_a_barely_trained_network_are_not_called_wrong(steps, predicts):
-    denoiser, x = learning(steps, predicts, predicts)
+    denoiser, x = learning(steps, predicts)
     found = scoresde.check(denoiser, x)
     assert found.score > -0.05  # no better than mean and variance alone
     assert found.wrong == ()

@@ -6,18 +6,20 @@ import os
 import pickle
 import struct
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save as save_tensors
 from torch import nn
 
-from scoresde.training import checkpoint
+from scoresde.training import step_folders
 from scoresde.training.adam import moments_of
-from scoresde.training.checkpoint import Checkpoint, latest, load, remove_unfinished, save
+from scoresde.training.checkpoint import AverageState, Checkpoint, latest, load, remove_older, remove_unfinished, save
 from solvers import InputError
 
 pytestmark = pytest.mark.quick
+PARTS = [f"{name}.safetensors" for name in ("model", "average_0", "average_1", "optimizer", "loss")]
 
 
 def state(step=10, seed=0):
@@ -31,8 +33,11 @@ def state(step=10, seed=0):
         optimizer = torch.optim.AdamW(parameters)
         (net(torch.randn(4, 3)).sum() + net.turned.sum()).backward()
         optimizer.step()
-        mean = {name: value * 0.5 for name, value in net.state_dict().items()}
-    return Checkpoint(step, net.state_dict(), mean, moments_of(optimizer, names), ema_updates=step)
+        means = [{name: value * share for name, value in net.state_dict().items()} for share in (0.5, 0.25)]
+    # two averages with counters of their own, the second begun later
+    averages = {"power(std=0.1)": AverageState(step, means[0]), "ema": AverageState(step - 1, means[1])}
+    others = {"loss": {"scale": torch.tensor([seed + 0.5])}}
+    return Checkpoint(step, net.state_dict(), averages, moments_of(optimizer, names), others)
 
 
 def written(folder, **changes):
@@ -67,8 +72,9 @@ def test_round_trip_is_exact(tmp_path):
     folder = save(tmp_path, saved)
     assert folder == tmp_path / "checkpoints" / "step_00000010"
     found = load(folder)
-    assert (found.step, found.ema_updates) == (10, 10)
-    for part in ("model", "ema", "optimizer"):
+    assert found.step == 10
+    assert [(spec, average.updates) for spec, average in found.averages.items()] == [("power(std=0.1)", 10), ("ema", 9)]
+    for part in ("model", "averages", "optimizer", "others"):
         assert same(getattr(saved, part), getattr(found, part))
     assert found.model["1.num_batches_tracked"].tolist() == 1
 
@@ -76,7 +82,8 @@ def test_round_trip_is_exact(tmp_path):
 def test_state_json_names_every_file_with_size_and_digest(tmp_path):
     folder = save(tmp_path, state())
     recorded = json.loads((folder / "state.json").read_text())
-    assert (recorded["format"], recorded["step"], recorded["ema_updates"]) == (2, 10, 10)
+    assert (recorded["format"], recorded["step"]) == (3, 10)
+    assert recorded["averages"] == [{"spec": "power(std=0.1)", "updates": 10}, {"spec": "ema", "updates": 9}]
     assert sorted(p.name for p in folder.iterdir()) == sorted([*recorded["files"], "state.json"])
     for name, facts in recorded["files"].items():
         data = (folder / name).read_bytes()
@@ -91,6 +98,22 @@ def test_the_last_ones_are_kept_by_number(tmp_path):
     assert latest(tmp_path).name == "step_100000000"
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step_00000010", "step_100000000", "step_99999999"]
+
+
+def test_every_mth_is_kept_besides_the_last_ones(tmp_path):
+    for step in range(3, 25, 3):
+        save(tmp_path, state(step), keep=2, keep_every=6)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"step_{step:08d}" for step in (6, 12, 18, 21, 24)]
+    remove_older(tmp_path, keep=1, keep_every=12)  # with other settings after a resumption
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000012", "step_00000024"]
+
+
+def test_a_group_of_other_tensors_does_not_replace_a_part(tmp_path):
+    saved = state()
+    for name in ("model", "average_1"):
+        with pytest.raises(InputError, match=f"the name '{name}' is taken"):
+            save(tmp_path, replace(saved, others={name: {}}))
 
 
 def test_what_is_not_a_checkpoint_is_neither_counted_nor_removed(tmp_path):
@@ -126,7 +149,7 @@ def test_a_save_that_fails_leaves_the_last_one_and_nothing_else(tmp_path, monkey
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(os if moment == "fsync" else checkpoint.Path, moment, fail)
+        patch.setattr(os if moment == "fsync" else step_folders.Path, moment, fail)
         with pytest.raises(OSError, match="No space"):
             save(tmp_path, state(2))
     assert [p.name for p in first.parent.iterdir()] == ["step_00000001"]
@@ -136,13 +159,13 @@ def test_a_save_that_fails_leaves_the_last_one_and_nothing_else(tmp_path, monkey
 def test_what_a_killed_process_left_is_removed_and_carries_its_number(tmp_path, monkeypatch):
     first = save(tmp_path, state(1))
     # killed: nothing is cleaned up
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *args, **options: None)
-    monkeypatch.setattr(checkpoint.Path, "rename", lambda *args: exec("raise KeyboardInterrupt"))
+    monkeypatch.setattr(step_folders.shutil, "rmtree", lambda *args, **options: None)
+    monkeypatch.setattr(step_folders.Path, "rename", lambda *args: exec("raise KeyboardInterrupt"))
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, state(2))
     monkeypatch.undo()
     left = first.parent / f".tmp_step_00000002.{os.getpid()}"
-    assert sorted(p.name for p in left.iterdir()) == sorted(["state.json", *checkpoint._FILES])
+    assert sorted(p.name for p in left.iterdir()) == sorted(["state.json", *PARTS])
     assert latest(tmp_path) == first
     left.rename(left.with_name(".tmp_step_00000002.12345"))
     save(tmp_path, state(2))  # another process's name is no hindrance
@@ -157,7 +180,7 @@ def test_nothing_written_is_overwritten(tmp_path):
     assert same(load(folder).model, state(4).model)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", [*PARTS, "state.json"])
 def test_damage_is_found_and_named(tmp_path, name):
     folder = save(tmp_path, state())
     file = folder / name
@@ -180,8 +203,9 @@ def test_damage_is_found_and_named(tmp_path, name):
 
 def numbers(value, path=()):
     """The places of all numbers and texts in a document."""
-    for key, part in value.items() if isinstance(value, dict) else ():
-        yield from numbers(part, (*path, key)) if isinstance(part, dict) else [((*path, key), part)]
+    parts = enumerate(value) if isinstance(value, list) else value.items()
+    for key, part in parts:
+        yield from numbers(part, (*path, key)) if isinstance(part, (dict, list)) else [((*path, key), part)]
 
 
 def test_every_edit_of_the_state_is_found(tmp_path):
@@ -189,7 +213,7 @@ def test_every_edit_of_the_state_is_found(tmp_path):
     folder = save(tmp_path, state())
     file, good = folder / "state.json", (folder / "state.json").read_text()
     places = list(numbers(json.loads(good)))
-    assert len(places) == 3 + 1 + 3 * 2
+    assert len(places) == 2 + 2 * 2 + 5 * 2 + 1  # step and format; averages; files; digest
     for path, value in places:
         for other in (value + 1, -1, 0.5, None) if isinstance(value, int) else (value[:-1] + "x", "", 7):
             document = json.loads(good)
@@ -208,13 +232,20 @@ def test_bad_states_with_the_right_digest(tmp_path):
     folder = save(tmp_path, state())
     good = json.loads((folder / "state.json").read_text())
     for change, message in [
-        ({"format": 3}, "has format 3; this version reads 2"),
+        ({"format": 2}, "has format 2; this version reads 3"),
         ({"step": 11}, "damaged: it is of step 11"),
         ({"step": -1}, "damaged: a field"),
         ({"step": True}, "damaged: a field"),
         ({"step": 2**60}, "damaged: a field"),
-        ({"ema_updates": "9"}, "damaged: a field"),
-        ({"ema_updates": 9}, "damaged: 9 updates of the average, not 10"),
+        ({"averages": []}, "damaged: a field"),
+        ({"averages": None}, "damaged: a field"),
+        ({"averages": good["averages"][:1] * 2}, "damaged: a field"),
+        ({"averages": [*good["averages"], {"spec": "half_life", "updates": 10}]}, "damaged: a field"),
+        ({"averages": [{"spec": "ema", "updates": "9"}]}, "damaged: a field"),
+        ({"averages": [{"spec": "ema", "updates": 11}]}, "damaged: a field"),
+        ({"averages": [{"spec": ["ema"], "updates": 10}]}, "damaged: a field"),
+        ({"files": {name: good["files"][name] for name in PARTS[1:]}}, "damaged: a field"),
+        ({"files": {**good["files"], "../stray.safetensors": good["files"][PARTS[0]]}}, "damaged: a field"),
         ({"files": {}}, "damaged: a field"),
         ({"files": None}, "damaged: a field"),
         ({"files": [good["files"]]}, "damaged: a field"),
@@ -235,20 +266,20 @@ def test_bad_states_with_the_right_digest(tmp_path):
             load(place)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", [*PARTS, "state.json"])
 def test_files_of_two_checkpoints_do_not_mix(tmp_path, name):
     one, two = save(tmp_path, state(10)), save(tmp_path, state(11))
-    content = (two / name).read_bytes()
+    content, own = (two / name).read_bytes(), json.loads((one / "state.json").read_text())
     (one / name).write_bytes(content)
     with pytest.raises(InputError, match="is damaged: "):
         load(one)
     if name == "state.json":
-        written(one, step=10, ema_updates=10)
+        written(one, step=10, averages=own["averages"])
         with pytest.raises(InputError, match="is damaged: its SHA-256"):  # the files are of step 10
             load(one)
     else:
         replaced(one / name, content)
-        with pytest.raises(InputError, match=rf"{name}' is of a different checkpoint: its step is 11, not 10"):
+        with pytest.raises(InputError, match=rf"{name}' is of a different step: 11, not 10"):
             load(one)
 
 
@@ -257,7 +288,7 @@ class Bomb:
         return (sys.exit, ("unpickled",))
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "ema.safetensors", "optimizer.safetensors"])
+@pytest.mark.parametrize("name", PARTS)
 @pytest.mark.parametrize(
     "content",
     [
@@ -274,5 +305,5 @@ class Bomb:
 def test_a_forged_file_with_the_right_digest_runs_nothing(tmp_path, name, content):
     folder = save(tmp_path, state())
     replaced(folder / name, content)
-    with pytest.raises(InputError, match=rf"{name}' is (not a checkpoint's file|of a different checkpoint)"):
+    with pytest.raises(InputError, match=rf"{name}' is (not a file of a checkpoint|of a different step)"):
         load(folder)

@@ -120,8 +120,8 @@ def test_resuming_goes_on_where_it_stopped(run, tmp_path):
     arguments = ["train", "--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL]
     assert main([*arguments, "--config.training.steps=20"]) == 0
     assert main([*arguments, "--config.training.steps=40"]) == 0
-    ours, theirs = (checkpoint.load(checkpoint.latest(folder)) for folder in (tmp_path, run))
-    assert all(torch.equal(ours.ema[name], theirs.ema[name]) for name in theirs.ema)
+    ours, theirs = (checkpoint.latest(folder) / "average_0.safetensors" for folder in (tmp_path, run))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_the_table_and_the_cards(capsys):
@@ -328,7 +328,7 @@ def test_a_run_of_a_different_config_resumes_with_the_arguments_of_the_error(tmp
     """Such as an old run, whose config names the target and the times beside the loss."""
     train = ["train", "--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL]
     old = [
-        "--config.training.loss=dsm", "--config.training.target=x0", "--config.training.times=lognormal(std=2.0)"
+        "--config.training.loss=dsm", "--config.training.weighting=x0", "--config.training.times=lognormal(std=2.0)"
     ]  # fmt: skip
     assert main([*train, *old, "--config.training.steps=20"]) == 0
     fails(capsys, train, "a different config: training.loss is 'dsm' there", f"add {shlex.join(old)}; otherwise")
@@ -343,11 +343,11 @@ def test_a_run_of_a_different_config_resumes_with_the_arguments_of_the_error(tmp
 def test_a_truncated_checkpoint(tmp_path, capsys):
     arguments = ["--config=configs/digits_vp.py", f"--workdir={tmp_path}", "--config.training.steps=20", *SMALL]
     assert main(["train", *arguments]) == 0
-    weights = tmp_path / "checkpoints" / "step_00000020" / "ema.safetensors"
+    weights = tmp_path / "checkpoints" / "step_00000020" / "average_0.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path / 's'}"], "ema.safetensors", "damaged")
-    fails(capsys, ["train", *arguments], "ema.safetensors", "damaged")
+    fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path / 's'}"], "average_0.safetensors", "damaged")
+    fails(capsys, ["train", *arguments], "average_0.safetensors", "damaged")
     weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     fails(capsys, ["sample", f"--workdir={tmp_path}", f"--out={tmp_path / 's'}"], "SHA-256")
 

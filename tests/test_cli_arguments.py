@@ -210,9 +210,11 @@ def test_names_that_are_used_later_are_checked_before_the_training(tmp_path, cap
 @pytest.mark.quick
 def test_a_standard_deviation_that_nothing_uses_is_refused(tmp_path, capsys):
     train = ["train", "--config=digits_vp", f"--workdir={tmp_path}", *SMALL, "--config.model.sigma_data=0.3"]
-    other = [*train, "--config.model.predicts=eps", "--config.training.target=eps"]
-    fails(capsys, other, "model.sigma_data is not used: predicts is 'eps' and the loss 'eps'")
-    assert main([*train, "--config.model.predicts=eps", "--config.training.steps=1"]) == 0  # the loss's target is edm
+    other = [*train, "--config.model.predicts=eps", "--config.training.weighting=eps"]
+    fails(capsys, other, "model.sigma_data is not used: predicts is 'eps' and the weighting 'eps'")
+    assert (
+        main([*train, "--config.model.predicts=eps", "--config.training.steps=1"]) == 0
+    )  # the loss's weighting is edm
 
 
 UNDECLARED = """

@@ -22,6 +22,7 @@ from scoresde.paths.time_samplers import Discrete, LogNormal, LogSNR, LowDiscrep
 from scoresde.training.bound_losses import ContinuousBound
 from scoresde.training.losses import losses
 from solvers import InputError, Prediction, generator
+from solvers.noise.draws import Draws
 
 STD, SHAPE = 0.6, (2, 3)
 TARGET = scoresde.targets.Gaussian(torch.zeros(SHAPE), STD**2)
@@ -160,10 +161,10 @@ def test_bits_of_data_spread_over_their_bins():
 def test_the_loss_is_the_bound_in_bits_and_unbiased():
     x0 = TARGET.sample(20000, generator(1))
     for sde in (SDES[2], *SDES[-2:]):
-        for sampler in (LowDiscrepancy(), LowDiscrepancy("logsnr"), Uniform()):
-            if isinstance(sampler, LowDiscrepancy) and sampler.over == "logsnr" and sde is not SDES[2]:
+        for sampler in (LowDiscrepancy(), LowDiscrepancy(LogSNR()), Uniform()):
+            if isinstance(sampler, LowDiscrepancy) and sampler.over == LogSNR() and sde is not SDES[2]:
                 continue  # 20000 inversions
-            loss = ContinuousBound(Gaussian(), sampler)(TARGET.denoiser(sde), x0, generator(2))
+            loss = ContinuousBound(Gaussian(), sampler)(TARGET.denoiser(sde), x0, Draws.of(2, 0, 20000))
             expected = sum(closed_form(sde, x0)) / (6 * math.log(2))
             assert loss.shape == (20000,)
             error = (loss - expected).detach()
@@ -186,6 +187,7 @@ class Net(nn.Module):
 
 
 LOSS = ContinuousBound(Levels(0.5))
+DRAWS = Draws.of(5, 0, 40)
 ROWS = torch.randint(5, (40, *SHAPE), generator=generator(4)).double() / 2 - 1
 
 
@@ -197,9 +199,9 @@ def learned(predicts="v"):
 
 def terms(denoiser):
     """prior + decoder (B,) and diffusion (B,) in bits/dim at the draws of the loss, written out once more."""
-    sde, draws = denoiser.sde, generator(5)
-    t = LowDiscrepancy().sample(sde, len(ROWS), draws)
-    eps, noise = (torch.randn(ROWS.shape, generator=draws, dtype=torch.float64) for _ in range(2))
+    sde = denoiser.sde
+    t = LowDiscrepancy().sample(sde, DRAWS)
+    eps, noise = (DRAWS.normal_like(ROWS, stream) for stream in ("noise", "decoder"))
     u, rate = sde.share(t)
     low, high = sde.ends()
     gamma, slope = low + (high - low) * u, (high - low) * rate
@@ -237,13 +239,13 @@ def differences(parameter, value, h=1e-5):
 def test_values_are_the_plain_bound_whatever_is_trained(predicts):
     denoiser, _ = learned(predicts)
     ends, between = terms(denoiser)
-    assert torch.allclose(LOSS(denoiser, ROWS, generator(5)), ends + between, rtol=1e-12)
+    assert torch.allclose(LOSS(denoiser, ROWS, DRAWS), ends + between, rtol=1e-12)
 
 
 @pytest.mark.parametrize("predicts", ["v", "eps"])
 def test_the_interior_gets_the_gradient_of_the_mean_square_of_the_diffusion_term(predicts):
     denoiser, module = learned(predicts)
-    LOSS(denoiser, ROWS, generator(5)).mean().backward()
+    LOSS(denoiser, ROWS, DRAWS).mean().backward()
     for name, parameter in module.interior.named_parameters():
         expected = differences(parameter, lambda: terms(denoiser)[1].square().mean())
         assert torch.allclose(parameter.grad, expected, rtol=1e-6, atol=1e-8), name
@@ -256,7 +258,7 @@ def test_the_interior_gets_the_gradient_of_the_mean_square_of_the_diffusion_term
 @pytest.mark.parametrize("predicts", ["v", "eps"])
 def test_network_and_ends_get_the_gradient_of_the_bound(predicts):
     denoiser, module = learned(predicts)
-    LOSS(denoiser, ROWS, generator(5)).mean().backward()
+    LOSS(denoiser, ROWS, DRAWS).mean().backward()
     for parameter in (module.stretch, *denoiser.network.parameters()):
         expected = differences(parameter, lambda: sum(terms(denoiser)).mean())
         assert torch.allclose(parameter.grad, expected, rtol=1e-6, atol=1e-8)
@@ -266,13 +268,13 @@ def test_network_and_ends_get_the_gradient_of_the_bound(predicts):
 def test_spread_over_lam_the_interior_plays_no_part():
     denoiser, module = learned()
     straight = LearnedVP("linear", -5.0, 3.0)
-    loss = replace(LOSS, times=LowDiscrepancy("logsnr"))
-    value = loss(denoiser, ROWS, generator(5))
-    assert torch.allclose(value, loss(replace(denoiser, sde=straight), ROWS, generator(5)), rtol=1e-9)
+    loss = replace(LOSS, times=LowDiscrepancy(LogSNR()))
+    value = loss(denoiser, ROWS, DRAWS)
+    assert torch.allclose(value, loss(replace(denoiser, sde=straight), ROWS, DRAWS), rtol=1e-9)
     value.mean().backward()
     assert all(parameter.grad is None for parameter in module.interior.parameters())
     # the ends' gradient, of the same numbers
-    scaled = loss(replace(denoiser, sde=straight), ROWS, generator(5)).mean()
+    scaled = loss(replace(denoiser, sde=straight), ROWS, DRAWS).mean()
     (expected,) = torch.autograd.grad(scaled, straight.module.stretch)
     assert torch.allclose(module.stretch.grad, expected.double(), rtol=1e-6)
 
@@ -287,12 +289,12 @@ def test_a_trained_interior_evens_out_the_loss():
     x0 = TARGET.sample(256, generator(1))
 
     def square():
-        return loss(denoiser, x0, generator(9)).detach().var().item()
+        return loss(denoiser, x0, Draws.of(9, 0, 256)).detach().var().item()
 
     before = square()
     for step in range(150):
         optimizer.zero_grad()
-        loss(denoiser, x0, generator(7, step)).mean().backward()
+        loss(denoiser, x0, Draws.of(7, step, 256)).mean().backward()
         optimizer.step()
     assert square() < 0.5 * before
     slopes = sde.share(torch.tensor([0.1, 0.95], dtype=torch.float64))[1]
@@ -301,7 +303,7 @@ def test_a_trained_interior_evens_out_the_loss():
 
 def test_low_discrepancy_times_leave_no_gaps_and_are_each_uniform():
     sde = scoresde.VP()
-    t = torch.stack([LowDiscrepancy().sample(sde, 8, generator(seed)) for seed in range(2000)])
+    t = torch.stack([LowDiscrepancy().sample(sde, Draws.of(seed, 0, 8)) for seed in range(2000)])
     share = (t - sde.t_min) / (sde.t_max - sde.t_min)
     gaps = share.sort(1).values.diff(dim=1)
     assert float((gaps - 1 / 8).abs().max()) < 1e-12
@@ -309,7 +311,7 @@ def test_low_discrepancy_times_leave_no_gaps_and_are_each_uniform():
     for column in share.T:
         assert abs(float(column.mean()) - 1 / 2) < 4 * 0.0065
         assert abs(float(column.square().mean()) - 1 / 3) < 4 * 0.0067
-    spread = LowDiscrepancy("logsnr").sample(sde, 8, generator(0))
+    spread = LowDiscrepancy(LogSNR()).sample(sde, Draws.of(0, 0, 8))
     lams = torch.tensor([sde(value).lam for value in spread.tolist()]).sort().values.diff()
     assert torch.allclose(lams, torch.full((7,), (sde(sde.t_min).lam - sde(1.0).lam) / 8, dtype=lams.dtype), rtol=1e-5)
     assert "low_discrepancy" in times.names()
@@ -338,7 +340,7 @@ def test_levels_and_bins_agree_where_the_density_is_smooth_over_a_bin():
 def test_refusals():
     denoiser, x0 = TARGET.denoiser(scoresde.VP()), TARGET.sample(3, generator(1))
     with pytest.raises(InputError, match="continuous_bound needs a decoder"):
-        losses.make("continuous_bound")(denoiser, x0, generator(0))
+        losses.make("continuous_bound")(denoiser, x0, Draws.of(0, 0, 3))
     for sampler in (LogNormal(), Discrete()):
         with pytest.raises(InputError, match="needs times low_discrepancy, uniform or logsnr"):
             ContinuousBound(times=sampler)

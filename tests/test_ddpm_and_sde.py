@@ -17,6 +17,7 @@ from scoresde.paths.chains import DDPMChain, SMLDChain
 from scoresde.paths.time_samplers import Discrete
 from scoresde.training.losses import DSM
 from solvers import InputError, Node, Prediction, SeededNoise
+from solvers.noise.draws import Draws
 from solvers.one_step.ancestral import DDPM, forward_kernel, posterior
 
 VP = scoresde.VP()
@@ -259,11 +260,11 @@ def test_the_discrete_loss_is_score_matching_at_the_nodes(chain, labels):
 
     denoiser = scoresde.Denoiser(network, chain.sde(), time_label="index", num_train_timesteps=100)
     x0 = torch.randn(64, 3, generator=solvers.generator(1), dtype=torch.float64)
-    found = DSM("eps", Discrete(100))(denoiser, x0, solvers.generator(2))
+    draws = Draws.of(2, 0, 64)
+    found = DSM(times=Discrete(100))(denoiser, x0, draws)
     # by hand: L_simple (Ho et al. 2020, eq. 14) for DDPM, sigma_i^2 |s - grad log q|^2 (Song and Ermon 2019, eq. 5-6)
-    g = solvers.generator(2)
-    index = torch.randint(100, (64,), generator=g)
-    eps = torch.randn(x0.shape, generator=g, dtype=torch.float64)
+    index = (100 * draws.uniform("times")[:, 0]).long()
+    eps = draws.normal_like(x0)
     kept = np.cumprod(1 - chain.betas)
     alpha = torch.from_numpy(np.sqrt(kept))[index].view(-1, 1)
     sigma = torch.from_numpy(chain.sigmas)[index].view(-1, 1)

@@ -15,6 +15,7 @@ import scoresde
 from scoresde import continuous_bound
 from scoresde.paths.time_samplers import LogSNR, LowDiscrepancy
 from solvers import generator
+from solvers.noise.draws import Draws
 
 PATHS = {"vp": scoresde.VP(t_min=1e-5), "subvp": scoresde.SubVP(t_min=1e-5)}
 TOTALS = {"vp": 23.864, "subvp": 37.679}
@@ -46,11 +47,11 @@ def test_the_weight_is_the_slope_of_the_log_snr_and_its_total_is_known(name):
         assert sde(t).g2 / sde(t).sigma ** 2 == pytest.approx(slope, rel=1e-6)
 
 
-@pytest.mark.parametrize("sampler", [LogSNR(), LowDiscrepancy("logsnr")], ids=str)
+@pytest.mark.parametrize("sampler", [LogSNR(), LowDiscrepancy(LogSNR())], ids=str)
 @pytest.mark.parametrize("name", PATHS)
 def test_times_have_the_density_of_the_weight(name, sampler):
     sde, n = PATHS[name], 4000
-    t = sampler.sample(sde, n, generator(1)).sort().values.numpy()
+    t = sampler.sample(sde, Draws.of(1, 0, n)).sort().values.numpy()
     start, end = minus_log_snr(name, np.array([sde.t_min, sde.t_max]))
     cdf = (minus_log_snr(name, t) - start) / (end - start)
     steps = np.arange(n + 1) / n
@@ -80,7 +81,7 @@ def test_the_bound_varies_less_than_at_uniform_times(name):
     """One draw's variance: 620 times less on VP and 710 on sub-VP, both from t = 1e-5. A draw at a uniform time is
     (t_max - t_min) / 2 g^2 / sigma^2 e, with e the squared error of eps, and one at a time of the weight is Z e / 2."""
     sde, n = PATHS[name], 20000
-    t = LowDiscrepancy("logsnr").sample(sde, n, generator(2))
+    t = LowDiscrepancy(LogSNR()).sample(sde, Draws.of(2, 0, n))
     node = sde(t)
     x0, eps = TARGET.sample(n, generator(3)), torch.randn(n, 2, generator=generator(4), dtype=torch.float64)
     wide = node.like(x0)

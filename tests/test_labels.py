@@ -299,7 +299,7 @@ def test_a_run_has_these_options(tmp_path, capsys):
     assert torch.allclose(2 * model.predict(x, VP(0.5)).nu - 1, v, atol=1e-6)
     run = tmp_path / "run"
     fields = [o for o in options if not o.startswith("learned")]
-    arguments = [network, "--config.model.predicts=eps", "--config.training.target=eps", "--config.training.steps=2"]
+    arguments = [network, "--config.model.predicts=eps", "--config.training.weighting=eps", "--config.training.steps=2"]
     arguments += ["--config.training.batch_size=8", *(f"--config.model.{o}" for o in fields)]
     assert parser.main(["train", "--config=default", f"--workdir={run}", *arguments]) == 0
     assert parser.main(["sample", f"--workdir={run}", "--seeds=0-1", f"--out={tmp_path / 'out'}"]) == 0

@@ -19,8 +19,9 @@ from scoresde.models.learned_path import WithSchedule, with_network, with_schedu
 from scoresde.paths.learned_vp import LearnedVP
 from scoresde.runs.run import load_run
 from scoresde.training.bound_losses import ContinuousBound
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training.loop import train
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
 from solvers import InputError, generator
 
 FLAT = scoresde.targets.GaussianMixture(torch.tensor([[0.3, -0.2]]), torch.tensor([[0.25, 0.04]]))
@@ -206,7 +207,7 @@ class Small(nn.Module):
         return self.inner(torch.cat([x, label[:, None]], 1))
 
 
-OPTIONS = TrainingOptions(steps=12, batch_size=8, learning_rate=0.02, warmup=0, ema_decay=0.9, seed=1)
+OPTIONS = TrainingOptions(steps=12, batch_size=8, learning_rate=0.02, warmup=0, averages="ema(decay=0.9)", seed=1)
 
 
 def trained(loss, sde, options=OPTIONS):
@@ -288,9 +289,9 @@ def test_runs_from_the_command_line_train_resume_sample_and_score(tmp_path):
     assert isinstance(run.denoiser.network, WithSchedule)
     assert run.denoiser.sde.module is run.denoiser.network.schedule
     # the averaged schedule, not the last one and not the untrained one
-    assert torch.equal(run.denoiser.sde.module.stretch, saved["ema.schedule.stretch"])
-    assert not torch.equal(saved["ema.schedule.stretch"], saved["model.schedule.stretch"])
-    assert float(saved["ema.schedule.stretch"].abs().max()) > 0
+    assert torch.equal(run.denoiser.sde.module.stretch, saved["average_0.schedule.stretch"])
+    assert not torch.equal(saved["average_0.schedule.stretch"], saved["model.schedule.stretch"])
+    assert float(saved["average_0.schedule.stretch"].abs().max()) > 0
     out = tmp_path / "out"
     assert main(["sample", f"--workdir={whole}", "--seeds=0-3", f"--out={out}", "--config.sampling.steps=5"]) == 0
     again = scoresde.sample(run.denoiser, (1, 8, 8), range(4), steps=5)

@@ -14,6 +14,7 @@ import solvers
 from scoresde.models.model import Model
 from scoresde.training.losses import losses
 from solvers import InputError, Prediction
+from solvers.noise.draws import Draws
 
 pytestmark = pytest.mark.quick
 
@@ -146,7 +147,7 @@ def test_a_network_that_writes_in_training_is_named():
     loss = losses.make("dsm")
     for make in (scoresde.Denoiser, lambda network, sde: OwnModel(network)):
         with pytest.raises(InputError, match="writes into its input x"):
-            loss(make(scaled, SDE), X, torch.Generator().manual_seed(0))
+            loss(make(scaled, SDE), X, Draws.of(0, 0, len(X)))
 
 
 def test_a_problem_of_ones_own_that_writes_is_named():

@@ -90,7 +90,7 @@ def test_no_failed_check_changes_a_finished_run(folder, capsys, monkeypatch):
     more = "--config.training.steps=40"
     for options, word in [
         ([more, "--config.model.network=mlp(width=16, depth=1)"], "run of a different config"),
-        ([more, "--config.training.loss=dsm(target=eps)"], "run of a different config"),
+        ([more, "--config.training.loss=dsm"], "run of a different config"),
         ([more, "--config.training.clip=-1.0"], "clip must be positive"),
         ([more, "--config.training.keep=0"], "keep must be a positive integer"),
         ([more, "--config.sampling.solver=huen"], "did you mean heun"),
@@ -338,8 +338,8 @@ def edited(file, change):
         ),
         ("optimizer", lambda t: {k: v for k, v in t.items() if k != "first.bias.exp_avg"}, "has only .* of first.bias"),
         ("model", lambda t: {**t, "last.bias": t["last.bias"][:1].clone()}, "last.bias"),
-        ("ema", lambda t: {**t, "last.weight": t["last.weight"].t().contiguous()}, "last.weight"),
-        ("ema", lambda t: {k: v for k, v in t.items() if k != "norm.running_var"}, "norm.running_var"),
+        ("average_0", lambda t: {**t, "last.weight": t["last.weight"].t().contiguous()}, "last.weight"),
+        ("average_0", lambda t: {k: v for k, v in t.items() if k != "norm.running_var"}, "norm.running_var"),
         ("model", lambda t: {**t, "more": torch.zeros(1)}, "more"),
     ],
 )

@@ -16,14 +16,16 @@ from torch import nn
 import scoresde
 from scoresde.models.networks import MLP
 from scoresde.paths.time_samplers import LogSNR
-from scoresde.training import checkpoint, ema
-from scoresde.training.loop import TrainingOptions, train
+from scoresde.training import checkpoint
+from scoresde.training.loop import train
 from scoresde.training.losses import DSM
+from scoresde.training.options import TrainingOptions
 from solvers import InputError
+from solvers.noise.draws import Draws
 
 SDE = scoresde.VP()
 OPTIONS = TrainingOptions(
-    steps=24, batch_size=10, learning_rate=3e-3, weight_decay=0.01, warmup=15, ema_decay=0.9, seed=5,
+    steps=24, batch_size=10, learning_rate=3e-3, weight_decay=0.01, warmup=15, averages="ema(decay=0.9)", seed=5,
     log_every=3, checkpoint_every=8, keep=2, bin_width=0.1,
 )  # fmt: skip
 
@@ -68,10 +70,15 @@ def run(options, network=None, data=None):
 
 
 def final(workdir):
-    """The bits of the last checkpoint: weights, average and optimiser."""
+    """The last checkpoint: its step, the counter of each average, and the bits of all its tensors.
+
+    Those of the averages are called ``average_0.NAME``, ...
+    """
     found = checkpoint.load(checkpoint.latest(workdir))
-    tensors = {f"model.{k}": v for k, v in found.model.items()} | {f"ema.{k}": v for k, v in found.ema.items()}
-    return found.step, found.ema_updates, tensors | {f"optimizer.{k}": v for k, v in found.optimizer.items()}
+    averages = {f"average_{k}": average.tensors for k, average in enumerate(found.averages.values())}
+    parts = {"model": found.model, **averages, "optimizer": found.optimizer, **found.others}
+    tensors = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
+    return found.step, {spec: average.updates for spec, average in found.averages.items()}, tensors
 
 
 def assert_same_end(one, other):
@@ -210,10 +217,10 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
     network = MLP(width=8, depth=1).build((3,))
     with pytest.raises(InputError, match=r"is a checkpoint of a different network: .*Missing key"):
         run(options, network)
-    file = checkpoint.latest(tmp_path) / "ema.safetensors"
+    file = checkpoint.latest(tmp_path) / "average_0.safetensors"
     file.write_bytes(file.read_bytes()[:-10])
     more = replace(options, steps=30)
-    with pytest.raises(InputError, match=r"ema\.safetensors' is damaged.*; remove step_00000024 to resume"):
+    with pytest.raises(InputError, match=r"average_0\.safetensors' is damaged.*; remove step_00000024 to resume"):
         run(more)
     for part in file.parent.iterdir():
         part.unlink()
@@ -226,9 +233,9 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
 class Recorder(DSM):
     """Remembers what it was asked."""
 
-    def __call__(self, denoiser, x0, generator, **conditions):
+    def __call__(self, denoiser, x0, draws, state=None, **conditions):
         self.__dict__.setdefault("seen", []).append(x0.clone())
-        return super().__call__(denoiser, x0, generator, **conditions)
+        return super().__call__(denoiser, x0, draws, state, **conditions)
 
 
 @pytest.mark.parametrize("batch_size", [5, 10, 60])
@@ -255,30 +262,6 @@ def test_batches_are_spread_over_their_bins():
     assert abs(shift.var() - 1 / 12) < 4.5 / math.sqrt(180 * shift.numel())
 
 
-def test_the_average_follows_its_warm_up():
-    assert [ema.decay_at(n, 0.999) for n in (1, 8, 80)] == [2 / 11, 9 / 18, 81 / 90]
-    assert ema.decay_at(10**6, 0.999) == 0.999
-    network = nn.BatchNorm1d(1).double()
-    average = ema.Average(network, 0.7)
-    mean = buffer = None
-    for n in range(30):
-        with torch.no_grad():
-            network.weight.fill_(math.sin(n))
-            network.running_mean.fill_(math.cos(n))
-            network.num_batches_tracked.fill_(n)
-        average.update()
-        d = min(0.7, (1 + n) / (10 + n))
-        mean = math.sin(n) if n == 0 else d * mean + (1 - d) * math.sin(n)
-        buffer = math.cos(n) if n == 0 else d * buffer + (1 - d) * math.cos(n)
-    assert average.module.weight.item() == pytest.approx(mean, rel=1e-12)
-    assert average.module.running_mean.item() == pytest.approx(buffer, rel=1e-12)
-    assert int(average.module.num_batches_tracked) == 29
-    assert average.updates == 30
-    for decay in (-0.1, 1.0, math.nan):
-        with pytest.raises(InputError, match="ema_decay must be"):
-            ema.Average(network, decay)
-
-
 @pytest.mark.quick
 def test_learning_rate_and_clipping_are_as_stated(tmp_path):
     options = replace(OPTIONS, steps=20, log_every=1, weight_decay=0.0, workdir=tmp_path)
@@ -300,14 +283,14 @@ def test_training_comes_close_to_the_best_possible_loss():
     data = std * torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
     denoiser = scoresde.Denoiser(network, sde, time_label="c_noise")
     loss = DSM(times=LogSNR())
-    options = TrainingOptions(steps=500, learning_rate=1e-2, warmup=50, ema_decay=0.99)
+    options = TrainingOptions(steps=500, learning_rate=1e-2, warmup=50, averages="ema(decay=0.99)")
     result = train(denoiser, network, data, loss, options, progress=False)
     test = std * torch.randn(4000, 2, generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator()
+    draws = Draws.of(2, 0, 4000)
     with torch.no_grad():
-        found = loss(replace(denoiser, network=result.ema), test, generator.manual_seed(2)).mean()
+        found = loss(replace(denoiser, network=result.ema), test, draws).mean()
         exact = scoresde.targets.Gaussian(torch.zeros(2), std**2).denoiser(sde)
-        best = loss(exact, test, generator.manual_seed(2)).mean()
+        best = loss(exact, test, draws).mean()
     # a network that has learnt nothing scores 1
     assert best < 0.6
     assert found - best < 0.03 * (1 - best)
@@ -325,7 +308,11 @@ def test_training_comes_close_to_the_best_possible_loss():
         ({"clip": math.nan}, "clip must be positive"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0"),
         ({"bin_width": 0.0}, "bin_width must be positive or None"),
-        ({"ema_decay": 1.0}, "ema_decay must be"),
+        ({"averages": "ema(decay=1.0)"}, r"ema: decay must lie in \[0, 1\), got 1"),
+        ({"averages": ""}, "averages must name at least one"),
+        ({"averages": ("ema", "ema(decay=0.999)")}, r"averages names ema\(decay=0\.999\) twice"),
+        ({"averages": "poly"}, "no average 'poly'; accepted: ema, half_life, power"),
+        ({"keep_every": 0}, "keep_every must be"),
         ({"seed": -1}, "a seed must be an integer"),
     ],
 )

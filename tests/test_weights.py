@@ -10,7 +10,7 @@ from torch import nn
 import scoresde
 from scoresde.models.networks import MLP
 from scoresde.training import checkpoint, weights
-from scoresde.training.ema import Average
+from scoresde.training.averages import Averages
 from scoresde.training.loop import train
 from scoresde.training.losses import DSM
 from solvers import InputError
@@ -39,16 +39,17 @@ def build(kind, seed=0):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 def test_the_average_has_at_least_float32(dtype):
     network = nn.BatchNorm1d(1).to(dtype)
-    average = Average(network, 0.999)
-    average.update()
+    averages = Averages(network, "ema(decay=0.999)", 1)
+    averages.update()
+    average = averages.first
     average.updates = 20000  # after the warm-up
     nn.init.constant_(network.weight, 1.5)
     network.running_mean.fill_(-0.5)
     for _ in range(3000):
-        average.update()
+        averages.update()
     assert average.module.weight.dtype == dtype  # the network's own
     exact = 0.999**3000
-    state = average.state()
+    state = average.state().tensors
     # 3000 roundings of float32, all in one direction at worst, move the average by 3000 2^-24
     assert state["weight"].item() == pytest.approx(1.5 - 0.5 * exact, abs=2e-4)
     assert state["running_mean"].item() == pytest.approx(-0.5 + 0.5 * exact, abs=2e-4)
@@ -59,17 +60,19 @@ def test_the_average_has_at_least_float32(dtype):
 def test_an_average_of_buffers_that_a_forward_pass_replaces():
     network = nn.Module()
     network.register_buffer("level", torch.zeros(1))
-    average = Average(network, 0.5)
+    averages = Averages(network, "ema(decay=0.5)", 1)
     for value in (1.0, 2.0):
         network.level = torch.full((1,), value)
-        average.update()
-    assert average.module.level.item() == pytest.approx((2 / 11) * 1 + (9 / 11) * 2)  # the warm-up's decay
+        averages.update()
+    assert averages.first.module.level.item() == pytest.approx((2 / 11) * 1 + (9 / 11) * 2)  # the warm-up's decay
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, "mixed"], ids=str)
 def test_updates_below_the_resolution_of_bfloat16_are_not_lost(kind):
     # AdamW's first updates have the length of the learning rate; 1e-5 is below half an ulp of most of these weights
-    options = replace(OPTIONS, steps=60, learning_rate=1e-5, warmup=0, weight_decay=0.0, bin_width=None, ema_decay=0.0)
+    options = replace(
+        OPTIONS, steps=60, learning_rate=1e-5, warmup=0, weight_decay=0.0, bin_width=None, averages="ema(decay=0.0)"
+    )
     network = build(kind)
     before = {name: p.detach().float().clone() for name, p in network.named_parameters()}
     average = run(options, network).ema

@@ -28,9 +28,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-import solvers
 from solvers import InputError, Node, SeededNoise
 from solvers.errors import positive_integer
+from solvers.noise.draws import Draws
 from solvers.types.answers import predicted
 
 from ..inputs import Array, Seeds
@@ -47,8 +47,6 @@ from ..sampling.failures import check_how
 from .decoders import Decoder, Gaussian, decoders
 from .parts import offset_of, reported, rows_of, total, width_of
 
-_TIMES = 6  # label of the generator's stream
-
 
 def variable_of(sampler: TimeSampler) -> Literal["t", "logsnr"]:
     """The variable over which a time sampler is uniform.
@@ -57,7 +55,7 @@ def variable_of(sampler: TimeSampler) -> Literal["t", "logsnr"]:
         InputError: the sampler is uniform over neither t nor lam, so the weight of the integral is not known.
     """
     if isinstance(sampler, LowDiscrepancy):
-        return sampler.over
+        return variable_of(sampler.over)
     if isinstance(sampler, Uniform):
         return "t"
     if isinstance(sampler, LogSNR):
@@ -188,7 +186,8 @@ def continuous_bound(
     with batching.bar(draws * len(batches), "bound") as bar, evaluation(denoiser), torch.no_grad():
         ends = place_of(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
         for rows in batches:
-            points = torch.stack([_points(sampler, sde, seed, draws, sets) for seed in seeds[rows]])
+            u = torch.stack([_fractions(sampler, seed, draws, sets) for seed in seeds[rows]])
+            points = sampler.times_at(sde, u.flatten()).view(u.shape)
             places = [place_of(sde, points[:, k], over) for k in range(draws)]
             given = rows_of(conditions, rows)
             parts.append(_draws(denoiser, x[rows], seeds[rows], given, places, ends, rule, bar.update))
@@ -234,7 +233,7 @@ def _draws(
     return torch.stack(parts, 1), torch.stack(recovered, 1), latent
 
 
-def _points(sampler: TimeSampler, sde: SDE, seed: int, draws: int, sets: int) -> Tensor:
-    """The times (draws,) of one sample, one set after the other."""
-    streams = (solvers.generator(seed, _TIMES, k) for k in range(sets))
-    return torch.cat([sampler.sample(sde, draws // sets, stream) for stream in streams])
+def _fractions(sampler: TimeSampler, seed: int, draws: int, sets: int) -> Tensor:
+    """The fractions (draws,) of one sample, one set after the other; see ``TimeSampler``."""
+    parts = (sampler.fractions(Draws.of(seed, k, draws // sets), "bound") for k in range(sets))
+    return torch.cat(list(parts))

@@ -16,10 +16,10 @@ from solvers.registry.outside import Origin
 
 from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
-from ..data.dataset import DataCard
+from ..data.dataset import DataCard, Dataset
 from ..likelihood.result import LogProb
 from ..pictures import is_image
-from ..result_files import environment, exclusive, fingerprint, replacing, writable, write_json
+from ..result_files import environment, fingerprint, replacing, writable, write_json
 from ..runs import build, config, saved
 from ..runs.run import Run, load_run
 from ..runs.score import Unfinished, evaluate, options_of, summary, write_results
@@ -27,6 +27,7 @@ from ..sampling.batches import check_source
 from ..sampling.sample import sample as draw
 from ..training import checkpoint
 from ..training.loop import prepared
+from ..training.processes import Elsewhere, launched
 from .current_folder import import_drawing
 from .readers import split
 
@@ -62,58 +63,80 @@ def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> 
     """Trains a model, or resumes its training."""
     cfg = config.read_config(arguments.config, overrides)
     _check_used(cfg, overrides)
-    fit(cfg, arguments.workdir, arguments.continue_with_other_data)
-    print(f"next: scoresde sample --workdir={arguments.workdir} --seeds=64 --out=samples/")
+    then = f"next: scoresde sample --workdir={arguments.workdir} --seeds=64 --out=samples/"
+    try:
+        fit(cfg, arguments.workdir, arguments.continue_with_other_data, then)
+    except Elsewhere:  # the process that found the error reports it
+        sys.exit(2)
 
 
 def _check_used(cfg: Any, overrides: Sequence[str]) -> None:
     """Rejects an override of ``model.sigma_data`` that neither the network's output nor the loss depends on."""
     given = any(override.startswith("--config.model.sigma_data=") for override in overrides)
-    target = cfg.training.target or cfg.training.loss
-    if given and cfg.model.predicts != "edm" and "edm" not in target:
+    weighting = cfg.training.weighting or cfg.training.loss
+    if given and cfg.model.predicts != "edm" and "edm" not in weighting:
         raise InputError(
-            f"model.sigma_data is not used: predicts is {cfg.model.predicts!r} and the loss {target!r}, neither is edm"
+            f"model.sigma_data is not used: predicts is {cfg.model.predicts!r} and the weighting {weighting!r}, "
+            "neither is edm"
         )
 
 
-def fit(cfg: Any, workdir: Path, other_data: bool = False) -> None:
+def fit(cfg: Any, workdir: Path, other_data: bool = False, then: str = "") -> None:
     """Trains the config's model in a folder, from its last checkpoint if there is one.
 
     The folder is changed only after all checks, just before the first update.
 
     Args:
         other_data: resume even if the data are not those that the run was trained on.
+        then: a line to print at the end.
     """
-    with exclusive(workdir):
-        there = saved.of_run(workdir, cfg)
-        data = build.load_data(cfg, there and there.card)
-        card = data.card
-        if there and not other_data:
-            saved.refuse_other_data(workdir, there.card, card)
-        origin = Origin("the config", trusted=True)  # a config is code that the user chose, or what the user typed
+    with launched(build.device_of(cfg), cfg.training.precision) as processes, processes.holding(workdir):
+        there, data, origin = processes.each(lambda: _read_data(cfg, workdir, other_data))
+        card, say = data.card, print if processes.main else _silent
         with origin.limits():
-            denoiser, network = build.build_denoiser(cfg, card)
+            denoiser, network = processes.each(lambda: build.build_denoiser(cfg, card))
             loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
             _check_later(Run(cfg, denoiser, card, 0, origin))
-        print(data)
+        say(data)
         last = checkpoint.latest(workdir)
         weights = sum(p.numel() for p in network.parameters())
         start = f", resuming {last.name}" if last else ""
-        print(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
-        training = prepared(denoiser, network, data.train, loss, options)
+        start += f", {processes.count} processes" if processes.count > 1 else ""
+        say(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
+        training = prepared(denoiser, network, data.train, loss, options, processes)
         complete = there is not None and training.step == options.steps
         if there and complete and there.card.differences(card):
             raise InputError(f"{workdir} is complete: to continue with other data, raise --config.training.steps")
         # no update of a complete run uses what is given now, so its record stays as it is
-        if not complete and (changes := saved.write(workdir, cfg, card, there)):
-            print(f"this run resumes with {', '.join(changes)}; {workdir / saved.NAME} records it")
+        if not complete:
+            processes.first(lambda: _record(workdir, cfg, card, there))
         try:
             result = training.run()
         except KeyboardInterrupt:
             last = checkpoint.latest(workdir)
             raise KeyboardInterrupt(f"{last.name} is written; the same command resumes" if last else "") from None
     note = f"already complete; {saved.NAME} stays as it is" if math.isnan(result.loss) else f"loss {result.loss:.4f}"
-    print(f"{workdir}: step {result.step}, {note}")
+    note += "" if result.complete else f"; the {options.max_minutes:g} minutes are over, the same command resumes"
+    say(f"{workdir}: step {result.step}, {note}", *([then] if then else []), sep="\n")
+
+
+def _silent(*_: object, sep: str = "") -> None:
+    """Prints nothing: the main process prints for all."""
+
+
+def _read_data(cfg: Any, workdir: Path, other_data: bool) -> tuple[saved.Saved | None, Dataset, Origin]:
+    """What the folder contains, the config's data, and where the config comes from."""
+    there = saved.of_run(workdir, cfg)
+    data = build.load_data(cfg, there and there.card)
+    if there and not other_data:
+        saved.refuse_other_data(workdir, there.card, data.card)
+    return there, data, Origin("the config", trusted=True)  # code that the user chose, or what the user typed
+
+
+def _record(workdir: Path, cfg: Any, card: DataCard, there: saved.Saved | None) -> None:
+    """Writes ``config.json``, and says what it changes."""
+    if changes := saved.write(workdir, cfg, card, there):
+        print(f"this run resumes with {', '.join(changes)}; {workdir / saved.NAME} records it")
 
 
 def _check_later(run: Run) -> None:

@@ -26,6 +26,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.x)
 
+    def part(self, rows: slice) -> Batch:
+        """Some of the rows."""
+        return Batch(self.x[rows], {name: value[rows] for name, value in self.conditions.items()})
+
     def to(self, device: torch.device | str) -> Batch:
         """The batch on a device."""
         return Batch(self.x.to(device), {name: value.to(device) for name, value in self.conditions.items()})

@@ -22,6 +22,8 @@ from solvers.registry.options import Options
 
 from .chain import Chain, embed
 
+_ROUNDS, _NEAR = 200, 4e-16  # of Newton's method: the most rounds, and the relative changes that end them
+
 
 class ModelLike(Protocol):
     """Any object that may be passed as a denoiser: it has an SDE, and a prediction at its nodes."""
@@ -126,6 +128,30 @@ class SDE(Options, Schedule):
             return self.t_max if lam <= low else self.t_min
         root = library("scipy.optimize").brentq
         return float(root(lambda t: self(t).lam - lam, self.t_min, self.t_max, xtol=1e-15, rtol=1e-14))
+
+    def times_of_lams(self, lam: Tensor) -> Tensor:
+        """The times (n,) where log(alpha / sigma) = lam (n,), float64 on the CPU, all at once; see ``t_of_lam``.
+
+        By Newton's method between brackets, unless a path has a closed form: to within rounding of t.
+        """
+        start, end = (torch.full_like(lam, t, dtype=torch.float64) for t in (self.t_min, self.t_max))
+        low, high = self(start).lam, self(end).lam
+        wanted = lam.double().cpu().minimum(low).maximum(high)
+        share = (wanted - low) / (high - low)
+        t = start + share * (end - start)
+        for _ in range(_ROUNDS):
+            node = self(t)
+            above = node.lam - wanted  # lam falls with t
+            start, end = torch.where(above >= 0, t, start), torch.where(above <= 0, t, end)
+            slope = node.dalpha / node.alpha - node.dsigma / node.sigma
+            new = t - above / slope
+            new = torch.where((new >= start) & (new <= end), new, 0.5 * (start + end))
+            # lam itself has rounding errors: where it is steep in t, t ends first, where it is flat, lam
+            near = ((new - t).abs() <= _NEAR * t.abs()) | (above.abs() <= _NEAR * (1 + wanted.abs()))
+            t = new
+            if bool(near.all()):
+                break
+        return t.clamp(self.t_min, self.t_max)
 
     def prior(self) -> Prior:
         """The prior N(0, (alpha^2 + sigma^2) I), with the second moment that unit data have at t_max."""

@@ -24,8 +24,9 @@ from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
-from ..training.loop import TrainingOptions
 from ..training.losses import Loss, losses
+from ..training.options import TrainingOptions
+from ..training.weightings import weightings
 from ..training.weights import state_of
 
 
@@ -115,15 +116,15 @@ def refuse_other_shapes(config: ConfigDict, card: DataCard, state: Mapping[str, 
 def build_loss(config: ConfigDict, card: DataCard) -> Loss:
     """The training loss of a config.
 
-    The loss is made from its spec. ``training.target`` and ``training.times`` replace those of the spec where they are
-    given. The data decide the decoder if the spec names none.
+    The loss is made from its spec. ``training.weighting`` and ``training.times`` replace those of the spec where they
+    are given. The data decide the decoder if the spec names none.
 
     Raises:
-        InputError: a target or times are given for a loss that does not use them.
+        InputError: a weighting or times are given for a loss that does not use them.
     """
     loss: Any = losses.make(config.training.loss)
     names = [field.name for field in fields(loss)]
-    given = {name: config.training[name] for name in ("target", "times") if config.training[name] is not None}
+    given = {name: config.training[name] for name in ("weighting", "times") if config.training[name] is not None}
     for name, value in given.items():
         if name not in names:
             raise InputError(
@@ -132,6 +133,8 @@ def build_loss(config: ConfigDict, card: DataCard) -> Loss:
             )
     if "times" in given:
         given["times"] = times.make(given["times"])
+    if "weighting" in given:
+        given["weighting"] = weightings.make(given["weighting"])
     if "decoder" in names and loss.decoder is None:
         given["decoder"] = build_decoder(config, card)
     made: Loss = replace(loss, **given)
@@ -147,7 +150,7 @@ def build_decoder(config: ConfigDict, card: DataCard) -> Decoder:
 
 def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:
     """The training options of a config."""
-    training = {k: v for k, v in config.training.items() if k not in ("loss", "target", "times")}
+    training = {k: v for k, v in config.training.items() if k not in ("loss", "weighting", "times")}
     width = card.bin_width if config.data.dequantise else None
     return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
 

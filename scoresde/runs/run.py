@@ -63,14 +63,15 @@ def load_run(
     if last is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")
     folder, kept = last
+    average = next(iter(kept.averages.values()))
     specs = [text.partition("=")[2] for text in overrides if not text.startswith("--config.data.")]
     typed = frozenset(name for text in specs for name in outside_names(text))
     origin = Origin(str(workdir / "config.json"), typed, trust)
     try:
         with origin.limits():
-            refuse_other_shapes(config, card, kept.ema)
+            refuse_other_shapes(config, card, average.tensors)
             denoiser, network = build_denoiser(config, card)
-        load_state(network, kept.ema)
+        load_state(network, average.tensors)
     except RuntimeError as error:
         raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None
     network.eval().requires_grad_(False)

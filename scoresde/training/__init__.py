@@ -2,7 +2,8 @@
 
 from .bound_losses import ChainBound, ContinuousBound, Hybrid
 from .checkpoint import Checkpoint
-from .loop import TrainingOptions, train
+from .loop import train
 from .losses import DSM, Loss
+from .options import TrainingOptions
 
 __all__ = ["DSM", "ChainBound", "Checkpoint", "ContinuousBound", "Hybrid", "Loss", "TrainingOptions", "train"]

@@ -24,10 +24,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from solvers import InputError, Prediction, Solver
+from solvers import InputError, Node, Prediction, Solver
+from solvers.noise.draws import Draws
 from solvers.one_step.ancestral import DDPM
 from solvers.registry.ranges import Positive
 from solvers.types.answers import predicted
@@ -35,9 +35,10 @@ from solvers.types.answers import predicted
 from ..bounds.chain import chain_of, prior_term, step_terms
 from ..bounds.continuous import diffusion, place_of, prior_kl, reconstruction, variable_of
 from ..bounds.decoders import Decoder
+from ..paths.base import SDE
 from ..paths.chain import Chain, reverse_kernel
 from ..paths.time_samplers import LowDiscrepancy, TimeSampler
-from .losses import Loss, losses, normal_like
+from .losses import Loss, losses
 
 
 def _needs(decoder: Decoder | None, name: str) -> Decoder:
@@ -46,13 +47,25 @@ def _needs(decoder: Decoder | None, name: str) -> Decoder:
     return decoder
 
 
+class ChainLoss(Loss):
+    """The base class of losses at a random node of a chain for each sample."""
+
+    def nodes(self, sde: SDE, draws: Draws, state: nn.Module | None = None) -> Node[Tensor]:
+        chain = chain_of(sde)
+        return chain.steps(_indices(chain, draws))[0]
+
+
+def _indices(chain: Chain, draws: Draws) -> Tensor:
+    """The index of a node for each row (B,), each equally likely."""
+    return (draws.uniform("times")[:, 0] * chain.count).long().clamp(max=chain.count - 1)
+
+
 def _drawn(
-    denoiser: Any, x0: Tensor, generator: torch.Generator, conditions: dict[str, Tensor]
+    denoiser: Any, x0: Tensor, draws: Draws, conditions: dict[str, Tensor]
 ) -> tuple[Chain, Tensor, Tensor, Prediction]:
     """The chain, a random index for each sample (B,), the noise (B, *), and the model's prediction at x_i."""
     chain = chain_of(denoiser.sde)
-    index = torch.randint(chain.count, (len(x0),), generator=generator)
-    eps = normal_like(x0, generator)
+    index, eps = _indices(chain, draws), draws.normal_like(x0)
     at, _ = chain.steps(index)
     wide = at.like(x0)
     return chain, index, eps, predicted(denoiser.predict, wide.alpha * x0 + wide.sigma * eps, at, conditions)
@@ -60,7 +73,7 @@ def _drawn(
 
 @losses.register("chain_bound", reference="Ho et al. 2020, arXiv:2006.11239, eq. 5")
 @dataclass(frozen=True)
-class ChainBound(Loss):
+class ChainBound(ChainLoss):
     """An unbiased estimate of the chain's variational bound in bits/dim, from one random term per sample.
 
     The term is multiplied by the number of terms. In a run, the data decide the decoder if the config names none.
@@ -79,13 +92,15 @@ class ChainBound(Loss):
         super().__post_init__()
         reverse_kernel(self.kernel)
 
-    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+    def __call__(
+        self, denoiser: Any, x0: Tensor, draws: Draws, state: nn.Module | None = None, **conditions: Tensor
+    ) -> Tensor:
         """See ``Loss``; bits/dim.
 
         Raises:
             InputError: no decoder.
         """
-        chain, index, eps, prediction = _drawn(denoiser, x0, generator, conditions)
+        chain, index, eps, prediction = _drawn(denoiser, x0, draws, conditions)
         nats = chain.count * step_terms(
             chain, index, x0, eps, prediction, reverse_kernel(self.kernel), _needs(self.decoder, "chain_bound")
         )
@@ -96,7 +111,7 @@ class ChainBound(Loss):
 
 @losses.register("hybrid", reference="Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 16")
 @dataclass(frozen=True)
-class Hybrid(Loss):
+class Hybrid(ChainLoss):
     """L_simple + weight L_vlb, for a model that learns its variance; the bound L_vlb trains the variance alone.
 
     Args:
@@ -107,13 +122,15 @@ class Hybrid(Loss):
     weight: Positive = 1e-3
     decoder: Decoder | None = None
 
-    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+    def __call__(
+        self, denoiser: Any, x0: Tensor, draws: Draws, state: nn.Module | None = None, **conditions: Tensor
+    ) -> Tensor:
         """See ``Loss``.
 
         Raises:
             InputError: no decoder, or a model that does not learn its variance.
         """
-        chain, index, eps, prediction = _drawn(denoiser, x0, generator, conditions)
+        chain, index, eps, prediction = _drawn(denoiser, x0, draws, conditions)
         if prediction.nu is None:
             raise InputError("hybrid needs a model that learns its variance: Denoiser(learned_variance=True)")
         fixed = Prediction(prediction.x0.detach(), prediction.eps.detach(), prediction.nu)
@@ -150,7 +167,12 @@ class ContinuousBound(Loss):
         super().__post_init__()
         variable_of(self.times)
 
-    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+    def nodes(self, sde: SDE, draws: Draws, state: nn.Module | None = None) -> Node[Tensor]:
+        return sde(self.times.sample(sde, draws))
+
+    def __call__(
+        self, denoiser: Any, x0: Tensor, draws: Draws, state: nn.Module | None = None, **conditions: Tensor
+    ) -> Tensor:
         """See ``Loss``; bits/dim.
 
         Raises:
@@ -159,8 +181,8 @@ class ContinuousBound(Loss):
         if self.decoder is None:
             raise InputError("continuous_bound needs a decoder: levels(bin_width=...) for discrete data, else gaussian")
         sde = denoiser.sde
-        place = place_of(sde, self.times.sample(sde, len(x0), generator), variable_of(self.times))
-        eps, noise = normal_like(x0, generator), normal_like(x0, generator)
+        place = place_of(sde, self.times.sample(sde, draws), variable_of(self.times))
+        eps, noise = draws.normal_like(x0), draws.normal_like(x0, "decoder")
         bits = x0[0].numel() * math.log(2)
         between = diffusion(denoiser, x0, place, eps, conditions) / bits
         for inner in place.interior:

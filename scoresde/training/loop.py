@@ -1,9 +1,18 @@
 """Training with exact resumption.
 
-Everything random is a function of (seed, step): the batch, the dequantisation, the times and the noise of the loss, and
-the state of torch's global generator (dropout). The weights, their average, the optimiser and the step are therefore
-the whole state. A run that is stopped anywhere and resumed gives the same bits as an uninterrupted run, on the CPU with
-a fixed number of threads. ``step`` counts the updates made: step k of the log is the k-th update.
+Everything random is a function of (seed, step, place in the batch): which rows an update sees, their dequantisation,
+the times and the noise of the loss. What the network draws itself (dropout) starts in each update from a seed of the
+process. The weights, their averages, the optimiser and the step are therefore the whole state. ``step`` counts the
+updates made: step k of the log is the k-th update.
+
+A run that is stopped anywhere and resumed gives the same bits as an uninterrupted run, on the CPU with a fixed number
+of threads and processes. Where equality of bits ends:
+
+- another number of processes sees the same rows, times and noise, but adds up the gradient in another order, and each
+  process has its own dropout and its own statistics in a batch normalisation: equal to rounding without these two;
+- another number of threads or parts of a batch, another device or version of torch, ``torch.compile``: equal to
+  rounding;
+- on a GPU some sums have no fixed order: equal to rounding even without a stop.
 """
 
 from __future__ import annotations
@@ -11,88 +20,49 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import signal
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 
-from solvers import InputError, generator
-from solvers.errors import positive_integer
+from solvers import InputError
+from solvers.noise.draws import Draws
 from solvers.noise.seeded import global_seed
 
 from ..data.dataset import spread
+from ..data.rows import Batch, Rows, TensorRows
 from ..inputs import Array, tensor_of
 from ..models.faults import data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
-from ..result_files import exclusive
 from . import checkpoint, log
-from .adam import moments_of, state_from
-from .ema import Average
+from .averages import Averages
 from .losses import Loss
-from .weights import load_state, plain_names, state_of, wide_copies
+from .objective import Objective, not_finite, parts_of, training_mode
+from .optimiser import Optimiser
+from .options import PRECISIONS, TrainingOptions
+from .order import Ahead, Order
+from .processes import Elsewhere, Processes, launched
+from .state import State, last_of
+from .stop import INTERRUPT, TIME, Stop
+from .weights import plain_names
 
-# labels of the random streams; sampling (0 and 1) and the data's split use different ones
-_ORDER, _NOISE, _BINS, _DROPOUT = 30, 31, 32, 33
+Change = Callable[[Batch, Draws], Batch]
+"""A change of a batch, such as an augmentation, as a function of the random numbers of its rows."""
+Watcher = Callable[["Training"], object]
+"""What looks at a training at intervals, and changes nothing of it."""
+_DROPOUT = 33  # label of the random stream
 
 
-@dataclass(frozen=True)
-class TrainingOptions:
-    """The options of ``train``.
+class Updated(NamedTuple):
+    """What an update returns: its line of the log, and why the training should end after it (0 if it should not)."""
 
-    Attributes:
-        steps: updates in total, including those before a resumption.
-        batch_size: samples per update; batches run on across the ends of epochs, so that all have this size.
-        learning_rate, weight_decay: AdamW's.
-        warmup: updates over which the learning rate rises linearly; 0 for none.
-        clip: the largest norm of the gradient; longer gradients are scaled down to it; inf for no limit.
-        ema_decay: the decay of the averaged weights, see ``ema.decay_at``.
-        seed: the seed of everything random.
-        log_every, checkpoint_every: updates between log lines and between checkpoints; the first update is also logged,
-            and the last one always writes a checkpoint.
-        keep: how many checkpoints to keep.
-        bin_width: spread each batch uniformly over bins of this width; None for continuous data.
-        workdir: where ``train.jsonl`` and ``checkpoints/`` go; None to write nothing.
-    """
-
-    steps: int = 2000
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: int = 100
-    clip: float = 1.0
-    ema_decay: float = 0.999
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
-    keep: int = 2
-    bin_width: float | None = None
-    workdir: Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "checkpoint_every", "keep"):
-            positive_integer(name, getattr(self, name))
-        if self.warmup != 0:
-            positive_integer("warmup", self.warmup)
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not self.weight_decay >= 0:
-            raise InputError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
-        if self.bin_width is not None and not self.bin_width > 0:
-            raise InputError(f"bin_width must be positive or None, got {self.bin_width!r}")
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of the update that follows ``step`` updates."""
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup if self.warmup else 1.0)
+    record: dict[str, Any]
+    reason: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,31 +71,38 @@ class TrainResult:
 
     Attributes:
         network: the trained network, in evaluation mode.
-        ema: the network with averaged weights, in evaluation mode.
+        ema: the network with the weights of the first average, in evaluation mode.
         step: updates made in total.
         loss: the loss of the last update; NaN if the run was complete already.
+        complete: all updates are made; False if ``max_minutes`` ended the call before.
     """
 
     network: nn.Module = field(repr=False)
     ema: nn.Module = field(repr=False)
     step: int
     loss: float
+    complete: bool = True
 
 
 def train(
-    denoiser: ModelLike, network: nn.Module, data: Array, loss: Loss, options: TrainingOptions, progress: bool = True
+    denoiser: ModelLike,
+    network: nn.Module,
+    data: Array | Rows,
+    loss: Loss,
+    options: TrainingOptions,
+    progress: bool = True,
 ) -> TrainResult:
     """Trains the network inside a denoiser, in place, and resumes if ``workdir`` contains checkpoints.
 
     It warns of data on a scale that does not suit the path, and of labels that do not suit the network.
 
     With a ``workdir``, Ctrl-C completes the current update, writes a checkpoint and raises KeyboardInterrupt; a second
-    Ctrl-C stops at once. No other process can train in this folder meanwhile.
+    Ctrl-C stops at once. No other process can train in this folder meanwhile, but those of the same launcher.
 
     Args:
         denoiser: the model whose predictions enter the loss.
         network: the network inside the denoiser, on any device.
-        data: (N, *), floating point; a tensor on any device, or an array.
+        data: (N, *), floating point; a tensor on any device, or an array; or ``Rows``.
         loss: the loss to minimise.
         options: see ``TrainingOptions``.
         progress: show a bar.
@@ -134,226 +111,271 @@ def train(
         InputError: data that are empty, not finite or of a scale for which the path has too little noise, a network
             that the loss does not depend on, a checkpoint that is damaged or of a different network, or a loss or
             gradient that is not finite. In the last case no checkpoint is written, and the previous one remains.
-            Also a ``workdir`` in which another process trains.
+            Also a ``workdir`` in which another process trains, or more processes than samples.
     """
-    with exclusive(Path(options.workdir)) if options.workdir is not None else contextlib.nullcontext():
-        return prepared(denoiser, network, data, loss, options).run(progress)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    with launched(device, options.precision) as processes:
+        if options.workdir is None:
+            return prepared(denoiser, network, data, loss, options, processes).run(progress)
+        with processes.holding(Path(options.workdir)):
+            return prepared(denoiser, network, data, loss, options, processes).run(progress)
 
 
-def prepared(denoiser: ModelLike, network: nn.Module, data: Array, loss: Loss, options: TrainingOptions) -> Training:
+def prepared(
+    denoiser: ModelLike,
+    network: nn.Module,
+    data: Array | Rows,
+    loss: Loss,
+    options: TrainingOptions,
+    processes: Processes | None = None,
+    changes: Sequence[Change] = (),
+) -> Training:
     """A training run that has passed all checks before the first update, with the state of the last checkpoint.
 
-    It writes nothing. The caller holds the ``workdir``, see ``result_files.exclusive``, and then calls ``run``.
+    It writes nothing. The caller holds the ``workdir``, see ``Processes.holding``, and then calls ``run``.
+
+    Args:
+        denoiser, network, data, loss, options: see ``train``.
+        processes: those that train together, see ``launched``; by default this one alone.
+        changes: made to each batch, one after the other, after it is spread over its bins.
 
     Raises:
         InputError: see ``train``.
+    """
+    processes = processes or Processes()
+
+    def checked() -> Training:
+        rows = data if isinstance(data, Rows) else TensorRows(_checked(data))
+        model = as_model(denoiser)
+        if processes.main:
+            some = rows.x if isinstance(rows, TensorRows) else rows.batch(torch.arange(min(len(rows), 1024))).x
+            report_faults([*data_faults(model, some, options.bin_width), *setting_faults(model)])
+        run = Training(denoiser, network, rows, loss, options, processes, changes)
+        if run.workdir is not None:
+            log.read(run.workdir)
+        return run
+
+    run = processes.each(checked)
+    run.resume()
+    return run
+
+
+def _checked(data: Array) -> Tensor:
+    """The data as a tensor of finite floats (N, *).
+
+    Raises:
+        InputError: they are no such tensor.
     """
     data = tensor_of("the training data", data)
     if not data.is_floating_point() or data.ndim < 2 or not data.numel():
         raise InputError(f"training data must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
     if not torch.isfinite(data).all():
         raise InputError("the training data contain numbers that are not finite")
-    model = as_model(denoiser)
-    report_faults([*data_faults(model, data, options.bin_width), *setting_faults(model)])
-    run = Training(denoiser, network, data, loss, options)
-    run.resume()
-    if run.workdir is not None:
-        log.read(run.workdir)
-    return run
-
-
-@contextlib.contextmanager
-def _training_mode(network: nn.Module) -> Iterator[None]:
-    """A block in which the network is in training mode; if it fails, every part gets its mode back.
-
-    No gradient remains after it.
-    """
-    modes = [(part, part.training) for part in network.modules()]
-    network.train()
-    try:
-        yield
-    except BaseException:
-        for part, mode in modes:
-            part.training = mode
-        raise
-    finally:
-        for p in network.parameters():
-            p.grad = None
+    return data
 
 
 class Training:
-    """The state of a training run, and the update that advances it."""
+    """The state of a training run, and the update that advances it; see ``prepared``."""
 
     def __init__(
-        self, denoiser: ModelLike, network: nn.Module, data: Tensor, loss: Loss, options: TrainingOptions
+        self,
+        denoiser: ModelLike,
+        network: nn.Module,
+        rows: Rows,
+        loss: Loss,
+        options: TrainingOptions,
+        processes: Processes | None = None,
+        changes: Sequence[Change] = (),
     ) -> None:
-        self.denoiser, self.network, self.data, self.loss, self.options = denoiser, network, data, loss, options
-        self.workdir = None if options.workdir is None else Path(options.workdir)
+        self.processes = processes or Processes()
+        self.processes.refuse_more_than(len(rows), "data of")
+        self.processes.refuse_more_than(options.batch_size // options.accumulate, "a batch (or a part of one) of")
+        self.denoiser, self.network, self.rows, self.loss, self.options = denoiser, network, rows, loss, options
+        self.changes, self.workdir = changes, None if options.workdir is None else Path(options.workdir)
+        if self.processes.count > 1:
+            network.to(self.processes.accelerator.device)
         plain = plain_names(network)
         named = {plain.get(name, name): p for name, p in network.named_parameters() if p.requires_grad}
-        self.names, self.parameters = list(named), list[Tensor](named.values())
-        if not self.parameters:
+        if not named:
             raise InputError("the network has no parameters to train")
-        self.device = self.parameters[0].device
-        self.masters = wide_copies(self.parameters)
-        self.updated = [self.masters.get(p, p) for p in self.parameters]
-        # one kernel for all parameters instead of a loop over them; complex parameters do not have it
-        self.fused = not any(p.is_complex() for p in self.updated) and self.device.type in ("cpu", "cuda", "mps")
-        self.optimizer = torch.optim.AdamW(
-            self.updated, lr=options.learning_rate, weight_decay=options.weight_decay, fused=self.fused
-        )
-        self.average = Average(network, options.ema_decay, self.masters)
-        self.step, self.checked = 0, False
+        self.objective = Objective(denoiser, network, loss, PRECISIONS[options.precision])
+        learned = self.objective.learned
+        if learned is not None:
+            named |= {f"loss/{name}": p for name, p in learned.named_parameters()}
+        self.optimiser = Optimiser(named, options)
+        self.device = self.optimiser.device
+        self.averages = Averages(network, options.averages, options.batch_size, self.optimiser.masters)
+        self.state = State(network, learned, self.optimiser, self.averages)
+        self.order = Order(len(rows), options.batch_size, options.seed)
+        self.step, self.stop = 0, Stop.after(options.max_minutes)
+        self._called: nn.Module | None = None  # the objective as it is called, once it is ready
+        self._ahead, self._failing = Ahead(rows, self.order, self.processes, 0), True
 
-    def run(self, progress: bool = True) -> TrainResult:
-        """Makes the remaining updates; see ``train``."""
-        options, last = self.options, math.nan
-        if self.workdir is not None:
-            checkpoint.remove_unfinished(self.workdir)
-            checkpoint.remove_older(self.workdir, options.keep)  # a process may be killed before it removes them
-        bar = progress_bar(initial=self.step, total=options.steps, desc="train", disable=not progress)
+    def run(self, progress: bool = True, watchers: Sequence[Watcher] = ()) -> TrainResult:
+        """Makes the remaining updates; see ``train``.
+
+        Args:
+            progress: show a bar.
+            watchers: called by the main process with this object after every ``evaluate_every`` updates and at the
+                end, before the checkpoint of that step; they change nothing of it. The other processes wait.
+        """
+        options, last, reason = self.options, math.nan, 0
+        folder = self.workdir if self.processes.main else None
+        if folder is not None:
+            checkpoint.remove_unfinished(folder)
+            checkpoint.remove_older(folder, options.keep, options.keep_every)  # it may be killed before it removes them
+        quiet = not (progress and self.processes.main)
+        bar = progress_bar(initial=self.step, total=options.steps, desc="train", disable=quiet)
         with (
-            _training_mode(self.network),
+            training_mode(self.network, options.compile),
             bar,
-            log.Log(self.workdir, self.step) as lines,
-            _interrupts(self.workdir is not None) as interrupts,
+            log.Log(folder, self.step) as lines,
+            self.stop.listening(self.workdir is not None),
         ):
-            while self.step < options.steps:
-                record = self.update()
-                last = record["loss"]
+            while self.step < options.steps and not reason:
+                record, reason = self.update()
+                last, end = record["loss"], self.step == options.steps
                 if bar.update():  # it was drawn: the next time, with this loss
                     bar.set_postfix(loss=f"{last:.4g}", refresh=False)
-                if self.step % options.log_every == 0 or self.step == 1:
+                if self.step % options.log_every == 0 or self.step == 1 or "skipped" in record:
                     lines.write(record)
-                stop = interrupts.pending  # read once: a later Ctrl-C waits for the next update
-                if self.step % options.checkpoint_every == 0 or self.step == options.steps or stop:
+                if watchers and (self.step % options.evaluate_every == 0 or end):
+                    self.processes.first(lambda: [watcher(self) for watcher in watchers])
+                if self.step % options.checkpoint_every == 0 or end or reason:
                     lines.sync()
-                    self.save()
-                if stop:
+                    self.processes.first(self.save)
+                if reason == INTERRUPT:
                     raise KeyboardInterrupt
-        return TrainResult(self.network.eval(), self.average.module.eval(), self.step, last)
+        complete = self.step == options.steps
+        return TrainResult(self.network.eval(), self.averages.first.module.eval(), self.step, last, complete)
 
-    def update(self) -> dict[str, Any]:
-        """One step of AdamW and of the averaged weights; returns its line of the log."""
-        options, step = self.options, self.step
-        rate = options.learning_rate_at(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        x0 = self._batch(step)
-        for p in self.parameters:
-            p.grad = None
-        with global_seed(self._dropout_seed(step), self.device):
-            loss = self.loss(self.denoiser, x0, generator(options.seed, _NOISE, step)).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
-        if not self.checked and all(p.grad is None for p in self.parameters):
-            raise InputError("the loss does not depend on the network: is it the one inside the denoiser?")
-        self.checked = True
-        for p, master in self.masters.items():
-            master.grad = None if p.grad is None else p.grad.to(master.dtype)
-        norm = clip_grad_norm_(self.updated, options.clip)
-        value, length = torch.stack([loss.detach().to(norm), norm]).tolist()  # a single synchronisation with the device
+    def update(self) -> Updated:
+        """One step of AdamW and of the averaged weights."""
+        options, step, first = self.options, self.step, self._called is None
+        called = self._called = self._called or self._wrapped()
+        batch = self._batch()
+        self.optimiser.clear()
+        own = self._backward(called, batch)
+        if first:
+            self._check_gradients()
+        norm = self.optimiser.clipped()
+        if step + 1 < options.steps:
+            self._ahead.look()  # while a GPU still computes
+        losses, (value, length), reason = self._agreed(own, norm)
+        skip = math.isfinite(value) and not math.isfinite(length) and self.optimiser.overflows()
         for name, number in (("loss", value), ("gradient", length)):
-            if not math.isfinite(number):
-                raise InputError(f"the {name} is not finite at step {step + 1}; try a lower learning_rate or clip")
-        self.optimizer.step()
-        if self.masters:
-            with torch.no_grad():
-                for p, master in self.masters.items():
-                    p.copy_(master)
-        self.average.update()
+            if not (math.isfinite(number) or skip):
+                raise self._not_finite(name, losses)
+        rate = options.learning_rate_at(step)
+        self.optimiser.step(rate, skip)
+        self.averages.update()
+        if self.objective.learned is not None:
+            whole = Draws.of(options.seed, step, options.batch_size)
+            self.loss.remember(self.objective.learned, whole, losses)
         self.step = step + 1
-        return {"step": self.step, "loss": value, "grad_norm": length, "lr": rate}
+        record: dict[str, Any] = {"step": self.step, "loss": value, "grad_norm": length, "lr": rate}
+        if skip:
+            record |= {"grad_norm": None, "skipped": True, "scale": self.optimiser.scale}
+        return Updated(record, reason)
 
-    def _batch(self, step: int) -> Tensor:
-        """The batch of an update: rows of the shuffled epochs, spread over their bins, on the network's device."""
-        options, count = self.options, len(self.data)
-        first, rows = step * options.batch_size, []
-        last = first + options.batch_size
-        while first < last:
-            epoch, offset = divmod(first, count)
-            rows.append(_permutation(count, options.seed, epoch)[offset : offset + last - first])
-            first += len(rows[-1])
-        x = self.data[torch.cat(rows).to(self.data.device)].to(self.device)
-        if options.bin_width is None:
-            return x
-        u = torch.rand(x.shape, generator=generator(options.seed, _BINS, step), dtype=torch.float64)
-        return spread(x, options.bin_width, u.to(x))
+    def _wrapped(self) -> nn.Module:
+        """The objective as it is called: several processes first find out whether the loss uses all parameters."""
+        if self.processes.count == 1:
+            return self.objective
+        unused = torch.tensor(float(self.processes.each(self._rehearse)), device=self.device)
+        return self.processes.wrapped(self.objective, unused=bool(self.processes.total(unused)))
 
-    def _dropout_seed(self, step: int) -> int:
+    def _rehearse(self) -> bool:
+        """Computes a gradient alone and forgets it; returns whether a parameter has none."""
+        places = [(part._buffers, name) for part in self.objective.modules() for name in part._buffers]
+        kept = [(place, name, place[name]) for place, name in places]
+        copies = [None if tensor is None else tensor.clone() for _, _, tensor in kept]
+        self._backward(self.objective, self._batch())
+        self._ahead.step = -1  # this batch is yet to be trained on: it is read again
+        self._check_gradients()
+        unused = any(p.grad is None for p in self.optimiser.parameters)
+        self.optimiser.clear()
+        for (place, name, tensor), copy in zip(kept, copies, strict=True):
+            place[name] = tensor if tensor is None or copy is None else tensor.copy_(copy)
+        return unused
+
+    def _check_gradients(self) -> None:
+        if all(p.grad is None for p in self.objective.network.parameters()):
+            raise InputError("the loss does not depend on the network: is it the one inside the denoiser?")
+
+    def _batch(self) -> Batch:
+        """The rows of this process in this update."""
+        if self._ahead.step != self.step:
+            self._ahead, self._failing = Ahead(self.rows, self.order, self.processes, self.step), True
+        # an error that one process had while it looked ahead, or may have now, is raised in all
+        return self.processes.each(self._ahead.take) if self._failing else self._ahead.take()
+
+    def _backward(self, called: nn.Module, batch: Batch) -> Tensor:
+        """Computes the gradient of the mean loss of the whole batch; returns the losses of the rows of this process."""
+        options, processes = self.options, self.processes
+        draws = Draws(options.seed, self.step, processes.places(options.batch_size), options.batch_size)
+        batch = batch.to(self.device)
+        if options.bin_width is not None:
+            u = torch.special.ndtr(draws.normal_like(batch.x, "bins"))
+            batch = Batch(spread(batch.x, options.bin_width, u), batch.conditions)
+        for change in self.changes:
+            batch = change(batch, draws)
+        # processes average their gradients
+        factor, found = processes.count / options.batch_size, list[Tensor]()
+        parts = parts_of(len(batch), options.accumulate)
+        with global_seed(self._dropout_seed(), self.device):
+            for number, rows in enumerate(parts, 1):
+                last = number == len(parts)
+                part = batch if len(parts) == 1 else batch.part(rows)
+                with contextlib.nullcontext() if last else processes.without_exchange(called):
+                    losses = called(part.x, part.conditions, draws if len(parts) == 1 else draws.part(rows))
+                    self.optimiser.backward(losses.sum() * factor)
+                found.append(losses.detach())
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _agreed(self, own: Tensor, norm: Tensor) -> tuple[Tensor, list[float], int]:
+        """What all processes agree on: the losses of the whole batch, their mean and the gradient's norm, and an end.
+
+        It exchanges one tensor, and waits once for the device.
+        """
+        count, failed = self.processes.count, self._ahead.failed
+        if count == 1:
+            self._failing = failed
+            return own, torch.stack([own.mean().to(norm), norm]).tolist(), self.stop.reason
+        flags = [float(self.stop.reason == reason) for reason in (INTERRUPT, TIME)] + [float(failed)]
+        numbers = torch.zeros(len(flags) + self.options.batch_size, dtype=own.dtype, device=own.device)
+        numbers[: len(flags)] = torch.tensor(flags, dtype=own.dtype)
+        numbers[len(flags) + self.processes.index :: count] = own
+        losses = self.processes.total(numbers)[len(flags) :]
+        *sums, value, length = torch.cat([numbers[: len(flags)], losses.mean()[None], norm.to(own)[None]]).tolist()
+        self._failing = sums[2] > 0
+        return losses, [value, length], INTERRUPT if sums[0] else TIME if sums[1] else 0
+
+    def _not_finite(self, what: str, losses: Tensor) -> InputError:
+        """The error of this update, which is not made; every process has it, and the main process says it."""
+        whole = Draws.of(self.options.seed, self.step, self.options.batch_size)
+        levels = torch.as_tensor(self.objective.nodes(whole).ratio).expand(len(whole))
+        folder = None if self.workdir is None else checkpoint.latest(self.workdir)
+        error = not_finite(
+            what, self.step + 1, self.order.rows(self.step).tolist(), levels.tolist(), losses.tolist(),
+            "" if folder is None else folder.name,
+        )  # fmt: skip
+        return error if self.processes.main else Elsewhere(str(error))
+
+    def _dropout_seed(self) -> int:
         """The seed of torch's global generators in an update."""
-        text = f"{self.options.seed} {_DROPOUT} {step}".encode()
+        text = f"{self.options.seed} {_DROPOUT} {self.step} {self.processes.index}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
     def save(self) -> None:
         """Writes a checkpoint, if there is a ``workdir``."""
-        if self.workdir is None:
-            return
-        state = checkpoint.Checkpoint(
-            step=self.step,
-            model=state_of(self.network, self.masters),
-            ema=self.average.state(),
-            optimizer=moments_of(self.optimizer, self.names),
-            ema_updates=self.average.updates,
-        )
-        checkpoint.save(self.workdir, state, self.options.keep)
+        if self.workdir is not None:
+            checkpoint.save(self.workdir, self.state.saved(self.step), self.options.keep, self.options.keep_every)
 
     def resume(self) -> None:
         """Loads the last checkpoint, if there is one."""
-        folder = None if self.workdir is None else checkpoint.latest(self.workdir)
-        if folder is None:
+        if self.workdir is None:
             return
-        try:
-            state = checkpoint.load(folder)
-        except InputError as error:
-            raise InputError(f"cannot resume: {error}; remove {folder.name} to resume from the one before") from None
-        if state.step > self.options.steps:
-            raise InputError(f"{str(folder)!r} is already past steps={self.options.steps}")
-        try:
-            load_state(self.network, state.model, self.masters)
-            self.average.load(state.ema, state.ema_updates)
-            moments = state_from(state.optimizer, dict(zip(self.names, self.updated, strict=True)), state.step)
-        except (RuntimeError, ValueError, KeyError) as error:
-            line = " ".join(str(error).split())
-            raise InputError(f"{str(folder)!r} is a checkpoint of a different network: {line[:200]}") from None
-        # the settings of this run, not those of the checkpoint
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.step = state.step
-
-
-@lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> Tensor:
-    return torch.randperm(count, generator=generator(seed, _ORDER, epoch))
-
-
-@dataclass
-class _Interrupts:
-    """Whether Ctrl-C was pressed or SIGTERM arrived."""
-
-    pending: bool = field(default=False)
-
-
-@contextlib.contextmanager
-def _interrupts(hold: bool) -> Iterator[_Interrupts]:
-    """Delays the first Ctrl-C until the update is complete, so that weights, average and buffers stay consistent.
-
-    The same for SIGTERM if it has the handler of Ctrl-C, as in the command line. Other handlers, which the caller
-    installed, stay in place.
-    """
-    seen = _Interrupts()
-    main = threading.current_thread() is threading.main_thread()
-    ours = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is signal.default_int_handler]
-
-    def restore() -> None:
-        for number in ours if hold and main else ():
-            signal.signal(number, signal.default_int_handler)
-
-    def handle(number: int, frame: Any) -> None:
-        seen.pending = True
-        restore()
-
-    for number in ours if hold and main else ():
-        signal.signal(number, handle)
-    try:
-        yield seen
-    finally:
-        restore()
+        if (found := last_of(self.workdir, self.options.steps, self.processes)) is not None:
+            self.processes.each(lambda: self.state.load(*found))
+            self.step = found[1].step

@@ -1,58 +1,59 @@
-"""Denoising score matching (Vincent 2011): a target, whose error is squared, and a time sampler.
+"""The base class of training losses, and denoising score matching (Vincent 2011).
 
-With x = alpha x0 + sigma eps, let d_x0 and d_eps be the errors of a prediction; alpha d_x0 + sigma d_eps = 0. Every
-target is a linear form in x0 and eps, so its error is d_eps times a factor. The targets weight |d_eps|^2 by
-
-    eps 1    x0 (sigma / alpha)^2    v ((alpha^2 + sigma^2) / alpha)^2    velocity (sigma' - alpha' sigma / alpha)^2
-    edm (r^2 + sigma_data^2) / sigma_data^2    with r = sigma / alpha
+A loss of denoising score matching is three choices. The *output* of the network (``Denoiser.predicts``) is the quantity
+in which it answers. The *weighting* is the weight of its error at each noise level. The *time sampler* decides how
+often a noise level is seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from solvers import InputError, Registry
-from solvers.errors import unknown
+from solvers import Node, Registry
+from solvers.noise.draws import Draws
 from solvers.registry.options import Options
-from solvers.types.answers import predicted
+from solvers.types.answers import raw_output
 
 from ..models.model import as_model
-from ..paths.base import ModelLike
+from ..paths.base import SDE, ModelLike
 from ..paths.time_samplers import TimeSampler, Uniform
-
-# (d_x0, d_eps, node, sigma_data) -> the error whose square is the loss; the node's numbers broadcast over (B, *)
-TARGETS: dict[str, Callable[[Tensor, Tensor, Any, float], Tensor]] = {
-    "eps": lambda d_x0, d_eps, node, sigma_data: d_eps,
-    "x0": lambda d_x0, d_eps, node, sigma_data: d_x0,
-    # Salimans and Ho 2022 (arXiv:2202.00512), section 4
-    "v": lambda d_x0, d_eps, node, sigma_data: node.alpha * d_eps - node.sigma * d_x0,
-    # Lipman et al. 2023 (arXiv:2210.02747), eq. 9
-    "velocity": lambda d_x0, d_eps, node, sigma_data: node.dalpha * d_x0 + node.dsigma * d_eps,
-    # Karras et al. 2022 (arXiv:2206.00364), table 1: unit weight on the raw network F
-    "edm": lambda d_x0, d_eps, node, sigma_data: (
-        (node.ratio**2 + sigma_data**2) ** 0.5 / (node.ratio * sigma_data) * d_x0
-    ),
-}
+from .weightings import ScoreMatching, Weighting
 
 
 class Loss(Options):
     """A training loss; a frozen dataclass whose fields are its options."""
 
-    def __call__(self, denoiser: Any, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+    def __call__(
+        self, denoiser: Any, x0: Tensor, draws: Draws, state: nn.Module | None = None, **conditions: Tensor
+    ) -> Tensor:
         """The loss of each sample (B,), a mean over its dimensions.
 
         Args:
             denoiser: the model.
             x0: clean data (B, *), on the denoiser's device.
-            generator: on the CPU; the only source of times and noise, which are drawn in float64 and then rounded.
+            draws: the only source of times and noise, of the same rows of the batch.
+            state: what ``Loss.state`` returned.
             conditions: conditions of the samples, passed to the denoiser, each (B, *).
         """
         raise NotImplementedError
+
+    def nodes(self, sde: SDE, draws: Draws, state: nn.Module | None = None) -> Node[Tensor]:
+        """The nodes (B,) at which the loss of the rows is evaluated, float64 on the CPU."""
+        raise NotImplementedError
+
+    def state(self, sde: SDE) -> nn.Module | None:
+        """What the loss learns (parameters) or remembers (buffers); None if that is nothing."""
+        return None
+
+    def remember(self, state: nn.Module | None, draws: Draws, losses: Tensor) -> None:
+        """Puts the losses (B,) of an update into the state, after it.
+
+        The draws and losses are those of the whole batch, so that the state is the same on all processes.
+        """
 
     def __str__(self) -> str:
         return losses.format(self)
@@ -61,46 +62,41 @@ class Loss(Options):
 losses: Registry[Loss] = Registry("loss", Loss)
 
 
-def normal_like(x0: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of the shape, dtype and device of x0 (B, *), drawn in float64 on the CPU."""
-    return torch.randn(x0.shape, generator=generator, dtype=torch.float64).to(x0.dtype).to(x0.device)
-
-
 @losses.register("dsm", reference="Vincent 2011; Song et al. 2021, arXiv:2011.13456, eq. 7")
 @dataclass(frozen=True)
 class DSM(Loss):
-    """Denoising score matching.
+    """Denoising score matching: E w(t) |eps_model - eps|^2, a mean over dimensions, at x = alpha x0 + sigma eps.
+
+    The error is measured in the network's own output, where it has no rounding errors from a conversion, and multiplied
+    by the weight that this output needs.
 
     Args:
-        target: the quantity whose error is squared: "eps", "x0", "v" (alpha eps - sigma x0), "velocity"
-            (alpha' x0 + sigma' eps) or "edm" (x0 weighted by (r^2 + sigma_data^2) / (r sigma_data)^2). It may differ
-            from the network's output.
+        weighting: the weight w.
         times: the sampler of times on the path.
-
-    Raises:
-        InputError: an unknown target.
     """
 
-    target: Literal["eps", "x0", "v", "velocity", "edm"] = "eps"
+    weighting: Weighting = field(default=ScoreMatching())
     times: TimeSampler = field(default=Uniform())
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.target not in TARGETS:
-            raise unknown("training target", self.target, TARGETS)
+    def nodes(self, sde: SDE, draws: Draws, state: nn.Module | None = None) -> Node[Tensor]:
+        return sde(self.times.sample(sde, draws))
 
-    def __call__(self, denoiser: ModelLike, x0: Tensor, generator: torch.Generator, **conditions: Tensor) -> Tensor:
+    def __call__(
+        self, denoiser: ModelLike, x0: Tensor, draws: Draws, state: nn.Module | None = None, **conditions: Tensor
+    ) -> Tensor:
         """See ``Loss``.
 
         Raises:
-            InputError: the target "edm" with a denoiser that has no ``sigma_data``.
+            InputError: a weighting that needs a denoiser with ``sigma_data``.
         """
-        sigma_data = as_model(denoiser).sigma_data
-        if self.target == "edm" and sigma_data is None:
-            raise InputError("the training target 'edm' needs a denoiser with sigma_data")
-        node = denoiser.sde(self.times.sample(denoiser.sde, len(x0), generator))
-        eps = normal_like(x0, generator)
+        model = as_model(denoiser)
+        node = self.nodes(model.sde, draws, state)
+        eps = draws.normal_like(x0)
         wide = node.like(x0)
-        prediction = predicted(denoiser.predict, wide.alpha * x0 + wide.sigma * eps, node, conditions)
-        error = TARGETS[self.target](prediction.x0 - x0, prediction.eps - eps, wide, sigma_data or 1.0)
-        return (error**2).flatten(1).mean(1)
+        out = raw_output(model.raw, wide.alpha * x0 + wide.sigma * eps, node, conditions)
+        error = (out - model.output.target(x0, eps, wide)).square().flatten(1).mean(1)
+        # eps = c x + d out, so an error of the output is an error d times as large of eps
+        factor: Any = model.output.read(1.0, 0.0, node).eps
+        weight = torch.as_tensor(self.weighting.of_eps(model.sde, node, model.sigma_data) * factor**2)
+        value: Tensor = weight.to(error) * error
+        return value

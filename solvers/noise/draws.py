@@ -12,9 +12,14 @@ from torch import Tensor
 
 from .counter import fill, keys_of, room, uniforms
 
-STREAMS = {"times": 1, "noise": 2, "bins": 3, "dropout": 4, "conditions": 5, "augmentation": 6, "probes": 7}
+STREAMS = {
+    "times": 1, "noise": 2, "bins": 3, "dropout": 4, "conditions": 5, "augmentation": 6, "probes": 7,
+    "decoder": 8, "bound": 9,
+}  # fmt: skip
 """The streams, which are independent of one another."""
-Stream = Literal["times", "noise", "bins", "dropout", "conditions", "augmentation", "probes"]
+Stream = Literal[
+    "times", "noise", "bins", "dropout", "conditions", "augmentation", "probes", "decoder", "bound"
+]  # fmt: skip
 _SHARED = 2**40  # the place of numbers that all rows of a batch share
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,9 @@ def integral(t: T, beta_min: float, slope: float) -> T:
     return t * (beta_min + 0.5 * slope * t)  # type: ignore
 
 
-def time_of_integral(integral: float, beta_min: float, slope: float) -> float:
-    """The time t for a given integral of beta over [0, t], without cancellation; the inverse of ``integral``."""
-    return 2 * integral / (math.sqrt(beta_min**2 + 2 * slope * integral) + beta_min)
+def time_of_integral(integral: Any, beta_min: float, slope: float) -> Any:
+    """The time t for a given integral of beta over [0, t], a number or an array, without cancellation.
+
+    The inverse of ``integral``.
+    """
+    return 2 * integral / (np.sqrt(beta_min**2 + 2 * slope * integral) + beta_min)

@@ -160,7 +160,7 @@ class VPTime(RatioGrid):
         first, last = (2 * math.log(math.hypot(1, r)) if r > 1 else math.log1p(r * r) for r in (high, low))
         beta_d, beta_min, first_u, last_u = self.beta_d, self.beta_min, 1.0, self.eps_s
         if last_u is None:
-            first_u, last_u = (time_of_integral(end, beta_min, beta_d) for end in (first, last))
+            first_u, last_u = (float(time_of_integral(end, beta_min, beta_d)) for end in (first, last))
         else:  # beta_d u^2 / 2 + beta_min u = first at u = 1, last at u = eps_s
             beta_d = 2 * (first - last / last_u) / (1 - last_u)
             beta_min = first - 0.5 * beta_d

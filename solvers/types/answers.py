@@ -68,13 +68,13 @@ def predicted(predict: Callable[..., Prediction], x: Any, node: Any, conditions:
     return found
 
 
-def raw_output(raw: Callable[..., Tensor], x: Any, node: Any) -> Any:
+def raw_output(raw: Callable[..., Tensor], x: Any, node: Any, conditions: Mapping[str, Any] = _NONE) -> Any:
     """A model's own output (B, *) at x (B, *), checked like ``predicted``.
 
     Raises:
         InputError: the model does not return floats like x; see also ``call``.
     """
-    found = call("the model", raw, x, node)
+    found = call("the model", raw, x, node, conditions)
     if wrong := fault(found, x):
         raise InputError(f"the model returns {wrong} for samples {tuple(x.shape)}")
     return found.detach() if found.requires_grad and not torch.is_grad_enabled() else found

@@ -65,6 +65,20 @@ PREDICTS: dict[str, Convert] = {
 }
 
 
+# (x0, eps, node, sigma_data) -> the output at x = alpha x0 + sigma eps whose reading is x0 and eps
+_TARGETS: dict[str, Callable[[Any, Any, Any, float], Any]] = {
+    "x0": lambda x0, eps, node, sigma_data: x0,
+    "eps": lambda x0, eps, node, sigma_data: eps,
+    "v": lambda x0, eps, node, sigma_data: node.alpha * eps - node.sigma * x0,
+    "score": lambda x0, eps, node, sigma_data: eps / -node.sigma,
+    "velocity": lambda x0, eps, node, sigma_data: node.dalpha * x0 + node.dsigma * eps,
+    # (D - c_skip y) / c_out at D = x0, in which nothing cancels
+    "edm": lambda x0, eps, node, sigma_data: (
+        ((node.ratio / sigma_data) * x0 - sigma_data * eps) / (node.ratio**2 + sigma_data**2) ** 0.5
+    ),
+}
+
+
 class Output(NamedTuple):
     """The output of a network, by name.
 
@@ -95,6 +109,13 @@ class Output(NamedTuple):
         """((a, b), (c, d)) with x0 = a x + b out and eps = c x + d out."""
         (a, c), (b, d) = (PREDICTS[self.name](out, x, node, self.sigma_data) for out, x in ((0.0, 1.0), (1.0, 0.0)))
         return (a, b), (c, d)
+
+    def target(self, x0: Any, eps: Any, node: Any) -> Any:
+        """The output (B, *) that is right at x = alpha x0 + sigma eps: a network is trained to return its mean.
+
+        The node's numbers broadcast against x0 and eps (B, *).
+        """
+        return _TARGETS[self.name](x0, eps, node, self.sigma_data)
 
     def of(self, prediction: Prediction, x: Any, node: Node) -> Any:
         """The output (B, *) that corresponds to a prediction at x; the inverse of ``read``.

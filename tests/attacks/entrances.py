@@ -187,7 +187,7 @@ def _from_file(name: str) -> contextlib.AbstractContextManager[None]:
     return Origin(name).limits()
 
 
-TENSORS = tuple(f"{STEP}/{name}.safetensors" for name in ("model", "ema", "optimizer"))
+TENSORS = tuple(f"{STEP}/{name}.safetensors" for name in ("model", "average_0", "optimizer"))
 RUN_FILES = (f"{STEP}/state.json", *TENSORS)
 PIPELINE = (
     *("pipeline/model_index.json", "pipeline/scheduler/scheduler_config.json", "pipeline/unet/config.json"),
