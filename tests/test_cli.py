@@ -32,11 +32,11 @@ def test_training_leaves_a_whole_run(run):
     saved = json.loads((run / "config.json").read_text())
     assert saved["data"].pop("deviation") == pytest.approx(0.7526, abs=1e-4)
     data = scoresde.data.load("digits")
-    assert saved["data"].pop("mean") == pytest.approx(float(data.train.mean()), abs=1e-6)
-    fingerprints = [scoresde.result_files.fingerprint(split) for split in (data.train, data.test)]
+    assert saved["data"].pop("mean") == pytest.approx(float(data.train.tensor().mean()), abs=1e-6)
+    fingerprints = [scoresde.result_files.fingerprint(split) for split in (data.train.tensor(), data.test.tensor())]
     assert saved["data"] == {
         **{"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125, "levels": [0, 16]},
-        **{"samples": [1497, 300], "fingerprints": fingerprints},
+        **{"samples": [1497, 300], "fingerprints": fingerprints, "conditions": []},
     }
 
 
@@ -79,7 +79,7 @@ def test_likelihood_matches_the_library(run, tmp_path):
     options = ["--config.likelihood.steps=6", "--config.likelihood.divergence=exact"]
     assert main(["likelihood", f"--workdir={run}", "--split=test", "--limit=5", f"--out={tmp_path}", *options]) == 0
     saved = np.load(tmp_path / "likelihood.npz")
-    x = scoresde.data.load("digits").test[:5]
+    x = scoresde.data.load("digits").test.first(5).x
     given = {"divergence": "exact", "bin_width": 0.125, "dequantiser": "uniform", "error": True}
     again = scoresde.log_prob(load_run(run).denoiser, x, steps=6, **given)
     assert np.allclose(saved["nats"], again.nats.numpy(), rtol=0, atol=1e-9)

@@ -156,7 +156,7 @@ def test_a_config_names_it_by_its_file(tmp_path):
     run.config.likelihood.dequantiser = f'variational(path="{tmp_path / "own.safetensors"}")'
     run.config.likelihood.steps, run.config.likelihood.error = 3, False
     options = options_of(run)
-    x = scoresde.data.load("digits").test[:3].double()
+    x = scoresde.data.load("digits").test.first(3).x.double()
     found = log_prob(run.denoiser, x, **options)
     direct = log_prob(run.denoiser, x, **(options | {"dequantiser": made}))
     assert torch.equal(found.nats, direct.nats)

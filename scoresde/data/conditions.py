@@ -1,4 +1,4 @@
-"""Conditions: what a network receives besides the sample and the time."""
+"""Conditions: what a network receives in addition to the sample and the time."""
 
 from __future__ import annotations
 
