@@ -25,8 +25,15 @@ def get_config() -> ConfigDict:
     config.model.sigma_data = placeholder(float)  # for predicts = "edm"; default: the deviation of the data, two digits
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # digits (scikit-learn), idx (MNIST files in a folder), file (.npy, .npz)
-    config.data.path = ""  # the folder of idx, or the file
+    # digits (scikit-learn), images (a folder), idx (MNIST's files), cifar, file (.npy, .npz, .safetensors),
+    # huggingface; auto for what is at the path
+    config.data.name = "digits"
+    config.data.path = ""  # the folder or file
+    config.data.size = placeholder(str)  # of images: 64 or 64x48, height x width; default: theirs
+    config.data.resize = "bicubic"  # the filter of a change of size: nearest, box, bilinear, bicubic, lanczos
+    config.data.crop = "center"  # cut the middle out when the form differs; none: stretch
+    config.data.channels = placeholder(int)  # of images: 1 grey, 3 colours, 4 and opacity; default: theirs
+    config.data.skip_corrupt = False  # leave out images that cannot be read
     config.data.labels = "auto"  # the conditions: names of columns or .npy files; off for none
     config.data.classes = placeholder(int)  # how many classes there are; default: as many as occur
     config.data.bin_width = placeholder(float)  # distance between levels, for numbers that stay as they are

@@ -192,7 +192,7 @@ def _without_zeros(denoiser: Denoiser, network: nn.Module) -> Denoiser:
             scale = max(1, parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.1
             weights[name] = (scale * torch.randn(parameter.shape, generator=source)).to(parameter)
 
-    def evaluated(x: Tensor, label: Tensor, **conditions: Tensor) -> Any:
+    def evaluated(x: Tensor, label: Tensor, /, **conditions: Tensor) -> Any:
         return torch.func.functional_call(network, weights, (x, label), conditions)
 
     one = torch.empty(0, dtype=denoiser.dtype or next((p.dtype for p in network.parameters()), torch.float32))

@@ -16,7 +16,10 @@ from solvers.noise.seeded import global_seed
 
 from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
-from ..data.dataset import DataCard, Dataset, load
+from ..data.dataset import DataCard, Dataset
+from ..data.images import size_of
+from ..data.loading import load
+from ..data.storage import ImageOptions
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
@@ -42,6 +45,7 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
     data = load(
         given.name, given.path, config.seed, bin_width=given.bin_width, card=card,
         labels=given.labels, classes=given.classes,
+        images=ImageOptions(size_of(given.size), given.resize, given.crop, given.channels, given.skip_corrupt),
     )  # fmt: skip
     if card is not None and data.card.shape != card.shape:
         raise InputError(f"the data are of shape {data.card.shape}, the model was trained on {card.shape}")
