@@ -338,7 +338,7 @@ SCRIPT = "import sys; del sys.path[0]; from scoresde.cli import main; sys.exit(m
 @pytest.mark.parametrize("start", ["-m", "script"])
 def test_a_folder_full_of_evil_files_runs_none_of_them(run, evil, start):
     """In the installed command, which has the folder of the script on its path, and with ``python -m``."""
-    first = ["-m", "scoresde.cli"] if start == "-m" else ["-c", SCRIPT]
+    first = ["-m", "scoresde"] if start == "-m" else ["-c", SCRIPT]
     bench = ["benchmark", f"--workdir={run}", "--solvers=ddim", "--nfe=5", "--seeds=8", f"--out={run.parent / start}"]
     commands = {"-m": [bench, ["solvers", "statistics:Mine"]], "script": [["solvers", "heun", "--steps=2", "--show"]]}
     commands["script"] += [["solvers", "no_such_solver"]]  # the name is looked up among the plug-ins

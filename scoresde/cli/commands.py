@@ -18,7 +18,7 @@ from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
 from ..data.dataset import DataCard, Dataset
 from ..likelihood.result import LogProb
-from ..pictures import is_image
+from ..sampling.pictures import is_image
 from ..result_files import environment, fingerprint, replacing, writable, write_json
 from ..runs import build, config, saved
 from ..runs.run import Run, load_run

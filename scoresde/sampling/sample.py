@@ -32,7 +32,7 @@ from ..models.faults import checked_model, report_faults, start_faults
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
-from ..pictures import image_grid
+from .pictures import image_grid
 from ..result_files import write_arrays
 from . import cuda_graph as graphs
 from .batches import (

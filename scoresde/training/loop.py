@@ -35,7 +35,7 @@ from solvers.noise.seeded import global_seed
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows, TensorRows
 from ..inputs import Array, tensor_of
-from ..models.faults import data_faults, report_faults, setting_faults
+from ..models.faults import Fault, data_faults, report_faults, setting_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
@@ -56,6 +56,7 @@ Change = Callable[[Batch, Draws], Batch]
 Watcher = Callable[["Training"], object]
 """What looks at a training at intervals, and changes nothing of it."""
 _DROPOUT = 33  # label of the random stream
+_CHECKED = 1024  # rows whose scale is checked, where the data are not in memory
 
 
 class Updated(NamedTuple):
@@ -144,18 +145,21 @@ def prepared(
     """
     processes = processes or Processes()
 
-    def checked() -> Training:
+    def checked() -> tuple[Training, list[Fault]]:
         rows = data if isinstance(data, Rows) else TensorRows(_checked(data))
         model = as_model(denoiser)
-        if processes.main:
-            some = rows.x if isinstance(rows, TensorRows) else rows.batch(torch.arange(min(len(rows), 1024))).x
-            report_faults([*data_faults(model, some, options.bin_width), *setting_faults(model)])
+        some = rows.x if isinstance(rows, TensorRows) else rows.batch(torch.arange(min(len(rows), _CHECKED))).x
+        faults = [*data_faults(model, some, options.bin_width), *setting_faults(model)]
         run = Training(denoiser, network, rows, loss, options, processes, changes)
-        if run.workdir is not None:
+        if run.workdir is not None and processes.main:
             log.read(run.workdir)
-        return run
+        return run, faults
 
-    run = processes.each(checked)
+    run, faults = processes.each(checked)
+    if processes.main:
+        report_faults(faults)
+    elif fatal := next((fault.text for fault in faults if fault.fatal), None):
+        raise Elsewhere(fatal)
     run.resume()
     return run
 
