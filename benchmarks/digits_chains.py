@@ -157,14 +157,14 @@ def main() -> None:
             run = load_run(workdir)
             data = build.load_data(run.config, run.card)
             torch.manual_seed(0)
-            facts, terms = score(run, data.train, data.test)
-            records, shown = draw(run, data.test)
+            facts, terms = score(run, data.train.tensor(), data.test.tensor())
+            records, shown = draw(run, data.test.tensor())
             pictures[name] = (shown, terms)
             document[name] = {
                 "sde": run.config.sde,
                 "config": run.config.to_dict(),
                 "step": run.step,
-                "test": f"{len(data.test)} held-out digits, {fingerprint(data.test)}",
+                "test": f"{len(data.test)} held-out digits, {fingerprint(data.test.tensor())}",
                 **facts,
                 "samples": records,
             }

@@ -128,12 +128,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     digits = data.load("digits")
-    assert digits.bin_width is not None
-    decoder = Levels(digits.bin_width, digits.low, digits.high)
+    train, test = digits.train.tensor(), digits.test.tensor()
+    assert digits.card.bin_width is not None
+    decoder = Levels(digits.card.bin_width, digits.card.low, digits.card.high)
     document: dict[str, Any] = {
         "command": "python benchmarks/learned_schedule.py",
         "environment": environment(),
-        "data": f"{len(digits.train)} digits, held out {len(digits.test)}, {fingerprint(digits.test)}",
+        "data": f"{len(digits.train)} digits, held out {len(digits.test)}, {fingerprint(test)}",
         "decoder": str(decoder),
         "loss": str(ContinuousBound(decoder)),
         "network": NETWORK,
@@ -153,10 +154,10 @@ def main() -> None:
         for name, template in SCHEDULES.items():
             spec = template.format(*(found["monotone"]["ends"] if name == "control" else pair))
             with tempfile.TemporaryDirectory() as folder:
-                denoiser, losses[name] = fit(spec, digits.train, decoder, Path(folder))
+                denoiser, losses[name] = fit(spec, train, decoder, Path(folder))
             sde = denoiser.sde
             assert isinstance(sde, LearnedVP)
-            bound = continuous_bound(denoiser, digits.test, draws=DRAWS, decoder=decoder)
+            bound = continuous_bound(denoiser, test, draws=DRAWS, decoder=decoder)
             bits[name] = bound.bits_per_dim
             gammas[name] = sde.gamma(torch.linspace(0, 1, 101, dtype=torch.float64)).tolist()
             found[name] = {
@@ -164,7 +165,7 @@ def main() -> None:
                 "ends": [gammas[name][0], gammas[name][-1]],
                 "bits_per_dim": summary(bits[name]),
                 "parts": parts(bound),
-                "one_sample_variance": one_sample_variance(denoiser, digits.test, decoder),
+                "one_sample_variance": one_sample_variance(denoiser, test, decoder),
                 "minus_fixed": summary(bits[name] - bits["fixed"]),
                 "gamma": gammas[name][::10],
                 "loss": losses[name],

@@ -296,7 +296,7 @@ def held_out(run: Run, samples: int) -> Tensor:
     """The first test digits (B, *), spread over their bins, float64."""
     data, width = build.load_data(run.config, run.card), run.card.bin_width
     assert width is not None
-    return scoresde.dequantise(data.test[:samples].double(), width, range(samples))
+    return scoresde.dequantise(data.test.first(samples).x.double(), width, range(samples))
 
 
 def measure(task: Task) -> dict[str, Any]:
@@ -328,7 +328,7 @@ def main() -> None:
     run, precise = trained(arguments.workdir)
     x, data, width = held_out(run, arguments.samples), build.load_data(run.config, run.card), run.card.bin_width
     assert width is not None
-    train = scoresde.dequantise(data.train, width, range(len(data.train)))
+    train = scoresde.dequantise(data.train.tensor(), width, range(len(data.train)))
     sde = run.denoiser.sde
     exact, exact_gap = on_network(run, precise, x.float(), "exact")
     probe, probe_gap = on_network(run, precise, x.float(), "hutchinson(probes=1)")

@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict()
     config.data.name = "digits"  # digits (scikit-learn), idx (MNIST files in a folder), file (.npy, .npz)
     config.data.path = ""  # the folder of idx, or the file
+    config.data.labels = "auto"  # the conditions: names of columns or .npy files; off for none
+    config.data.classes = placeholder(int)  # how many classes there are; default: as many as occur
     config.data.bin_width = placeholder(float)  # distance between levels, for numbers that stay as they are
     config.data.dequantise = True  # train on data spread over their bins, where a bin width is known
 

@@ -32,7 +32,7 @@ LARGEST_HEADER = 16 * 2**20  # bytes of the header of a safetensors file
 _RATIO = 1032  # the most bytes that one compressed byte can stand for: deflate's limit
 _PIECE = 2**20  # bytes that are read at once
 _KINDS = "biufcSU"  # numbers and text
-_UBYTE_IMAGES = (0x08, 3)  # IDX: the code of unsigned bytes, and the dimensions count, height, width
+_UBYTE = 0x08  # IDX: the code of unsigned bytes
 # what the readers of zipfile, zlib, NumPy, safetensors and torch raise about files that nobody wrote with them
 FAULTS = (
     *(ArithmeticError, EOFError, LookupError, MemoryError, RuntimeError, SyntaxError, TypeError, ValueError),
@@ -144,25 +144,41 @@ def read_images(path: str | Path, what: str = "file", limit: int = LARGEST) -> _
     Raises:
         InputError: the file cannot be read, is not such a file, or has more or fewer pixels than its header claims.
     """
+    return _read_idx(path, what, limit, 3, "images", "pixels")
+
+
+def read_labels(path: str | Path, what: str = "file", limit: int = LARGEST) -> _Array:
+    """Labels (N,), unsigned bytes, from an IDX file; see ``read_images``.
+
+    Raises:
+        InputError: the file cannot be read, is not such a file, or has more or fewer labels than its header claims.
+    """
+    return _read_idx(path, what, limit, 1, "labels", "labels")
+
+
+def _read_idx(path: str | Path, what: str, limit: int, dimensions: int, kind: str, unit: str) -> _Array:
+    """An array of unsigned bytes from an IDX file."""
     packed = Path(path).suffix == ".gz"
+    begin = 4 + 4 * dimensions
     with open_regular(path, what) as (file, size):
         stream = _Inflated(file) if packed else file
         try:
-            head = np.zeros(16, np.uint8)
-            if _fill(stream, head) < 16 or (head[:4] != (0, 0, *_UBYTE_IMAGES)).any():
-                raise InputError(f"{str(path)!r} is not an IDX file of images (unsigned bytes in three dimensions)")
-            sizes = struct.unpack(">3I", head[4:].tobytes())
-            most = size * _RATIO if packed else size - 16
+            head = np.zeros(begin, np.uint8)
+            if _fill(stream, head) < begin or (head[:4] != (0, 0, _UBYTE, dimensions)).any():
+                count = {1: "one dimension", 3: "three dimensions"}[dimensions]
+                raise InputError(f"{str(path)!r} is not an IDX file of {kind} (unsigned bytes in {count})")
+            sizes = struct.unpack(f">{dimensions}I", head[4:].tobytes())
+            most = size * _RATIO if packed else size - begin
             if math.prod(sizes) > min(most, limit):
-                raise _damaged(path, what, f"it claims {math.prod(sizes):,} pixels {sizes} in {size:,} bytes")
-            pixels = np.empty(sizes, np.uint8)
-            found = _fill(stream, pixels)
-            if found < pixels.size or stream.read(1):
-                there = f"{found:,}" if found < pixels.size else "more bytes"
-                raise _damaged(path, what, f"{there} for {pixels.size:,} pixels {sizes}")
+                raise _damaged(path, what, f"it claims {math.prod(sizes):,} {unit} {sizes} in {size:,} bytes")
+            numbers = np.empty(sizes, np.uint8)
+            found = _fill(stream, numbers)
+            if found < numbers.size or stream.read(1):
+                there = f"{found:,}" if found < numbers.size else "more bytes"
+                raise _damaged(path, what, f"{there} for {numbers.size:,} {unit} {sizes}")
         except zlib.error as error:
             raise _damaged(path, what, error) from None
-    return pixels
+    return numbers
 
 
 def _damaged(path: str | Path, what: str, reason: object) -> InputError:

@@ -316,7 +316,7 @@ def test_a_run_of_a_chain_and_its_bound(tmp_path, name, scale, dequantise):
     cheap += ["--config.likelihood.bound_indices=6", "--limit=5", f"--out={out}"]
     assert main(["likelihood", f"--workdir={run}", *cheap]) == 0
     record, arrays = json.loads((out / "likelihood.json").read_text()), np.load(out / "likelihood.npz")
-    trained, x = load_run(run), scoresde.data.load("digits").test[:5]
+    trained, x = load_run(run), scoresde.data.load("digits").test.first(5).x
     if dequantise:
         direct = chain_bound(trained.denoiser, scoresde.dequantise(x, 0.125, range(5)), bin_width=0.125, indices=6)
     else:
@@ -354,7 +354,7 @@ def test_a_learned_variance_from_a_config_alone(tmp_path):
     scoring += ["--config.likelihood.steps=4", "--limit=2", f"--out={out}"]
     assert main(["likelihood", f"--workdir={whole}", *scoring]) == 0
     record = json.loads((out / "likelihood.json").read_text())
-    x = scoresde.dequantise(scoresde.data.load("digits").test[:2], 0.125, range(2))
+    x = scoresde.dequantise(scoresde.data.load("digits").test.first(2).x, 0.125, range(2))
     direct = chain_bound(model, x, "ddpm(variance=learned)", bin_width=0.125, indices=3)
     assert record["means"]["bound_nats"] == pytest.approx(float(direct.nats.mean()), rel=1e-9)
 

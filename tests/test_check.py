@@ -106,7 +106,7 @@ def test_a_flow_with_its_time_reversed_is_recognised():
 @pytest.fixture(scope="module")
 def trained():
     """A network trained for a few seconds on the digits."""
-    data = load("digits").train
+    data = load("digits").train.tensor()
     torch.manual_seed(0)
     network = networks.make("mlp(width=64, depth=1)").build((1, 8, 8))
     denoiser = Denoiser(network, FLOW, "velocity")
@@ -144,7 +144,7 @@ def test_the_prediction_of_a_trained_network(trained):
 
 
 def test_an_untrained_network_fits_nothing(run):
-    x = load("digits").train[:8]
+    x = load("digits").train.first(8).x
     with torch.random.fork_rng():
         torch.manual_seed(0)
         untrained = networks.make("mlp(width=16, depth=1)").build((1, 8, 8))
@@ -204,7 +204,7 @@ def test_other_models_are_compared_with_mean_and_variance():
 
 def learning(steps, predicts="eps"):
     """A network of right settings after a few steps of training on the digits."""
-    data = load("digits").train
+    data = load("digits").train.tensor()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = networks.make("mlp(width=64, depth=1)").build((1, 8, 8))

@@ -299,12 +299,12 @@ def test_runs_from_the_command_line_train_resume_sample_and_score(tmp_path):
     options = ["--config.likelihood.steps=4", "--config.likelihood.divergence=hutchinson(probes=1)"]
     assert main(["likelihood", f"--workdir={whole}", "--split=test", "--limit=3", f"--out={out}", *options]) == 0
     assert json.loads((out / "likelihood.json").read_text())["config"]["sde"].startswith("learned_vp(")
-    x = scoresde.dequantise(scoresde.data.load("digits").test[:3], 0.125, range(3))
+    x = scoresde.dequantise(scoresde.data.load("digits").test.first(3).x, 0.125, range(3))
     nats = scoresde.log_prob(run.denoiser, x, steps=4, divergence="hutchinson(probes=1)", bin_width=0.125).nats
     # the network sees float32; the schedule of the last update instead of the average would move this by 4e-3
     assert np.allclose(np.load(out / "likelihood.npz")["nats"], nats.numpy(), rtol=0, atol=1e-4)
     # the bound that it was trained by, at the levels themselves
-    levels = scoresde.data.load("digits").test[:3]
+    levels = scoresde.data.load("digits").test.first(3).x
     decoder = scoresde.bounds.decoders.Discretised(0.125)
     bound = scoresde.continuous_bound(run.denoiser, levels, draws=128, decoder=decoder, seeds=range(3))
     assert np.allclose(np.load(out / "likelihood.npz")["bound_nats"], bound.nats.numpy(), rtol=1e-6, atol=1e-3)

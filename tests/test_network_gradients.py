@@ -18,7 +18,7 @@ def denoiser_of(spec):
         return scoresde.Denoiser(networks.make(spec).build(SHAPE).double().eval(), scoresde.VP(), predicts="edm")
 
 
-UNETS = ["unet(channels=[4, 8], groups=2)", "unet(channels=[4, 8], groups=2, attention=True)"]
+UNETS = ["unet(channels=[4, 8], groups=2)", "unet(channels=[4, 8], groups=2, attention=[1])"]
 
 
 @pytest.mark.parametrize("spec", UNETS)

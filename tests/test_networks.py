@@ -27,8 +27,8 @@ def spread_over_labels(net, x, labels):
 
 
 def test_specs_round_trip():
-    assert networks.names() == ["mlp", "unet"]
-    for spec in ("mlp", "mlp(width=64, depth=2)", "unet", "unet(channels=[16, 32, 32], attention=True, groups=4)"):
+    assert networks.names() == ["dit", "mlp", "unet"]
+    for spec in ("mlp", "mlp(width=64, depth=2)", "unet", "unet(channels=[16, 32, 32], attention=[2], groups=4)"):
         recipe = networks.make(spec)
         assert str(recipe) == spec
         assert networks.make(str(recipe)) == recipe
@@ -80,7 +80,7 @@ def test_mlp_fits_a_function_of_the_label_alone():
     assert error < 1e-2  # the variance of the target is about 0.5
 
 
-@pytest.mark.parametrize("recipe", [UNet((16, 32)), UNet((16, 24), attention=True, groups=4), UNet((8,), groups=1)])
+@pytest.mark.parametrize("recipe", [UNet((16, 32)), UNet((16, 24), attention=(1,), groups=4), UNet((8,), groups=1)])
 def test_unet_answers_for_images_and_hears_the_label(recipe):
     net = recipe.build((2, 8, 12))
     x = torch.randn(2, 2, 8, 12)

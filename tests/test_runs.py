@@ -60,9 +60,9 @@ def changed(place, value):
 
 
 def test_a_run_refuses_other_data_and_says_what_differs(folder, capsys):
-    before = contents(folder / "run")
-    data = scoresde.data.load("file", "x.npy")
-    trained, held_out = (ROWS[:, 0].tolist().index(float(split[0, 0])) for split in (data.train, data.test))
+    before, data = contents(folder / "run"), scoresde.data.load("file", "x.npy")
+    firsts = [float(split.tensor()[0, 0]) for split in (data.train, data.test)]
+    trained, held_out = (ROWS[:, 0].tolist().index(x) for x in firsts)
     swapped = ROWS.copy()
     swapped[[held_out, trained]] = ROWS[[trained, held_out]]
     for rows, words in [

@@ -202,7 +202,7 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     run = load_run(arguments.workdir, overrides, ("likelihood", "device", "data.path"))
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)
-    x = {"train": data.train, "test": data.test}[arguments.split][: arguments.limit]
+    x = {"train": data.train, "test": data.test}[arguments.split].first(arguments.limit).x
     out = writable(arguments.out or arguments.workdir / "likelihood")
     import_drawing()
     found = evaluate(run, x, arguments.split, out / "shards", arguments.shards)
@@ -263,7 +263,7 @@ def compare(
 
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)
-    reference = data.test
+    reference = data.test.tensor()
     with run.origin.limits():
         rows = run_benchmark(
             run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
@@ -321,8 +321,7 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     import_drawing()
     fit(cfg, out / "run")
     run = load_run(out / "run", trust=True)  # its config was just written
-    test = build.load_data(run.config, run.card).test
-    x = test[:64] if arguments.fast else test
+    x = build.load_data(run.config, run.card).test.first(64 if arguments.fast else None).x
     found = evaluate(run, x, "test")
     assert not isinstance(found, Unfinished)  # this process computes every shard
     write_results(out, run, x, "test", found, command)

@@ -1,20 +1,19 @@
-"""Data sets by name: tensors in memory, split into train and test by a seed.
+"""Data sets by name: read, scaled, and split into train and test by a seed.
 
-Whole numbers are levels: k = 0 .. K becomes x = 2 k / K - 1 in [-1, 1]. K is 255 for images of more than 17 levels up
-to 255, and the largest number that occurs for everything else. Neighbouring levels are ``bin_width`` = 2 / K apart;
-bits per dimension need this number. Other numbers stay as they are. Images get their channels first. Printing a data
-set shows what was read. No loader unpickles objects: it returns the data or raises an error.
+Whole numbers become levels in [-1, 1], and images get their channels first, see ``levels``. Printing a data set shows
+what was read. No loader unpickles objects: it returns the data or raises an error.
+
+Small data sets are in memory. Of large ones, only the rows of a batch are: they are read once to be checked and
+measured, and then when they are asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,16 +21,18 @@ from torch import Tensor
 
 from solvers import InputError, generator
 from solvers.errors import unknown
-from solvers.libraries import library
 
-from ..array_files import read_array, read_arrays, read_images
 from ..result_files import fingerprint
+from .columns import Described, described, named, requested, with_files
+from .conditions import Condition
+from .levels import channels_place, floats_of, levels_of, scaling_of
+from .rows import Column, Rows, StoredRows, TensorRows
+from .sources import SOURCES
+from .storage import Array, ImageOptions, Part, Raw, Request, Stored
+from .survey import Survey, survey
 
+IN_MEMORY = 2**28  # bytes of all samples as float32: a larger data set stays where it is; the same on every machine
 _SPLIT = 20  # label of the generator's stream
-_PART = 128  # 8-bit images whose largest number is below are probably not of 8 bits
-_FEW = 16  # at most so many levels are counted, not read as 8 bits
-_MOST_LEVELS = 65535  # whole floats beyond 16 bits are measurements
-_EXACT = 2**23  # twice a whole number up to this is exact in float32
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,15 @@ class DataCard:
     """The properties of the training data that other commands need, and what identifies the data.
 
     Attributes:
-        shape, low, high, bin_width, mean, deviation: see ``Dataset``.
+        shape: the shape of one sample.
+        low, high: the range to display, in data units.
+        bin_width: distance between neighbouring discrete levels in data units; None for continuous data.
+        mean, deviation: of all numbers of the training split, in data units; the deviation around their common mean.
         levels: the first level of the source and their number less one, which became [-1, 1]; None if the numbers of
             the source were not scaled.
         samples: how many samples the splits train and test have.
-        fingerprints: those of the splits train and test.
+        fingerprints: those of the splits train and test, conditions included.
+        conditions: what belongs to each sample.
     """
 
     shape: tuple[int, ...]
@@ -55,10 +60,15 @@ class DataCard:
     levels: tuple[int, int] | None
     samples: tuple[int, int]
     fingerprints: tuple[str, str]
+    conditions: tuple[Condition, ...] = ()
 
     def differences(self, other: DataCard) -> list[str]:
         """What other data have that these do not have, in words; empty if they are the same data."""
-        if self.fingerprints == other.fingerprints and self.bin_width == other.bin_width:
+        if (self.fingerprints, self.bin_width, self.conditions) == (
+            other.fingerprints,
+            other.bin_width,
+            other.conditions,
+        ):
             return []
         found = []
         if other.shape != self.shape:
@@ -68,6 +78,9 @@ class DataCard:
             found.append(f"{counts[0]} samples instead of {counts[1]} to train and test")
         if other.bin_width != self.bin_width:
             found.append(f"a bin width of {other.bin_width} instead of {self.bin_width}")
+        if other.conditions != self.conditions:
+            words = [", ".join(map(str, card.conditions)) or "none" for card in (other, self)]
+            found.append(f"the conditions {words[0]} instead of {words[1]}")
         scales = [f"mean {card.mean:.6g} and deviation {card.deviation:.6g}" for card in (other, self)]
         if scales[0] != scales[1]:
             found.append(" instead of ".join(scales))
@@ -86,66 +99,29 @@ class Dataset:
 
     Attributes:
         name: the name that was passed to ``load``.
-        train, test: (N, *) and (M, *), float32.
-        bin_width: distance between neighbouring discrete levels in data units; None for continuous data.
-        low, high: the range to display, in data units.
-        levels: the first level of the source and their number less one, which became [-1, 1]; None if the numbers of
-            the source were not scaled.
+        train, test: N and M samples, float32, with their conditions.
+        card: its properties.
+        ends: the least and the largest number of the training split, in data units.
         notes: what was changed in reading, in words.
     """
 
     name: str
-    train: Tensor
-    test: Tensor
-    bin_width: float | None
-    low: float
-    high: float
-    levels: tuple[int, int] | None = None
+    train: Rows
+    test: Rows
+    card: DataCard
+    ends: tuple[float, float]
     notes: tuple[str, ...] = ()
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
-        return tuple(self.train.shape[1:])
-
-    @property
-    def mean(self) -> float:
-        """The mean of all numbers of the training split, in data units."""
-        return float(self.train.double().mean())
-
-    @property
-    def deviation(self) -> float:
-        """The standard deviation of all numbers of the training split, around their common mean, in data units."""
-        return float(self.train.double().std(correction=0))
-
-    @property
-    def card(self) -> DataCard:
-        """The data card."""
-        return DataCard(
-            self.shape, self.low, self.high, self.bin_width, self.mean, self.deviation, self.levels,
-            samples=(len(self.train), len(self.test)),
-            fingerprints=(fingerprint(self.train), fingerprint(self.test)),
-        )  # fmt: skip
-
     def __str__(self) -> str:
-        x = self.train
+        card = self.card
         facts = [
-            f"{self.name}: {len(x)} + {len(self.test)} samples {self.shape} to train and test",
-            f"numbers from {float(x.min()):.4g} to {float(x.max()):.4g}, mean {self.mean:.4g}, "
-            f"standard deviation {self.deviation:.4g}",
+            f"{self.name}: {len(self.train)} + {len(self.test)} samples {card.shape} to train and test",
+            f"numbers from {self.ends[0]:.4g} to {self.ends[1]:.4g}, mean {card.mean:.4g}, "
+            f"standard deviation {card.deviation:.4g}",
         ]
-        if self.bin_width is not None:
-            facts.append(f"levels, {self.bin_width:.4g} apart")
+        if card.bin_width is not None:
+            facts.append(f"levels, {card.bin_width:.4g} apart")
         return "; ".join([*facts, *self.notes])
-
-
-@dataclass(frozen=True)
-class _Raw:
-    """The arrays that a loader read: rows (N, *) and, if the source has its own split, test rows (M, *)."""
-
-    rows: np.ndarray
-    test: np.ndarray | None = None
-    levels: int | None = None  # the largest level K; None to look at the numbers
 
 
 def load(
@@ -155,48 +131,84 @@ def load(
     test_fraction: float = 1 / 6,
     bin_width: float | None = None,
     card: DataCard | None = None,
+    labels: str = "auto",
+    classes: int | None = None,
+    images: ImageOptions | None = None,
 ) -> Dataset:
     """Loads a data set by its name.
 
     Args:
-        name: "digits", scikit-learn's 1797 images (1, 8, 8); "idx", images (1, H, W) in MNIST's file format, plain or
-            gzipped; "file", an array (N, *) in a .npy file, or in a .npz file under the key "x", under its only key, or
-            under "train" and "test".
-        path: the file for "idx" and "file", or a folder for "idx".
+        name: one of ``sources.SOURCES``: "digits", "idx" or "file".
+        path: the file or folder.
         seed: the seed of the shuffled split. A source with its own split keeps that split and its order.
         test_fraction: the share of the rows that go to the test split, rounded; each split gets at least one row.
         bin_width: the distance between the levels of a "file", whose numbers then stay as they are.
         card: the card of the data that a model was trained on; the numbers are scaled as they were then.
+        labels: the columns that become conditions, separated by commas: names in the source, or .npy files with one row
+            per sample; "off" for none; "auto" for the classes of a folder that contains only sub-folders.
+        classes: how many classes there are; None for as many as occur.
+        images: how files of images become arrays of one shape.
 
     Raises:
         InputError: the name is unknown; the file is missing, unreadable or damaged; the data are empty, not numbers,
-            not finite, or fewer than two rows; a bin width is given for data whose levels are known.
+            not finite, or fewer than two rows; a bin width is given for data whose levels are known; a column is
+            missing, or has other rows than the samples, or numbers that are no condition.
     """
-    if name not in _LOADERS:
-        raise unknown("data set", name, _LOADERS)
+    if name not in SOURCES:
+        raise unknown("data set", name, SOURCES)
+    columns = requested(labels)
+    request = Request(path, columns, labels.strip() == "auto", images or ImageOptions())
+    source = f"{name} data {path!r}" if path else f"{name} data"
+    raw = with_files(SOURCES[name](request), columns, source)
+    return assembled(name, raw, source, seed, test_fraction, bin_width, card, classes)
+
+
+def assembled(
+    name: str,
+    raw: Raw,
+    source: str,
+    seed: int = 0,
+    test_fraction: float = 1 / 6,
+    bin_width: float | None = None,
+    card: DataCard | None = None,
+    classes: int | None = None,
+) -> Dataset:
+    """The data set that a source becomes; see ``load``.
+
+    Args:
+        source: what it is, for messages.
+    """
     if not 0 < test_fraction < 1:
         raise InputError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
-    raw = _LOADERS[name](path)
-    source = f"{name} data {path!r}" if path else f"{name} data"
-    arrays = [raw.rows] if raw.test is None else [raw.rows, raw.test]
-    for array in arrays:
-        _check(array, source)
-    if len({array.shape[1:] for array in arrays}) > 1:
-        raise InputError(f"{source}: samples are {raw.rows.shape[1:]} in train but {arrays[1].shape[1:]} in test")
+    for part in raw.parts:
+        _check(part, source)
+    if raw.test is not None and raw.test.x.shape[1:] != raw.train.x.shape[1:]:
+        raise InputError(f"{source}: samples are {raw.train.x.shape[1:]} in train but {raw.test.x.shape[1:]} in test")
     if raw.levels is not None and bin_width is not None:
         raise InputError(f"{source} are levels {2 / raw.levels:g} apart in [-1, 1]; leave out bin_width")
-    levels, notes = None if raw.levels is None else (0, raw.levels), []
-    if raw.levels is None and bin_width is None:
-        levels = _levels(arrays, source) if card is None else card.levels
-    if levels is not None and raw.levels is None:
-        notes.append(_scaling(arrays, levels, card is not None, source))
-    if move := channels_place(arrays[0].shape[1:], levels is not None):
+    orders = _orders(raw, seed, test_fraction, source)
+    found = _surveys(raw, orders, source)
+    levels, notes = _levels(raw, found, bin_width, card, source)
+    move = channels_place(raw.train.x.shape[1:], levels is not None)
+    shape = raw.train.x.shape[1:]
+    if move is not None:
         notes.append(move.note)
-    splits = [_floats(array if move is None else move.of(array), levels, source) for array in arrays]
-    train, test = splits if raw.test is not None else _split(splits[0], seed, test_fraction, source)
-    low, high = (-1.0, 1.0) if levels is not None else (float(train.min()), float(train.max()))
-    width = bin_width if levels is None else 2 / levels[1]
-    return Dataset(name, train, test, width, low, high, levels, tuple(notes))
+        shape = move.of(np.zeros((1, *shape), np.uint8)).shape[1:]
+    known = {condition.name: condition for condition in (card.conditions if card else ())}
+    conditions = [
+        described(column, raw, shape, classes, known.get(named(column)), source) for column in raw.train.columns
+    ]
+    convert = partial(_converted, levels=levels, move=None if move is None else move.of)
+    splits = _splits(raw, found, orders, convert, conditions, shape)
+    mean, deviation, ends, low, high = _scales(found[0], levels)
+    encoded = raw.train.x.made if isinstance(raw.train.x, Stored) else ""
+    new = DataCard(
+        shape, low, high, bin_width if levels is None else 2 / levels[1], mean, deviation, levels,
+        samples=(len(splits[0]), len(splits[1])),
+        fingerprints=_fingerprints(splits, found, orders, conditions, f"{shape} {levels}", encoded),
+        conditions=tuple(each.condition for each in conditions),
+    )  # fmt: skip
+    return Dataset(name, *splits, new, ends, (*raw.notes, *notes, *(each.note for each in conditions)))
 
 
 def spread(x: Tensor, bin_width: float, noise: Tensor) -> Tensor:
@@ -222,173 +234,129 @@ def spread(x: Tensor, bin_width: float, noise: Tensor) -> Tensor:
     return x.to(wide) + bin_width * (noise.to(wide) - 0.5)
 
 
-class Channels(NamedTuple):
-    """How the channels of an array of images come first, and the sentence that reports it."""
-
-    of: Callable[[np.ndarray], np.ndarray]
-    note: str
-
-
-def channels_place(shape: tuple[int, ...], levels: bool) -> Channels | None:
-    """What brings the channels of samples of ``shape`` first; None if nothing needs to be done.
-
-    Samples (H, W, C) with C of 1, 3 or 4 and H, W of at least 8 are images with their channels last. Samples (H, W) of
-    levels, H and W at least 8, are images without an axis for their one channel.
-    """
-    if len(shape) == 3 and shape[2] in (1, 3, 4) and min(shape[:2]) >= 8:
-        return Channels(lambda x: np.moveaxis(x, -1, 1), f"channels moved first, samples were {tuple(shape)}")
-    if len(shape) == 2 and levels and min(shape) >= 8:
-        return Channels(lambda x: x[:, None], f"one channel added, samples were {tuple(shape)}")
-    return None
+def _check(part: Part, source: str) -> None:
+    if part.x.dtype.kind not in "buif":
+        raise InputError(f"{source}: expected real numbers, got an array of {part.x.dtype}")
+    if len(part.x.shape) < 2:
+        raise InputError(f"{source}: expected an array (N, *) of N samples, got shape {part.x.shape}")
+    if not math.prod(part.x.shape):
+        raise InputError(f"{source}: empty, its shape is {part.x.shape}")
 
 
-def _check(rows: np.ndarray, source: str) -> None:
-    if rows.dtype.kind not in "buif":
-        raise InputError(f"{source}: expected real numbers, got an array of {rows.dtype}")
-    if rows.ndim < 2:
-        raise InputError(f"{source}: expected an array (N, *) of N samples, got shape {rows.shape}")
-    if rows.size == 0:
-        raise InputError(f"{source}: empty, its shape is {rows.shape}")
-
-
-def _levels(arrays: list[np.ndarray], source: str) -> tuple[int, int] | None:
-    """The first level and their number less one, if all numbers are whole; None for continuous data.
-
-    Images with levels from 17 to 255 have 8 bits, whether or not the lightest one occurs; other data have the levels
-    that occur. Floats are levels if they are whole and exceed the range [-1, 1], as in an image that was converted and
-    not scaled.
-
-    Raises:
-        InputError: integers that float32 does not distinguish.
-    """
-    floats = arrays[0].dtype.kind == "f"
-    if floats and not all(np.isfinite(array).all() and (array == np.rint(array)).all() for array in arrays):
-        return None
-    low, high = min(int(array.min()) for array in arrays), max(int(array.max()) for array in arrays)
-    if floats and (high <= 1 or high - low > _MOST_LEVELS):
-        return None
-    low = min(low, 0)
-    if high - low > _EXACT:
-        raise InputError(f"{source}: integers from {low} to {high} are not exact in float32; scale them to floats")
-    if low == 0 and _FEW < high <= 255 and _images(arrays[0].shape[1:]):
-        return 0, 255
-    return low, max(1, high - low)
-
-
-def _images(shape: tuple[int, ...]) -> bool:
-    """Whether samples of levels of ``shape`` are images: with 1, 3 or 4 channels first or last, or (H, W)."""
-    if len(shape) == 3:
-        return shape[0] in (1, 3, 4) or shape[2] in (1, 3, 4)
-    return len(shape) == 2 and min(shape) >= 8
-
-
-def _scaling(arrays: list[np.ndarray], levels: tuple[int, int], known: bool, source: str) -> str:
-    """Which scaling was made of whole numbers, and why; warns of images that use a small part of 8 bits.
-
-    Args:
-        known: the levels are those of the training data.
-    """
-    shape, (first, count) = tuple(arrays[0].shape[1:]), levels
-    text = f"whole numbers from {first} to {first + count}, scaled to [-1, 1]"
-    if known:
-        return f"{text} as the training data were"
-    if not (first == 0 and count == 255 and _images(shape)):
-        return f"{text}: the levels that occur"
-    low, high = min(int(array.min()) for array in arrays), max(int(array.max()) for array in arrays)
-    if high < _PART:
-        warnings.warn(
-            f"{source}: samples {shape} are read as images of 8 bits, but of 0 to 255 only {low} to {high} occur, "
-            f"which become [{2 * low / 255 - 1:.2g}, {2 * high / 255 - 1:.2g}]; if {high} is the largest level, save "
-            f"floats 2 x / {high} - 1 and pass bin_width={2 / high:.6g} (on the command line --config.data.bin_width)",
-            stacklevel=3,
-        )
-    return f"{text}: samples {shape} are images, read as 8 bits; {low} to {high} occur"
-
-
-def _floats(rows: np.ndarray, levels: tuple[int, int] | None, source: str) -> Tensor:
-    with np.errstate(over="ignore"):  # the check below reports a number that is too large for float32
-        x = torch.from_numpy(np.array(rows, dtype=np.float32))
-    if not torch.isfinite(x).all():
-        raise InputError(f"{source}: contains numbers that are not finite in float32")
-    if levels is None:
-        return x
-    first, last = levels
-    return (2 * (x - first) - last) / last  # this order rounds only once
-
-
-def _split(x: Tensor, seed: int, test_fraction: float, source: str) -> tuple[Tensor, Tensor]:
-    count = len(x)
-    if count < 2:
+def _orders(raw: Raw, seed: int, test_fraction: float, source: str) -> list[Tensor]:
+    """For train and test, the places of their samples in the source."""
+    if raw.test is not None:
+        return [torch.arange(len(part.x)) for part in raw.parts]
+    if (count := len(raw.train.x)) < 2:
         raise InputError(f"{source}: {count} row cannot be split into train and test; at least 2 are needed")
     order = torch.randperm(count, generator=generator(seed, _SPLIT))
     held = min(max(1, round(count * test_fraction)), count - 1)
-    return x[order[held:]], x[order[:held]]
+    return [order[held:], order[:held]]
 
 
-def _digits(path: str) -> _Raw:
-    if path:
-        raise InputError(f"the data set 'digits' comes with scikit-learn and takes no path, got {path!r}")
-    try:
-        load_digits = library("sklearn.datasets").load_digits
-    except ImportError:
-        raise InputError("the data set 'digits' needs scikit-learn: pip install \"scoresde[metrics]\"") from None
-    return _Raw(load_digits().images[:, None], levels=16)
+def _surveys(raw: Raw, orders: list[Tensor], source: str) -> list[Survey]:
+    """The first pass over each part of a source; the orders lose the samples that were left out."""
+    keep = sum(math.prod(part.x.shape) for part in raw.parts) * 4 <= IN_MEMORY
+    found = []
+    for place, part in enumerate(raw.parts):
+        training = np.zeros(len(part.x), bool)
+        training[orders[0].numpy() if place == 0 else []] = True
+        found.append(survey(part.x, training, source, keep, raw.skip, raw.workers))
+    for place, order in enumerate(orders):
+        damaged = found[min(place, len(found) - 1)].damaged
+        if damaged:
+            orders[place] = order[~torch.isin(order, torch.tensor(list(damaged)))]
+            if not len(orders[place]):
+                raise InputError(f"{source}: no sample of the {('train', 'test')[place]} split can be read")
+    return found
 
 
-def _idx(path: str) -> _Raw:
-    place = _existing("idx", path)
-    if not place.is_dir():
-        return _Raw(_read_idx(place), levels=255)
-    # one entry per image file; if the folder contains it both plain and gzipped, the plain one
-    found: dict[str, Path] = {}
-    for file in sorted(place.glob("*images*idx3-ubyte*")):
-        if file.name.endswith(("ubyte", ".gz")):
-            found.setdefault(file.name.removesuffix(".gz"), file)
-    if not found:
-        raise InputError(f"no IDX images in {path!r}; expected files like train-images-idx3-ubyte, plain or with .gz")
-    if len(found) == 1:
-        return _Raw(_read_idx(*found.values()), levels=255)
-    train = [file for name, file in found.items() if "train" in name]
-    test = [file for name, file in found.items() if "t10k" in name]
-    if len(train) != 1 or len(test) != 1:
-        raise InputError(f"{path!r} contains several sets of images; name one file: {', '.join(sorted(found))}")
-    return _Raw(_read_idx(train[0]), _read_idx(test[0]), levels=255)
+def _levels(
+    raw: Raw, found: list[Survey], bin_width: float | None, card: DataCard | None, source: str
+) -> tuple[tuple[int, int] | None, list[str]]:
+    """The levels of a source, see ``Dataset``, and how they were found in words."""
+    if raw.levels is not None:
+        return (0, raw.levels), []
+    if bin_width is not None:
+        return None, []
+    shape = raw.train.x.shape[1:]
+    low, high = min(part.low for part in found), max(part.high for part in found)
+    if card is not None:
+        levels = card.levels
+    elif all(part.whole for part in found):
+        levels = levels_of(shape, raw.train.x.dtype.kind == "f", low, high, source)
+    else:
+        levels = None
+    return levels, [] if levels is None else [scaling_of(shape, levels, card is not None, low, high, source)]
 
 
-def _read_idx(file: Path) -> np.ndarray:
-    """Images (N, 1, H, W), uint8, from an IDX file."""
-    return read_images(file, "data")[:, None]
+def _converted(numbers: Array, levels: tuple[int, int] | None, move: object) -> Tensor:
+    """Samples (B, *) of a source in data units, their channels first."""
+    return floats_of(move(numbers) if callable(move) else numbers, levels)
 
 
-def _file(path: str) -> _Raw:
-    file = _existing("file", path)
-    if file.suffix == ".npy":
-        return _Raw(read_array(file, "data"))
-    if file.suffix != ".npz":
-        raise InputError(f"cannot read {path!r}; expected a .npy or .npz file")
-    found = read_arrays(file, "data", pick=_needed)
-    rows, *test = found.values()
-    return _Raw(rows, test[0] if test else None)
+def _scales(found: Survey, levels: tuple[int, int] | None) -> tuple[float, float, tuple[float, float], float, float]:
+    """Mean, deviation, ends and the range to display of the training split in data units."""
+    if levels is None:
+        low, high = (float(end) for end in found.ends)
+        return found.mean, found.deviation, (low, high), low, high
+    first, last = levels
+    mean, low, high = ((2 * (number - first) - last) / last for number in (found.mean, *found.ends))
+    return mean, found.deviation * 2 / last, (low, high), -1.0, 1.0
 
 
-def _needed(names: list[str]) -> tuple[str, ...]:
-    """Of the names of an archive's arrays, those that contain the data."""
-    if {"train", "test"} <= set(names):
-        return "train", "test"
-    if "x" in names or len(names) == 1:
-        return ("x" if "x" in names else names[0],)
-    raise InputError(f"it needs one array, or the key 'x', or 'train' and 'test'; it has {', '.join(names) or 'none'}")
+def _splits(
+    raw: Raw,
+    found: list[Survey],
+    orders: list[Tensor],
+    convert: partial[Tensor],
+    conditions: Sequence[Described],
+    shape: tuple[int, ...],
+) -> tuple[Rows, Rows]:
+    """The rows of train and test."""
+    splits: list[Rows] = []
+    for place, order in enumerate(orders):
+        part = min(place, len(found) - 1)
+        columns = {each.condition.name: each.columns[part] for each in conditions}
+        samples = found[part].samples
+        if samples is None:
+            splits.append(StoredRows(Column(raw.parts[part].x, convert), columns, order, shape))
+        else:
+            x = convert(samples[order.numpy()])
+            splits.append(TensorRows(x, {name: column[order] for name, column in columns.items()}))
+    return splits[0], splits[1]
 
 
-def _existing(name: str, path: str) -> Path:
-    if not path:
-        raise InputError(f"the data set {name!r} needs a path")
-    place = Path(path)
-    if not os.path.exists(place):  # also False for a name that is too long
-        raise InputError(f"the path {path!r} of the data set {name!r} does not exist")
-    if name == "file" and place.is_dir():
-        raise InputError(f"{path!r} is a folder; the data set 'file' needs a .npy or .npz file")
-    return place
+def _fingerprints(
+    splits: Sequence[Rows],
+    found: list[Survey],
+    orders: list[Tensor],
+    conditions: Sequence[Described],
+    scaling: str,
+    made: str,
+) -> tuple[str, str]:
+    """The fingerprints of the splits.
+
+    Of arrays in memory they are those of their tensors. Of other sources they are hashes of the content as it is
+    stored, of what is made of it, and of the places of the split in it: the same files give the same everywhere.
+    """
+    prints = []
+    for place, (rows, order) in enumerate(zip(splits, orders, strict=True)):
+        digest = found[min(place, len(found) - 1)].digest.hex()
+        if isinstance(rows, TensorRows) and not made:
+            parts = [fingerprint(rows.x)]
+        else:
+            parts = [scaling, made, digest, fingerprint(order)]
+        parts += [f"{each.condition.name} {_content(each, place, order)}" for each in conditions]
+        text = " ".join(parts)
+        prints.append(text if len(parts) == 1 else hashlib.sha256(text.encode()).hexdigest()[:16])
+    return prints[0], prints[1]
 
 
-_LOADERS: dict[str, Callable[[str], _Raw]] = {"digits": _digits, "idx": _idx, "file": _file}
+def _content(condition: Described, place: int, order: Tensor) -> str:
+    """The hash of a split's rows of a condition."""
+    column = condition.columns[min(place, len(condition.columns) - 1)]
+    found = hashlib.sha256()
+    for start in range(0, len(order), 1024):
+        found.update(fingerprint(column[order[start : start + 1024]]).encode())
+    return found.hexdigest()[:16]

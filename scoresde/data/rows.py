@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from solvers import InputError
+
+from .storage import Array, Numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,14 @@ class Rows:
         """The rows of an index (B,), int64 on the CPU, in this order; rows may repeat."""
         raise NotImplementedError
 
+    def first(self, count: int | None = None) -> Batch:
+        """The first rows, or all, in memory."""
+        return self.batch(torch.arange(len(self) if count is None else min(count, len(self))))
+
+    def tensor(self) -> Tensor:
+        """All samples (N, *) in memory."""
+        return self.first().x
+
 
 class TensorRows(Rows):
     """Rows in memory.
@@ -79,3 +89,42 @@ class TensorRows(Rows):
     def batch(self, index: Tensor) -> Batch:
         x = self.x[index.to(self.x.device)]
         return Batch(x, {name: value[index.to(value.device)] for name, value in self.conditions.items()})
+
+    def first(self, count: int | None = None) -> Batch:
+        return Batch(self.x[:count], {name: value[:count] for name, value in self.conditions.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """Numbers as a source stores them, and what makes a tensor of some of their rows."""
+
+    numbers: Numbers
+    convert: Callable[[Array], Tensor]
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return self.convert(self.numbers[index.numpy()])
+
+
+class StoredRows(Rows):
+    """Rows that stay in their source until they are asked for.
+
+    Args:
+        x: the samples.
+        conditions: by the name of the network's argument.
+        order: the places (N,) of the rows in the columns.
+        shape: that of one sample.
+    """
+
+    def __init__(self, x: Column, conditions: Mapping[str, Column], order: Tensor, shape: tuple[int, ...]) -> None:
+        self.x, self.conditions, self.order, self._shape = x, dict(conditions), order, shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def batch(self, index: Tensor) -> Batch:
+        places = self.order[index]
+        return Batch(self.x[places], {name: column[places] for name, column in self.conditions.items()})

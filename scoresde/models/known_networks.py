@@ -10,13 +10,16 @@ from torch import nn
 from solvers import InputError
 
 from ..paths.base import SDE
-from .networks import LabelledUNet, ResidualMLP
+from .networks.dit import LabelledDiT
+from .networks.mlp import ResidualMLP
+from .networks.unet import LabelledUNet
 from .reachable import reachable_modules
 
 COMPILED = "_orig_mod"  # the name of the network inside torch.compile's wrapper
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 # the largest label of a module for which its time embedding is made: see the recipes in ``networks``
-_MLP_REACH, _UNET_REACH = 20.0, 2000.0
+_MLP_REACH, _DIFFUSERS_REACH = 20.0, 2000.0
+_OURS = (ResidualMLP, LabelledUNet, LabelledDiT)
 
 
 def inner(module: nn.Module) -> str | None:
@@ -37,16 +40,16 @@ def reach(network: Any) -> float | None:
     """The largest label for which the embedding of a network of this library is made; None for other networks."""
     if not isinstance(network, nn.Module):
         return None
-    parts = [part for part in network.modules() if isinstance(part, (ResidualMLP, LabelledUNet))]
+    parts = [part for part in network.modules() if isinstance(part, _OURS)]
     if len(parts) != 1:
         return None
-    return (_MLP_REACH if isinstance(parts[0], ResidualMLP) else _UNET_REACH) / parts[0].scale
+    return (_MLP_REACH if isinstance(parts[0], ResidualMLP) else _DIFFUSERS_REACH) / parts[0].scale
 
 
 def _kinds(module: nn.Module) -> Iterator[type]:
     """The classes of a module and its parts, from the outside; this library's networks read labels themselves."""
     yield type(module)
-    if not isinstance(module, (LabelledUNet, ResidualMLP)):
+    if not isinstance(module, _OURS):
         for part in module.children():
             yield from _kinds(part)
 

@@ -36,9 +36,16 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
     Raises:
         InputError: it cannot be read, or its samples do not have the shape of the card.
     """
-    data = load(config.data.name, config.data.path, config.seed, bin_width=config.data.bin_width, card=card)
-    if card is not None and data.shape != card.shape:
-        raise InputError(f"the data are of shape {data.shape}, the model was trained on {card.shape}")
+    given = config.data
+    data = load(
+        given.name, given.path, config.seed, bin_width=given.bin_width, card=card,
+        labels=given.labels, classes=given.classes,
+    )  # fmt: skip
+    if card is not None and data.card.shape != card.shape:
+        raise InputError(f"the data are of shape {data.card.shape}, the model was trained on {card.shape}")
+    if card is not None and data.card.conditions != card.conditions:
+        found, trained = ("; ".join(map(str, each.conditions)) or "none" for each in (data.card, card))
+        raise InputError(f"the conditions of the data are {found}, the model was trained with {trained}")
     return data
 
 

@@ -16,6 +16,7 @@ from solvers.errors import positive_integer
 from solvers.files import read_json, remove_unfinished
 
 from ..configs import default
+from ..data.conditions import Condition
 from ..data.dataset import DataCard
 from ..result_files import write_json
 from ..training import checkpoint
@@ -210,4 +211,20 @@ def _card(data: Mapping[str, Any]) -> DataCard:
     return DataCard(
         shape, number("low"), number("high"), width, number("mean"), number("deviation", 0), levels,
         samples=pair("samples", int), fingerprints=pair("fingerprints", str),
+        conditions=tuple(_condition(each) for each in data["conditions"]),
     )  # fmt: skip
+
+
+def _condition(data: Mapping[str, Any]) -> Condition:
+    """A condition of a document.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is not one.
+    """
+    name, kind, shape, classes = data["name"], data["kind"], data["shape"], data["classes"]
+    if not isinstance(name, str) or not isinstance(kind, str) or len(name) > _LONGEST or type(classes) is not int:
+        raise ValueError(f"the condition {str(name)[:40]!r} is {str(kind)[:40]!r} of {str(classes)[:40]} classes")
+    lengths = tuple(positive_integer("shape", length) for length in shape)
+    if math.prod(lengths) > _LARGEST_SAMPLE:
+        raise ValueError(f"rows of shape {lengths} are too large")
+    return Condition(name, kind, lengths, classes)  # type: ignore[arg-type]  # it checks the kind

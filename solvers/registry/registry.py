@@ -87,8 +87,15 @@ class Registry(Generic[T]):
     'ddim(eta=1.0)'
     """
 
-    def __init__(self, kind: str, base: type[T], entry_points: str | None = None) -> None:
-        self.kind, self.base = kind, base
+    def __init__(
+        self,
+        kind: str,
+        base: type[T],
+        entry_points: str | None = None,
+        of_callable: Callable[[Any], type] | None = None,
+    ) -> None:
+        """A registry; ``of_callable`` makes a class of another callable that a spec names as ``module:name``."""
+        self.kind, self.base, self._of_callable = kind, base, of_callable
         self._entry_points = entry_points
         self._infos: dict[str, Info] = {}
         self._aliases: dict[str, str] = {}
@@ -308,6 +315,8 @@ class Registry(Generic[T]):
             raise
         except BaseException as error:  # a user's module may raise any exception, or call exit
             raise InputError(f"cannot import the {self.kind} {name!r}: {str(error) or type(error).__name__}") from error
+        if self._of_callable and callable(cls) and not (isinstance(cls, type) and issubclass(cls, self.base)):
+            cls = self._of_callable(cls)
         if not isinstance(cls, type):
             raise InputError(f"{name!r} is not a class")
         return next((i for i in self._infos.values() if i.cls is cls), None) or self._card(name, cls)

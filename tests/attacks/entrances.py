@@ -92,7 +92,7 @@ def _shards() -> object:
 
     overrides = ["--config.likelihood.batch_size=3", "--config.likelihood.steps=4"]
     loaded = load_run(Path("run"), overrides)
-    x = build.load_data(loaded.config, loaded.card).test[:6]
+    x = build.load_data(loaded.config, loaded.card).test.first(6).x
     found = evaluate(loaded, x, "test", Path("scores/shards"))
     assert not isinstance(found, Unfinished)
     result = found["ode"]
@@ -129,8 +129,8 @@ def _data(name: str, path: str) -> Callable[[], object]:
         from scoresde.data import load
 
         data = load(name, path)
-        assert data.train.isfinite().all()
-        assert data.test.isfinite().all()
+        assert data.train.tensor().isfinite().all()
+        assert data.test.tensor().isfinite().all()
         return True
 
     return read

@@ -1,0 +1,132 @@
+"""Sources of data: what is at a path, read as arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from solvers import InputError
+from solvers.libraries import library
+
+from ..array_files import read_array, read_arrays, read_images, read_labels
+from .columns import ALIASES, CLASS, is_file, pick, picked
+from .storage import Array, Numbers, Part, Raw, Request
+
+_SPLITS = (("train", "test"), ("x_train", "x_test"))  # names of the arrays of two splits
+
+
+def digits(request: Request) -> Raw:
+    """scikit-learn's 1797 images (1, 8, 8), with the column ``label``."""
+    if request.path:
+        raise InputError(f"the data set 'digits' comes with scikit-learn and takes no path, got {request.path!r}")
+    try:
+        load_digits = library("sklearn.datasets").load_digits
+    except ImportError:
+        raise InputError("the data set 'digits' needs scikit-learn: pip install \"scoresde[metrics]\"") from None
+    found = load_digits()
+    return Raw(Part(found.images[:, None], picked(request.columns, {CLASS: found.target}, "digits")), levels=16)
+
+
+def idx(request: Request) -> Raw:
+    """Images (1, H, W) in MNIST's file format, plain or gzipped: a file, or a folder; with the column ``label``."""
+    place = existing("idx", request.path)
+    if not place.is_dir():
+        return Raw(_idx_part(place, request), levels=255)
+    # one entry per image file; if the folder contains it both plain and gzipped, the plain one
+    found: dict[str, Path] = {}
+    for file in sorted(place.glob("*images*idx3-ubyte*")):
+        if file.name.endswith(("ubyte", ".gz")):
+            found.setdefault(file.name.removesuffix(".gz"), file)
+    if not found:
+        raise InputError(
+            f"no IDX images in {request.path!r}; expected files like train-images-idx3-ubyte, plain or with .gz"
+        )
+    if len(found) == 1:
+        return Raw(_idx_part(next(iter(found.values())), request), levels=255)
+    train = [file for name, file in found.items() if "train" in name]
+    test = [file for name, file in found.items() if "t10k" in name]
+    if len(train) != 1 or len(test) != 1:
+        raise InputError(f"{request.path!r} contains several sets of images; name one file: {', '.join(sorted(found))}")
+    return Raw(_idx_part(train[0], request), _idx_part(test[0], request), levels=255)
+
+
+def _idx_part(file: Path, request: Request) -> Part:
+    """Images (N, 1, H, W), uint8, from an IDX file, and their labels from the file next to it."""
+    columns: dict[str, Numbers] = {}
+    for column in request.columns:
+        if is_file(column):
+            continue
+        pick(column, [CLASS], "idx")
+        name = file.name.replace("images", "labels").replace("idx3", "idx1")
+        places = [file.with_name(form) for form in (name, name.removesuffix(".gz"), f"{name}.gz")]
+        there = [path for path in places if path != file and path.exists()]
+        if not there:
+            raise InputError(f"no labels of {str(file)!r}: expected {places[0].name} next to it")
+        columns[column] = read_labels(there[0], "labels")
+    return Part(read_images(file, "data")[:, None], columns)
+
+
+def arrays(request: Request) -> Raw:
+    """An array (N, *) in a .npy file; or in a .npz file under the key "x", under its only key, or under "train" and
+    "test"; its other keys are columns."""
+    file = existing("file", request.path)
+    wanted = [column for column in request.columns if not is_file(column)]
+    if file.suffix == ".npy":
+        if wanted:
+            raise InputError(f"{request.path!r} has one array and no column {wanted[0]!r}; labels may be a .npy file")
+        return Raw(Part(read_array(file, "data")))
+    if file.suffix != ".npz":
+        raise InputError(f"cannot read {request.path!r}; expected a .npy or .npz file")
+    chosen: list[list[str]] = []
+
+    def needed(names: list[str]) -> list[str]:
+        chosen.extend(keys_of(names, wanted, repr(request.path)))
+        return [key for keys in chosen for key in keys]
+
+    found = read_arrays(file, "data", pick=needed)
+    return parts_of(found, chosen, wanted)
+
+
+def keys_of(names: list[str], columns: list[str], source: str) -> list[list[str]]:
+    """For each split of a file of named arrays, the name of its samples and those of its columns.
+
+    Raises:
+        InputError: it is not clear which array contains the samples, or a column is missing.
+    """
+    for train, test in _SPLITS:
+        if {train, test} <= set(names):
+            return [
+                [key, *(pick(column, names, source, split) for column in columns)]
+                for key, split in ((train, "train"), (test, "test"))
+            ]
+    columns = [pick(column, names, source) for column in columns]
+    others = [name for name in names if name not in (*columns, *ALIASES)]
+    if "x" in others or len(others) == 1:
+        return [["x" if "x" in others else others[0], *columns]]
+    raise InputError(f"it needs one array, or the key 'x', or 'train' and 'test'; it has {', '.join(names) or 'none'}")
+
+
+def parts_of(found: dict[str, Array], chosen: list[list[str]], columns: list[str]) -> Raw:
+    """The splits of named arrays, see ``keys_of``."""
+    parts = [Part(found[x], dict(zip(columns, (found[key] for key in keys), strict=True))) for x, *keys in chosen]
+    return Raw(parts[0], parts[1] if len(parts) > 1 else None)
+
+
+def existing(name: str, path: str) -> Path:
+    """The path of a source.
+
+    Raises:
+        InputError: none was given, or nothing is there.
+    """
+    if not path:
+        raise InputError(f"the data set {name!r} needs a path")
+    place = Path(path)
+    if not os.path.exists(place):  # also False for a name that is too long
+        raise InputError(f"the path {path!r} of the data set {name!r} does not exist")
+    if name == "file" and place.is_dir():
+        raise InputError(f"{path!r} is a folder; the data set 'file' needs a .npy or .npz file")
+    return place
+
+
+SOURCES: dict[str, Callable[[Request], Raw]] = {"digits": digits, "idx": idx, "file": arrays}
