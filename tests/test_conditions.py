@@ -106,7 +106,9 @@ def test_dropout_takes_the_samples_that_the_draws_name():
 @pytest.mark.parametrize("spec", ["mlp(width=16, depth=1)", SMALL, "dit(tiny, depth=2, width=16)"])
 def test_a_network_depends_on_its_condition_row_by_row(spec, condition):
     if condition.kind not in (*networks.make(spec).kinds, "image"):
-        with pytest.raises(InputError, match=f"takes conditions of the kinds .*; words is of the kind {condition.kind}"):
+        with pytest.raises(
+            InputError, match=f"takes conditions of the kinds .*; words is of the kind {condition.kind}"
+        ):
             networks.make(spec).build((1, 8, 8), 1, [condition])
         return
     network = awake(networks.make(spec).build((1, 8, 8), 1, [condition]))

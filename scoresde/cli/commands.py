@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import solvers
 from solvers import InputError
 from solvers.libraries import without_traces
@@ -18,16 +20,19 @@ from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
 from ..data.dataset import DataCard, Dataset
 from ..likelihood.result import LogProb
-from ..pictures import is_image
+from ..models.denoiser import Denoiser
 from ..result_files import environment, fingerprint, replacing, writable, write_json
 from ..runs import build, conditions, config, saved
 from ..runs.run import Run, load_run
 from ..runs.score import Unfinished, evaluate, options_of, summary, write_results
 from ..sampling.batches import check_source
+from ..sampling.pictures import is_image
 from ..sampling.sample import PICTURES
 from ..sampling.sample import sample as draw
 from ..training import checkpoint
 from ..training.loop import prepared
+from ..training.losses import Loss
+from ..training.options import TrainingOptions
 from ..training.processes import Elsewhere, launched
 from .current_folder import import_drawing
 from .readers import split
@@ -94,10 +99,7 @@ def fit(cfg: Any, workdir: Path, other_data: bool = False, then: str = "") -> No
     with launched(build.device_of(cfg), cfg.training.precision) as processes, processes.holding(workdir):
         there, data, origin = processes.each(lambda: _read_data(cfg, workdir, other_data))
         card, say = data.card, print if processes.main else _silent
-        with origin.limits():
-            denoiser, network = processes.each(lambda: build.build_denoiser(cfg, card))
-            loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
-            _check_later(Run(cfg, denoiser, card, 0, origin))
+        denoiser, network, loss, options = processes.each(lambda: _build(cfg, card, workdir, origin))
         say(data)
         last = checkpoint.latest(workdir)
         weights = sum(p.numel() for p in network.parameters())
@@ -108,7 +110,8 @@ def fit(cfg: Any, workdir: Path, other_data: bool = False, then: str = "") -> No
         training = prepared(denoiser, network, data.train, loss, options, processes, changes)
         complete = there is not None and training.step == options.steps
         if there and complete and there.card.differences(card):
-            raise InputError(f"{workdir} is complete: to continue with other data, raise --config.training.steps")
+            error = f"{workdir} is complete: to continue with other data, raise --config.training.steps"
+            raise InputError(error) if processes.main else Elsewhere(error)
         # no update of a complete run uses what is given now, so its record stays as it is
         if not complete:
             processes.first(lambda: _record(workdir, cfg, card, there))
@@ -133,6 +136,17 @@ def _read_data(cfg: Any, workdir: Path, other_data: bool) -> tuple[saved.Saved |
     if there and not other_data:
         saved.refuse_other_data(workdir, there.card, data.card)
     return there, data, Origin("the config", trusted=True)  # code that the user chose, or what the user typed
+
+
+def _build(
+    cfg: Any, card: DataCard, workdir: Path, origin: Origin
+) -> tuple[Denoiser, nn.Module, Loss, TrainingOptions]:
+    """What the training needs; also checks what only later commands need."""
+    with origin.limits():
+        denoiser, network = build.build_denoiser(cfg, card)
+        loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
+        _check_later(Run(cfg, denoiser, card, 0, origin))
+    return denoiser, network, loss, options
 
 
 def _record(workdir: Path, cfg: Any, card: DataCard, there: saved.Saved | None) -> None:

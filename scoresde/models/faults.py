@@ -172,6 +172,11 @@ def blind(denoiser: Denoiser, fresh: bool = False) -> list[Fault]:
     return [Fault("time", f"the network ignores its time label: {advice}")]
 
 
+def time_faults(model: Model, shape: tuple[int, ...]) -> list[Fault]:
+    """Whether a network that is about to be trained on samples of ``shape`` ignores its label, see ``blind``."""
+    return blind(replace(model, shape=shape), fresh=True) if isinstance(model, Denoiser) else []
+
+
 def _ignores_time(denoiser: Denoiser) -> bool | None:
     """Whether the output of a network is the same at both ends of the path; None if it is 0."""
     sde, device = denoiser.sde, next((p.device for module in denoiser.modules for p in module.parameters()), "cpu")

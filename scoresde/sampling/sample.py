@@ -32,7 +32,6 @@ from ..models.faults import checked_model, report_faults, start_faults
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
-from ..pictures import image_grid
 from ..result_files import write_arrays
 from . import cuda_graph as graphs
 from .batches import (
@@ -44,6 +43,7 @@ from .batches import (
     check_start,
 )
 from .failures import Failure, Watch, check_how, failures_of, lost, report, without
+from .pictures import image_grid
 from .plan import Plan, PlanRequest, choose_plan
 
 PICTURES = 100  # the most pictures in a grid
