@@ -56,7 +56,7 @@ def test_none_changes_nothing_and_only_images_are_changed():
     batch = Batch(torch.zeros(3, 5))
     assert augmentations.make("none")(batch, Draws.of(0, 0, 3)) is batch
     for name in ("flip", "edm"):
-        with pytest.raises(InputError, match=r"augmentations change images \(C, H, W\); the samples have shape \(5,\)"):
+        with pytest.raises(InputError, match=r"changes images \(C, H, W\); the samples have shape \(5,\)"):
             augmentations.make(name)(batch, Draws.of(0, 0, 3))
     with pytest.raises(InputError, match=r"probability must lie in \[0, 1\], got 1.5"):
         augmentations.make("edm(probability=1.5)")

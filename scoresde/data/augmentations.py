@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +29,20 @@ class Augmentation(Options):
         """The condition that it adds to every batch; zeros, "unchanged", are what to sample with. None if none."""
         return None
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Checks the shape of samples.
+
+        Raises:
+            InputError: they are not images (C, H, W).
+        """
+        if len(shape) != 3:
+            raise InputError(f"the augmentation {self} changes images (C, H, W); the samples have shape {shape}")
+
     def __call__(self, batch: Batch, draws: Draws) -> Batch:
         """The changed batch. A row does not depend on the other rows.
 
         Raises:
-            InputError: the samples are not images (C, H, W).
+            InputError: see ``check``.
         """
         raise NotImplementedError
 
@@ -58,6 +68,7 @@ class Flip(Augmentation):
     """Half of the images are mirrored, left and right exchanged; the model then draws both kinds alike."""
 
     def __call__(self, batch: Batch, draws: Draws) -> Batch:
+        self.check(tuple(batch.x.shape[1:]))
         flipped = draws.uniform("augmentation")[:, 0] < 0.5
         return _changed(batch, lambda x: _where(flipped, x.flip(-1), x))
 
@@ -93,6 +104,7 @@ class NonLeaking(Augmentation):
         return Condition(LABELS, "vector", (9,))
 
     def __call__(self, batch: Batch, draws: Draws) -> Batch:
+        self.check(tuple(batch.x.shape[1:]))
         labels, angle = self._drawn(draws)
         flips, geometry = labels[:, :2] > 0, labels[:, 2:].ne(0).any(1)
         matrices = self.matrices(labels, angle)
@@ -158,15 +170,8 @@ def _where(rows: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(rows.to(x.device)[:, None, None, None], x, y)
 
 
-def _changed(batch: Batch, change: object) -> Batch:
-    """The batch with its samples, and images of their size among its conditions, changed.
-
-    Raises:
-        InputError: the samples are not images (C, H, W).
-    """
-    assert callable(change)
-    if batch.x.ndim != 4:
-        raise InputError(f"augmentations change images (C, H, W); the samples have shape {tuple(batch.x.shape[1:])}")
+def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with its samples, and images of their size among its conditions, changed."""
     images = {
         name: change(value) if value.ndim == 4 and value.shape[2:] == batch.x.shape[2:] else value
         for name, value in batch.conditions.items()

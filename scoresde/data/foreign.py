@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,15 @@ class Items(Stored):
 
     def __init__(self, items: Any, key: str | int | None) -> None:
         self.items, self.key = items, key
+        self._lock = threading.Lock()  # a data set of somebody else may not be made for several threads
         first = self._sample(0)
         self.shape, self.dtype = (len(items), *first.shape), first.dtype
 
     def __getitem__(self, index: Array) -> Array:
         found = np.empty((len(index), *self.shape[1:]), self.dtype)
         for row, place in enumerate(index.tolist()):
-            sample = self._sample(place)
+            with self._lock:
+                sample = self._sample(place)
             if sample.shape != self.shape[1:]:
                 raise InputError(f"item {place} has the shape {sample.shape}, item 0 {self.shape[1:]}")
             if sample.dtype != self.dtype:

@@ -16,6 +16,7 @@ from solvers.noise.seeded import global_seed
 
 from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
+from ..data.augmentations import Unchanged, augmentations
 from ..data.dataset import DataCard, Dataset
 from ..data.images import size_of
 from ..data.loading import load
@@ -23,12 +24,13 @@ from ..data.storage import ImageOptions
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
-from ..models.networks.conditioning import SelfConditioned, own_estimate
+from ..models.networks.conditioning import Augmented, SelfConditioned, own_estimate
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.conditioning import Conditioning
+from ..training.loop import Change
 from ..training.losses import Loss, losses
 from ..training.options import TrainingOptions
 from ..training.weightings import weightings
@@ -94,13 +96,14 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
 def _bare_network(config: ConfigDict, card: DataCard) -> nn.Module:
     """The network of a config without the schedule of a learned path."""
     recipe, given = networks.make(config.model.network), dict[str, Any]()
-    own = own_estimate(card.shape)
-    conditions = (*card.conditions, *([own] if config.model.self_conditioning else []))
+    own, done = own_estimate(card.shape), augmentations.make(config.data.augmentation).condition
+    conditions = (*card.conditions, *([done] if done else []), *([own] if config.model.self_conditioning else []))
     if conditions:
         given["conditions"] = conditions
     if config.model.learned_variance:
         given["outputs"] = 2
     network = recipe.build(card.shape, **given)
+    network = network if done is None else Augmented(network, done)
     return SelfConditioned(network, card.shape) if config.model.self_conditioning else network
 
 
@@ -169,16 +172,20 @@ def build_decoder(config: ConfigDict, card: DataCard) -> Decoder:
     return Discretised(card.bin_width, card.low, card.high)
 
 
-def changes_of(config: ConfigDict, card: DataCard) -> list[Conditioning]:
-    """What training does to the conditions of each batch.
+def changes_of(config: ConfigDict, card: DataCard) -> list[Change]:
+    """What training does to each batch: its augmentation, and then what happens to its conditions.
 
     Raises:
-        InputError: see ``Conditioning``.
+        InputError: an augmentation of what are no images; see also ``Conditioning``.
     """
-    model = config.model
-    if not model.condition_dropout and not model.self_conditioning:
-        return []
-    return [Conditioning(card.conditions, model.condition_dropout, model.self_conditioning)]
+    model, augmentation = config.model, augmentations.make(config.data.augmentation)
+    changes: list[Change] = []
+    if not isinstance(augmentation, Unchanged):
+        augmentation.check(card.shape)
+        changes.append(augmentation)
+    if model.condition_dropout or model.self_conditioning:
+        changes.append(Conditioning(card.conditions, model.condition_dropout, model.self_conditioning))
+    return changes
 
 
 def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:

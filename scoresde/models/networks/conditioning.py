@@ -99,6 +99,24 @@ class Concatenated(nn.Module):
         return out
 
 
+class Augmented(nn.Module):
+    """A network that receives what was done to a sample as a condition; by default nothing was, which is zeros.
+
+    Args:
+        network: the network.
+        condition: the condition, see ``data.augmentations``.
+    """
+
+    def __init__(self, network: nn.Module, condition: Condition) -> None:
+        super().__init__()
+        self.network, self.condition = network, condition
+
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
+        unchanged = x.new_zeros(len(x), *self.condition.shape)
+        out: Tensor = self.network(x, label, **{self.condition.name: unchanged, **conditions})
+        return out
+
+
 def own_estimate(shape: Sequence[int]) -> Condition:
     """The condition through which a network receives its own estimate of samples of a shape."""
     return Condition("estimate", "image", tuple(shape))
