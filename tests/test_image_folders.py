@@ -1,6 +1,8 @@
 """Folders of images: pixels, colours, sizes, splits, classes, and files that are damaged."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -71,6 +73,13 @@ def test_the_pixels_are_those_of_the_files(tmp_path):
     # rounding of float32, 1e-7 for each number
     assert data.card.mean == pytest.approx(trained.mean(), abs=1e-6)
     assert data.card.deviation == pytest.approx(trained.std(), abs=1e-6)
+
+
+def test_images_are_read_in_a_process_that_has_not_imported_pillow(tmp_path):
+    some(tmp_path, 30)
+    script = f"from scoresde.data import load; print(len(load('images', {str(tmp_path)!r}).train))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "25\n"
 
 
 def test_formats_and_ways_to_store_colours(tmp_path):

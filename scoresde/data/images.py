@@ -17,6 +17,7 @@ import numpy as np
 
 from solvers import InputError
 from solvers.errors import unknown
+from solvers.libraries import library
 
 from .columns import CLASS, is_file, pick
 from .image_files import Facts, ImageFiles, facts_of
@@ -65,6 +66,8 @@ def check_options(options: ImageOptions) -> None:
 def folder(request: Request) -> Raw:
     """A folder of images, see above."""
     check_options(request.images)
+    for name in ("PIL.Image", "PIL.ImageOps"):  # here: a thread would see what another one has half imported
+        library(name)
     place = Path(request.path)
     roots, notes = _split_folders(place)
     files = [_files(root) for root in roots]
