@@ -30,10 +30,10 @@ from scoresde.bounds.chain import chain_bound
 from scoresde.bounds.continuous import continuous_bound
 from scoresde.cli.commands import fit
 from scoresde.likelihood.result import LogProb
-from scoresde.pictures import image_grid
 from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import build, config
 from scoresde.runs.run import Run, load_run
+from scoresde.sampling.pictures import image_grid
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = ("digits_ddpm", "digits_smld")

@@ -19,14 +19,25 @@ def get_config() -> ConfigDict:
     config.model.num_train_timesteps = placeholder(int)  # N of labels that count steps; default: the chain's, else 1000
     config.model.round_labels = False  # round labels that count steps to those of the training
     config.model.learned_variance = False  # the network also returns a variance, for ddpm(variance=learned)
+    config.model.condition_dropout = 0.0  # share of the samples that are trained without their conditions, for guidance
+    # the network receives its own first estimate; each evaluation then costs two
+    config.model.self_conditioning = False
     config.model.sigma_data = placeholder(float)  # for predicts = "edm"; default: the deviation of the data, two digits
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # digits (scikit-learn), idx (MNIST files in a folder), file (.npy, .npz)
-    config.data.path = ""  # the folder of idx, or the file
+    # digits (scikit-learn), images (a folder), idx (MNIST's files), cifar, file (.npy, .npz, .safetensors),
+    # huggingface; auto for what is at the path
+    config.data.name = "digits"
+    config.data.path = ""  # the folder or file
+    config.data.size = placeholder(str)  # of images: 64 or 64x48, height x width; default: theirs
+    config.data.resize = "bicubic"  # the filter of a change of size: nearest, box, bilinear, bicubic, lanczos
+    config.data.crop = "center"  # cut the middle out when the form differs; none: stretch
+    config.data.channels = placeholder(int)  # of images: 1 grey, 3 colours, 4 and opacity; default: theirs
+    config.data.skip_corrupt = False  # leave out images that cannot be read
     config.data.labels = "auto"  # the conditions: names of columns or .npy files; off for none
     config.data.classes = placeholder(int)  # how many classes there are; default: as many as occur
     config.data.bin_width = placeholder(float)  # distance between levels, for numbers that stay as they are
+    config.data.augmentation = "none"  # of images: flip, or edm(probability=0.12) with its label
     config.data.dequantise = True  # train on data spread over their bins, where a bin width is known
 
     config.training = ConfigDict()

@@ -53,22 +53,27 @@ def test_increments_of_any_splitting_are_brownian():
     assert abs(float(torch.corrcoef(torch.stack([first, second]))[0, 1])) < 4 * 0.005
 
 
-@pytest.mark.parametrize("path", [VP, EDM], ids=str)
-def test_gotta_go_fast_converges_weakly_as_its_tolerance_falls(path):
-    """Mean and variance on N(0, 0.04), from the exact law: 400 samples of 24 equal coordinates are 9600 draws."""
+# each sample takes its own steps and costs as much, whatever its coordinates; many coordinates hide what a step does to
+# the noise that it chose: with fresh draws after a rejection (VP, 100, 24) gives -0.138 instead of -0.093
+@pytest.mark.parametrize(
+    ("path", "count", "width"),
+    [(VP, 100, 24), (EDM, 50, 192), *(pytest.param(path, 400, 24, marks=pytest.mark.slow) for path in (VP, EDM))],
+    ids=str,
+)
+def test_gotta_go_fast_converges_weakly_as_its_tolerance_falls(path, count, width):
+    """Mean and variance on N(0, 0.04), from the exact law; 50 samples of 192 equal coordinates are 9600 draws."""
     problem, nodes = GaussianData(path), grid("uniform", path, 1)
-    count = 400
     biases = []
     for rtol in (0.3, 0.03):
-        noise = SeededNoise(range(count), (24,), torch.float64)
+        noise = SeededNoise(range(count), (width,), torch.float64)
         x = math.sqrt(problem.variance(nodes[0])) * noise.initial()
         found = solve(solvers.make(f"gotta_go_fast(rtol={rtol}, atol={rtol})"), problem, x, nodes, noise)
         wanted = problem.variance(nodes[-1])
-        assert abs(float(found.x.mean())) < 4 * math.sqrt(wanted / (24 * count))
+        assert abs(float(found.x.mean())) < 4 * math.sqrt(wanted / (width * count))
         biases.append(float(found.x.var()) / wanted - 1)
         assert (found.rejected <= 2 * found.accepted).all()
-    error = math.sqrt(2 / (24 * count))  # standard error of a relative variance
-    assert abs(biases[1]) < 4 * error + 0.02
+    error = math.sqrt(2 / (width * count))  # standard error of a relative variance
+    assert abs(biases[1]) < 3 * error + 0.02
     assert abs(biases[1]) < abs(biases[0])
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -202,8 +202,14 @@ CASES += [(spec, "ddpm") for spec in ("dpmpp_sde", "dpmpp_2m_sde", "seeds_2", "s
 CASES += [("ddim(eta=0.5)", "ddim(eta=0.5)"), ("er_sde", "er_sde")]
 
 
-@pytest.mark.parametrize("schedule", [VP, RECTIFIED_FLOW], ids=str)
-@pytest.mark.parametrize(("spec", "limit"), CASES)
+def cases():
+    """Every case on both paths; on the second one most are slow."""
+    for (spec, limit), schedule in product(CASES, (VP, RECTIFIED_FLOW)):
+        quick = schedule is VP or spec in ("ddpm", "dpmpp_sde", "er_sde")
+        yield pytest.param(spec, limit, schedule, marks=() if quick else pytest.mark.slow, id=f"{spec}-{schedule}")
+
+
+@pytest.mark.parametrize(("spec", "limit", "schedule"), cases())
 def test_halving_the_step_halves_the_error_of_every_path(spec, limit, schedule):
     """Strong order 1, as Euler-Maruyama has with additive noise: against 2048 steps on the same path.
 

@@ -86,10 +86,11 @@ def test_it_falls_and_turns_back(chain):
     times = np.linspace(chain.t_min, 1, 3001)
     lams = np.array([chain(float(t)).lam for t in times])
     assert (np.diff(lams) < 0).all()
-    assert max(abs(chain.t_of_lam(float(lam)) - t) for lam, t in zip(lams, times, strict=True)) < 1e-12
-    at_nodes = [chain.t_of_lam(float(lam)) for lam in chain.lams]
+    some = slice(None, None, 11)  # no divisor of the 3000 and the 1000 intervals: places of all kinds
+    assert max(abs(chain.t_of_lam(float(lam)) - t) for lam, t in zip(lams[some], times[some], strict=True)) < 1e-12
+    at_nodes = [chain.t_of_lam(float(lam)) for lam in chain.lams[some]]
     count = chain.num_train_timesteps
-    assert at_nodes == pytest.approx(np.arange(1, count + 1) / count, abs=1e-15, rel=1e-14)
+    assert at_nodes == pytest.approx(np.arange(1, count + 1)[some] / count, abs=1e-15, rel=1e-14)
     assert (chain.t_of_lam(1e3), chain.t_of_lam(-1e3)) == (chain.t_min, 1.0)
 
 

@@ -220,24 +220,23 @@ def test_a_solver_that_fails_is_told_where_to_look(tmp_path, monkeypatch, capsys
     assert text.endswith(f"\n{passed} of {passed + failed} checks passed\n")
 
 
-def test_a_solver_beside_the_user(run, tmp_path):
-    """Through the installed command: a test's own process has the folder of the tests on its path."""
+def test_a_solver_beside_the_user(run, tmp_path, monkeypatch, registry, capsys):
+    """One command as it is installed: a test's own process has the folder of the tests on its path."""
     (tmp_path / "mymodule.py").write_text(OUTSIDE)
     command = os.path.join(os.path.dirname(sys.executable), "scoresde")
-    done = subprocess.run(
-        [command, "check-solver", "mymodule:Mine"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "measured 0.92, declared 1" in done.stdout
-    done = subprocess.run(
-        [command, "solvers", "mymodule:Mine"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert "--solver=mymodule:Mine" in done.stdout
     arguments = ["sample", f"--workdir={run}", "--out=s", "--config.sampling.solver=mymodule:Mine", "--seeds=0-1"]
     done = subprocess.run([command, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     again = scoresde.sample(load_run(run).denoiser, (1, 8, 8), [0, 1], "ddim", steps=20)
     assert np.allclose(np.load(tmp_path / "s" / "samples.npz")["x"], again.x.numpy(), rtol=0, atol=1e-5)
+    monkeypatch.chdir(tmp_path)
+    try:
+        assert main(["check-solver", "mymodule:Mine"]) == 0
+        assert "measured 0.92, declared 1" in capsys.readouterr().out
+        assert main(["solvers", "mymodule:Mine"]) == 0
+        assert "--solver=mymodule:Mine" in capsys.readouterr().out
+    finally:
+        sys.modules.pop("mymodule", None)
 
 
 @pytest.mark.quick

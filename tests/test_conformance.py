@@ -69,16 +69,17 @@ VARIANTS = [
 
 # one of each kind, for an answer in seconds
 QUICK = ["ddim", "heun", "dpmpp_2s", "res_2s", "deis", "dpmpp_2m", "uni_pc", "rk23", "ddpm", "dpmpp_sde", "pc", "churn"]
+LIBRARIES = ["dopri5", "torchdiffeq"]  # as scipy: one sample at a time; see also test_other_libraries
 EVERY_CHECK = ("order", "alone and in a batch", "float32", "few steps to sigma > 0", "few steps to sigma = 0")
 
 
 def cases():
-    """Every solver and variant on every path. ``make test`` runs the registered ones on VP and VE, those that take one
-    sample at a time on VP; the rest is slow."""
+    """Every solver and variant on every path. ``make test`` runs the registered ones on VP and VE, those that choose
+    their own steps on VP, and of other libraries' integrators one; the rest is slow."""
     made = []
     for spec, path in product(solvers.names() + VARIANTS, PATHS):
-        part = (VP,) if spec in solvers.names() and solvers.info(spec).kind.startswith("black box") else (VP, VE)
-        marks = [pytest.mark.slow] if spec in VARIANTS or path not in part else []
+        quick = spec not in VARIANTS + LIBRARIES and (path is VP or (path is VE and not solvers.make(spec).adaptive))
+        marks = [] if quick else [pytest.mark.slow]
         marks += [pytest.mark.quick] if spec in QUICK and path is VP else []
         made.append(pytest.param(spec, path, marks=marks, id=f"{spec}-{path}"))
     return made

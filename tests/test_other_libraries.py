@@ -16,6 +16,8 @@ from solvers.conformance.problems import EDM, RECTIFIED_FLOW, VP, Mixture, exact
 
 ADAPTIVE = [f"torchdiffeq(method={name})" for name, method in TORCHDIFFEQ.items() if method.adaptive]
 FIXED = [f"torchdiffeq(method={name})" for name, method in TORCHDIFFEQ.items() if not method.adaptive]
+# many times as expensive as the others
+COSTLY = ("torchdiffeq(method=fixed_adams)", "torchdiffeq(method=implicit_adams)")
 IMPLICIT = ("Radau", "BDF", "LSODA")
 
 
@@ -31,7 +33,9 @@ def test_every_method_of_torchdiffeq_has_a_row():
             assert TORCHDIFFEQ[name].order == cls.order
 
 
-@pytest.mark.parametrize("spec", FIXED)
+@pytest.mark.parametrize(
+    "spec", [pytest.param(spec, marks=pytest.mark.slow if spec in COSTLY else ()) for spec in FIXED]
+)
 def test_fixed_step_methods_take_an_interval_as_one_step(spec):
     solver, nodes = solvers.make(spec), grid("uniform", VP, 5)
     assert not solver.adaptive
@@ -76,7 +80,12 @@ def test_adaptive_methods_hold_their_tolerance_in_both_directions(spec, path):
 
 
 @pytest.mark.parametrize(
-    "spec", ["scipy(method=RK23)", "torchdiffeq(method=bosh3)", "torchdiffeq(method=adaptive_heun)"]
+    "spec",
+    [
+        "scipy(method=RK23)",
+        pytest.param("torchdiffeq(method=bosh3)", marks=pytest.mark.slow),
+        pytest.param("torchdiffeq(method=adaptive_heun)", marks=pytest.mark.slow),
+    ],
 )
 def test_the_order_of_one_step_per_interval(spec):
     solver = solvers.make(spec)

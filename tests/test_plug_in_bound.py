@@ -6,7 +6,7 @@ All is then linear, and with w = c + r^2 both the SDE's density and its bound ar
 
 import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -84,8 +84,17 @@ def test_a_right_score_is_tight_and_almost_the_same_on_every_path(k):
     assert errors[-1] < 0.1
 
 
-@pytest.mark.parametrize("kappa", [1.0, 0.7, 1.2])
-@pytest.mark.parametrize("k", MEMBERS)
+# every member and every score once; the other pairs are slow
+ONCE = ((0.0, 0.7), (0.5, 1.2), (0.9, 1.0), (1.0, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("k", "kappa"),
+    [
+        pytest.param(k, kappa, marks=() if (k, kappa) in ONCE else pytest.mark.slow)
+        for k, kappa in product(MEMBERS, (1.0, 0.7, 1.2))
+    ],
+)
 def test_closed_form_of_a_wrong_score(k, kappa):
     x = torch.tensor([[0.1, -0.2, 0.4], [1.0, 0.3, -0.9], [0.0, -1.5, 0.0]], dtype=torch.float64).repeat(8, 1)
     steps = 100 if k < 1 else 200  # where the error is the steps' alone

@@ -38,7 +38,7 @@ class Normal:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize("spreads", [[1.0], [0.5, 1.0, 1.5, 3.0]])
+@pytest.mark.parametrize("spreads", [[1.0], pytest.param([0.5, 1.0, 1.5, 3.0], marks=pytest.mark.slow)])
 def test_standard_errors_and_totals_over_repetitions(spreads):
     counts, errors, stderrs, covered = [], [], [], []
     for seed in range(MANY):
@@ -148,7 +148,7 @@ def test_its_seconds_are_those_of_all_trials():
     patch = pytest.MonkeyPatch()
     patch.setattr(time, "perf_counter", lambda: now[0])
     try:
-        found = log_prob(Slow(), target.sample(40, generator(8)), "heun", tolerance=0.05)
+        found = log_prob(Slow(), target.sample(10, generator(8)), "heun", tolerance=0.2)
     finally:
         patch.undo()
     assert time.perf_counter is real

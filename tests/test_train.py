@@ -5,14 +5,12 @@ import math
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from commands import forked
 from torch import nn
 
 import scoresde
@@ -143,32 +141,20 @@ def test_a_complete_run_is_left_as_it_is(tmp_path):
         run(replace(options, steps=5))
 
 
-SCRIPT = """
-import sys, time, torch
-sys.path.insert(0, {tests!r})
-torch.set_num_threads(1)
-import test_train as t
-from pathlib import Path
-net = t.make()
-for step in range(1, 1000):
-    net.mishap[step] = lambda out: (time.sleep(0.01), out)[1]
-t.run(t.replace(t.OPTIONS, steps=300, checkpoint_every=7, workdir=Path(sys.argv[1])), net)
-"""
-
-
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
-    options = replace(OPTIONS, steps=300, checkpoint_every=7)
+    options = replace(OPTIONS, steps=100, checkpoint_every=7)
     run(replace(options, workdir=tmp_path / "whole"))
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
-    killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", script, str(killed)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    killed, slow = tmp_path / "killed", make()
+    for step in range(1, 1000):
+        slow.mishap[step] = lambda out: (time.sleep(0.01), out)[1]
+    child = forked(lambda: run(replace(options, workdir=killed), slow) and 0)
     deadline = time.monotonic() + 60
-    while checkpoint.latest(killed) is None and process.poll() is None and time.monotonic() < deadline:
+    while checkpoint.latest(killed) is None and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.25 * random.random())  # a moment that no one chose
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert 0 < checkpoint.load(checkpoint.latest(killed)).step < 300
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert 0 < checkpoint.load(checkpoint.latest(killed)).step < 100
     with (killed / "train.jsonl").open("a") as file:
         file.write('{"step": 2, "los')  # as if it had been cut short while writing
     run(replace(options, workdir=killed), make(seed=9))

@@ -335,19 +335,24 @@ def evil(tmp_path_factory):
 SCRIPT = "import sys; del sys.path[0]; from scoresde.cli import main; sys.exit(main())"
 
 
-@pytest.mark.parametrize("start", ["-m", "script"])
-def test_a_folder_full_of_evil_files_runs_none_of_them(run, evil, start):
+@pytest.mark.parametrize(
+    ("start", "arguments"),
+    [
+        ("-m", ["benchmark", "--solvers=ddim", "--nfe=5", "--seeds=8"]),
+        ("script", ["solvers", "no_such_solver"]),  # the name is looked up among the plug-ins
+        pytest.param("-m", ["solvers", "statistics:Mine"], marks=pytest.mark.slow),
+        pytest.param("script", ["solvers", "heun", "--steps=2", "--show"], marks=pytest.mark.slow),
+    ],
+)
+def test_a_folder_full_of_evil_files_runs_none_of_them(run, evil, tmp_path, start, arguments):
     """In the installed command, which has the folder of the script on its path, and with ``python -m``."""
-    first = ["-m", "scoresde.cli"] if start == "-m" else ["-c", SCRIPT]
-    bench = ["benchmark", f"--workdir={run}", "--solvers=ddim", "--nfe=5", "--seeds=8", f"--out={run.parent / start}"]
-    commands = {"-m": [bench, ["solvers", "statistics:Mine"]], "script": [["solvers", "heun", "--steps=2", "--show"]]}
-    commands["script"] += [["solvers", "no_such_solver"]]  # the name is looked up among the plug-ins
-    for arguments in commands[start]:
-        done = subprocess.run(
-            [PYTHON, *first, *arguments], cwd=evil, capture_output=True, text=True, check=False, timeout=120
-        )
-        named = arguments[-1] in ("statistics:Mine", "no_such_solver")
-        assert done.returncode == (2 if named else 0), done.stderr
-        assert "evil" not in done.stdout + done.stderr
-        assert "no.such.key" not in done.stderr  # matplotlib complains of what it reads
-        assert [path.name for path in evil.glob("*.ran")] == []
+    first = ["-m", "scoresde"] if start == "-m" else ["-c", SCRIPT]
+    places = [f"--workdir={run}", f"--out={tmp_path / 'out'}"] if arguments[0] == "benchmark" else []
+    done = subprocess.run(
+        [PYTHON, *first, *arguments, *places], cwd=evil, capture_output=True, text=True, check=False, timeout=120
+    )
+    named = arguments[-1] in ("statistics:Mine", "no_such_solver")
+    assert done.returncode == (2 if named else 0), done.stderr
+    assert "evil" not in done.stdout + done.stderr
+    assert "no.such.key" not in done.stderr  # matplotlib complains of what it reads
+    assert [path.name for path in evil.glob("*.ran")] == []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from .readers import count_of, counts_of, folder_of, seeds_of, share_of, specs_of
+from .readers import classes_of, count_of, counts_of, folder_of, seeds_of, share_of, specs_of
 
 HELP = {
     "demo": "train on real digits, sample, score, and write a report; about a minute, offline",
@@ -117,6 +117,10 @@ def _making(commands: argparse._SubParsersAction[Parser]) -> None:
     _workdir(sample)
     _out(sample)
     sample.add_argument("--seeds", type=seeds_of, default="64", help="one sample per seed: 64 means 0-63; or 0,5,9")
+    chosen = "the classes to draw, equally many of each in the order of the seeds: 3, 0-9, or none; by default all"
+    sample.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help=chosen)
+    rows = "a .npz file with the conditions by name: one row per sample, or one for all"
+    sample.add_argument("--condition", type=Path, metavar="FILE", help=rows)
     _method(sample, "sampling")
 
 

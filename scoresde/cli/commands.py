@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import solvers
 from solvers import InputError
 from solvers.libraries import without_traces
@@ -16,11 +18,13 @@ from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
 from ..data.dataset import DataCard
 from ..likelihood.result import LogProb
-from ..pictures import is_image
+from ..models.denoiser import Denoiser
 from ..result_files import environment, fingerprint, replacing, writable, write_json
-from ..runs import build, config
+from ..runs import build, conditions, config
 from ..runs.run import Run, load_run
 from ..runs.score import Unfinished, evaluate, summary, write_results
+from ..sampling.pictures import is_image
+from ..sampling.sample import PICTURES
 from ..sampling.sample import sample as draw
 from .current_folder import import_drawing
 from .readers import split
@@ -61,8 +65,9 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     section = run.config.sampling
     with run.origin.limits():
         plan = build.plan_of(run.denoiser, section)
+    given = conditions.choose(run.card.conditions, len(arguments.seeds), arguments.classes, arguments.condition)
     result = draw(
-        run.denoiser, run.card.shape, arguments.seeds, plan=plan, noise=section.noise,
+        run.denoiser, run.card.shape, arguments.seeds, plan=plan, noise=section.noise, condition=given.rows,
         batch_size=section.batch_size, device=build.device_of(run.config), progress=True,
     )  # fmt: skip
     x = result.x.cpu()
@@ -77,12 +82,14 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         facts["label_shift"] = result.label_shift
         cost += f", labels rounded by at most {result.label_shift:.3g}"
     facts |= {"seeds": arguments.seeds, "seconds": result.seconds, "samples": fingerprint(x)}
+    facts |= {"conditions": given.facts} if given.facts else {}
     with replacing(out, ("samples.npz", "grid.png", "samples.json")) as aside:
         result.save(aside / "samples.npz")
         if is_image(x):
-            result.save(aside / "grid.png", low=run.card.low, high=run.card.high)
+            by_class = conditions.pictures_by_class(run.card.conditions, given.rows, PICTURES)
+            result.save(aside / "grid.png", run.card.low, run.card.high, *(by_class or ()))
         record(aside / "samples.json", command, run, **facts)
-    print(f"{len(x)} samples by {result.solver} on the grid {result.grid}{_choice(section)}, {cost}: {out}")
+    print(f"{len(x)} samples by {result.solver} on the grid {result.grid}{_choice(section)}{given.note}, {cost}: {out}")
 
 
 def _choice(section: Any) -> str:
@@ -99,14 +106,15 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     run = load_run(arguments.workdir, overrides, ("likelihood", "device", "data.path"))
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)
-    x = {"train": data.train, "test": data.test}[arguments.split].first(arguments.limit).x
+    rows = {"train": data.train, "test": data.test}[arguments.split].first(arguments.limit)
+    x = rows.x
     out = writable(arguments.out or arguments.workdir / "likelihood")
     import_drawing()
-    found = evaluate(run, x, arguments.split, out / "shards", arguments.shards)
+    found = evaluate(run, x, arguments.split, out / "shards", arguments.shards, rows.conditions)
     if isinstance(found, Unfinished):
         print(f"{found.done} of {found.total} shards are in {out / 'shards'}: the last process joins them")
         return
-    write_results(out, run, x, arguments.split, found, command)
+    write_results(out, run, x, arguments.split, found, command, rows.conditions)
     print(summary(run, x, arguments.split, found))
     print(out / "likelihood.html")
 
@@ -165,6 +173,7 @@ def compare(
         rows = run_benchmark(
             run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
             batch_size=run.config.sampling.batch_size, device=build.device_of(run.config), truth_steps=64, keep=12,
+            condition=conditions.of_test(data.test, len(seeds)),
         )  # fmt: skip
     header = {
         **environment(build.device_of(run.config)),
@@ -218,10 +227,11 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     import_drawing()
     fit(Job(cfg), out / "run", command)
     run = load_run(out / "run", trust=True)  # its config was just written
-    x = build.load_data(run.config, run.card).test.first(64 if arguments.fast else None).x
-    found = evaluate(run, x, "test")
+    rows = build.load_data(run.config, run.card).test.first(64 if arguments.fast else None)
+    x = rows.x
+    found = evaluate(run, x, "test", conditions=rows.conditions)
     assert not isinstance(found, Unfinished)  # this process computes every shard
-    write_results(out, run, x, "test", found, command)
+    write_results(out, run, x, "test", found, command, rows.conditions)
     print(summary(run, x, "test", found))
     names = ["ddim", "heun", "dpmpp_2m", "ddpm"]
     seeds = range(64 if arguments.fast else 256)

@@ -11,12 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from solvers import InputError
 from solvers.files import write_atomically
 from solvers.registry.outside import Origin
 from solvers.registry.registry import outside_names
 
-from ..data.dataset import Dataset
+from ..data.dataset import DataCard, Dataset
+from ..data.sources import source_of
 from ..runs import build, choices, config, saved, watch
 from ..runs.run import Run
 from ..runs.score import options_of
@@ -24,6 +27,8 @@ from ..runs.training_page import write_page
 from ..sampling.batches import check_source
 from ..training import checkpoint
 from ..training.loop import Training, TrainResult, prepared
+from ..training.losses import Loss
+from ..training.options import TrainingOptions
 from ..training.processes import Elsewhere, Processes, launched
 from .current_folder import import_drawing
 
@@ -64,7 +69,7 @@ def _job(arguments: argparse.Namespace, overrides: list[str]) -> Job:
         InputError: it names neither a config nor data, and the folder contains no run.
     """
     workdir: Path = arguments.workdir
-    name, path = ("", "") if arguments.data is None else source_of(arguments.data)
+    name, path = ("", "") if arguments.data is None else (source_of(str(arguments.data)), str(arguments.data))
     given = [f"--config.data.name={name}", f"--config.data.path={path}", *overrides] if name else overrides
     if arguments.config is not None:
         return Job(config.read_config(arguments.config, given))
@@ -85,8 +90,8 @@ def _check_used(cfg: Any, overrides: Sequence[str]) -> None:
     weighting = cfg.training.weighting or cfg.training.loss
     if given and cfg.model.predicts != "edm" and "edm" not in weighting:
         raise InputError(
-            f"model.sigma_data is not used: predicts is {cfg.model.predicts!r} and the loss {weighting!r}, neither is "
-            "edm"
+            f"model.sigma_data is not used: predicts is {cfg.model.predicts!r} and the weighting {weighting!r}, "
+            "neither is edm"
         )
 
 
@@ -104,21 +109,19 @@ def fit(job: Job, workdir: Path, command: str, other_data: bool = False, then: s
     with launched(build.device_of(cfg), cfg.training.precision) as processes, processes.holding(workdir):
         there, data = processes.each(lambda: _read_data(job, workdir, other_data))
         card, say = data.card, print if processes.main else _silent
-        with job.origin.limits():
-            denoiser, network = processes.each(lambda: build.build_denoiser(cfg, card))
-            loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
-            run = Run(cfg, denoiser, card, 0, job.origin)
-            _check_later(run)
+        run, network, loss, options = processes.each(lambda: _build(job, card, workdir))
         say(data, *([job.chosen.summary()] if job.chosen else []), sep="\n")
         last = checkpoint.latest(workdir)
         weights = sum(p.numel() for p in network.parameters())
         start = f", resuming {last.name}" if last else ""
         start += f", {processes.count} processes" if processes.count > 1 else ""
         say(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
-        training = prepared(denoiser, network, data.train, loss, options, processes)
+        changes = build.changes_of(cfg, card)
+        training = prepared(run.denoiser, network, data.train, loss, options, processes, changes)
         complete = there is not None and training.step == options.steps
         if there and complete and there.card.differences(card):
-            raise InputError(f"{workdir} is complete: to continue with other data, raise --config.training.steps")
+            error = f"{workdir} is complete: to continue with other data, raise --config.training.steps"
+            raise InputError(error) if processes.main else Elsewhere(error)
         # no update of a complete run uses what is given now, so its record stays as it is
         if not complete:
             processes.first(lambda: _record(job, workdir, data, there, command))
@@ -163,6 +166,17 @@ def _read_data(job: Job, workdir: Path, other_data: bool) -> tuple[saved.Saved |
     return there, data
 
 
+def _build(job: Job, card: DataCard, workdir: Path) -> tuple[Run, nn.Module, Loss, TrainingOptions]:
+    """What the training needs; also checks what only later commands need."""
+    cfg = job.config
+    with job.origin.limits():
+        denoiser, network = build.build_denoiser(cfg, card)
+        loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
+        run = Run(cfg, denoiser, card, 0, job.origin)
+        _check_later(run)
+    return run, network, loss, options
+
+
 def _record(job: Job, workdir: Path, data: Dataset, there: saved.Saved | None, command: str) -> None:
     """Writes ``config.json``, says what it changes, and writes the config that the data decided."""
     if changes := saved.write(workdir, job.config, data.card, there, command):
@@ -189,8 +203,3 @@ def _check_later(run: Run) -> None:
 def _check_sampling(run: Run) -> None:
     build.plan_of(run.denoiser, run.config.sampling)
     check_source(run.config.sampling.noise)
-
-
-def source_of(path: Path) -> tuple[str, str]:
-    """The name and the path of a data set, as a config has them."""
-    return "file", str(path)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
@@ -27,7 +26,9 @@ from solvers import InputError
 from solvers.errors import unknown
 
 from ..data.dataset import Dataset, assembled, load
+from ..data.foreign import of_torch
 from ..data.rows import Rows, TensorRows
+from ..data.sources import source_of
 from ..inputs import Array, conditions_of, device_of, shown, tensor_of
 from ..likelihood.log_prob import log_prob
 from ..models.denoiser import Denoiser
@@ -149,11 +150,10 @@ def _rows_of(
 ) -> tuple[Rows, Rows | None, Dataset | None]:
     """The rows to train on, those held out, and the data set that they belong to, each if there is one."""
     dataset = None
-    if isinstance(data, (Tensor,np.ndarray,Rows)): pass
-    elif isinstance(data, (str, os.PathLike)):
+    if isinstance(data, (str, os.PathLike)):
         dataset = load(source_of(str(data)), str(data), seed)
     elif isinstance(data, TorchDataset):
-        dataset = assembled("torch", foreign.of_torch(data), "the torch data set", seed)
+        dataset = assembled("torch", of_torch(data), "the torch data set", seed)
     if (dataset is not None or isinstance(data, Rows)) and condition is not None:
         raise InputError("condition belongs to data in an array; other data contain their conditions")
     if dataset is not None and held_out is not None:

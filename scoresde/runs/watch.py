@@ -33,8 +33,8 @@ from ..likelihood.log_prob import log_prob
 from ..likelihood.result import LogProb, uncertainty
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network
-from ..pictures import image_grid, is_image
 from ..result_files import writable
+from ..sampling.pictures import image_grid, is_image
 from ..sampling.sample import sample
 from ..training import log
 from ..training.held_out import error_by_noise

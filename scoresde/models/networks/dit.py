@@ -146,7 +146,7 @@ class LabelledDiT(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
         check_names(conditions, self.names)
         embedded = self.embedding(self.features(self.scale * label).to(x.dtype))
         if self.conditions is not None:
