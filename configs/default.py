@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     config.data.labels = "auto"  # the conditions: names of columns or .npy files; off for none
     config.data.classes = placeholder(int)  # how many classes there are; default: as many as occur
     config.data.bin_width = placeholder(float)  # distance between levels, for numbers that stay as they are
+    config.data.augmentation = "none"  # of images in training: flip, or edm(probability=0.12), which does not leak
     config.data.dequantise = True  # train on data spread over their bins, where a bin width is known
 
     config.training = ConfigDict()

@@ -16,6 +16,7 @@ from solvers.noise.seeded import global_seed
 
 from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
+from ..data.augmentations import Unchanged, augmentations
 from ..data.dataset import DataCard, Dataset
 from ..data.images import size_of
 from ..data.loading import load
@@ -23,12 +24,13 @@ from ..data.storage import ImageOptions
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
-from ..models.networks.conditioning import SelfConditioned, own_estimate
+from ..models.networks.conditioning import SelfConditioned, ZeroUnlessGiven, own_estimate
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.conditioning import Conditioning
+from ..training.loop import Change
 from ..training.losses import Loss, losses
 from ..training.options import TrainingOptions
 from ..training.weightings import weightings
@@ -94,14 +96,15 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
 def _bare_network(config: ConfigDict, card: DataCard) -> nn.Module:
     """The network of a config without the schedule of a learned path."""
     recipe, given = networks.make(config.model.network), dict[str, Any]()
-    own = own_estimate(card.shape)
-    conditions = (*card.conditions, *([own] if config.model.self_conditioning else []))
+    changed, own = augmentations.make(config.data.augmentation).condition, config.model.self_conditioning
+    conditions = [*card.conditions, *([changed] if changed else []), *([own_estimate(card.shape)] if own else [])]
     if conditions:
         given["conditions"] = conditions
     if config.model.learned_variance:
         given["outputs"] = 2
     network = recipe.build(card.shape, **given)
-    return SelfConditioned(network, card.shape) if config.model.self_conditioning else network
+    network = ZeroUnlessGiven(network, changed) if changed else network
+    return SelfConditioned(network, card.shape) if own else network
 
 
 _LAYERS = ("depth", "layers")  # options of networks that count layers
@@ -169,16 +172,17 @@ def build_decoder(config: ConfigDict, card: DataCard) -> Decoder:
     return Discretised(card.bin_width, card.low, card.high)
 
 
-def changes_of(config: ConfigDict, card: DataCard) -> list[Conditioning]:
-    """What training does to the conditions of each batch.
+def changes_of(config: ConfigDict, card: DataCard) -> list[Change]:
+    """What training does to each batch: the augmentation, and the dropout of conditions.
 
     Raises:
-        InputError: see ``Conditioning``.
+        InputError: see ``Conditioning``; or there is no such augmentation.
     """
-    model = config.model
-    if not model.condition_dropout and not model.self_conditioning:
-        return []
-    return [Conditioning(card.conditions, model.condition_dropout, model.self_conditioning)]
+    model, augmentation = config.model, augmentations.make(config.data.augmentation)
+    changes: list[Change] = [] if isinstance(augmentation, Unchanged) else [augmentation]
+    if model.condition_dropout or model.self_conditioning:
+        changes.append(Conditioning(card.conditions, model.condition_dropout, model.self_conditioning))
+    return changes
 
 
 def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:

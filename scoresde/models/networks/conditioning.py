@@ -99,6 +99,21 @@ class Concatenated(nn.Module):
         return out
 
 
+class ZeroUnlessGiven(nn.Module):
+    """A network of which a condition, a vector, is zero in every call that leaves it out."""
+
+    def __init__(self, network: nn.Module, condition: Condition) -> None:
+        super().__init__()
+        self.network, self.condition = network, condition
+
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
+        name, shape = self.condition.name, self.condition.shape
+        if name not in conditions:
+            conditions[name] = x.new_zeros((len(x), *shape))
+        out: Tensor = self.network(x, label, **conditions)
+        return out
+
+
 def own_estimate(shape: Sequence[int]) -> Condition:
     """The condition through which a network receives its own estimate of samples of a shape."""
     return Condition("estimate", "image", tuple(shape))
