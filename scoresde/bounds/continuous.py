@@ -176,8 +176,7 @@ def continuous_bound(
     """
     check_how(on_failure)
     x, conditions = batch_of("x", x, condition, (denoiser := as_model(denoiser)).conditions)
-    x = x.detach()
-    rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
+    rule, sampler, sde, x = decoders.make(decoder), samplers.make(times), denoiser.sde, x.detach()
     over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
