@@ -16,16 +16,19 @@ weight of |d_eps|^2 times SNR.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from solvers import InputError, Node, Registry
 from solvers.registry.options import Options
-from solvers.registry.ranges import Positive
+from solvers.registry.ranges import Count, Positive
 
 from ..paths.base import SDE
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Weighting(Options):
@@ -38,6 +41,14 @@ class Weighting(Options):
             InputError: the weighting needs ``sigma_data``, and the denoiser has none.
         """
         raise NotImplementedError
+
+    def state(self) -> nn.Module | None:
+        """What the weighting learns, as parameters; None if that is nothing."""
+        return None
+
+    def applied(self, weighted: Tensor, node: Node[Tensor], state: nn.Module | None) -> Tensor:
+        """The loss (B,) of weighted errors (B,) at nodes (B,): these errors, unless the weighting learns."""
+        return weighted
 
     def __str__(self) -> str:
         return weightings.format(self)
@@ -97,6 +108,56 @@ class EDMWeighting(Weighting):
     def of_eps(self, sde: SDE, node: Node[Tensor], sigma_data: float | None) -> Tensor:
         sd = _known(sigma_data, "edm")
         return (node.ratio / sd) ** 2 + 1
+
+
+class Uncertainty(nn.Module):
+    """A learned function u of the noise level, at first 0: a linear layer on Fourier features of ln(r) / 4.
+
+    The features are sqrt(2) cos(2 pi (f_k c + p_k)). The frequencies f_k are quantiles of N(0, 1) and the phases p_k
+    are spread evenly, so that no random numbers are needed. The published layer also normalises its weights.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        places = torch.arange(channels, dtype=torch.float64)
+        quantiles = torch.special.ndtri((places + 0.5) / channels)
+        self.register_buffer("frequencies", quantiles.float(), persistent=False)
+        self.register_buffer("phases", (places * _GOLDEN % 1).float(), persistent=False)
+        self.linear = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, node: Node[Tensor]) -> Tensor:
+        """The values u (B,) at nodes (B,), float32 on the device of the parameters."""
+        label = (torch.log(node.ratio) / 4).to(self.linear)
+        features = torch.cos(2 * math.pi * (label[:, None] * self.frequencies + self.phases))
+        found: Tensor = (features @ self.linear) * math.sqrt(2 / len(self.linear))
+        return found
+
+
+@weightings.register("edm2", reference="Karras et al. 2024, arXiv:2312.02696, eq. 14 and 15")
+@dataclass(frozen=True)
+class EDM2Weighting(EDMWeighting):
+    """EDM's weighting of an error L, divided by a learned variance: L / exp(u) + u, with u a function of r.
+
+    u learns log E[L] at each noise level, so that all levels have the same influence on the network.
+
+    Args:
+        channels: how many Fourier features u has.
+    """
+
+    channels: Count = 128
+
+    def state(self) -> nn.Module | None:
+        return Uncertainty(self.channels)
+
+    def applied(self, weighted: Tensor, node: Node[Tensor], state: nn.Module | None) -> Tensor:
+        if state is None:
+            raise InputError("the weighting edm2 learns: pass state=loss.state(sde)")
+        u = state(node)
+        value: Tensor = weighted / u.exp() + u
+        return value
 
 
 @weightings.register("likelihood", reference="Song et al. 2021, arXiv:2101.09258, theorem 1")
