@@ -33,8 +33,8 @@ from solvers.noise.draws import Draws
 
 RESULTS = Path(__file__).parent / "results"
 PATH = scoresde.VP()
-NETWORK, LABEL = "mlp(width=64, depth=2, time_features=32)", "c_noise"
-STEPS, BATCH, RATE, WARMUP, DECAY = 1200, 256, 3e-3, 100, 0.995
+NETWORK, LABEL = "mlp(width=48, depth=2, time_features=32)", "c_noise"
+STEPS, BATCH, RATE, WARMUP, DECAY = 1000, 128, 3e-3, 100, 0.995
 SEEDS = (0, 1, 2)
 OUTPUTS = ("x0", "eps", "v", "score", "velocity", "edm")
 EVEN = "low_discrepancy(over=uniform)"

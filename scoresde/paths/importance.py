@@ -15,7 +15,7 @@ from .base import SDE
 from .time_samplers import LogNormal, LogSNR, LowDiscrepancy, TimeSampler, Uniform, times
 
 
-@times.register("importance", reference="Song et al. 2021, arXiv:2101.09258, section 4.2")
+@times.register("importance", reference="Song et al. 2021, arXiv:2101.09258, section on importance sampling")
 @dataclass(frozen=True)
 class Importance(TimeSampler):
     """Times of one sampler, and losses weighted so that their expectation is that of times of another one.

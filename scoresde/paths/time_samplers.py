@@ -103,7 +103,7 @@ class LogNormal(TimeSampler):
         return (normal * _slope(node)).masked_fill(ends, math.inf)
 
 
-@times.register("logit_normal", reference="Esser et al. 2024, arXiv:2403.03206, eq. 19")
+@times.register("logit_normal", reference="Esser et al. 2024, arXiv:2403.03206, section 3.1")
 @dataclass(frozen=True)
 class LogitNormal(TimeSampler):
     """The share of t in [t_min, t_max] is a sigmoid of a normal number: logit(share) ~ N(mean, std^2).
@@ -128,7 +128,7 @@ class LogitNormal(TimeSampler):
 @times.register(
     "logsnr",
     aliases=("likelihood",),
-    reference="Kingma et al. 2021, arXiv:2107.00630, section 5; Song et al. 2021, arXiv:2101.09258, section 4.2",
+    reference="Kingma et al. 2021, arXiv:2107.00630, section 5; Song et al. 2021, arXiv:2101.09258",
 )
 @dataclass(frozen=True)
 class LogSNR(TimeSampler):

@@ -70,7 +70,7 @@ class ScoreMatching(Weighting):
         return torch.ones_like(node.t)
 
 
-@weightings.register("uniform", aliases=("x0",), reference="Hang et al. 2023, arXiv:2303.09556, section 3.4")
+@weightings.register("uniform", aliases=("x0",), reference="Hang et al. 2023, arXiv:2303.09556, section 3")
 @dataclass(frozen=True)
 class UniformWeighting(Weighting):
     """r^2: the plain error of x0, |d_x0|^2."""
@@ -132,11 +132,12 @@ class Uncertainty(nn.Module):
         """The values u (B,) at nodes (B,), float32 on the device of the parameters."""
         label = (torch.log(node.ratio) / 4).to(self.linear)
         features = torch.cos(2 * math.pi * (label[:, None] * self.frequencies + self.phases))
-        found: Tensor = (features @ self.linear) * math.sqrt(2 / len(self.linear))
+        # no matrix product, which autocast would compute in 16 bits
+        found: Tensor = (features * self.linear).sum(1) * math.sqrt(2 / len(self.linear))
         return found
 
 
-@weightings.register("edm2", reference="Karras et al. 2024, arXiv:2312.02696, eq. 14 and 15")
+@weightings.register("edm2", reference="Karras et al. 2024, arXiv:2312.02696, appendix on uncertainty")
 @dataclass(frozen=True)
 class EDM2Weighting(EDMWeighting):
     """EDM's weighting of an error L, divided by a learned variance: L / exp(u) + u, with u a function of r.
@@ -182,7 +183,7 @@ class VDM(Weighting):
         return 0.5 * (sde.t_max - sde.t_min) * _gamma_slope(node)
 
 
-@weightings.register("min_snr", reference="Hang et al. 2023, arXiv:2303.09556, section 3.4")
+@weightings.register("min_snr", reference="Hang et al. 2023, arXiv:2303.09556, section 3")
 @dataclass(frozen=True)
 class MinSNR(Weighting):
     """min(SNR, gamma) / SNR = min(1, gamma r^2): min(SNR, gamma) |d_x0|^2; on VP, min(SNR, gamma) / (SNR + 1) on v."""
@@ -193,7 +194,7 @@ class MinSNR(Weighting):
         return (self.gamma * node.ratio**2).clamp(max=1)
 
 
-@weightings.register("p2", reference="Choi et al. 2022, arXiv:2204.00227, eq. 8")
+@weightings.register("p2", reference="Choi et al. 2022, arXiv:2204.00227, section 3")
 @dataclass(frozen=True)
 class P2(Weighting):
     """1 / (k + SNR)^gamma = (r^2 / (k r^2 + 1))^gamma, which gives little weight to low noise."""
