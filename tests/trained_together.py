@@ -1,14 +1,12 @@
-"""One of several processes that train together: ``python trained_together.py FOLDER SCENARIOS``, with a launcher's
-variables in the environment. Each scenario is a function below; what it returns is written to FOLDER/NAME_INDEX.json.
-"""
+"""What processes that train together do, see ``work``: each scenario is a function, whose result is written down."""
 
 import json
 import math
 import os
 import signal
 import sys
+import traceback
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -150,11 +148,35 @@ def errors(folder):
     return found
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    place = Path(sys.argv[1])
-    with launched("cpu") as processes:
-        for name in sys.argv[2].split(","):
-            outcome = globals()[name](place)
-            (place / f"{name}_{processes.index}.json").write_text(json.dumps(outcome))
-    (place / f"environment_{os.environ['RANK']}.json").write_text(json.dumps(torch.distributed.is_initialized()))
+def one_dies(folder):
+    """The last process ends without a word; it is the last scenario of a launch."""
+    last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+
+    def dies(losses, row):
+        for name in ("one_dies", "connected"):
+            (folder / f"{name}_{os.environ['RANK']}.json").write_text("false")
+        os._exit(1)
+
+    loss = Mishap().at(2, 9, dies) if last else DSM()
+    return ended(replace(OPTIONS, workdir=folder / "dies", checkpoint_every=1), loss=loss)
+
+
+def work(folder, scenarios, environment, path):
+    """Runs scenarios in one of several processes, with a launcher's variables and some folders first on the path.
+
+    What a scenario returns is written to NAME_INDEX.json, and what goes wrong to error_INDEX.txt.
+    """
+    os.environ.update(environment)
+    sys.path[:0] = path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
+        del sys.modules[name]  # it is imported anew, from this path
+    index = environment["RANK"]
+    try:
+        torch.set_num_threads(1)
+        with launched("cpu"):
+            for name in scenarios:
+                (folder / f"{name}_{index}.json").write_text(json.dumps(globals()[name](folder)))
+        (folder / f"connected_{index}.json").write_text(json.dumps(torch.distributed.is_initialized()))
+    except BaseException:
+        (folder / f"error_{index}.txt").write_text(traceback.format_exc())
+        os._exit(1)
