@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from attacks.processes import CONTEXT, serve
-from trained_together import COUNT, KINDS, OPTIONS, network, run, weights, work
+from trained_together import COUNT, KINDS, OPTIONS, of_kind, run, weights, work
 
 from scoresde.training import checkpoint
 from scoresde.training.processes import Processes, launched
@@ -63,17 +63,28 @@ def found(tmp_path_factory):
 def test_two_and_three_processes_train_as_one(found, tmp_path):
     folder, two, _, three = found
     for name, change in KINDS.items():
-        result, _ = run(replace(OPTIONS, workdir=tmp_path / name, **change), network(name))
+        result, _ = of_kind(name, replace(OPTIONS, workdir=tmp_path / name, **change))
         lines = lines_of(tmp_path / name)
         # a sum in another order differs by some roundings, of float32 or of bfloat16's products
         bound = 2e-2 if name == "bf16" else 1e-5
         for count, every in ((2, two["same_as_one"]), (3, three["same_as_one"])):
             assert all(each[name] == every[0][name] for each in every)
             assert every[0][name] == [pytest.approx(p, abs=bound) for p in weights(result)]
+            own, theirs = (
+                checkpoint.load(checkpoint.latest(f)).others for f in (tmp_path / name, folder / f"{name} {count}")
+            )
+            assert list(own) == list(theirs) == (["loss"] if name == "learned" else [])
+            for key in own.get("loss", ()):
+                assert torch.allclose(own["loss"][key], theirs["loss"][key], atol=1e-4), key
             theirs = lines_of(folder / f"{name} {count}")
             assert [line["step"] for line in theirs] == list(range(1, 9))
             for what, room in (("loss", bound), ("grad_norm", 10 * bound)):
                 assert [line[what] for line in theirs] == pytest.approx([line[what] for line in lines], rel=room)
+
+
+def learned_by(workdir):
+    """What the loss of a run learned and remembers."""
+    return checkpoint.load(checkpoint.latest(workdir)).others.get("loss", {})
 
 
 def lines_of(workdir):

@@ -15,7 +15,7 @@ import scoresde
 from scoresde.data.rows import TensorRows
 from scoresde.models.networks import MLP
 from scoresde.training.loop import train
-from scoresde.training.losses import DSM
+from scoresde.training.losses import DSM, losses
 from scoresde.training.options import TrainingOptions
 from scoresde.training.processes import launched
 from solvers import InputError
@@ -73,11 +73,11 @@ class Mishap(DSM):
         return self
 
     def __call__(self, denoiser, x0, draws, *state, **conditions):
-        losses = super().__call__(denoiser, x0, draws, *state, **conditions)
+        values = super().__call__(denoiser, x0, draws, *state, **conditions)
         step, place, act = self.__dict__["act"]
         if draws.step == step and place in draws.places:
-            losses = act(losses, [*draws.places].index(place))
-        return losses
+            values = act(values, [*draws.places].index(place))
+        return values
 
 
 def run(options, net=None, rows=None, loss=None):
@@ -103,12 +103,17 @@ def same_as_one(folder):
     found = {}
     for name, change in KINDS.items():
         workdir = folder / f"{name} {os.environ['WORLD_SIZE']}"
-        result, _ = run(replace(OPTIONS, workdir=workdir, **change), network(name))
+        result, _ = of_kind(name, replace(OPTIONS, workdir=workdir, **change))
         found[name] = weights(result)
     return found
 
 
-KINDS = {"mlp": {}, "accumulate": {"accumulate": 2}, "unused": {}, "bf16": {"precision": "bf16"}}
+KINDS = {"mlp": {}, "accumulate": {"accumulate": 2}, "unused": {}, "bf16": {"precision": "bf16"}, "learned": {}}
+LEARNED = "dsm(weighting=edm2, times=adaptive)"  # it learns a weight, and remembers losses
+
+
+def of_kind(name, options):
+    return run(options, network(name), loss=losses.make(LEARNED) if name == "learned" else None)
 
 
 def first_part(folder):
@@ -126,14 +131,14 @@ def errors(folder):
     found = {}
     found["broken"] = ended(replace(OPTIONS, workdir=folder / "broken"), rows=Recorded(broken=3))
 
-    def spoiled(losses, row):
-        return losses * torch.where(torch.arange(len(losses)) == row, math.nan, 1.0)
+    def spoiled(values, row):
+        return values * torch.where(torch.arange(len(values)) == row, math.nan, 1.0)
 
     found["nan"] = ended(replace(OPTIONS, workdir=folder / "nan"), loss=Mishap().at(5, 7, spoiled))
 
-    def terminated(losses, row):
+    def terminated(values, row):
         signal.raise_signal(signal.SIGTERM)
-        return losses
+        return values
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     found["signal"] = ended(replace(OPTIONS, workdir=folder / "signal"), loss=Mishap().at(5, 7, terminated))
@@ -152,7 +157,7 @@ def one_dies(folder):
     """The last process ends without a word; it is the last scenario of a launch."""
     last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
 
-    def dies(losses, row):
+    def dies(values, row):
         for name in ("one_dies", "connected"):
             (folder / f"{name}_{os.environ['RANK']}.json").write_text("false")
         os._exit(1)
