@@ -239,6 +239,7 @@ class Training:
             bar,
             log.Log(folder, self.step) as lines,
             self.stop.listening(self.workdir is not None),
+            self.processes.connected(),
         ):
             while self.step < options.steps and not reason:
                 record, reason = self.update()
