@@ -42,6 +42,7 @@ _FREE = (
     "training.evaluate_every",
     "training.max_minutes",
     "training.keep_every",
+    "training.snapshot_every",
     "sampling",
     "likelihood",
 )

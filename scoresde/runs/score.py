@@ -143,6 +143,7 @@ def write_results(out: Path, run: Run, x: Tensor, split: str, found: Mapping[str
         "bound": None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
         "evaluation": facts_of(run, x, split),
         "step": run.step,
+        "average": run.average and run.average.facts(),
         "config": run.config.to_dict(),
         "environment": environment(build.device_of(run.config)),
     }
