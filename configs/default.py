@@ -68,6 +68,8 @@ def get_config() -> ConfigDict:
     config.training.max_minutes = placeholder(float)  # end with a checkpoint after so many minutes
     config.training.keep = 2  # how many checkpoints to keep, the last ones
     config.training.keep_every = placeholder(int)  # also keep those after a multiple of so many updates
+    # updates between snapshots of the power averages, from which sampling.ema reconstructs any other
+    config.training.snapshot_every = placeholder(int)
 
     config.sampling = ConfigDict()
     config.sampling.solver = placeholder(str)  # see `scoresde solvers`; default: ipndm on logsnr(end=zero)
@@ -76,6 +78,8 @@ def get_config() -> ConfigDict:
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps
     config.sampling.batch_size = 512  # samples computed together; does not change their values
+    # the width of the power average of the weights, also for the likelihood; default: the first of training.averages
+    config.sampling.ema = placeholder(float)
 
     config.likelihood = ConfigDict()
     config.likelihood.solver = placeholder(str)  # deterministic; default: adams_adaptive; heun with steps or nfe

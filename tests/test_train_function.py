@@ -90,9 +90,7 @@ def test_conditions_of_an_array_reach_the_network():
     """Two classes at -1 and 1: samples of a class are on its side."""
     kinds = torch.arange(600) % 2
     data = points(600) * 0.2 + (2 * kinds[:, None] - 1)
-    result = scoresde.train(
-        network(classes=2), data, steps=400, condition={"kind": kinds}, **QUICK
-    )
+    result = scoresde.train(network(classes=2), data, steps=400, condition={"kind": kinds}, **QUICK)
     asked = torch.arange(40) % 2
     x = scoresde.sample(result.denoiser, seeds=40, nfe=15, condition={"kind": asked}).x
     # the parts are 2 apart and 0.16 wide; a network that ignores the class would be right for half of them

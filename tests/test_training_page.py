@@ -19,7 +19,13 @@ EVIL = "<script>alert('1')</script>\"><img src=x onerror=alert(2)>"
 
 def lines(count=120):
     return [
-        {"step": 50 * k, "loss": 0.3 + 1 / k, "grad_norm": 0.5 + 0.4 * math.sin(k), "lr": 1e-3, "seconds": 2.5 * k + 1.5 * ((k - 1) // 10)}
+        {
+            "step": 50 * k,
+            "loss": 0.3 + 1 / k,
+            "grad_norm": 0.5 + 0.4 * math.sin(k),
+            "lr": 1e-3,
+            "seconds": 2.5 * k + 1.5 * ((k - 1) // 10),
+        }
         for k in range(1, count + 1)
     ]
 

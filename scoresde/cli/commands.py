@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 import solvers
 from solvers import InputError
 from solvers.libraries import without_traces
@@ -18,7 +16,6 @@ from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
 from ..data.dataset import DataCard
 from ..likelihood.result import LogProb
-from ..models.denoiser import Denoiser
 from ..result_files import environment, fingerprint, replacing, writable, write_json
 from ..runs import build, conditions, config
 from ..runs.run import Run, load_run
@@ -37,6 +34,7 @@ def record(path: Path, command: str, run: Run, **facts: Any) -> None:
         "command": command,
         **facts,
         "step": run.step,
+        "average": run.average and run.average.facts(),
         "config": run.config.to_dict(),
         "environment": environment(device=build.device_of(run.config)),
     }
@@ -61,6 +59,7 @@ def results_folder(arguments: argparse.Namespace, *names: str) -> Path:
 def sample(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Draws samples into samples.npz, samples.json and grid.png."""
     run = load_run(arguments.workdir, overrides, ("sampling", "device"))
+    _say_average(run)
     out = results_folder(arguments, "samples.npz", "samples.json", "grid.png")
     section = run.config.sampling
     with run.origin.limits():
@@ -92,6 +91,12 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     print(f"{len(x)} samples by {result.solver} on the grid {result.grid}{_choice(section)}{given.note}, {cost}: {out}")
 
 
+def _say_average(run: Run) -> None:
+    """A note on the average of the weights, if one was named."""
+    if run.config.sampling.ema is not None:
+        print(f"weights: {run.average}")
+
+
 def _choice(section: Any) -> str:
     """A note on the grid of a solver that is named without one."""
     if section.solver is None or section.grid is not None or solvers.resolve(section.solver)[1] is not None:
@@ -103,7 +108,8 @@ def _choice(section: Any) -> str:
 
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Computes the log-likelihood of a split, or of this process's share of it."""
-    run = load_run(arguments.workdir, overrides, ("likelihood", "device", "data.path"))
+    run = load_run(arguments.workdir, overrides, ("likelihood", "sampling.ema", "device", "data.path"))
+    _say_average(run)
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)
     rows = {"train": data.train, "test": data.test}[arguments.split].first(arguments.limit)
@@ -128,6 +134,7 @@ def _say_if_other(card: DataCard, trained: DataCard) -> None:
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Compares solvers at several budgets; writes results.csv, results.json and report.html."""
     run = load_run(arguments.workdir, overrides, ("sampling", "device", "data.path"))
+    _say_average(run)
     named = [name for spec in arguments.solvers for name in (solvers.names("gaussian") if spec == "all" else [spec])]
     _check_commas(named)
     out = results_folder(arguments, "results.csv", "results.json", "report.html")
@@ -181,6 +188,7 @@ def compare(
         "sde": run.config.sde,
         "network": run.config.model.network,
         "step": run.step,
+        "average": run.average and run.average.facts(),
         "reference": f"held-out {run.config.data.name}, {len(reference)} samples, {fingerprint(reference)}",
         "seeds": list(seeds),
         "config": run.config.to_dict(),

@@ -188,7 +188,12 @@ def changes_of(config: ConfigDict, card: DataCard) -> list[Change]:
     return changes
 
 
-_ELSEWHERE = ("loss", "weighting", "times", "evaluate_likelihood")  # fields of the section that are no options of `train`
+_ELSEWHERE = (
+    "loss",
+    "weighting",
+    "times",
+    "evaluate_likelihood",
+)  # fields of the section that are no options of `train`
 
 
 def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:

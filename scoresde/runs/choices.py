@@ -116,14 +116,18 @@ def choices(card: DataCard, device: str) -> list[Choice]:
     while batch > max(1, samples):
         batch //= 2
     enough = max(_FEWEST, _EPOCHS * samples // batch)
-    limit = f"{_EPOCHS:,} passes over {samples:,} samples" if enough < steps else "a start; the page shows what it brings"
+    limit = (
+        f"{_EPOCHS:,} passes over {samples:,} samples" if enough < steps else "a start; the page shows what it brings"
+    )
     steps = min(steps, enough)
     decay = 0.9999 if steps >= 100_000 else 0.9995 if steps >= 20_000 else 0.999
     every = max(100, steps // 20)
     return [
         *found,
         Choice("model.network", network, reason),
-        Choice("training.batch_size", batch, "by the size of a sample" if batch < samples else "no more than there are"),
+        Choice(
+            "training.batch_size", batch, "by the size of a sample" if batch < samples else "no more than there are"
+        ),
         Choice("training.steps", steps, limit),
         Choice("training.learning_rate", rate, "as is usual for this network"),
         Choice("training.averages", f"ema(decay={decay})", "by the number of updates"),
@@ -135,7 +139,9 @@ def choices(card: DataCard, device: str) -> list[Choice]:
 
 def convolutional(shape: tuple[int, ...]) -> bool:
     """Whether samples of a shape are pictures for which a U-Net is made."""
-    return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= _LEAST_IMAGE and not any(n % 2 for n in shape[1:])
+    return (
+        len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= _LEAST_IMAGE and not any(n % 2 for n in shape[1:])
+    )
 
 
 def _unet(shape: tuple[int, ...], fast: bool) -> tuple[str, str, float]:

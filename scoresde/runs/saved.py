@@ -43,6 +43,7 @@ _FREE = (
     "training.evaluate_likelihood",
     "training.max_minutes",
     "training.keep_every",
+    "training.snapshot_every",
     "sampling",
     "likelihood",
 )

@@ -67,7 +67,9 @@ def error_by_noise(
     for k in range(count):
         node = sde(sde.t_of_lam(low + (high - low) * (k + 0.5) / count))
         draws = Draws.of(seed, k, len(batch))
-        parts = [_errors(model, batch.part(rows), node, draws.part(rows)) for rows in batches_of(len(batch), batch_size)]
+        parts = [
+            _errors(model, batch.part(rows), node, draws.part(rows)) for rows in batches_of(len(batch), batch_size)
+        ]
         errors = torch.cat(parts)
         found.log_snr.append(2 * node.lam)
         found.error.append(float(errors.mean()))

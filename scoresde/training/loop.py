@@ -40,7 +40,7 @@ from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
 from ..progress import memory_of
-from . import checkpoint, log
+from . import checkpoint, log, posthoc
 from .averages import Averages
 from .losses import Loss
 from .objective import Objective, buffers_kept, not_finite, parts_of, training_mode
@@ -229,6 +229,7 @@ class Training:
         options, last, reason = self.options, math.nan, 0
         folder = self.workdir if self.processes.main else None
         if folder is not None:
+            posthoc.remove_after(folder, self.step)
             checkpoint.remove_unfinished(folder)
             checkpoint.remove_older(folder, options.keep, options.keep_every)  # it may be killed before it removes them
         quiet = not (progress and self.processes.main)
@@ -251,6 +252,8 @@ class Training:
                 due = end or (not reason and options.evaluate_every and self.step % options.evaluate_every == 0)
                 if watchers and options.evaluate_every and due:
                     self.processes.first(lambda: [watcher(self) for watcher in watchers])
+                if options.snapshot_every and self.step % options.snapshot_every == 0:
+                    self.processes.first(self.save_snapshot)
                 if self.step % options.checkpoint_every == 0 or end or reason:
                     lines.sync()
                     self.processes.first(self.save)
@@ -385,6 +388,11 @@ class Training:
         """Writes a checkpoint, if there is a ``workdir``."""
         if self.workdir is not None:
             checkpoint.save(self.workdir, self.state.saved(self.step), self.options.keep, self.options.keep_every)
+
+    def save_snapshot(self) -> None:
+        """Stores the power averages, if there is a ``workdir``."""
+        if self.workdir is not None:
+            posthoc.save(self.workdir, self.step, self.averages.states())
 
     def resume(self) -> None:
         """Loads the last checkpoint, if there is one."""
