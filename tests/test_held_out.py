@@ -9,7 +9,7 @@ import scoresde
 from scoresde import InputError
 from scoresde.data.rows import Batch
 from scoresde.models.model import as_model
-from scoresde.training.held_out import error_by_noise
+from scoresde.runs.held_out import error_by_noise
 
 pytestmark = pytest.mark.quick
 

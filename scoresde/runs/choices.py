@@ -125,9 +125,7 @@ def choices(card: DataCard, device: str) -> list[Choice]:
     return [
         *found,
         Choice("model.network", network, reason),
-        Choice(
-            "training.batch_size", batch, "by the size of a sample" if batch < samples else "no more than there are"
-        ),
+        Choice("training.batch_size", batch, "by the size of a sample"),
         Choice("training.steps", steps, limit),
         Choice("training.learning_rate", rate, "as is usual for this network"),
         Choice("training.averages", f"ema(decay={decay})", "by the number of updates"),

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
@@ -25,12 +26,11 @@ from torch.utils.data import Dataset as TorchDataset
 from solvers import InputError
 from solvers.errors import unknown
 
-from ..data.dataset import Dataset, assembled, load
-from ..data.foreign import of_torch
-from ..data.rows import Rows, TensorRows
-from ..data.sources import source_of
-from ..inputs import Array, conditions_of, device_of, shown, tensor_of
+from ..data.loading import dataset_of
+from ..data.rows import Batch, Rows, TensorRows
+from ..inputs import Array, conditions_of, device_of, samples_of, shown
 from ..likelihood.log_prob import log_prob
+from ..likelihood.result import LogProb
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network, with_schedule
 from ..models.networks.mlp import MLP  # noqa: F401  (of the example above)
@@ -41,7 +41,7 @@ from ..training import checkpoint
 from ..training.loop import Training, TrainResult, prepared
 from ..training.losses import Loss, losses
 from ..training.options import TrainingOptions
-from ..training.processes import Processes, launched
+from ..training.processes import launched
 from .training_page import SETTINGS, read_settings, write_page
 from .watch import Watcher
 
@@ -89,6 +89,7 @@ def train(
     *,
     loss: Loss | str | None = None,
     condition: Mapping[str, Array] | None = None,
+    labels: str = "auto",
     held_out: Array | Rows | None = None,
     evaluate_likelihood: int = 0,
     time_label: str | None = None,
@@ -103,14 +104,16 @@ def train(
 
     Args:
         network: called as ``network(x, label, **conditions)`` with x (B, *) and label (B,); returns (B, *).
-        data: (N, *), floats of order 1, in a tensor or an array; ``Rows``; a torch ``Dataset`` with a length; or the
-            path of a file or folder. Of the last two, a sixth is held out, as on the command line.
+        data: (N, *), floats of order 1, in a tensor or an array; ``Rows``; a data set of torch or of Hugging
+            Face's library; or the path of a file or folder. Of the last two, a sixth is held out, as on the command
+            line.
         sde: the path, or its spec such as "ve".
         predicts: the network's output: "v", "eps", "x0", "score", "velocity" or "edm".
         steps: updates in total, including those of earlier calls.
         workdir: a folder of this run alone; None to write nothing.
         loss: a loss or its spec; by default the plain error of the network's output.
         condition: of an array: arguments of the network, one row per sample, such as ``{"label": labels}``.
+        labels: of a path or a data set: the columns that are arguments of the network, see ``scoresde.data.load``.
         held_out: of an array or ``Rows``: samples for the evaluations, which are not trained on.
         evaluate_likelihood: how many held-out samples get a log-likelihood at each evaluation.
         time_label: see ``Denoiser``.
@@ -127,54 +130,44 @@ def train(
         raise unknown("option of train", unknowns[0], _OPTIONS)
     if not isinstance(network, nn.Module):
         raise InputError(f"train needs a network that is a torch.nn.Module, got {shown(network)}")
-    rows, test, dataset = _rows_of(data, condition, held_out, int(options.get("seed", 0)))
-    if dataset is not None:
-        options.setdefault("bin_width", dataset.card.bin_width)
+    given = _given(data, condition, held_out, labels, int(options.get("seed", 0)))
     folder = None if workdir is None else Path(workdir)
-    settings = TrainingOptions(steps=steps, workdir=folder, **options)
-    denoiser, module = _denoiser(network, rows, as_sde(sde), predicts, time_label, device)
+    settings = TrainingOptions(**{"bin_width": given.bin_width, **options}, steps=steps, workdir=folder)
+    denoiser, module = _denoiser(network, given.rows, as_sde(sde), predicts, time_label, device)
     chosen = losses.make(_PLAIN[predicts] if loss is None else loss)
-    facts = {**_facts(denoiser, chosen, settings), "data": _identity(rows, dataset)}
-    with launched(next(module.parameters()).device, settings.precision) as processes, contextlib.ExitStack() as held:
-        if folder is not None:
-            held.enter_context(processes.holding(folder))
-            processes.each(lambda: _refuse_other(folder, facts))
-        training = prepared(denoiser, module, rows, chosen, settings, processes)
-        result = _run(training, test, evaluate_likelihood, progress, processes, facts)
+    result = _trained(denoiser, module, given, chosen, settings, evaluate_likelihood, progress)
     averaged = with_network(denoiser, result.ema.eval().requires_grad_(False))
     return Trained(averaged, network, result.step, result.loss, result.complete)
 
 
-def _rows_of(
-    data: Data, condition: Mapping[str, Array] | None, held_out: Array | Rows | None, seed: int
-) -> tuple[Rows, Rows | None, Dataset | None]:
-    """The rows to train on, those held out, and the data set that they belong to, each if there is one."""
-    dataset = None
-    if isinstance(data, (str, os.PathLike)):
-        dataset = load(source_of(str(data)), str(data), seed)
-    elif isinstance(data, TorchDataset):
-        dataset = assembled("torch", of_torch(data), "the torch data set", seed)
-    if (dataset is not None or isinstance(data, Rows)) and condition is not None:
-        raise InputError("condition belongs to data in an array; other data contain their conditions")
-    if dataset is not None and held_out is not None:
-        raise InputError("held_out belongs to data in an array; of other data, a sixth is held out")
-    test = held_out if held_out is None or isinstance(held_out, Rows) else TensorRows(_floats("held_out", held_out))
-    if dataset is not None:
-        return dataset.train, dataset.test, dataset
-    if isinstance(data, Rows):
-        return data, test, None
-    x = _floats("the training data", data)
-    return TensorRows(x, conditions_of(condition, len(x), x.device)), test, None
+class _Given(NamedTuple):
+    """The rows to train on, those held out if there are any, the bin width, and what identifies the data."""
+
+    rows: Rows
+    held_out: Rows | None
+    bin_width: float | None
+    identity: str
 
 
-def _floats(name: str, data: Any) -> Tensor:
-    """Data as a tensor of finite floats in float32."""
-    x = tensor_of(name, data)
-    if not x.is_floating_point() or x.ndim < 2 or not x.numel():
-        raise InputError(f"{name} must be floats (N, *), got {x.dtype} of shape {tuple(x.shape)}")
-    if not torch.isfinite(x).all():
-        raise InputError(f"{name} must be finite")
-    return x.float()
+def _given(
+    data: Data, condition: Mapping[str, Array] | None, held_out: Array | Rows | None, labels: str, seed: int
+) -> _Given:
+    """The data in the form in which they are trained on."""
+    if not isinstance(data, (Rows, Tensor, np.ndarray)):
+        if condition is not None:
+            raise InputError("condition belongs to data in an array; of other data, labels names the columns")
+        if held_out is not None:
+            raise InputError("held_out belongs to data in an array; of other data, a sixth is held out")
+        found = dataset_of(Path(data) if isinstance(data, os.PathLike) else data, seed, labels=labels)
+        return _Given(found.train, found.test, found.card.bin_width, ", ".join(found.card.fingerprints))
+    test = held_out if held_out is None or isinstance(held_out, Rows) else TensorRows(samples_of("held_out", held_out))
+    if not isinstance(data, Rows):
+        x = samples_of("the training data", data).float()
+        data = TensorRows(x, conditions_of(condition, len(x), x.device))
+    elif condition is not None:
+        raise InputError("condition belongs to data in an array; rows contain their conditions")
+    parts = [data.x, *data.conditions.values()] if isinstance(data, TensorRows) else []
+    return _Given(data, test, None, ", ".join([f"{len(data)} samples {data.shape}", *map(fingerprint, parts)]))
 
 
 def _denoiser(
@@ -216,14 +209,6 @@ def _facts(denoiser: Denoiser, loss: Loss, options: TrainingOptions) -> dict[str
     }
 
 
-def _identity(rows: Rows, dataset: Dataset | None) -> str:
-    """What identifies the data of a run: their number and shape, and of data that are in memory their content."""
-    content = "" if dataset is None else f", {dataset.card.fingerprints[0]}"
-    if isinstance(rows, TensorRows) and dataset is None:
-        content = ", ".join(["", fingerprint(rows.x), *(fingerprint(rows.conditions[n]) for n in rows.conditions)])
-    return f"{len(rows)} samples {rows.shape}{content}"
-
-
 def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
     """Refuses a folder whose run has other settings.
 
@@ -243,39 +228,43 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
             )
 
 
-def _run(
-    training: Training,
-    test: Rows | None,
+def _trained(
+    denoiser: Denoiser,
+    module: nn.Module,
+    given: _Given,
+    loss: Loss,
+    options: TrainingOptions,
     scored: int,
     progress: bool,
-    processes: Processes,
-    facts: Mapping[str, Any],
 ) -> TrainResult:
-    """Runs a training; with a folder, it is evaluated and gets its page."""
-    folder, options = training.workdir, training.options
-    if folder is None:
-        return training.run(progress)
-    processes.first(lambda: write_json(folder / SETTINGS, facts))
-    denoiser = training.denoiser
-    assert isinstance(denoiser, Denoiser)
-    watcher = Watcher(
-        workdir=folder,
-        held_out=test,
-        limits=denoiser.data_range or (-1.0, 1.0),
-        width=options.bin_width,
-        draw=lambda model, count, given: (
-            sample(
-                model, training.rows.shape, count, condition=given or None, device=training.device,
-                batch_size=options.batch_size, on_failure="keep",
-            ).x
-        ),
-        score=lambda model, batch: log_prob(
-            model, batch.x, seeds=len(batch), condition=batch.conditions or None, bin_width=options.bin_width,
-            dequantiser=None if options.bin_width is None else "uniform", batch_size=options.batch_size,
+    """Trains; with a folder, the run is resumed, evaluated and gets its page."""
+    folder, facts = options.workdir, {**_facts(denoiser, loss, options), "data": given.identity}
+    with launched(next(module.parameters()).device, options.precision) as processes, contextlib.ExitStack() as held:
+        if folder is None:
+            return prepared(denoiser, module, given.rows, loss, options, processes).run(progress)
+        held.enter_context(processes.holding(folder))
+        processes.each(lambda: _refuse_other(folder, facts))
+        training = prepared(denoiser, module, given.rows, loss, options, processes)
+        processes.first(lambda: write_json(folder / SETTINGS, facts))
+        watchers = [_watcher(training, denoiser, given, folder, scored), lambda _: write_page(folder)]
+        return training.run(progress, watchers if options.evaluate_every else ())
+
+
+def _watcher(training: Training, denoiser: Denoiser, given: _Given, folder: Path, scored: int) -> Watcher:
+    """Samples and scores with the defaults of ``sample`` and ``log_prob``."""
+    size, width = training.options.batch_size, training.options.bin_width
+
+    def drawn(model: Denoiser, count: int, conditions: Mapping[str, Tensor]) -> Tensor:
+        return sample(
+            model, given.rows.shape, count, condition=conditions or None, device=training.device, batch_size=size,
             on_failure="keep",
-        ),
-        rows=scored,
-        start=training.step,
-    )  # fmt: skip
-    watchers: list[Callable[[Training], object]] = [watcher, lambda _: write_page(folder)]
-    return training.run(progress, watchers if options.evaluate_every else ())
+        ).x  # fmt: skip
+
+    def density(model: Denoiser, batch: Batch) -> LogProb:
+        return log_prob(
+            model, batch.x, seeds=len(batch), condition=batch.conditions or None, bin_width=width,
+            dequantiser=None if width is None else "uniform", batch_size=size, on_failure="keep",
+        )  # fmt: skip
+
+    limits = denoiser.data_range or (-1.0, 1.0)
+    return Watcher(folder, given.held_out, limits, width, drawn, density, scored, training.step)

@@ -37,9 +37,9 @@ from ..result_files import writable
 from ..sampling.pictures import image_grid, is_image
 from ..sampling.sample import sample
 from ..training import log
-from ..training.held_out import error_by_noise
 from ..training.loop import Training
 from . import build
+from .held_out import error_by_noise
 from .run import Run
 from .score import options_of
 
@@ -109,8 +109,8 @@ class Watcher:
         options, batch = training.options, self._batch(training, _ROWS)
         draws = Draws.of(options.seed, 0, len(batch))
         if self.width is not None:
-            noise = draws.uniform("bins", batch.x[0].numel()).view(batch.x.shape)
-            batch = Batch(spread(batch.x, self.width, noise.to(batch.x)), batch.conditions)
+            noise = torch.special.ndtr(draws.normal_like(batch.x, "bins"))
+            batch = Batch(spread(batch.x, self.width, noise), batch.conditions)
         found = error_by_noise(denoiser, batch, options.seed, batch_size=options.batch_size)
         with torch.no_grad():
             losses = training.loss(denoiser, batch.x, draws, training.objective.learned, **batch.conditions).double()

@@ -91,7 +91,8 @@ def _summary(lines: Lines, evaluations: Lines, batch_size: int) -> str:
     if not lines:
         return "No updates are logged yet."
     last = lines[-1]
-    parts = [f"{int(last['step']):,} updates of {batch_size} samples", f"loss {_text(last.get('loss'))}"]
+    step = max(int(line["step"]) for line in [last, *evaluations[-1:]])
+    parts = [f"{step:,} updates of {batch_size} samples", f"loss {_text(last.get('loss'))}"]
     if evaluations:
         parts += [f"held out {shown} {_UNITS[name]}" for name in _UNITS if (shown := _value(evaluations[-1], name))]
     _, rate = figures.rates(lines, evaluations, batch_size)

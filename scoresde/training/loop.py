@@ -34,7 +34,7 @@ from solvers.noise.seeded import global_seed
 
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows, TensorRows
-from ..inputs import Array, tensor_of
+from ..inputs import Array, samples_of
 from ..models.faults import Fault, data_faults, report_faults, setting_faults, time_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
@@ -147,7 +147,7 @@ def prepared(
     processes = processes or Processes()
 
     def checked() -> tuple[Training, list[Fault]]:
-        rows = data if isinstance(data, Rows) else TensorRows(_checked(data))
+        rows = data if isinstance(data, Rows) else TensorRows(samples_of("the training data", data))
         model = as_model(denoiser)
         some = rows.first(None if isinstance(rows, TensorRows) else _CHECKED).x
         faults = [*data_faults(model, some, options.bin_width), *setting_faults(model)]
@@ -163,22 +163,8 @@ def prepared(
         raise Elsewhere(fatal)
     run.resume()
     if processes.main and run.step == 0:
-        report_faults(time_faults(as_model(denoiser), run.rows.shape))
+        report_faults(time_faults(as_model(denoiser), run.rows.shape, run.rows.first(1).conditions))
     return run
-
-
-def _checked(data: Array) -> Tensor:
-    """The data as a tensor of finite floats (N, *).
-
-    Raises:
-        InputError: they are no such tensor.
-    """
-    data = tensor_of("the training data", data)
-    if not data.is_floating_point() or data.ndim < 2 or not data.numel():
-        raise InputError(f"training data must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
-    if not torch.isfinite(data).all():
-        raise InputError("the training data contain numbers that are not finite")
-    return data
 
 
 class Training:
@@ -249,8 +235,7 @@ class Training:
                     bar.set_postfix(loss=f"{last:.4g}", **memory_of(self.device), refresh=False)
                 if self.step % options.log_every == 0 or self.step == 1 or "skipped" in record:
                     lines.write(record)
-                due = end or (not reason and options.evaluate_every and self.step % options.evaluate_every == 0)
-                if watchers and options.evaluate_every and due:
+                if watchers and options.evaluate_every and (end or not (reason or self.step % options.evaluate_every)):
                     self.processes.first(lambda: [watcher(self) for watcher in watchers])
                 if options.snapshot_every and self.step % options.snapshot_every == 0:
                     self.processes.first(self.save_snapshot)
