@@ -168,7 +168,7 @@ def measured(
         "frechet": [
             {"against": name, **one}
             for name, y in real.items()
-            for one in distances(found, in_batches(images.features, y.tensor()))
+            for one in distances(found, in_batches(images.features, y))
         ],
     }
     if images.logits is not None:

@@ -26,7 +26,7 @@ from ..runs.score import options_of
 from ..runs.training_page import write_page
 from ..sampling.batches import check_source
 from ..training import checkpoint
-from ..training.loop import Training, TrainResult, prepared
+from ..training.loop import Training, TrainResult, Watcher, prepared
 from ..training.losses import Loss
 from ..training.options import TrainingOptions
 from ..training.processes import Elsewhere, Processes, launched
@@ -95,7 +95,7 @@ def _check_used(cfg: Any, overrides: Sequence[str]) -> None:
         )
 
 
-def fit(job: Job, workdir: Path, command: str, other_data: bool = False, then: str = "") -> bool:
+def fit(job: Job, workdir: Path, command: str = "", other_data: bool = False, then: str = "") -> bool:
     """Trains a config's model in a folder, from its last checkpoint if there is one; returns whether it is complete.
 
     The folder is changed only after all checks, just before the first update.
@@ -136,7 +136,7 @@ def _watched(training: Training, run: Run, data: Dataset, processes: Processes) 
     """Runs a training with its evaluations and its page, unless the config wants none."""
     workdir = training.workdir
     assert workdir is not None
-    watchers = []
+    watchers: list[Watcher] = []
     if run.config.training.evaluate_every:
         if processes.main:
             import_drawing()

@@ -37,7 +37,7 @@ from ..models.networks.mlp import MLP  # noqa: F401  (of the example above)
 from ..paths.base import SDE, as_sde
 from ..result_files import fingerprint, write_json
 from ..sampling.sample import sample
-from ..training import checkpoint
+from ..training import checkpoint, loop
 from ..training.loop import Training, TrainResult, prepared
 from ..training.losses import Loss, losses
 from ..training.options import TrainingOptions
@@ -246,7 +246,10 @@ def _trained(
         processes.each(lambda: _refuse_other(folder, facts))
         training = prepared(denoiser, module, given.rows, loss, options, processes)
         processes.first(lambda: write_json(folder / SETTINGS, facts))
-        watchers = [_watcher(training, denoiser, given, folder, scored), lambda _: write_page(folder)]
+        watchers: list[loop.Watcher] = [
+            _watcher(training, denoiser, given, folder, scored),
+            lambda _: write_page(folder),
+        ]
         return training.run(progress, watchers if options.evaluate_every else ())
 
 

@@ -11,7 +11,8 @@ import io
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from solvers import InputError
 from solvers.errors import clipped
 from solvers.files import write_atomically
 from solvers.libraries import library, without_traces
 from solvers.noise.draws import Draws
 from solvers.noise.seeded import global_seed
 
+from ..data.conditions import Condition
 from ..data.dataset import Dataset, spread
 from ..data.rows import Batch, Rows
 from ..likelihood.log_prob import log_prob
@@ -34,6 +35,7 @@ from ..likelihood.result import LogProb, uncertainty
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network
 from ..result_files import writable
+from ..sampling.batches import batches_of
 from ..sampling.pictures import image_grid, is_image
 from ..sampling.sample import sample
 from ..training import log
@@ -46,6 +48,7 @@ from .score import options_of
 GRIDS = "grids"
 _ROWS = 128  # held-out samples for the losses
 _PICTURES, _POINTS = 16, 500  # samples of a grid: pictures or curves, and points of one or two dimensions
+_FEWEST = 4  # samples of each class
 _GRID = re.compile(r"step_([0-9]{8,})\.png")
 
 
@@ -61,6 +64,7 @@ class Watcher:
         draw: draws samples (n, *) of seeds 0 .. n - 1 from a denoiser, with conditions (n, *); None for no pictures.
         score: the likelihood of samples under a denoiser; None for none.
         rows: how many held-out samples ``score`` receives.
+        known: what the conditions are; samples of a few classes get a row of the picture for each class.
         start: the updates that were made when the training began; what was written after them is of lost work.
     """
 
@@ -72,6 +76,7 @@ class Watcher:
     score: Callable[[Denoiser, Batch], LogProb] | None
     rows: int
     start: int
+    known: Sequence[Condition] = ()
     _writer: Any = field(default=None, init=False, repr=False)
     _logged: int = field(default=0, init=False, repr=False)
 
@@ -91,8 +96,9 @@ class Watcher:
             for part in (self._losses, self._likelihood, self._picture):
                 try:
                     record |= part(training, denoiser)
-                except (InputError, torch.cuda.OutOfMemoryError) as error:  # the training itself may be sound
-                    record["fault"] = clipped(" ".join(str(error).split()), 300)
+                except Exception as error:  # of any kind: the training itself may be sound
+                    record["fault"] = clipped(" ".join(str(error).split()) or type(error).__name__, 300)
+                    warnings.warn(f"the evaluation of step {step} is incomplete: {record['fault']}", stacklevel=2)
         record["seconds"] = round(time.perf_counter() - began, 3)
         log.append(self.workdir, record, log.EVALUATIONS)
         self.start = step
@@ -112,8 +118,15 @@ class Watcher:
             noise = torch.special.ndtr(draws.normal_like(batch.x, "bins"))
             batch = Batch(spread(batch.x, self.width, noise), batch.conditions)
         found = error_by_noise(denoiser, batch, options.seed, batch_size=options.batch_size)
-        with torch.no_grad():
-            losses = training.loss(denoiser, batch.x, draws, training.objective.learned, **batch.conditions).double()
+        parts = []
+        for rows in batches_of(len(batch), options.batch_size):
+            part = batch.part(rows)
+            with torch.enable_grad():  # a loss may contain derivatives
+                value = training.loss(
+                    denoiser, part.x, draws.part(rows), training.objective.learned, **part.conditions
+                )  # fmt: skip
+            parts.append(value.detach().double())
+        losses = torch.cat(parts)
         return {
             "loss": float(losses.mean()),
             "loss_stderr": float(losses.std()) / math.sqrt(len(losses)),
@@ -141,21 +154,26 @@ class Watcher:
         if self.draw is None:
             return {}
         count = _PICTURES if math.prod(training.rows.shape) > 2 else _POINTS
-        given = self._batch(training, count)
-        count = min(count, len(given)) if given.conditions else count
-        x = self.draw(denoiser, count, given.conditions).detach().cpu()
+        given, columns = self._batch(training, count), None
+        conditions = dict(given.conditions)
+        if len(self.known) == 1 and 1 < self.known[0].classes <= _PICTURES:
+            name, classes = self.known[0].name, self.known[0].classes
+            columns = max(_FEWEST, count // classes)
+            conditions = {name: torch.arange(classes, device=training.device).repeat_interleave(columns)}
+        count = len(next(iter(conditions.values()))) if conditions else count
+        x = self.draw(denoiser, count, conditions).detach().cpu()
         folder = writable(self.workdir / GRIDS)
         for step, path in pictures(self.workdir):
             if step > self.start:
                 path.unlink()
-        write_atomically(folder / f"step_{training.step:08d}.png", self._png(x, given.x))
+        write_atomically(folder / f"step_{training.step:08d}.png", self._png(x, given.x, columns))
         return {}
 
-    def _png(self, x: Tensor, real: Tensor) -> bytes:
+    def _png(self, x: Tensor, real: Tensor, columns: int | None) -> bytes:
         """Samples as the bytes of a PNG file."""
         buffer, (low, high) = io.BytesIO(), self.limits
         if is_image(x):
-            image_grid(x, low, high, tile=48).save(buffer, "PNG")
+            image_grid(x, low, high, columns, tile=48).save(buffer, "PNG")
             return buffer.getvalue()
         with without_traces():
             from ..show.figures import drawing  # here, because matplotlib takes a second
@@ -234,4 +252,5 @@ def of_run(run: Run, data: Dataset, training: Training) -> Watcher:
         score=scored,
         rows=cfg.training.evaluate_likelihood,
         start=training.step,
+        known=card.conditions,
     )
