@@ -40,9 +40,9 @@ class Stateful(nn.Module):
         self.calls, self.mishap = 0, {}
 
     def forward(self, x, label):
-        self.calls += 1
+        self.calls += self.training  # a look at the network before the training does not count
         out = self.last(self.drop(self.norm(self.first(torch.cat([x, label[:, None]], 1)).relu())))
-        return self.mishap.get(self.calls, lambda out: out)(out)
+        return self.mishap.get(self.training and self.calls, lambda out: out)(out)
 
 
 @pytest.fixture(autouse=True)

@@ -7,11 +7,12 @@ import contextlib
 import copy
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from solvers import InputError
 from solvers.files import write_atomically
@@ -19,12 +20,17 @@ from solvers.registry.outside import Origin
 from solvers.registry.registry import outside_names
 
 from ..data.dataset import DataCard, Dataset
+from ..data.rows import Batch
 from ..data.sources import source_of
+from ..likelihood.log_prob import log_prob
+from ..likelihood.result import LogProb
+from ..models.denoiser import Denoiser
 from ..runs import build, choices, config, saved, watch
 from ..runs.run import Run
 from ..runs.score import options_of
 from ..runs.training_page import write_page
 from ..sampling.batches import check_source
+from ..sampling.sample import sample
 from ..training import checkpoint
 from ..training.loop import Training, TrainResult, Watcher, prepared
 from ..training.losses import Loss
@@ -140,7 +146,7 @@ def _watched(training: Training, run: Run, data: Dataset, processes: Processes) 
     if run.config.training.evaluate_every:
         if processes.main:
             import_drawing()
-        watchers = [watch.of_run(run, data, training), lambda _: write_page(workdir)]
+        watchers = [_watcher(run, data, training), lambda _: write_page(workdir)]
     try:
         return training.run(watchers=watchers)
     except KeyboardInterrupt:
@@ -151,6 +157,41 @@ def _watched(training: Training, run: Run, data: Dataset, processes: Processes) 
         if watchers and processes.main and 0 < training.step < training.options.steps:  # it was stopped
             with contextlib.suppress(InputError, OSError):  # the reason of the stop matters more
                 write_page(workdir)
+
+
+def _watcher(run: Run, data: Dataset, training: Training) -> watch.Watcher:
+    """Evaluates a run: it samples and scores as the sections of its config say."""
+    cfg, card, most = run.config, run.card, training.options.batch_size
+    assert training.workdir is not None
+
+    def drawn(denoiser: Denoiser, count: int, conditions: Mapping[str, Tensor]) -> Tensor:
+        section = cfg.sampling
+        with run.origin.limits():
+            plan = build.plan_of(denoiser, section)
+        return sample(
+            denoiser, card.shape, range(count), plan=plan, noise=section.noise, condition=conditions or None,
+            batch_size=min(section.batch_size, most), device=training.device, on_failure="keep",
+        ).x  # fmt: skip
+
+    def scored(denoiser: Denoiser, batch: Batch) -> LogProb:
+        options = options_of(replace(run, denoiser=denoiser))
+        options |= {"error": False} if "plan" in options else {}  # its coarser solves would not change the value
+        return log_prob(
+            denoiser, batch.x, seeds=range(len(batch)), batch_size=cfg.likelihood.batch_size,
+            condition=batch.conditions or None, on_failure="keep", **options,
+        )  # fmt: skip
+
+    return watch.Watcher(
+        workdir=training.workdir,
+        held_out=data.test,
+        limits=(card.low, card.high),
+        width=training.options.bin_width,
+        draw=drawn,
+        score=scored,
+        rows=cfg.training.evaluate_likelihood,
+        start=training.step,
+        known=card.conditions,
+    )
 
 
 def _silent(*_: object, sep: str = "") -> None:

@@ -88,7 +88,9 @@ def choose(name: str, path: str, overrides: Sequence[str] = ()) -> Chosen:
         cfg.device = _device()
     data = build.load_data(cfg)
     made = [Choice("data.name", name), Choice("data.path", path)]
-    made += [choice for choice in choices(data.card, torch.device(cfg.device).type) if choice.field not in given]
+    steps = cfg.training.steps if "training.steps" in given else None
+    found = choices(data.card, torch.device(cfg.device).type, steps)
+    made += [choice for choice in found if choice.field not in given]
     plain, fields = dict(flat(default.get_config())), dict(flat(cfg))
     made += [Choice(field, fields[field], "given") for field in fields if field in given and field not in _DATA]
     for choice in made:
@@ -100,8 +102,12 @@ def choose(name: str, path: str, overrides: Sequence[str] = ()) -> Chosen:
 _DATA = ("data.name", "data.path")
 
 
-def choices(card: DataCard, device: str) -> list[Choice]:
-    """The settings for data of a card on a device: "cpu", "cuda" or "mps"."""
+def choices(card: DataCard, device: str, updates: int | None = None) -> list[Choice]:
+    """The settings for data of a card on a device: "cpu", "cuda" or "mps".
+
+    Args:
+        updates: the number of updates, if the user gave it.
+    """
     samples, size = card.samples[0], math.prod(card.shape)
     fast = device != "cpu"
     found = [Choice("device", device, "the accelerator of this machine" if fast else "no accelerator is here")]
@@ -119,9 +125,9 @@ def choices(card: DataCard, device: str) -> list[Choice]:
     limit = (
         f"{_EPOCHS:,} passes over {samples:,} samples" if enough < steps else "a start; the page shows what it brings"
     )
-    steps = min(steps, enough)
+    steps = updates or min(steps, enough)
     decay = 0.9999 if steps >= 100_000 else 0.9995 if steps >= 20_000 else 0.999
-    every = max(100, steps // 20)
+    every = max(min(100, steps), steps // 20)
     return [
         *found,
         Choice("model.network", network, reason),
@@ -129,7 +135,7 @@ def choices(card: DataCard, device: str) -> list[Choice]:
         Choice("training.steps", steps, limit),
         Choice("training.learning_rate", rate, "as is usual for this network"),
         Choice("training.averages", f"ema(decay={decay})", "by the number of updates"),
-        Choice("training.evaluate_every", every, "twenty times in all"),
+        Choice("training.evaluate_every", every, f"{steps // every} times in all"),
         Choice("training.checkpoint_every", every, "as often"),
         Choice("training.evaluate_likelihood", rows, "held-out samples, each time" if rows else "slow on this device"),
     ]

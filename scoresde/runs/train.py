@@ -42,7 +42,7 @@ from ..training.loop import Training, TrainResult, prepared
 from ..training.losses import Loss, losses
 from ..training.options import TrainingOptions
 from ..training.processes import launched
-from .training_page import SETTINGS, read_settings, write_page
+from . import settings as saved
 from .watch import Watcher
 
 Data = Array | Rows | TorchDataset[Any] | str | os.PathLike[str]
@@ -217,9 +217,9 @@ def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
     """
     if checkpoint.latest(folder) is None:
         return
-    there = read_settings(folder)
+    there = saved.read_settings(folder)
     if there is None:
-        raise InputError(f"{folder} contains checkpoints but no {SETTINGS}: use a different workdir")
+        raise InputError(f"{folder} contains checkpoints but no {saved.NAME}: use a different workdir")
     for name, value in facts.items():
         if name not in _FREE and there.get(name) != value:
             raise InputError(
@@ -242,10 +242,12 @@ def _trained(
     with launched(next(module.parameters()).device, options.precision) as processes, contextlib.ExitStack() as held:
         if folder is None:
             return prepared(denoiser, module, given.rows, loss, options, processes).run(progress)
+        from .training_page import write_page  # here, because it imports the packages of the command line
+
         held.enter_context(processes.holding(folder))
         processes.each(lambda: _refuse_other(folder, facts))
         training = prepared(denoiser, module, given.rows, loss, options, processes)
-        processes.first(lambda: write_json(folder / SETTINGS, facts))
+        processes.first(lambda: write_json(folder / saved.NAME, facts))
         watchers: list[loop.Watcher] = [
             _watcher(training, denoiser, given, folder, scored),
             lambda _: write_page(folder),

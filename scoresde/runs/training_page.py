@@ -1,4 +1,4 @@
-"""The page ``training.html`` of a run, made from the files in its folder alone; and the settings of a run in Python."""
+"""The page ``training.html`` of a run, made from the files in its folder alone"""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from solvers import InputError
-from solvers.files import read_bytes, read_json, write_atomically
+from solvers.files import read_bytes, write_atomically
 from solvers.libraries import without_traces
 
 from ..result_files import environment
 from ..training import log
 from .saved import NAME, Saved, saved
+from .settings import read_settings
 from .watch import pictures
 
-PAGE, SETTINGS = "training.html", "settings.json"
+PAGE = "training.html"
 _LARGEST_PICTURE = 2**24  # bytes
 
 
@@ -53,21 +54,6 @@ def _facts_of_settings(workdir: Path) -> dict[str, Any]:
     size = settings.get("batch_size")
     shown = {name: value for name, value in settings.items() if value is not None}
     return {"batch_size": size if type(size) is int else 0, "blocks": {"What was trained": {**shown, **environment()}}}
-
-
-def read_settings(workdir: Path) -> dict[str, Any] | None:
-    """The settings of a run of ``scoresde.train``; None if the folder contains none.
-
-    Raises:
-        InputError: the file is damaged.
-    """
-    path = workdir / SETTINGS
-    if not path.exists():
-        return None
-    found = read_json(path, "file of settings")
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is damaged: it contains no object")
-    return found
 
 
 def _data(there: Saved) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,17 @@ from solvers.noise.draws import Draws
 from solvers.noise.seeded import global_seed
 
 from ..data.conditions import Condition
-from ..data.dataset import Dataset, spread
+from ..data.dataset import spread
 from ..data.rows import Batch, Rows
-from ..likelihood.log_prob import log_prob
 from ..likelihood.result import LogProb, uncertainty
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network
 from ..result_files import writable
 from ..sampling.batches import batches_of
 from ..sampling.pictures import image_grid, is_image
-from ..sampling.sample import sample
 from ..training import log
 from ..training.loop import Training
-from . import build
 from .held_out import error_by_noise
-from .run import Run
-from .score import options_of
 
 GRIDS = "grids"
 _ROWS = 128  # held-out samples for the losses
@@ -219,38 +214,3 @@ def pictures(workdir: Path) -> list[tuple[int, Path]]:
     """The pictures of samples in a run's folder, with their steps, ascending."""
     found = [(int(m[1]), path) for path in (workdir / GRIDS).glob("*.png") if (m := _GRID.fullmatch(path.name))]
     return sorted(found)
-
-
-def of_run(run: Run, data: Dataset, training: Training) -> Watcher:
-    """The watcher of a run that is trained from a config: it samples and scores as the config's sections say."""
-    cfg, card, most = run.config, run.card, training.options.batch_size
-    assert training.workdir is not None
-
-    def drawn(denoiser: Denoiser, count: int, conditions: Mapping[str, Tensor]) -> Tensor:
-        section = cfg.sampling
-        with run.origin.limits():
-            plan = build.plan_of(denoiser, section)
-        return sample(
-            denoiser, card.shape, range(count), plan=plan, noise=section.noise, condition=conditions or None,
-            batch_size=min(section.batch_size, most), device=training.device, on_failure="keep",
-        ).x  # fmt: skip
-
-    def scored(denoiser: Denoiser, batch: Batch) -> LogProb:
-        options = options_of(replace(run, denoiser=denoiser))
-        options |= {"error": False} if "plan" in options else {}  # its coarser solves would not change the value
-        return log_prob(
-            denoiser, batch.x, seeds=range(len(batch)), batch_size=cfg.likelihood.batch_size,
-            condition=batch.conditions or None, on_failure="keep", **options,
-        )  # fmt: skip
-
-    return Watcher(
-        workdir=training.workdir,
-        held_out=data.test,
-        limits=(card.low, card.high),
-        width=training.options.bin_width,
-        draw=drawn,
-        score=scored,
-        rows=cfg.training.evaluate_likelihood,
-        start=training.step,
-        known=card.conditions,
-    )

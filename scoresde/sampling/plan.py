@@ -124,7 +124,7 @@ class Plan:
         if steps is not None and nfe is not None:
             raise InputError("pass steps or nfe, not both")
         if nfe is not None:
-            if nfe < denoiser.forwards:
+            if 0 < nfe < denoiser.forwards:
                 raise InputError(f"nfe={nfe}, but one prediction of this model evaluates its network twice")
             steps = _steps_of_nfe(method, rule, denoiser.sde, nfe // denoiser.forwards, t_min, t_max)
         elif steps is None and method.adaptive and not rule.fixed:

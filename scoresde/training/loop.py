@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,24 +146,24 @@ def prepared(
     """
     processes = processes or Processes()
 
-    def checked() -> tuple[Training, list[Fault]]:
+    def checked() -> tuple[Training, list[Fault], Mapping[str, Tensor]]:
         rows = data if isinstance(data, Rows) else TensorRows(samples_of("the training data", data))
         model = as_model(denoiser)
-        some = rows.first(None if isinstance(rows, TensorRows) else _CHECKED).x
-        faults = [*data_faults(model, some, options.bin_width), *setting_faults(model)]
+        some = rows.first(None if isinstance(rows, TensorRows) else _CHECKED)
+        faults = [*data_faults(model, some.x, options.bin_width), *setting_faults(model)]
         run = Training(denoiser, network, rows, loss, options, processes, changes)
         if run.workdir is not None and processes.main:
             log.read(run.workdir)
-        return run, faults
+        return run, faults, some.part(slice(1)).conditions
 
-    run, faults = processes.each(checked)
+    run, faults, given = processes.each(checked)
     if processes.main:
         report_faults(faults)
     elif fatal := next((fault.text for fault in faults if fault.fatal), None):
         raise Elsewhere(fatal)
     run.resume()
     if processes.main and run.step == 0:
-        report_faults(time_faults(as_model(denoiser), run.rows.shape, run.rows.first(1).conditions))
+        report_faults(time_faults(as_model(denoiser), run.rows.shape, given))
     return run
 
 
