@@ -36,7 +36,8 @@ def chosen(shape, device="cpu", samples=5000):
         ((40, 30), "cpu", "mlp(width=512, depth=3)"),
         ((1, 28, 28), "cpu", "unet(channels=[32, 64, 64])"),  # 28, 14, 7
         ((3, 32, 32), "cpu", "unet(channels=[32, 64, 64])"),  # 32, 16, 8
-        ((3, 16, 12), "cpu", "unet(channels=[32, 64])"),  # 16x12, 8x6
+        ((3, 16, 20), "cpu", "unet(channels=[32, 64, 64])"),  # 16x20, 8x10, 4x5
+        ((3, 12, 12), "cpu", "mlp(width=512, depth=3)"),  # too small for convolutions
         ((3, 30, 30), "cpu", "unet(channels=[32, 64])"),  # 30, 15
         ((3, 31, 31), "cpu", "mlp(width=512, depth=3)"),  # cannot be halved
         ((3, 64, 64), "cuda", "unet(channels=[64, 128, 256, 256], layers=2, attention=[3])"),

@@ -16,7 +16,7 @@ from . import build
 from .config import flat, override
 
 NAME = "config.py"
-_LEAST_IMAGE = 12  # smaller pictures are vectors: convolutions need room
+_LEAST_IMAGE = 16  # smaller pictures are vectors: convolutions need room
 _COARSEST = 8  # the finest resolution is halved until it is at most this
 _EPOCHS, _FEWEST = 1000, 2000  # at most so many passes over the data, but at least so many updates
 
