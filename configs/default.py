@@ -54,16 +54,22 @@ def get_config() -> ConfigDict:
     # averages of the weights, of which all other commands use the first: ema(decay=0.999), half_life(samples=500000),
     # power(std=0.1); several with commas between
     config.training.averages = "ema(decay=0.999)"
-    # the loss: dsm, hybrid (learned variance), chain_bound, continuous_bound
+    # the loss: dsm, sliced, hybrid (learned variance), chain_bound, continuous_bound
     config.training.loss = "dsm(weighting=edm, times=lognormal(mean=-1.0, std=1.2))"
-    config.training.weighting = placeholder(str)  # replaces that of the loss: dsm, uniform, v, flow, edm, min_snr, ...
+    config.training.weighting = placeholder(
+        str
+    )  # replaces that of the loss: dsm, uniform, v, flow, edm, edm2, min_snr, ...
     config.training.times = placeholder(str)  # replaces the times of the loss: uniform, lognormal, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints
-    config.training.evaluate_every = 1000  # updates between evaluations
+    # updates between evaluations: held-out losses, samples, the page training.html; 0 for none
+    config.training.evaluate_every = 1000
+    config.training.evaluate_likelihood = 0  # held-out samples whose likelihood each evaluation computes
     config.training.max_minutes = placeholder(float)  # end with a checkpoint after so many minutes
     config.training.keep = 2  # how many checkpoints to keep, the last ones
     config.training.keep_every = placeholder(int)  # also keep those after a multiple of so many updates
+    # updates between snapshots of the power averages, from which sampling.ema reconstructs any other
+    config.training.snapshot_every = placeholder(int)
 
     config.sampling = ConfigDict()
     config.sampling.solver = placeholder(str)  # see `scoresde solvers`; default: ipndm on logsnr(end=zero)
@@ -72,6 +78,8 @@ def get_config() -> ConfigDict:
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps
     config.sampling.batch_size = 512  # samples computed together; does not change their values
+    # the width of the power average of the weights, also for the likelihood; default: the first of training.averages
+    config.sampling.ema = placeholder(float)
 
     config.likelihood = ConfigDict()
     config.likelihood.solver = placeholder(str)  # deterministic; default: adams_adaptive; heun with steps or nfe

@@ -116,6 +116,20 @@ def tensor_of(name: str, value: Any) -> Tensor:
     raise InputError(f"{name} must be a tensor or a numpy array of numbers, got {shown(value)}")
 
 
+def samples_of(name: str, value: Any) -> Tensor:
+    """Samples (N, *) as a tensor of finite floats.
+
+    Raises:
+        InputError: they are no such tensor or array.
+    """
+    data = tensor_of(name, value)
+    if not data.is_floating_point() or data.ndim < 2 or not data.numel():
+        raise InputError(f"{name} must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
+    if not torch.isfinite(data).all():
+        raise InputError(f"{name} contain numbers that are not finite")
+    return data
+
+
 def conditions_of(
     condition: Any, count: int, device: torch.device | str = "cpu", known: Sequence[Condition] = ()
 ) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -150,7 +151,7 @@ def state_faults(denoiser: Denoiser) -> list[Fault]:
     return found
 
 
-def blind(denoiser: Denoiser, fresh: bool = False) -> list[Fault]:
+def blind(denoiser: Denoiser, fresh: bool = False, given: Mapping[str, Tensor] | None = None) -> list[Fault]:
     """Whether the network of a known shape ignores its label, from two evaluations at one state of moderate size.
 
     The labels are those of t_min and t_max. A network ignores them if its output changes by less than 1e-5 of its size,
@@ -159,31 +160,33 @@ def blind(denoiser: Denoiser, fresh: bool = False) -> list[Fault]:
     Args:
         fresh: the network is about to be trained. Where its output does not depend on the label, that may be because
             layers start at zero; it is then evaluated twice more with random numbers in these layers.
+        given: the conditions of one sample, each (1, *); by default empty ones.
     """
     if denoiser.shape is None or math.prod(denoiser.shape) > _LARGE:
         return []
     with evaluation(denoiser), torch.no_grad():
-        blind = _ignores_time(denoiser)
+        blind = _ignores_time(denoiser, given)
         if fresh and blind is not False and isinstance(denoiser.network, nn.Module):
-            blind = _ignores_time(_without_zeros(denoiser, denoiser.network))
+            blind = _ignores_time(_without_zeros(denoiser, denoiser.network), given)
     if not blind:
         return []
     advice = "it cannot learn different noise levels" if fresh else "is it the network that was trained?"
     return [Fault("time", f"the network ignores its time label: {advice}")]
 
 
-def time_faults(model: Model, shape: tuple[int, ...]) -> list[Fault]:
+def time_faults(model: Model, shape: tuple[int, ...], given: Mapping[str, Tensor] | None = None) -> list[Fault]:
     """Whether a network that is about to be trained on samples of ``shape`` ignores its label, see ``blind``."""
-    return blind(replace(model, shape=shape), fresh=True) if isinstance(model, Denoiser) else []
+    return blind(replace(model, shape=shape), fresh=True, given=given) if isinstance(model, Denoiser) else []
 
 
-def _ignores_time(denoiser: Denoiser) -> bool | None:
+def _ignores_time(denoiser: Denoiser, given: Mapping[str, Tensor] | None) -> bool | None:
     """Whether the output of a network is the same at both ends of the path; None if it is 0."""
     sde, device = denoiser.sde, next((p.device for module in denoiser.modules for p in module.parameters()), "cpu")
     x = torch.randn((1, *(denoiser.shape or ())), generator=generator(0), dtype=torch.float64).float().to(device)
     ends = [torch.tensor(time_labels(denoiser, [sde(t)]), device=device) for t in (sde.t_min, sde.t_max)]
-    empty = {condition.name: condition.empty(1, device) for condition in denoiser.conditions}
-    first, last = (denoiser.evaluate_network(x, label, empty).float() for label in ends)
+    rows = given or {condition.name: condition.empty(1) for condition in denoiser.conditions}
+    rows = {name: value.to(device) for name, value in rows.items()}
+    first, last = (denoiser.evaluate_network(x, label, rows).float() for label in ends)
     if not bool(first.any() or last.any()):
         return None
     return float((last - first).abs().max()) < _SAME * float(first.abs().max())

@@ -188,9 +188,17 @@ def changes_of(config: ConfigDict, card: DataCard) -> list[Change]:
     return changes
 
 
+_ELSEWHERE = (
+    "loss",
+    "weighting",
+    "times",
+    "evaluate_likelihood",
+)  # fields of the section that are no options of `train`
+
+
 def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:
     """The training options of a config."""
-    training = {k: v for k, v in config.training.items() if k not in ("loss", "weighting", "times")}
+    training = {k: v for k, v in config.training.items() if k not in _ELSEWHERE}
     width = card.bin_width if config.data.dequantise else None
     return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
 

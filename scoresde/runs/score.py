@@ -157,6 +157,7 @@ def write_results(
         "bound": None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
         "evaluation": facts_of(run, x, split, conditions),
         "step": run.step,
+        "average": run.average and run.average.facts(),
         "config": run.config.to_dict(),
         "environment": environment(build.device_of(run.config)),
     }

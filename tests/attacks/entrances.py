@@ -76,6 +76,13 @@ def _weights() -> object:
     return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
 
 
+def _snapshots() -> object:
+    import scoresde
+
+    network: Any = scoresde.load("run", ema=0.07).network
+    return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
+
+
 def _sample() -> object:
     command("sample", "--workdir=run", "--out=out", "--seeds=2", "--steps=2")
     return Path("out/samples.npz").exists()
@@ -196,8 +203,12 @@ def _from_file(name: str) -> contextlib.AbstractContextManager[None]:
     return Origin(name).limits()
 
 
-TENSORS = tuple(f"{STEP}/{name}.safetensors" for name in ("model", "average_0", "optimizer"))
+TENSORS = tuple(f"{STEP}/{name}.safetensors" for name in ("model", "average_0", "average_1", "optimizer"))
 RUN_FILES = (f"{STEP}/state.json", *TENSORS)
+SNAPSHOT = "run/snapshots/step_00000021"
+SNAPSHOT_FILES = tuple(
+    f"{SNAPSHOT}/{name}" for name in ("state.json", "average_0.safetensors", "average_1.safetensors")
+)
 PIPELINE = (
     *("pipeline/model_index.json", "pipeline/scheduler/scheduler_config.json", "pipeline/unet/config.json"),
     "pipeline/unet/diffusion_pytorch_model.safetensors",
@@ -208,6 +219,8 @@ ENTRANCES = (
     Entrance("a run's config, sample", ("run/config.json",), _sample, keeps=("run",), weight=2),
     Entrance("a checkpoint", RUN_FILES, _weights, protected=True),
     Entrance("an altered checkpoint with new digests", RUN_FILES, _weights, sealed=True),
+    Entrance("a snapshot", SNAPSHOT_FILES, _snapshots, protected=True, weight=2),
+    Entrance("an altered snapshot with new digests", SNAPSHOT_FILES, _snapshots, sealed=True, weight=2),
     Entrance(
         "a checkpoint, train", (*RUN_FILES, "run/train.jsonl", "run/config.json"), _resume, keeps=(STEP,), weight=2
     ),
