@@ -201,6 +201,9 @@ def test_different_sizes_are_an_error_that_says_how_to_resize(tmp_path):
         load("images", str(tmp_path), images=images(resize="bicubik"))
     with pytest.raises(InputError, match=r"no way of data.crop 'centre'; did you mean center\?"):
         load("images", str(tmp_path), images=images(crop="centre"))
+    np.save(tmp_path / "x.npy", np.zeros((4, 3)))
+    with pytest.raises(InputError, match=r"data.channels is for the data set 'images', folders of images; 'file' does"):
+        load("file", str(tmp_path / "x.npy"), images=images(channels=3))
     for text in ("0", "64x", "x64", "6.4", "64x48x3", "-3", "123456", "", "½", "1e3"):
         with pytest.raises(InputError, match=r"data.size must be a height and width such as 64 or 64x48, got"):
             size_of(text)

@@ -68,6 +68,8 @@ def assembled(
     conditions = [
         described(column, raw, shape, classes, known.get(named(column)), source) for column in raw.train.columns
     ]
+    if classes is not None and all(each.condition.kind != "class" for each in conditions):
+        raise InputError(f"{source}: classes={classes}, but no class is read; labels names its column")
     convert = partial(_converted, levels=levels, move=None if move is None else move.of)
     splits = _splits(raw, found, orders, convert, conditions, shape)
     mean, deviation, ends, low, high = _scales(found[0], levels)

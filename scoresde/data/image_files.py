@@ -133,8 +133,8 @@ class ImageFiles(Stored):
             self._digests[place] = hashlib.sha256(content).digest()
             with library("PIL.Image").open(io.BytesIO(content), formats=FORMATS) as image:
                 image.load()
-                turned = library("PIL.ImageOps").exif_transpose(image)
-                shaped = self._converted(turned, file)
+                turned = self.facts[place].orientation != 1  # exif_transpose copies all images
+                shaped = self._converted(library("PIL.ImageOps").exif_transpose(image) if turned else image, file)
         except _Transparent as error:
             raise InputError(str(error)) from None
         except Exception as error:  # see ``facts_of``

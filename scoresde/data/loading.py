@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,10 @@ def load(
         name = source_of(path)
     if name not in SOURCES:
         raise unknown("data set", name, SOURCES)
-    columns = requested(labels)
-    request = Request(path, columns, labels.strip() == "auto", images or ImageOptions())
+    columns, options = requested(labels), images or ImageOptions()
+    if name != "images" and (unused := [f.name for f in fields(options) if getattr(options, f.name) != f.default]):
+        raise InputError(f"data.{unused[0]} is for the data set 'images', folders of images; {name!r} does not use it")
+    request = Request(path, columns, labels.strip() == "auto", options)
     source = f"{name} data {path!r}" if path else f"{name} data"
     raw = with_files(SOURCES[name](request), columns, source)
     return assembled(name, raw, source, seed, test_fraction, bin_width, card, classes)
