@@ -104,7 +104,7 @@ class DiT(Network):
 
 
 class _Given(nn.Module):
-    """In the place of the embedding of a block: the shared embedding, which diffusers passes on as class labels."""
+    """Replaces the embedding of a block: the shared embedding, which diffusers passes on as class labels."""
 
     def forward(self, timestep: Any, class_labels: Tensor, hidden_dtype: torch.dtype | None = None) -> Tensor:
         return class_labels
