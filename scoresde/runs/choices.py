@@ -118,7 +118,7 @@ def choices(card: DataCard, device: str, updates: int | None = None) -> list[Cho
     else:
         network = f"mlp(width={256 if size <= 256 else 512}, depth=3)"
         reason, rate = f"{size} numbers a sample, no picture of {_LEAST_IMAGE} pixels or more", 2e-3
-        batch, steps, rows = 256 if size <= 64 else 128, 10_000, 128
+        batch, steps, rows = 256 if size <= 64 else 128, 10_000, 32
     while batch > max(1, samples):
         batch //= 2
     enough = max(_FEWEST, _EPOCHS * samples // batch)
@@ -127,7 +127,7 @@ def choices(card: DataCard, device: str, updates: int | None = None) -> list[Cho
     )
     steps = updates or min(steps, enough)
     decay = 0.9999 if steps >= 100_000 else 0.9995 if steps >= 20_000 else 0.999
-    every = max(min(100, steps), steps // 20)
+    every = max(min(250, steps), steps // 10)
     return [
         *found,
         Choice("model.network", network, reason),
