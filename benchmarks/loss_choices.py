@@ -51,7 +51,8 @@ WEIGHTINGS = {
     "edm2": LOGNORMAL,
 }
 NEAR = 1.3  # times the best error
-LEVELS, STATES = 64, 256  # of the measure
+LEVELS, STATES = 66, 256  # of the measure
+THIRDS = ("low", "middle", "high")  # of the range of log-SNR, by their noise
 
 
 def mixture() -> scoresde.targets.GaussianMixture:
@@ -111,7 +112,7 @@ def trained(loss: Loss, output: str, data: Tensor) -> scoresde.Denoiser:
 
 @torch.no_grad()
 def errors(denoiser: scoresde.Denoiser, target: scoresde.targets.GaussianMixture) -> dict[str, list[float]]:
-    """The root mean square errors of eps and x0 for each seed, on the same states for all networks."""
+    """The root mean square errors for each seed, on the same states for all networks: of eps, eps in thirds, x0."""
     draws = Draws.of(10**6, 0, LEVELS * STATES)
     high, low = PATH(PATH.t_min).lam, PATH(PATH.t_max).lam
     lam = high - (high - low) * (torch.arange(LEVELS, dtype=torch.float64) + 0.5) / LEVELS
@@ -121,11 +122,11 @@ def errors(denoiser: scoresde.Denoiser, target: scoresde.targets.GaussianMixture
     x = wide.alpha * x0 + wide.sigma * draws.normal_like(x0)
     exact, count = target.predict(x, node), len(SEEDS)
     found = denoiser.predict(x.float().repeat(count, 1), PATH(node.t.repeat(count)))
-    squares = {
-        "eps": (found.eps.double() - exact.eps.repeat(count, 1)).square(),
-        "x0": (found.x0.double() - exact.x0.repeat(count, 1)).square(),
-    }
-    return {name: value.view(count, -1).mean(1).sqrt().tolist() for name, value in squares.items()}
+    eps = (found.eps.double() - exact.eps.repeat(count, 1)).square().view(count, len(THIRDS), -1)
+    x0 = (found.x0.double() - exact.x0.repeat(count, 1)).square().view(count, -1)
+    thirds = {f"eps_{name}": eps[:, k] for k, name in enumerate(THIRDS)}
+    squares = {"eps": eps.flatten(1), "x0": x0, **thirds}
+    return {name: value.mean(1).sqrt().tolist() for name, value in squares.items()}
 
 
 def geometric(values: list[float]) -> float:

@@ -43,9 +43,11 @@ def get_config() -> ConfigDict:
     # averages of the weights, of which all other commands use the first: ema(decay=0.999), half_life(samples=500000),
     # power(std=0.1); several with commas between
     config.training.averages = "ema(decay=0.999)"
-    # the loss: dsm, hybrid (learned variance), chain_bound, continuous_bound
+    # the loss: dsm, sliced, hybrid (learned variance), chain_bound, continuous_bound
     config.training.loss = "dsm(weighting=edm, times=lognormal(mean=-1.0, std=1.2))"
-    config.training.weighting = placeholder(str)  # replaces that of the loss: dsm, uniform, v, flow, edm, min_snr, ...
+    config.training.weighting = placeholder(
+        str
+    )  # replaces that of the loss: dsm, uniform, v, flow, edm, edm2, min_snr, ...
     config.training.times = placeholder(str)  # replaces the times of the loss: uniform, lognormal, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from solvers import InputError
 from solvers.noise.draws import Draws, Stream
-from solvers.registry.ranges import Count, Share
+from solvers.registry.ranges import Range, Share
 
 from .base import SDE
 from .time_samplers import LogNormal, LogSNR, LowDiscrepancy, TimeSampler, Uniform, times
@@ -115,8 +116,8 @@ class Adaptive(TimeSampler):
     """
 
     over: TimeSampler = field(default=Uniform())
-    bins: Count = 64
-    history: Count = 10
+    bins: Annotated[int, Range(1, 10_000)] = 64
+    history: Annotated[int, Range(1, 1000)] = 10
     floor: Share = 0.001
 
     def times_at(self, sde: SDE, u: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ often a noise level is seen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from solvers import Node, Registry
 from solvers.noise.draws import Draws
 from solvers.registry.options import Options
-from solvers.registry.ranges import Count
+from solvers.registry.ranges import Range
 from solvers.types.answers import predicted, raw_output
 
 from ..models.model import Model, as_model
@@ -164,7 +164,7 @@ class Sliced(WeightedLoss):
         probes: how many vectors v.
     """
 
-    probes: Count = 1
+    probes: Annotated[int, Range(1, 1000)] = 1
 
     def __call__(
         self, denoiser: ModelLike, x0: Tensor, draws: Draws, state: nn.Module | None = None, **conditions: Tensor

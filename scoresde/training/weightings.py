@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from solvers import InputError, Node, Registry
 from solvers.registry.options import Options
-from solvers.registry.ranges import Count, Positive
+from solvers.registry.ranges import Positive, Range
 
 from ..paths.base import SDE
 
@@ -148,7 +149,7 @@ class EDM2Weighting(EDMWeighting):
         channels: how many Fourier features u has.
     """
 
-    channels: Count = 128
+    channels: Annotated[int, Range(1, 10_000)] = 128
 
     def state(self) -> nn.Module | None:
         return Uncertainty(self.channels)
