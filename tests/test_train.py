@@ -40,9 +40,9 @@ class Stateful(nn.Module):
         self.calls, self.mishap = 0, {}
 
     def forward(self, x, label):
-        self.calls += 1
+        self.calls += self.training  # the check before the first update does not count
         out = self.last(self.drop(self.norm(self.first(torch.cat([x, label[:, None]], 1)).relu())))
-        return self.mishap.get(self.calls, lambda out: out)(out)
+        return self.mishap.get(self.calls, lambda out: out)(out) if self.training else out
 
 
 @pytest.fixture(autouse=True)

@@ -175,9 +175,8 @@ def continuous_bound(
             multiple of ``sets``; the time sampler is uniform over neither t nor lam; all samples fail.
     """
     check_how(on_failure)
-    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
-    x = x.detach()
-    rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
+    x, conditions = batch_of("x", x, condition, (denoiser := as_model(denoiser)).conditions)
+    rule, sampler, sde, x = decoders.make(decoder), samplers.make(times), denoiser.sde, x.detach()
     over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
@@ -199,9 +198,9 @@ def continuous_bound(
         "dequantisation": torch.zeros(len(x), dtype=torch.float64),
         "offset": offset_of(rule, x, width),
     }
-    nats, seconds = total(budget), time.perf_counter() - began
+    nats, nfe, seconds = total(budget), draws * denoiser.forwards, time.perf_counter() - began
     return reported(LogProb(
-        nats, standard_error(spread), draws, latent, budget, "continuous bound", str(sampler), "", seconds, width,
+        nats, standard_error(spread), nfe, latent, budget, "continuous bound", str(sampler), "", seconds, width,
         "lower bound, of the reverse SDE", freedom=degrees(sets, nats), stderr_of="the draws of times and noise",
     ), on_failure)  # fmt: skip
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,12 +34,13 @@ from solvers.noise.seeded import global_seed
 
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows, TensorRows
-from ..inputs import Array, tensor_of
-from ..models.faults import Fault, data_faults, report_faults, setting_faults
+from ..inputs import Array, samples_of
+from ..models.faults import Fault, data_faults, report_faults, setting_faults, time_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
-from . import checkpoint, log
+from ..progress import memory_of
+from . import checkpoint, log, posthoc
 from .averages import Averages
 from .losses import Loss
 from .objective import Objective, buffers_kept, not_finite, parts_of, training_mode
@@ -145,37 +146,25 @@ def prepared(
     """
     processes = processes or Processes()
 
-    def checked() -> tuple[Training, list[Fault]]:
-        rows = data if isinstance(data, Rows) else TensorRows(_checked(data))
+    def checked() -> tuple[Training, list[Fault], Mapping[str, Tensor]]:
+        rows = data if isinstance(data, Rows) else TensorRows(samples_of("the training data", data))
         model = as_model(denoiser)
-        some = rows.first(None if isinstance(rows, TensorRows) else _CHECKED).x
-        faults = [*data_faults(model, some, options.bin_width), *setting_faults(model)]
+        some = rows.first(None if isinstance(rows, TensorRows) else _CHECKED)
+        faults = [*data_faults(model, some.x, options.bin_width), *setting_faults(model)]
         run = Training(denoiser, network, rows, loss, options, processes, changes)
         if run.workdir is not None and processes.main:
             log.read(run.workdir)
-        return run, faults
+        return run, faults, some.part(slice(1)).conditions
 
-    run, faults = processes.each(checked)
+    run, faults, given = processes.each(checked)
     if processes.main:
         report_faults(faults)
     elif fatal := next((fault.text for fault in faults if fault.fatal), None):
         raise Elsewhere(fatal)
     run.resume()
+    if processes.main and run.step == 0:
+        report_faults(time_faults(as_model(denoiser), run.rows.shape, given))
     return run
-
-
-def _checked(data: Array) -> Tensor:
-    """The data as a tensor of finite floats (N, *).
-
-    Raises:
-        InputError: they are no such tensor.
-    """
-    data = tensor_of("the training data", data)
-    if not data.is_floating_point() or data.ndim < 2 or not data.numel():
-        raise InputError(f"training data must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
-    if not torch.isfinite(data).all():
-        raise InputError("the training data contain numbers that are not finite")
-    return data
 
 
 class Training:
@@ -226,6 +215,7 @@ class Training:
         options, last, reason = self.options, math.nan, 0
         folder = self.workdir if self.processes.main else None
         if folder is not None:
+            posthoc.remove_after(folder, self.step)
             checkpoint.remove_unfinished(folder)
             checkpoint.remove_older(folder, options.keep, options.keep_every)  # it may be killed before it removes them
         quiet = not (progress and self.processes.main)
@@ -242,11 +232,13 @@ class Training:
                 record, reason = self.update()
                 last, end = record["loss"], self.step == options.steps
                 if bar.update():  # it was drawn: the next time, with this loss
-                    bar.set_postfix(loss=f"{last:.4g}", refresh=False)
+                    bar.set_postfix(loss=f"{last:.4g}", **memory_of(self.device), refresh=False)
                 if self.step % options.log_every == 0 or self.step == 1 or "skipped" in record:
                     lines.write(record)
-                if watchers and (self.step % options.evaluate_every == 0 or end):
+                if watchers and options.evaluate_every and (end or not (reason or self.step % options.evaluate_every)):
                     self.processes.first(lambda: [watcher(self) for watcher in watchers])
+                if options.snapshot_every and self.step % options.snapshot_every == 0:
+                    self.processes.first(self.save_snapshot)
                 if self.step % options.checkpoint_every == 0 or end or reason:
                     lines.sync()
                     self.processes.first(self.save)
@@ -381,6 +373,11 @@ class Training:
         """Writes a checkpoint, if there is a ``workdir``."""
         if self.workdir is not None:
             checkpoint.save(self.workdir, self.state.saved(self.step), self.options.keep, self.options.keep_every)
+
+    def save_snapshot(self) -> None:
+        """Stores the power averages, if there is a ``workdir``."""
+        if self.workdir is not None:
+            posthoc.save(self.workdir, self.step, self.averages.states())
 
     def resume(self) -> None:
         """Loads the last checkpoint, if there is one."""
