@@ -6,11 +6,12 @@ and a loop over the weights for the average, ``fused`` with the fastest parts of
 ``_foreach_lerp_``. They check nothing, and a stopped run does not resume. Ours is ``scoresde``'s update with everything
 that ``train`` does for a step but its log. One thread; the loops alternate in short blocks of steps. A figure is the
 median over the blocks of the milliseconds per step, of the CPU's time on a CPU; a ratio is the median over the blocks
-of the ratio of neighbours, so that a load on the machine that changes slowly has no influence. ``reading`` is the time of
-making one of our batches, which are in memory.
+of the ratio of neighbours, so that a load on the machine that changes slowly has no influence. ``reading`` is the time
+of making one of our batches, which are in memory.
 
 The peak of the memory is that of a process of its own with 20 steps: on a CPU (of Linux) what the process grows by
-after its imports and the data, on a GPU what torch allocates. Writes benchmarks/results/training.json, or training_cuda.json.
+after its imports and the data, on a GPU what torch allocates. Writes benchmarks/results/training.json, with a GPU
+training_cuda.json.
 """
 
 from __future__ import annotations
