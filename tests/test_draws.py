@@ -5,7 +5,8 @@ import pytest
 import scipy.stats
 import torch
 
-from solvers.noise.draws import STREAMS, Draws
+from solvers.noise.counter import fill, room, uniforms
+from solvers.noise.draws import STREAMS, Draws, _keys
 
 pytestmark = pytest.mark.quick
 
@@ -41,3 +42,18 @@ def test_uniform_and_normal_numbers_have_their_distributions():
     for a, b in ((z[:, 1:], z[:, :-1]), (z[1:], z[:-1]), (z[100:], z[:-100])):
         correlation = np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1]
         assert abs(correlation) < 5 / a.numel() ** 0.5
+
+
+@pytest.mark.parametrize("count", [1, 3, 700, 20_000])
+def test_numbers_do_not_depend_on_the_steps_that_are_computed_together(count):
+    for step in (0, 5, 64, 2**31 - 1):
+        draws = Draws.of(3, step, 2)
+        keys = _keys(3, "noise", range(2), torch.device("cpu"))
+        number = torch.full((1,), step, dtype=torch.int32)
+        alone = fill(room(1, 2, count, torch.float32, torch.device("cpu")), keys, number)[0].flatten(1)[:, :count]
+        assert torch.equal(draws.normal("noise", (count,), torch.float32, "cpu"), alone)
+        assert torch.equal(draws.uniform("noise", count), uniforms(keys, number, count)[0])
+        draws.normal("noise", (count,), torch.float32, "cpu").zero_()  # what is handed out is the caller's own
+        draws.uniform("noise", count).zero_()
+        assert torch.equal(draws.normal("noise", (count,), torch.float32, "cpu"), alone)
+        assert torch.equal(draws.uniform("noise", count), uniforms(keys, number, count)[0])

@@ -71,19 +71,20 @@ def fill(out: Tensor, keys: Tensor, draws: Tensor) -> Tensor:
 
 
 def uniforms(keys: Tensor, draws: Tensor, count: int) -> Tensor:
-    """Uniform numbers (B, count), float64 on the CPU: (m + 1/2) / 2^52 with an integer m of 52 bits.
+    """Uniform numbers (K, B, count), float64 on the CPU: (m + 1/2) / 2^52 with an integer m of 52 bits.
 
     Args:
         keys: two rows (2, B) of ``keys_of``, on the CPU.
-        draws: the number of the draw, int32 (1,), on the CPU.
+        draws: the numbers of the draws, int32 (K,), on the CPU.
     """
     places = -(-count // 2)
-    words = torch.empty((4, keys.shape[1], places), dtype=torch.int32)
+    words = torch.empty((4, len(draws), keys.shape[1], places), dtype=torch.int32)
     place = _spread(torch.arange(places, dtype=torch.int32))
-    _rounds(words, torch.empty_like(words), place, _spread(draws)[:, None], keys[0, :, None], keys[1, :, None])
+    draw = _spread(draws)[:, None, None]
+    _rounds(words, torch.empty_like(words), place, draw, keys[0, :, None], keys[1, :, None])
     high, low = words.bitwise_and_(0x3FFFFFF).double().chunk(2)
     numbers = (high * 2.0**26 + low + 0.5) * 2.0**-52
-    return numbers.permute(1, 2, 0).reshape(keys.shape[1], -1)[:, :count]
+    return numbers.permute(1, 2, 3, 0).reshape(len(draws), keys.shape[1], -1)[:, :, :count]
 
 
 _LOCAL = threading.local()

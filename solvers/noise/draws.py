@@ -21,6 +21,7 @@ Stream = Literal[
     "times", "noise", "bins", "dropout", "conditions", "augmentation", "probes", "decoder", "bound"
 ]  # fmt: skip
 _SHARED = 2**40  # the place of numbers that all rows of a batch share
+_STEPS, _NUMBERS = 64, 1 << 14  # numbers of so many steps are computed together, if they are no more than these
 
 
 @dataclass(frozen=True)
@@ -56,27 +57,62 @@ class Draws:
 
     def uniform(self, stream: Stream, count: int = 1) -> Tensor:
         """Uniform numbers in (0, 1): (B, count), float64 on the CPU."""
-        return uniforms(_keys(self.seed, stream, self.places), self._number("cpu"), count)
+        return self._uniform(stream, self.places, count)
 
     def shared(self, stream: Stream) -> float:
         """A uniform number in (0, 1) that all rows of the batch share."""
-        place = range(_SHARED, _SHARED + 1)
-        return float(uniforms(_keys(self.seed, stream, place), self._number("cpu"), 1))
+        return float(self._uniform(stream, range(_SHARED, _SHARED + 1), 1))
 
     def normal(self, stream: Stream, shape: Sequence[int], dtype: torch.dtype, device: torch.device | str) -> Tensor:
         """Standard normal numbers (B, *) for samples of a shape; other dtypes than float64 are rounded from float32."""
         device = torch.device(device)
         size = torch.Size(shape).numel()
-        keys = _keys(self.seed, stream, self.places, device)
-        numbers = fill(room(1, len(self), size, dtype, device), keys, self._number(device))
-        return numbers[0].flatten(1)[:, :size].reshape(len(self), *shape).to(dtype)
+        steps = _together(len(self) * size)
+        made = _normals if steps > 1 else _normals.__wrapped__
+        numbers = made(self.seed, stream, self.places, size, dtype, device, self.step // steps, steps)
+        own = numbers[self.step % steps].reshape(len(self), *shape).to(dtype)
+        return own.clone() if steps > 1 else own  # the caller may write into it
+
+    def _uniform(self, stream: Stream, places: range, count: int) -> Tensor:
+        steps = _together(len(places) * count)
+        made = _uniforms if steps > 1 else _uniforms.__wrapped__
+        return made(self.seed, stream, places, count, self.step // steps, steps)[self.step % steps].clone()
 
     def normal_like(self, x: Tensor, stream: Stream = "noise") -> Tensor:
         """Standard normal numbers of the shape, dtype and device of x (B, *)."""
         return self.normal(stream, x.shape[1:], x.dtype, x.device)
 
-    def _number(self, device: torch.device | str) -> Tensor:
-        return torch.full((1,), self.step, dtype=torch.int32, device=device)
+
+def _together(numbers: int) -> int:
+    """For how many steps numbers are computed together: small draws cost the launching of their operations."""
+    return max(1, min(_STEPS, _NUMBERS // max(1, numbers)))
+
+
+def _range(block: int, steps: int, device: torch.device | str) -> Tensor:
+    return torch.arange(block * steps, (block + 1) * steps, device=device).to(torch.int32)
+
+
+@lru_cache(maxsize=64)
+def _uniforms(seed: int, stream: Stream, places: range, count: int, block: int, steps: int) -> Tensor:
+    """The uniform numbers (steps, B, count) of some successive steps."""
+    return uniforms(_keys(seed, stream, places), _range(block, steps, "cpu"), count)
+
+
+@lru_cache(maxsize=64)
+def _normals(
+    seed: int,
+    stream: Stream,
+    places: range,
+    size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    block: int,
+    steps: int,
+) -> Tensor:
+    """The normal numbers (steps, B, size) of some successive steps, in at least float32."""
+    keys = _keys(seed, stream, places, device)
+    numbers = fill(room(steps, len(places), size, dtype, device), keys, _range(block, steps, device))
+    return numbers.flatten(2)[:, :, :size]
 
 
 @lru_cache(maxsize=64)
