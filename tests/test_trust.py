@@ -344,10 +344,10 @@ SCRIPT = "import sys; del sys.path[0]; from scoresde.cli import main; sys.exit(m
         pytest.param("script", ["solvers", "heun", "--steps=2", "--show"], marks=pytest.mark.slow),
     ],
 )
-def test_a_folder_full_of_evil_files_runs_none_of_them(run, evil, tmp_path, start, arguments):
+def test_a_folder_full_of_evil_files_runs_none_of_them(run, evil, start, arguments):
     """In the installed command, which has the folder of the script on its path, and with ``python -m``."""
     first = ["-m", "scoresde.cli"] if start == "-m" else ["-c", SCRIPT]
-    places = [f"--workdir={run}", f"--out={tmp_path / 'out'}"] if arguments[0] == "benchmark" else []
+    places = [f"--workdir={run}", f"--out={run.parent / 'bench'}"] if arguments[0] == "benchmark" else []
     done = subprocess.run(
         [PYTHON, *first, *arguments, *places], cwd=evil, capture_output=True, text=True, check=False, timeout=120
     )
