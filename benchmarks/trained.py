@@ -158,7 +158,7 @@ def measured(
     scored = ("--split=test", f"--limit={given.scored}", *LIKELIHOOD, device)
     commands.run("likelihood", f"--workdir={workdir}", f"--out={out}", *scored)
     found = in_batches(images.features, x)
-    real = {"held out": data.test, "train": data.train}
+    real = {"held out": data.test.tensor(), "train": data.train.tensor()}
     row: dict[str, Any] = {
         "config": variant.config,
         "seed": run.config.seed,
