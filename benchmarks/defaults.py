@@ -34,7 +34,7 @@ import scoresde
 import solvers
 from scoresde.benchmark.metrics import frechet
 from scoresde.benchmark.runner import ode_solution
-from scoresde.cli.commands import fit
+from scoresde.cli.training import Job, fit
 from scoresde.result_files import environment, write_json
 from scoresde.runs import config
 from scoresde.runs.run import load_run
@@ -125,7 +125,7 @@ def train(name: str, workdir: Path) -> None:
     """Trains a network in its folder, unless it is there."""
     torch.set_num_threads(1)
     path, changes = NETWORKS[name]
-    fit(config.read_config(path, [f"--config.{change}" for change in changes]), workdir / name.replace(", ", "_"))
+    fit(Job(config.read_config(path, [f"--config.{change}" for change in changes])), workdir / name.replace(", ", "_"))
 
 
 def measure(task: tuple[str, Path]) -> list[dict[str, Any]]:

@@ -28,12 +28,12 @@ import scoresde
 from scoresde.benchmark.runner import benchmark
 from scoresde.bounds.chain import chain_bound
 from scoresde.bounds.continuous import continuous_bound
-from scoresde.cli.commands import fit
+from scoresde.cli.training import Job, fit
 from scoresde.likelihood.result import LogProb
-from scoresde.pictures import image_grid
 from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import build, config
 from scoresde.runs.run import Run, load_run
+from scoresde.sampling.pictures import image_grid
 
 RESULTS = Path(__file__).parent / "results"
 CONFIGS = ("digits_ddpm", "digits_smld")
@@ -153,7 +153,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for name in CONFIGS:
             workdir = (arguments.workdir or Path(temporary)) / name
-            fit(config.read_config(name), workdir)
+            fit(Job(config.read_config(name)), workdir)
             run = load_run(workdir)
             data = build.load_data(run.config, run.card)
             torch.manual_seed(0)

@@ -46,7 +46,7 @@ from torch import Tensor
 
 import scoresde
 import solvers
-from scoresde.cli.commands import fit
+from scoresde.cli.training import Job, fit
 from scoresde.likelihood.divergence import Divergence, divergences
 from scoresde.models.model import ModelObserver
 from scoresde.models.targets import GaussianMixture
@@ -285,7 +285,7 @@ def trained(workdir: Path | None) -> tuple[Run, Run]:
     """The network that the config trains, here or in a folder that keeps it; and the same in float64."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = (workdir or Path(temporary)) / CONFIG
-        fit(config.read_config(CONFIG), folder)
+        fit(Job(config.read_config(CONFIG)), folder)
         run, precise = load_run(folder), load_run(folder)
     network: Any = precise.denoiser.network
     network.double()

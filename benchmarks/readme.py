@@ -1,6 +1,6 @@
 """Writes the README's table of solvers, docs/solvers.md and the figures of docs/start.md, docs/programs.md,
-docs/ddpm_and_sde.md, docs/likelihood.md, docs/interop.md and docs/reliability.md from the registry and the committed
-results: python benchmarks/readme.py
+docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/interop.md and docs/reliability.md from the registry and
+the committed results: python benchmarks/readme.py
 
 With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
@@ -16,6 +16,7 @@ from typing import Any
 import ddpm_and_sde_tables
 import diffusers_table
 import likelihood_tables
+import loss_tables
 import reliability_tables
 import which_solver
 
@@ -301,8 +302,9 @@ def main(check: bool = False) -> int:
         "docs/interop.md",
         "docs/start.md",
         "docs/reliability.md",
+        "docs/losses.md",
     )
-    readme, programs, chains, likelihood, interop, start, reliability = (ROOT / name for name in names)
+    readme, programs, chains, likelihood, interop, start, reliability, losses = (ROOT / name for name in names)
     fresh = {
         readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
@@ -326,6 +328,7 @@ def main(check: bool = False) -> int:
         reliability: updated(
             reliability.read_text(encoding="utf-8"), reliability_tables.tables(read("reliability.json"))
         ),
+        losses: updated(losses.read_text(encoding="utf-8"), loss_tables.tables(read("loss_choices.json"))),
         ROOT / "docs" / "solvers.md": page(),
     }
     if check:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 import scoresde
 from scoresde.benchmark.runner import ode_solution
-from scoresde.cli.commands import fit
+from scoresde.cli.training import Job, fit
 from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import config
 from scoresde.runs.run import load_run
@@ -52,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         workdir = arguments.workdir or Path(folder)
-        fit(config.read_config("digits_vp"), workdir)
+        fit(Job(config.read_config("digits_vp")), workdir)
         run = load_run(workdir)
     shape, denoiser = tuple(run.card.shape), run.denoiser
     exact = ode_solution(denoiser, shape, SEEDS, 128, dtype=torch.float32).x

@@ -30,10 +30,10 @@ from scoresde.array_files import read_arrays
 from scoresde.benchmark.metrics import frechet
 from scoresde.cli import main as scoresde_command
 from scoresde.data import DataCard
-from scoresde.pictures import image_grid
 from scoresde.result_files import environment, write_json
 from scoresde.runs import build
 from scoresde.runs.run import Run, load_run
+from scoresde.sampling.pictures import image_grid
 from solvers import InputError, generator
 from solvers.files import write_atomically
 

@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 import scoresde
 import solvers
-from scoresde.cli.commands import fit
+from scoresde.cli.training import Job, fit
 from scoresde.models.problem import Diffusion
 from scoresde.result_files import environment, fingerprint, write_csv, write_json
 from scoresde.runs import config
@@ -83,7 +83,7 @@ def prepare(workdir: Path) -> dict[str, Any]:
 
     digits = torch.as_tensor(load_digits().data / 8 - 1, dtype=torch.float64)
     cfg = config.read_config("configs/digits_vp.py", [f"--config.training.steps={TRAINING_STEPS}"])
-    fit(cfg, workdir)
+    fit(Job(cfg), workdir)
     run = load_run(workdir)
     weights = torch.cat([p.detach().flatten() for p in run.denoiser.network.parameters()])  # type: ignore[attr-defined]
     exact = scoresde.targets.Empirical(digits).denoiser(scoresde.VP())

@@ -19,14 +19,25 @@ def get_config() -> ConfigDict:
     config.model.num_train_timesteps = placeholder(int)  # N of labels that count steps; default: the chain's, else 1000
     config.model.round_labels = False  # round labels that count steps to those of the training
     config.model.learned_variance = False  # the network also returns a variance, for ddpm(variance=learned)
+    config.model.condition_dropout = 0.0  # share of the samples that are trained without their conditions, for guidance
+    # the network receives its own first estimate; each evaluation then costs two
+    config.model.self_conditioning = False
     config.model.sigma_data = placeholder(float)  # for predicts = "edm"; default: the deviation of the data, two digits
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # digits (scikit-learn), idx (MNIST files in a folder), file (.npy, .npz)
-    config.data.path = ""  # the folder of idx, or the file
+    # digits (scikit-learn), images (a folder), idx (MNIST's files), cifar, file (.npy, .npz, .safetensors),
+    # huggingface; auto for what is at the path
+    config.data.name = "digits"
+    config.data.path = ""  # the folder or file
+    config.data.size = placeholder(str)  # of images: 64 or 64x48, height x width; default: theirs
+    config.data.resize = "bicubic"  # the filter of a change of size: nearest, box, bilinear, bicubic, lanczos
+    config.data.crop = "center"  # cut the middle out when the form differs; none: stretch
+    config.data.channels = placeholder(int)  # of images: 1 grey, 3 colours, 4 and opacity; default: theirs
+    config.data.skip_corrupt = False  # leave out images that cannot be read
     config.data.labels = "auto"  # the conditions: names of columns or .npy files; off for none
     config.data.classes = placeholder(int)  # how many classes there are; default: as many as occur
     config.data.bin_width = placeholder(float)  # distance between levels, for numbers that stay as they are
+    config.data.augmentation = "none"  # of images: flip, or edm(probability=0.12) with its label
     config.data.dequantise = True  # train on data spread over their bins, where a bin width is known
 
     config.training = ConfigDict()
@@ -43,16 +54,22 @@ def get_config() -> ConfigDict:
     # averages of the weights, of which all other commands use the first: ema(decay=0.999), half_life(samples=500000),
     # power(std=0.1); several with commas between
     config.training.averages = "ema(decay=0.999)"
-    # the loss: dsm, hybrid (learned variance), chain_bound, continuous_bound
+    # the loss: dsm, sliced, hybrid (learned variance), chain_bound, continuous_bound
     config.training.loss = "dsm(weighting=edm, times=lognormal(mean=-1.0, std=1.2))"
-    config.training.weighting = placeholder(str)  # replaces that of the loss: dsm, uniform, v, flow, edm, min_snr, ...
+    config.training.weighting = placeholder(
+        str
+    )  # replaces that of the loss: dsm, uniform, v, flow, edm, edm2, min_snr, ...
     config.training.times = placeholder(str)  # replaces the times of the loss: uniform, lognormal, logsnr, discrete
     config.training.log_every = 50  # updates between lines of train.jsonl
     config.training.checkpoint_every = 1000  # updates between checkpoints
-    config.training.evaluate_every = 1000  # updates between evaluations
+    # updates between evaluations: held-out losses, samples, the page training.html; 0 for none
+    config.training.evaluate_every = 1000
+    config.training.evaluate_likelihood = 0  # held-out samples whose likelihood each evaluation computes
     config.training.max_minutes = placeholder(float)  # end with a checkpoint after so many minutes
     config.training.keep = 2  # how many checkpoints to keep, the last ones
     config.training.keep_every = placeholder(int)  # also keep those after a multiple of so many updates
+    # updates between snapshots of the power averages, from which sampling.ema reconstructs any other
+    config.training.snapshot_every = placeholder(int)
 
     config.sampling = ConfigDict()
     config.sampling.solver = placeholder(str)  # see `scoresde solvers`; default: ipndm on logsnr(end=zero)
@@ -61,6 +78,8 @@ def get_config() -> ConfigDict:
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps
     config.sampling.batch_size = 512  # samples computed together; does not change their values
+    # the width of the power average of the weights, also for the likelihood; default: the first of training.averages
+    config.sampling.ema = placeholder(float)
 
     config.likelihood = ConfigDict()
     config.likelihood.solver = placeholder(str)  # deterministic; default: adams_adaptive; heun with steps or nfe

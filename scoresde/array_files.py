@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
@@ -32,6 +32,10 @@ LARGEST_HEADER = 16 * 2**20  # bytes of the header of a safetensors file
 _RATIO = 1032  # the most bytes that one compressed byte can stand for: deflate's limit
 _PIECE = 2**20  # bytes that are read at once
 _KINDS = "biufcSU"  # numbers and text
+_TENSORS = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "V2", "BOOL": "?", "I8": "<i1", "U8": "<u1"},
+    **{"I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8", "U64": "<u8"},
+}
 _UBYTE = 0x08  # IDX: the code of unsigned bytes
 # what the readers of zipfile, zlib, NumPy, safetensors and torch raise about files that nobody wrote with them
 FAULTS = (
@@ -39,6 +43,32 @@ FAULTS = (
     *(SafetensorError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 _Array = np.ndarray[Any, Any]
+
+
+class ArrayPlace(NamedTuple):
+    """An array in a file: its shape and dtype as stored, its first byte, and whether its first axis varies fastest.
+
+    bfloat16 numbers, which NumPy does not have, are stored as V2.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    start: int
+    fortran: bool
+
+
+def array_place(path: str | Path, what: str = "file") -> ArrayPlace:
+    """Where the array of a .npy file is in it; only its header is read.
+
+    Raises:
+        InputError: the file cannot be read, is not a .npy file, contains objects, or has more or fewer bytes than its
+            header claims.
+    """
+    with open_regular(path, what) as (file, size):
+        try:
+            return _header(file, size)
+        except InputError as error:
+            raise _damaged(path, what, error) from None
 
 
 def read_array(path: str | Path, what: str = "file", limit: int = LARGEST) -> _Array:
@@ -128,6 +158,35 @@ def read_shapes(path: str | Path, what: str = "file") -> dict[str, tuple[int, ..
         try:
             header = _tensor_header(file, size)
             return {name: tuple(map(int, facts["shape"])) for name, facts in header.items() if name != "__metadata__"}
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, what, error if isinstance(error, InputError) else "its header is damaged") from None
+
+
+def tensor_places(path: str | Path, what: str = "file") -> dict[str, ArrayPlace]:
+    """Where the tensors of a .safetensors file are in it, by name; only its header is read.
+
+    Raises:
+        InputError: the file cannot be read, its header is not that of a .safetensors file, or a tensor is not where the
+            header says.
+    """
+    with open_regular(path, what) as (file, size):
+        try:
+            header = _tensor_header(file, size)
+            begin, found = file.tell(), dict[str, ArrayPlace]()
+            for name, facts in header.items():
+                if name == "__metadata__":
+                    continue
+                shape, kind = tuple(map(int, facts["shape"])), _TENSORS.get(facts["dtype"])
+                first, last = map(int, facts["data_offsets"])
+                if kind is None:
+                    raise InputError(f"{name!r} is a tensor of {facts['dtype']!r:.20}, which is not read")
+                dtype = np.dtype(kind)
+                if min((0, *shape)) < 0 or not 0 <= first <= last <= size - begin:
+                    raise InputError(f"its header claims bytes {first:,} to {last:,} of {size - begin:,} for {name!r}")
+                if last - first != math.prod(shape) * dtype.itemsize:
+                    raise InputError(f"its header claims {last - first:,} bytes for {facts['dtype']} {shape}")
+                found[name] = ArrayPlace(shape, dtype, begin + first, False)
+            return found
         except (InputError, KeyError, TypeError, ValueError) as error:
             raise _damaged(path, what, error if isinstance(error, InputError) else "its header is damaged") from None
 
@@ -224,8 +283,8 @@ def _members(file: BinaryIO, size: int, limit: int, pick: Callable[[list[str]], 
     return found
 
 
-def _array(stream: Any, size: int) -> _Array:
-    """The array that a stream of ``size`` bytes in NumPy's format contains."""
+def _header(stream: Any, size: int) -> ArrayPlace:
+    """Where the array of a stream of ``size`` bytes in NumPy's format is; the stream is then at its start."""
     before = io.BytesIO(stream.read(min(size, 12)))  # magic, version, length of the header
     try:
         version = npy.read_magic(before)
@@ -248,6 +307,13 @@ def _array(stream: Any, size: int) -> _Array:
     claimed, there = math.prod(shape) * dtype.itemsize, size - header.tell()
     if claimed != there:
         raise InputError(f"its header claims {claimed:,} bytes for {dtype} {shape}, and {there:,} are there")
+    return ArrayPlace(shape, dtype, header.tell(), fortran)
+
+
+def _array(stream: Any, size: int) -> _Array:
+    """The array that a stream of ``size`` bytes in NumPy's format contains."""
+    shape, dtype, start, fortran = _header(stream, size)
+    claimed = size - start
     try:
         flat = np.empty(math.prod(shape), dtype)
         found = _fill(stream, flat)

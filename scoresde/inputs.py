@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from solvers import Hook, InputError, errors
 from solvers.errors import positive_integer, unknown
+
+if TYPE_CHECKING:
+    from .data.conditions import Condition
 
 Seeds = int | Iterable[int] | Tensor | np.ndarray[Any, Any]
 Array = Tensor | np.ndarray[Any, Any]
@@ -113,14 +116,33 @@ def tensor_of(name: str, value: Any) -> Tensor:
     raise InputError(f"{name} must be a tensor or a numpy array of numbers, got {shown(value)}")
 
 
-def conditions_of(condition: Any, count: int, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The conditions as tensors with ``count`` rows, by the names of the network's arguments, on the device.
+def samples_of(name: str, value: Any) -> Tensor:
+    """Samples (N, *) as a tensor of finite floats.
 
     Raises:
-        InputError: they are not a mapping from names to tensors with one row per sample.
+        InputError: they are no such tensor or array.
+    """
+    data = tensor_of(name, value)
+    if not data.is_floating_point() or data.ndim < 2 or not data.numel():
+        raise InputError(f"{name} must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
+    if not torch.isfinite(data).all():
+        raise InputError(f"{name} contain numbers that are not finite")
+    return data
+
+
+def conditions_of(
+    condition: Any, count: int, device: torch.device | str = "cpu", known: Sequence[Condition] = ()
+) -> dict[str, Tensor]:
+    """The conditions as tensors with ``count`` rows, by the names of the network's arguments, on the device.
+
+    Args:
+        known: the conditions that the model takes; if there are any, those given are checked against them.
+
+    Raises:
+        InputError: they are not a mapping from names to tensors with one row per sample; see also ``Condition.check``.
     """
     if condition is None:
-        return {}
+        condition = {}
     if not isinstance(condition, Mapping) or not all(isinstance(name, str) for name in condition):
         raise InputError(
             "condition must name the arguments of the network, such as condition={'label': labels}; "
@@ -131,6 +153,10 @@ def conditions_of(condition: Any, count: int, device: torch.device | str = "cpu"
         if value.ndim == 0 or len(value) != count:
             rows = f"{len(value)} rows" if value.ndim else "no rows"
             raise InputError(f"the condition {name} has {rows} for {count} samples; give one row per sample")
+    for one in known:
+        if one.name not in found:
+            raise InputError(f"the network needs the condition {one.name!r}: pass condition={{{one.name!r}: ...}}")
+        one.check(found[one.name])
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import torch
 from tqdm import std
 from tqdm.auto import tqdm as auto
 
@@ -15,7 +16,7 @@ class Lines(std.tqdm):  # type: ignore[misc]
     """Progress as whole lines, which a log keeps readable; nothing is written before the first ``EVERY`` seconds."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        form = "{desc}: {n_fmt} of {total_fmt}, {elapsed} passed, {remaining} left{postfix}"
+        form = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {elapsed} passed, {remaining} left{postfix}"
         super().__init__(*arguments, **{**options, "mininterval": EVERY, "maxinterval": EVERY, "bar_format": form})
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
@@ -40,3 +41,14 @@ def bar(steps: Any = None, **options: Any) -> Any:
     notebook = any(kind.__module__ == "tqdm.notebook" for kind in auto.__mro__)
     kind = auto if notebook or sys.stderr.isatty() else Lines
     return kind(steps, **{"leave": False, **options})
+
+
+def memory_of(device: torch.device) -> dict[str, str]:
+    """The most memory of an accelerator that tensors took so far, for the end of a bar; nothing on the CPU."""
+    if device.type == "cuda":
+        used = torch.cuda.max_memory_allocated(device)
+    elif device.type == "mps":
+        used = torch.mps.driver_allocated_memory()
+    else:
+        return {}
+    return {"memory": f"{used / 2**30:.1f} GiB"}

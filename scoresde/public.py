@@ -22,6 +22,7 @@ from .paths.base import SDE, make_sde, sdes
 from .paths.learned_vp import LearnedVP
 from .paths.standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from .runs.load import load
+from .runs.train import Trained, train
 from .sampling.eps_power import eps_power
 from .sampling.plan import Plan, plan
 from .sampling.sample import Sample, encode, sample
@@ -41,6 +42,7 @@ __all__ = [
     "RectifiedFlow",
     "Sample",
     "SubVP",
+    "Trained",
     "VariationalDequantiser",
     "chain_bound",
     "chains",
@@ -63,4 +65,5 @@ __all__ = [
     "sdes",
     "targets",
     "time_labels",
+    "train",
 ]

@@ -62,7 +62,7 @@ class Counted(ProblemWrapper):
         self.rows = torch.arange(len(tally.nfe)) if rows is None else rows
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        self.tally.nfe.index_add_(0, self.rows, torch.ones_like(self.rows))
+        self.tally.nfe.index_add_(0, self.rows, torch.full_like(self.rows, self.problem.forwards))
         self.tally.calls += 1
         if self.problem.checked:
             return self.problem.predict(x, node)

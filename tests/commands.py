@@ -5,7 +5,10 @@ import traceback
 
 from scoresde.cli.parser import main
 
-SMALL = ["--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20"]
+SMALL = [
+    "--config.model.network=mlp(width=32, depth=1)", "--config.training.checkpoint_every=20",
+    "--config.training.evaluate_every=0",
+]  # fmt: skip
 
 
 def fails(capsys, arguments, *words):

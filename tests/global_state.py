@@ -26,7 +26,6 @@ import solvers
 from scoresde.benchmark.runner import benchmark, ode_solution
 from scoresde.cli.parser import main
 from scoresde.models.problem import Diffusion
-from scoresde.training import DSM, TrainingOptions, train
 
 SDE = scoresde.VP()
 # what torch and scikit-learn set for themselves when they are imported; to unset it would undo what they do it for
@@ -122,7 +121,6 @@ def calls(folder, given, denoiser, network):
     law, levels = folder / "law.safetensors", torch.zeros(8, 2).double()
     scoresde.save_dequantiser(flow, law)
     sigmas = torch.tensor([2.0, 1.0, 0.0])
-    options = TrainingOptions(steps=3, batch_size=4, workdir=None)
 
     def tune():
         reference = solvers.trajectory(problem, start, SDE, steps=12)
@@ -162,7 +160,7 @@ def calls(folder, given, denoiser, network):
         "make_sde": lambda: scoresde.make_sde("learned_vp"),
         "label_shift": lambda: scoresde.label_shift(denoiser, nodes),
         "time_labels": lambda: scoresde.time_labels(denoiser, nodes),
-        "train": lambda: train(denoiser, network, x, DSM(), options, progress=False),
+        "train": lambda: scoresde.train(network, x, predicts="eps", steps=3, batch_size=4, progress=False),
         "benchmark": lambda: benchmark(denoiser, x, ["heun", "ddpm"], [5], 8, shape=(2,), truth_steps=8),
         "ode_solution": lambda: ode_solution(denoiser, (2,), range(4), 8),
         "DiffusersScheduler": scheduler,

@@ -11,7 +11,8 @@ import scoresde
 from scoresde import Denoiser, InputError
 from scoresde.data import load
 from scoresde.models.hypotheses import REVERSED
-from scoresde.models.networks import ResidualMLP, networks
+from scoresde.models.networks import networks
+from scoresde.models.networks.mlp import ResidualMLP
 from scoresde.models.time_labels import LABELS
 from scoresde.paths.chain_paths import ChainSDE
 from scoresde.training.loop import train

@@ -14,8 +14,8 @@ from safetensors.torch import save as save_tensors
 from torch import nn
 
 from scoresde.training import step_folders
-from scoresde.training.adam import moments_of
 from scoresde.training.checkpoint import AverageState, Checkpoint, latest, load, remove_older, remove_unfinished, save
+from scoresde.training.optimiser import moments_of
 from solvers import InputError
 
 pytestmark = pytest.mark.quick

@@ -328,7 +328,7 @@ def test_a_run_of_a_different_config_resumes_with_the_arguments_of_the_error(tmp
     """Such as an old run, whose config names the target and the times beside the loss."""
     train = ["train", "--config=configs/digits_vp.py", f"--workdir={tmp_path}", *SMALL]
     old = [
-        "--config.training.loss=dsm", "--config.training.weighting=x0", "--config.training.times=lognormal(std=2.0)"
+        "--config.training.loss=dsm", "--config.training.times=lognormal(std=2.0)", "--config.training.weighting=x0"
     ]  # fmt: skip
     assert main([*train, *old, "--config.training.steps=20"]) == 0
     fails(capsys, train, "a different config: training.loss is 'dsm' there", f"add {shlex.join(old)}; otherwise")

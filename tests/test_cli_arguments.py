@@ -165,7 +165,12 @@ def test_a_finished_run_refuses_fields_that_a_command_does_not_use(own, tmp_path
         arguments = ["sample", f"--workdir={own}", f"--out={out}", f"--config.{field}"]
         fails(capsys, arguments, field.partition("=")[0], "only sampling and device can be overridden here")
     arguments = ["likelihood", f"--workdir={own}", f"--out={out}", "--config.sampling.steps=3"]
-    fails(capsys, arguments, "sampling.steps", "only likelihood, device and data.path can be overridden here")
+    fails(
+        capsys,
+        arguments,
+        "sampling.steps",
+        "only likelihood, sampling.ema, device and data.path can be overridden",
+    )
     assert not out.exists()
 
 

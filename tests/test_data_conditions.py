@@ -178,6 +178,8 @@ def test_the_names_of_columns_are_checked(tmp_path):
     with pytest.raises(InputError, match="no column of digits 'angle'"):
         load("digits", labels="angle")
     assert load("file", path, labels="off").card.conditions == ()
+    with pytest.raises(InputError, match="classes=4, but no class is read; labels names its column"):
+        load("file", path, labels="pose", classes=4)
 
 
 def test_other_labels_are_other_data(tmp_path):

@@ -146,7 +146,7 @@ def test_bad_names_and_paths(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="is a folder"):
         load("file", str(tmp_path))
     (tmp_path / "x.csv").write_text("1,2")
-    with pytest.raises(InputError, match=r"expected a \.npy or \.npz file"):
+    with pytest.raises(InputError, match=r"expected a \.npy, \.npz or \.safetensors file"):
         load("file", str(tmp_path / "x.csv"))
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(InputError, match=r'pip install "scoresde\[metrics\]"'):

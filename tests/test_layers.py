@@ -22,7 +22,6 @@ FLOORS = {
             "inputs",
             "result_files",
             "array_files",
-            "pictures",
             "progress",
             "data",
             "paths",
@@ -30,7 +29,7 @@ FLOORS = {
             "sampling",
         ),
         *("likelihood", "bounds", "training", "benchmark"),
-        *("show", "interop", "runs", "cli", "public"),
+        *("show", "interop", "runs", "cli", "public", "__main__"),
     ),
 }
 # what solvers may import besides the standard library

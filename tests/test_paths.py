@@ -7,9 +7,12 @@ from decimal import Decimal, getcontext
 import numpy as np
 import pytest
 import torch
+from closed_forms import bent
 
 import scoresde
 from scoresde import EDM, SDE, VE, VP, Cosine, InputError, RectifiedFlow, SubVP, make_sde
+from scoresde.paths.chains import DDPMChain
+from scoresde.paths.learned_vp import LearnedVP
 
 pytestmark = pytest.mark.quick
 
@@ -143,6 +146,35 @@ def test_a_users_path_needs_only_alpha_and_sigma():
 def test_root_finding_agrees_with_the_closed_forms(sde):
     for t in times(sde, 21):
         assert SDE.t_of_lam(sde, sde(t).lam) == pytest.approx(t, rel=1e-12, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    "sde",
+    [*SDES, Users(), LearnedVP("linear", -9.0, 6.0), bent(gamma_min=-9.0, gamma_max=6.0), DDPMChain("linear").sde()],
+    ids=str,
+)  # fmt: skip
+def test_many_times_at_once_are_the_single_ones(sde):
+    high, low = sde(sde.t_min).lam, sde(sde.t_max).lam
+    lam = torch.linspace(low - 1, high + 1, 101, dtype=torch.float64)
+    single = [min(max(sde.t_of_lam(min(max(v, low), high)), sde.t_min), sde.t_max) for v in lam.tolist()]
+    for found in (sde.times_of_lams(lam), SDE.times_of_lams(sde, lam)):
+        # lam is rounded to 1e-15 of up to 10, which a slope of 1 at the least turns into 1e-14
+        assert found.tolist() == pytest.approx(single, rel=1e-12, abs=1e-13)
+    assert (sde.times_of_lams(lam)[:3] == sde.t_max).all()  # beyond the ends, the ends
+
+
+class Faster(VP):
+    """A path of a user with another integral of beta."""
+
+    def integral(self, t):
+        return super().integral(t) ** 2
+
+
+def test_a_derived_path_does_not_inherit_an_inverse_that_is_not_its_own():
+    sde = Faster(t_min=0.1)
+    for t in (0.2, 0.5, 0.9):
+        assert sde.t_of_lam(sde(t).lam) == pytest.approx(t, rel=1e-12)
+        assert float(sde.times_of_lams(torch.tensor([sde(t).lam], dtype=torch.float64))) == pytest.approx(t, rel=1e-12)
 
 
 def test_numbers_of_the_reference():

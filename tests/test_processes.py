@@ -2,16 +2,13 @@
 
 import json
 import math
-import os
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-import trained_together as together
-from trained_together import COUNT, KINDS, OPTIONS, network, run, weights
+from attacks.processes import CONTEXT, serve
+from trained_together import COUNT, KINDS, OPTIONS, of_kind, run, weights, work
 
 from scoresde.training import checkpoint
 from scoresde.training.processes import Processes, launched
@@ -34,20 +31,20 @@ def launch(count, folder, scenarios, path=()):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "PYTHONPATH": os.pathsep.join(map(str, path))}
-    started = [
-        subprocess.Popen(
-            [sys.executable, together.__file__, str(folder), ",".join(scenarios)],
-            env={**shared, "RANK": str(index), "LOCAL_RANK": str(index)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for index in range(count)
-    ]  # fmt: skip
-    said = [process.communicate(timeout=120)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * count, "\n".join(said)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    shared |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    serve()
+    started = []
+    for index in range(count):
+        own = {**shared, "RANK": str(index), "LOCAL_RANK": str(index)}
+        started.append(CONTEXT.Process(target=work, args=(folder, scenarios, own, list(map(str, path)))))
+        started[-1].start()
+    for process in started:
+        process.join(120)
+        process.kill()
+    assert [path.read_text() for path in folder.glob("error_*.txt")] == []
     read = lambda name: [json.loads((folder / f"{name}_{index}.json").read_text()) for index in range(count)]  # noqa: E731
-    assert read("environment") == [False] * count  # nobody remains connected
+    assert read("connected") == [False] * count  # nobody remains connected
     return {name: read(name) for name in scenarios}
 
 
@@ -57,7 +54,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     (folder / "path" / "torchvision").mkdir(parents=True)
     (folder / "path" / "torchvision" / "__init__.py").write_text(BROKEN)
-    two = launch(2, folder, ["first_part", "same_as_one", "errors"])
+    two = launch(2, folder, ["first_part", "same_as_one", "errors", "one_dies"])
     alone = run(replace(OPTIONS, steps=8, workdir=folder / "shared"))[1].seen
     three = launch(3, folder, ["last_part", "same_as_one"], [folder / "path"])
     return folder, two, alone, three
@@ -66,17 +63,28 @@ def found(tmp_path_factory):
 def test_two_and_three_processes_train_as_one(found, tmp_path):
     folder, two, _, three = found
     for name, change in KINDS.items():
-        result, _ = run(replace(OPTIONS, workdir=tmp_path / name, **change), network(name))
+        result, _ = of_kind(name, replace(OPTIONS, workdir=tmp_path / name, **change))
         lines = lines_of(tmp_path / name)
         # a sum in another order differs by some roundings, of float32 or of bfloat16's products
         bound = 2e-2 if name == "bf16" else 1e-5
         for count, every in ((2, two["same_as_one"]), (3, three["same_as_one"])):
             assert all(each[name] == every[0][name] for each in every)
             assert every[0][name] == [pytest.approx(p, abs=bound) for p in weights(result)]
+            own, theirs = (
+                checkpoint.load(checkpoint.latest(f)).others for f in (tmp_path / name, folder / f"{name} {count}")
+            )
+            assert list(own) == list(theirs) == (["loss"] if name == "learned" else [])
+            for key in own.get("loss", ()):
+                assert torch.allclose(own["loss"][key], theirs["loss"][key], atol=1e-4), key
             theirs = lines_of(folder / f"{name} {count}")
             assert [line["step"] for line in theirs] == list(range(1, 9))
             for what, room in (("loss", bound), ("grad_norm", 10 * bound)):
                 assert [line[what] for line in theirs] == pytest.approx([line[what] for line in lines], rel=room)
+
+
+def learned_by(workdir):
+    """What the loss of a run learned and remembers."""
+    return checkpoint.load(checkpoint.latest(workdir)).others.get("loss", {})
 
 
 def lines_of(workdir):
@@ -146,6 +154,12 @@ def test_a_folder_that_cannot_be_held_ends_all(found):
     assert other["folder"].startswith("Elsewhere: process 0 of 2 ended: InputError: cannot write to")
 
 
+def test_a_process_that_is_killed_ends_the_others_with_a_line_that_says_so(found):
+    folder, two, _, _ = found
+    assert two["one_dies"][0].startswith("InputError: process 0 of 2 lost another, which has ended")
+    assert checkpoint.latest(folder / "dies").name == "step_00000002"
+
+
 @pytest.mark.quick
 def test_a_process_without_a_launcher_is_alone(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -154,6 +168,6 @@ def test_a_process_without_a_launcher_is_alone(monkeypatch):
     assert list(processes.places(5)) == [0, 1, 2, 3, 4]
     assert [list(Processes(index, 3).places(8)) for index in range(3)] == [[0, 3, 6], [1, 4, 7], [2, 5]]
     monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(InputError, match="WORLD_SIZE, which a launcher sets, is 'two'"), launched("cpu"):
+    with pytest.raises(InputError, match="WORLD_SIZE, which a launcher sets, is 'two', no number"), launched("cpu"):
         pass
     assert math.isfinite(processes.total(torch.ones(1)))

@@ -18,7 +18,7 @@ import solvers
 from scoresde.benchmark.metrics import Estimate
 from scoresde.benchmark.runner import Row
 from scoresde.likelihood.result import LogProb
-from scoresde.pictures import image_grid
+from scoresde.sampling.pictures import image_grid
 from scoresde.show import likelihood_page, program_view
 from scoresde.show.figures import curves, inline, number
 from scoresde.show.page import write_report

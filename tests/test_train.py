@@ -40,9 +40,9 @@ class Stateful(nn.Module):
         self.calls, self.mishap = 0, {}
 
     def forward(self, x, label):
-        self.calls += 1
+        self.calls += self.training  # the check before the first update does not count
         out = self.last(self.drop(self.norm(self.first(torch.cat([x, label[:, None]], 1)).relu())))
-        return self.mishap.get(self.calls, lambda out: out)(out)
+        return self.mishap.get(self.calls, lambda out: out)(out) if self.training else out
 
 
 @pytest.fixture(autouse=True)
@@ -162,24 +162,29 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert without_time(log(tmp_path / "whole")) == without_time(log(killed))
 
 
-def test_ctrl_c_ends_the_update_and_leaves_a_checkpoint(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_end_the_update_and_leave_a_checkpoint(tmp_path, number):
     run(replace(OPTIONS, workdir=tmp_path / "whole"))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    both = (signal.SIGINT, signal.SIGTERM)
+    other = both[number == both[0]]
+    before = [signal.signal(each, signal.default_int_handler) for each in both]  # as the command line has it
     try:
-        network = make()
-        network.mishap[13] = lambda out: (signal.raise_signal(signal.SIGINT), out)[1]
-        options = replace(OPTIONS, workdir=tmp_path / "stopped")
-        with pytest.raises(KeyboardInterrupt):
-            run(options, network)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert checkpoint.latest(options.workdir).name == "step_00000013"
-        run(options, make(seed=9))
-        assert_same_end(tmp_path / "whole", tmp_path / "stopped")
-        assert without_time(log(tmp_path / "whole")) == without_time(log(tmp_path / "stopped"))
+        # once, or once each of both kinds: a launcher sends SIGTERM to processes that Ctrl-C has already reached
+        for name, signals in (("stopped", [number]), ("launched", [number, other])):
+            network = make()
+            network.mishap[13] = lambda out, sent=signals: ([signal.raise_signal(each) for each in sent], out)[1]
+            options = replace(OPTIONS, workdir=tmp_path / name)
+            with pytest.raises(KeyboardInterrupt):
+                run(options, network)
+            assert {signal.getsignal(each) for each in both} == {signal.default_int_handler}
+            assert checkpoint.latest(options.workdir).name == "step_00000013"
+            run(options, make(seed=9))
+            assert_same_end(tmp_path / "whole", tmp_path / name)
+            assert without_time(log(tmp_path / "whole")) == without_time(log(tmp_path / name))
 
         # twice: at once, with what the last checkpoint holds
         network = make()
-        network.mishap[13] = lambda out: [signal.raise_signal(signal.SIGINT) for _ in range(2)]
+        network.mishap[13] = lambda out: [signal.raise_signal(number) for _ in range(2)]
         options = replace(OPTIONS, workdir=tmp_path / "twice")
         with pytest.raises(KeyboardInterrupt):
             run(options, network)
@@ -187,7 +192,8 @@ def test_ctrl_c_ends_the_update_and_leaves_a_checkpoint(tmp_path, monkeypatch):
         run(options)
         assert_same_end(tmp_path / "whole", tmp_path / "twice")
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in zip(both, before, strict=True):
+            signal.signal(each, handler)
 
 
 @pytest.mark.parametrize(

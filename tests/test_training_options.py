@@ -8,14 +8,14 @@ import pytest
 import torch
 from test_train import OPTIONS, SDE, assert_same_end, final, log, make, rows, run, without_time
 from torch import nn
-from trained_together import Mishap
+from trained_together import LEARNED, Mishap
 
 import scoresde
 from scoresde.data.rows import Rows, TensorRows
 from scoresde.models.networks import MLP
 from scoresde.training import checkpoint
 from scoresde.training.loop import prepared, train
-from scoresde.training.losses import DSM
+from scoresde.training.losses import DSM, losses
 from scoresde.training.options import TrainingOptions
 from solvers import InputError
 
@@ -68,7 +68,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole(accumulate):
 def test_mixed_precision_computes_in_16_bits_and_keeps_the_weights_in_32(tmp_path, precision):
     seen, network = [], mlp()
     linear = next(part for part in network.modules() if isinstance(part, nn.Linear))
-    linear.register_forward_hook(lambda part, given, out: seen.append(out.dtype))
+    linear.register_forward_hook(lambda part, given, out: seen.append(out.dtype) if part.training else None)
     options = replace(OPTIONS, precision=precision, workdir=tmp_path / precision, log_every=1)
     result = run(options, network)
     assert set(seen) == {torch.bfloat16 if precision == "bf16" else torch.float16}
@@ -85,9 +85,23 @@ def test_mixed_precision_computes_in_16_bits_and_keeps_the_weights_in_32(tmp_pat
     assert without_time(log(tmp_path / precision)) == without_time(log(tmp_path / "halves"))
 
 
-def huge(losses, row):
+@pytest.mark.quick
+def test_what_a_loss_learns_and_remembers_is_part_of_a_checkpoint(tmp_path):
+    for name, ends in (("whole", [24]), ("halves", [11, 24])):
+        for steps in ends:
+            network = mlp()
+            options = replace(OPTIONS, steps=steps, workdir=tmp_path / name)
+            train(scoresde.Denoiser(network, SDE), network, rows(), losses.make(LEARNED), options, progress=False)
+    assert_same_end(tmp_path / "whole", tmp_path / "halves")
+    names = {key.partition(".")[0] for key in final(tmp_path / "whole")[2]}
+    assert names == {"model", "average_0", "optimizer", "loss"}
+    trained = [key for key in final(tmp_path / "whole")[2] if key.startswith("optimizer.loss/")]
+    assert trained  # the weight has moments of its own
+
+
+def huge(values, row):
     """A loss whose gradient leaves the range of a scaled float16, though the loss itself does not."""
-    return losses * 1.0 + (losses - losses.detach()) * 1e36
+    return values + (values - values.detach()) * 1e36
 
 
 def test_an_overflow_of_fp16_skips_its_update_and_is_logged(tmp_path):
@@ -115,8 +129,8 @@ def test_an_overflow_of_fp16_skips_its_update_and_is_logged(tmp_path):
 def test_a_gradient_that_no_scale_makes_finite_stops_fp16(tmp_path):
     class Always(DSM):
         def __call__(self, *given, **conditions):
-            losses = super().__call__(*given, **conditions)
-            return losses + 0 * (losses - losses).clamp_min(0).sqrt()  # d sqrt(0) is infinite, times zero
+            values = super().__call__(*given, **conditions)
+            return values + 0 * (values - values).clamp_min(0).sqrt()  # d sqrt(0) is infinite, times zero
 
     network = mlp()
     options = replace(OPTIONS, steps=60, precision="fp16", workdir=tmp_path)
@@ -241,7 +255,7 @@ def test_compile_runs_the_network_compiled_and_leaves_it_as_it_was(monkeypatch):
         ({"accumulate": 0}, "accumulate must be a positive integer"),
         ({"accumulate": 11}, "accumulate=11: a batch of 10 has fewer samples than parts"),
         ({"max_minutes": 0}, "max_minutes must be positive or None"),
-        ({"evaluate_every": 0}, "evaluate_every must be"),
+        ({"evaluate_every": -1}, "evaluate_every must be"),
     ],
 )
 def test_bad_options(change, message):

@@ -195,7 +195,7 @@ def test_what_is_typed_is_allowed_in_every_spec_and_nothing_else():
 def test_every_command_that_reads_a_run_has_the_flag():
     for name, parser in parsers()[1].items():
         text = parser.format_help()
-        reads = "--workdir" in text and name != "train"  # train reads a run of the config that was typed
+        reads = "--workdir" in text
         assert ("--trust" in text) == reads, name
         assert not reads or "runs code" in " ".join(text.split())
     assert set(HELP) == set(parsers()[1])
@@ -344,10 +344,10 @@ SCRIPT = "import sys; del sys.path[0]; from scoresde.cli import main; sys.exit(m
         pytest.param("script", ["solvers", "heun", "--steps=2", "--show"], marks=pytest.mark.slow),
     ],
 )
-def test_a_folder_full_of_evil_files_runs_none_of_them(run, evil, start, arguments):
+def test_a_folder_full_of_hostile_files_runs_none_of_them(run, evil, tmp_path, start, arguments):
     """In the installed command, which has the folder of the script on its path, and with ``python -m``."""
-    first = ["-m", "scoresde.cli"] if start == "-m" else ["-c", SCRIPT]
-    places = [f"--workdir={run}", f"--out={run.parent / 'bench'}"] if arguments[0] == "benchmark" else []
+    first = ["-m", "scoresde"] if start == "-m" else ["-c", SCRIPT]
+    places = [f"--workdir={run}", f"--out={tmp_path / 'out'}"] if arguments[0] == "benchmark" else []
     done = subprocess.run(
         [PYTHON, *first, *arguments, *places], cwd=evil, capture_output=True, text=True, check=False, timeout=120
     )

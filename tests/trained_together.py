@@ -1,14 +1,12 @@
-"""One of several processes that train together: ``python trained_together.py FOLDER SCENARIOS``, with a launcher's
-variables in the environment. Each scenario is a function below; what it returns is written to FOLDER/NAME_INDEX.json.
-"""
+"""What processes that train together do, see ``work``: each scenario is a function, whose result is written down."""
 
 import json
 import math
 import os
 import signal
 import sys
+import traceback
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,7 +15,7 @@ import scoresde
 from scoresde.data.rows import TensorRows
 from scoresde.models.networks import MLP
 from scoresde.training.loop import train
-from scoresde.training.losses import DSM
+from scoresde.training.losses import DSM, losses
 from scoresde.training.options import TrainingOptions
 from scoresde.training.processes import launched
 from solvers import InputError
@@ -75,11 +73,11 @@ class Mishap(DSM):
         return self
 
     def __call__(self, denoiser, x0, draws, *state, **conditions):
-        losses = super().__call__(denoiser, x0, draws, *state, **conditions)
+        values = super().__call__(denoiser, x0, draws, *state, **conditions)
         step, place, act = self.__dict__["act"]
         if draws.step == step and place in draws.places:
-            losses = act(losses, [*draws.places].index(place))
-        return losses
+            values = act(values, [*draws.places].index(place))
+        return values
 
 
 def run(options, net=None, rows=None, loss=None):
@@ -105,12 +103,17 @@ def same_as_one(folder):
     found = {}
     for name, change in KINDS.items():
         workdir = folder / f"{name} {os.environ['WORLD_SIZE']}"
-        result, _ = run(replace(OPTIONS, workdir=workdir, **change), network(name))
+        result, _ = of_kind(name, replace(OPTIONS, workdir=workdir, **change))
         found[name] = weights(result)
     return found
 
 
-KINDS = {"mlp": {}, "accumulate": {"accumulate": 2}, "unused": {}, "bf16": {"precision": "bf16"}}
+KINDS = {"mlp": {}, "accumulate": {"accumulate": 2}, "unused": {}, "bf16": {"precision": "bf16"}, "learned": {}}
+LEARNED = "dsm(weighting=edm2, times=adaptive)"  # it learns a weight, and remembers losses
+
+
+def of_kind(name, options):
+    return run(options, network(name), loss=losses.make(LEARNED) if name == "learned" else None)
 
 
 def first_part(folder):
@@ -128,14 +131,14 @@ def errors(folder):
     found = {}
     found["broken"] = ended(replace(OPTIONS, workdir=folder / "broken"), rows=Recorded(broken=3))
 
-    def spoiled(losses, row):
-        return losses * torch.where(torch.arange(len(losses)) == row, math.nan, 1.0)
+    def spoiled(values, row):
+        return values * torch.where(torch.arange(len(values)) == row, math.nan, 1.0)
 
     found["nan"] = ended(replace(OPTIONS, workdir=folder / "nan"), loss=Mishap().at(5, 7, spoiled))
 
-    def terminated(losses, row):
+    def terminated(values, row):
         signal.raise_signal(signal.SIGTERM)
-        return losses
+        return values
 
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     found["signal"] = ended(replace(OPTIONS, workdir=folder / "signal"), loss=Mishap().at(5, 7, terminated))
@@ -150,11 +153,35 @@ def errors(folder):
     return found
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    place = Path(sys.argv[1])
-    with launched("cpu") as processes:
-        for name in sys.argv[2].split(","):
-            outcome = globals()[name](place)
-            (place / f"{name}_{processes.index}.json").write_text(json.dumps(outcome))
-    (place / f"environment_{os.environ['RANK']}.json").write_text(json.dumps(torch.distributed.is_initialized()))
+def one_dies(folder):
+    """The last process ends without a word; it is the last scenario of a launch."""
+    last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+
+    def dies(values, row):
+        for name in ("one_dies", "connected"):
+            (folder / f"{name}_{os.environ['RANK']}.json").write_text("false")
+        os._exit(1)
+
+    loss = Mishap().at(2, 9, dies) if last else DSM()
+    return ended(replace(OPTIONS, workdir=folder / "dies", checkpoint_every=1), loss=loss)
+
+
+def work(folder, scenarios, environment, path):
+    """Runs scenarios in one of several processes, with a launcher's variables and some folders first on the path.
+
+    What a scenario returns is written to NAME_INDEX.json, and what goes wrong to error_INDEX.txt.
+    """
+    os.environ.update(environment)
+    sys.path[:0] = path
+    for name in [name for name in sys.modules if name.partition(".")[0] == "accelerate"]:
+        del sys.modules[name]  # it is imported anew, from this path
+    index = environment["RANK"]
+    try:
+        torch.set_num_threads(1)
+        with launched("cpu"):
+            for name in scenarios:
+                (folder / f"{name}_{index}.json").write_text(json.dumps(globals()[name](folder)))
+        (folder / f"connected_{index}.json").write_text(json.dumps(torch.distributed.is_initialized()))
+    except BaseException:
+        (folder / f"error_{index}.txt").write_text(traceback.format_exc())
+        os._exit(1)

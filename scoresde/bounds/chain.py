@@ -165,7 +165,7 @@ def chain_bound(
             decoder's levels, or the chain leaves the range of the model's path.
     """
     check_how(on_failure)
-    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
+    x, conditions = batch_of("x", x, condition, (denoiser := as_model(denoiser)).conditions)
     x = x.detach()
     method, rule = reverse_kernel(kernel), decoders.make(decoder)
     chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
@@ -188,9 +188,9 @@ def chain_bound(
     }
     stderr, seconds = math.nan * last, time.perf_counter() - began
     return reported(LogProb(
-        total(budget), stderr, count + 1, latent, budget, str(method), f"a chain of {chain.count} nodes", "",
-        seconds, width, "lower bound, of the reverse chain", torch.cat([terms, last[:, None]], 1) if whole else None,
-        stderr_of="the draws of noise, one a term",
+        total(budget), stderr, (count + 1) * denoiser.forwards, latent, budget, str(method),
+        f"a chain of {chain.count} nodes", "", seconds, width, "lower bound, of the reverse chain",
+        torch.cat([terms, last[:, None]], 1) if whole else None, stderr_of="the draws of noise, one a term",
     ), on_failure)  # fmt: skip
 
 

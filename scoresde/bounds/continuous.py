@@ -175,9 +175,8 @@ def continuous_bound(
             multiple of ``sets``; the time sampler is uniform over neither t nor lam; all samples fail.
     """
     check_how(on_failure)
-    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
-    x = x.detach()
-    rule, sampler, sde = decoders.make(decoder), samplers.make(times), denoiser.sde
+    x, conditions = batch_of("x", x, condition, (denoiser := as_model(denoiser)).conditions)
+    rule, sampler, sde, x = decoders.make(decoder), samplers.make(times), denoiser.sde, x.detach()
     over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
@@ -186,8 +185,7 @@ def continuous_bound(
     with batching.bar(draws * len(batches), "bound") as bar, evaluation(denoiser), torch.no_grad():
         ends = place_of(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
         for rows in batches:
-            u = torch.stack([_fractions(sampler, seed, draws, sets) for seed in seeds[rows]])
-            points = sampler.times_at(sde, u.flatten()).view(u.shape)
+            points = _points(sampler, sde, seeds[rows], draws, sets)
             places = [place_of(sde, points[:, k], over) for k in range(draws)]
             given = rows_of(conditions, rows)
             parts.append(_draws(denoiser, x[rows], seeds[rows], given, places, ends, rule, bar.update))
@@ -200,9 +198,9 @@ def continuous_bound(
         "dequantisation": torch.zeros(len(x), dtype=torch.float64),
         "offset": offset_of(rule, x, width),
     }
-    nats, seconds = total(budget), time.perf_counter() - began
+    nats, nfe, seconds = total(budget), draws * denoiser.forwards, time.perf_counter() - began
     return reported(LogProb(
-        nats, standard_error(spread), draws, latent, budget, "continuous bound", str(sampler), "", seconds, width,
+        nats, standard_error(spread), nfe, latent, budget, "continuous bound", str(sampler), "", seconds, width,
         "lower bound, of the reverse SDE", freedom=degrees(sets, nats), stderr_of="the draws of times and noise",
     ), on_failure)  # fmt: skip
 
@@ -233,7 +231,7 @@ def _draws(
     return torch.stack(parts, 1), torch.stack(recovered, 1), latent
 
 
-def _fractions(sampler: TimeSampler, seed: int, draws: int, sets: int) -> Tensor:
-    """The fractions (draws,) of one sample, one set after the other; see ``TimeSampler``."""
-    parts = (sampler.fractions(Draws.of(seed, k, draws // sets), "bound") for k in range(sets))
-    return torch.cat(list(parts))
+def _points(sampler: TimeSampler, sde: SDE, seeds: Sequence[int], draws: int, sets: int) -> Tensor:
+    """The times (B, draws) of samples, one set after the other; those of a sample depend on its seed alone."""
+    u = [sampler.fractions(Draws.of(seed, k, draws // sets), "bound") for seed in seeds for k in range(sets)]
+    return sampler.times_at(sde, torch.cat(u)).view(len(seeds), draws)

@@ -119,7 +119,7 @@ def plug_in_bound(
     check_how(on_failure)
     if not 0 <= interpolation <= 1:
         raise InputError(f"interpolation must be between 0, the reverse SDE, and 1, the ODE, got {interpolation!r}")
-    denoiser, (x, conditions) = as_model(denoiser), batch_of("x", x, condition)
+    x, conditions = batch_of("x", x, condition, (denoiser := as_model(denoiser)).conditions)
     plan = Plan.make(denoiser, PlanRequest("heun", grid or "logsnr", steps, None, t_min, t_max), end_at_t_min=True)
     rule, batching = divergences.make(divergence), Batching(batch_size, x.device, x.dtype, progress)
     positive_integer("draws", draws)
@@ -153,7 +153,7 @@ class _Paths:
             "truncation": d * math.log(self.plan.nodes[0].alpha) * ones,  # converts p_T to the scale of x / alpha
             "offset": d * math.log(self.bin_width or 1.0) * ones,
         }
-        nfe = 2 * self.plan.steps * self.draws
+        nfe = 2 * self.plan.steps * self.draws * as_model(self.solve.denoiser).forwards
         nats = total(budget)
         drawn = ["the paths"] * (k < 1) + ["the trace's probes"] * (not rule.exact(d))
         return LogProb(

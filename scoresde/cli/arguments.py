@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from .readers import count_of, counts_of, folder_of, seeds_of, share_of, specs_of
+from .readers import classes_of, count_of, counts_of, folder_of, seeds_of, share_of, specs_of
 
 HELP = {
     "demo": "train on real digits, sample, score, and write a report; about a minute, offline",
@@ -31,6 +31,10 @@ FIELDS = {
     "likelihood": ("--config.likelihood.divergence=exact", "--config.likelihood.batch_size=64", "--config.device=cuda"),
     "benchmark": ("--config.sampling.batch_size=64", "--config.device=cuda"),
 }
+STATUS = """
+
+The exit status is 0 when all updates are made; 75 when --max-minutes ended the training, and 130 after Ctrl-C or
+SIGTERM, both with a checkpoint from which the same command resumes; 2 for an error, which one line describes."""
 # flags that other commands have, and what to use instead
 INSTEAD = {
     ("benchmark", "--steps"): "a benchmark compares solvers at equal numbers of evaluations: use --nfe=5,10,20",
@@ -67,14 +71,15 @@ def _command(commands: argparse._SubParsersAction[Parser], name: str) -> Parser:
         lines = "\n".join(f"  {field}" for field in FIELDS[name])
         note = f"--config.SECTION.FIELD=VALUE sets a field of the config, for example\n{lines}"
         note += "\nconfigs/default.py describes all fields; a run's config.json contains its own."
+        note += STATUS if name == "train" else ""
     return commands.add_parser(
         name, help=HELP[name], description=HELP[name], epilog=note, allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
 
 
-def _workdir(sub: Parser) -> None:
-    sub.add_argument("--workdir", type=folder_of, required=True, help="the run's folder")
+def _workdir(sub: Parser, text: str = "the run's folder") -> None:
+    sub.add_argument("--workdir", type=folder_of, required=True, help=text)
     sub.add_argument("--trust", action="store_true", help="import modules that the run's files name, which runs code")
 
 
@@ -99,8 +104,12 @@ def _making(commands: argparse._SubParsersAction[Parser]) -> None:
     demo.add_argument("--fast", action="store_true", help="fewer training steps: a quick check that everything works")
 
     train = _command(commands, "train")
-    train.add_argument("--config", required=True, help="a config file, or the name of a config of the library")
-    train.add_argument("--workdir", type=folder_of, required=True, help="the run's folder; a run in it is resumed")
+    train.add_argument("--config", help="a config file, or the name of a config of the library")
+    data = "a folder of images or a file of arrays; without --config, it decides the network and the other settings"
+    train.add_argument("--data", type=folder_of, metavar="PATH", help=data)
+    _workdir(train, "the run's folder; a run in it is resumed, from its own config if --config is left out")
+    limit = "write a checkpoint and end with status 75 after so many minutes; the same command resumes"
+    train.add_argument("--max-minutes", type=float, metavar="M", help=limit)
     other = "resume a run although its data are not those it was trained on; config.json records the change"
     train.add_argument("--continue-with-other-data", action="store_true", help=other)
 
@@ -108,6 +117,10 @@ def _making(commands: argparse._SubParsersAction[Parser]) -> None:
     _workdir(sample)
     _out(sample)
     sample.add_argument("--seeds", type=seeds_of, default="64", help="one sample per seed: 64 means 0-63; or 0,5,9")
+    chosen = "the classes to draw, equally many of each in the order of the seeds: 3, 0-9, or none; by default all"
+    sample.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help=chosen)
+    rows = "a .npz file with the conditions by name: one row per sample, or one for all"
+    sample.add_argument("--condition", type=Path, metavar="FILE", help=rows)
     _method(sample, "sampling")
 
 
@@ -213,5 +226,6 @@ def _overrides(parsed: argparse.Namespace) -> list[str]:
     """The flags that set fields of the config, as overrides."""
     section = {"sample": "sampling", "likelihood": "likelihood", "benchmark": "sampling"}.get(parsed.command)
     names = ("grid",) if parsed.command == "benchmark" else ("solver", "grid", "steps", "nfe", "tolerance")
+    section, names = ("training", ("max_minutes",)) if parsed.command == "train" else (section, names)
     given = {name: value for name in names if section and (value := vars(parsed).get(name)) is not None}
     return [f"--config.{section}.{name}={value}" for name, value in given.items()]

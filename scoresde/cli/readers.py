@@ -40,6 +40,27 @@ def _whole(text: str) -> int | None:
     return int(text if len(text) <= 20 else "9" * 20) if text.isdecimal() else None
 
 
+def classes_of(text: str) -> list[int | None]:
+    """Reads classes: single numbers and ranges separated by commas; None for ``none``, samples without a class.
+
+    >>> classes_of("3"), classes_of("0-2,7"), classes_of("none")
+    ([3], [0, 1, 2, 7], [None])
+
+    Raises:
+        ArgumentTypeError: any other text, or a range that runs backwards.
+    """
+    if text.strip().lower() == "none":
+        return [None]
+    classes: list[int | None] = []
+    for part in text.split(","):
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
+        first, last = _whole(low), _whole(high) if dash else _whole(low)
+        if first is None or last is None or last < first or last >= LARGEST:
+            raise ArgumentTypeError(f"cannot read the classes {text!r}; expected 3, 0-9, 0,5,9 or none")
+        classes += range(first, last + 1)
+    return classes
+
+
 def count_of(text: str) -> int:
     """Reads a positive integer.
 

@@ -1,8 +1,27 @@
 """Data sets: read from files, described by a card, delivered as rows of samples with their conditions."""
 
 from .conditions import Condition
-from .dataset import DataCard, Dataset, load, spread
+from .dataset import DataCard, Dataset, spread
 from .levels import channels_place
-from .rows import Batch, Rows, TensorRows
+from .loading import dataset_of, load
+from .prefetch import prefetch
+from .rows import Batch, Rows, StoredRows, TensorRows
+from .sources import source_of
+from .storage import ImageOptions
 
-__all__ = ["Batch", "Condition", "DataCard", "Dataset", "Rows", "TensorRows", "channels_place", "load", "spread"]
+__all__ = [
+    "Batch",
+    "Condition",
+    "DataCard",
+    "Dataset",
+    "ImageOptions",
+    "Rows",
+    "StoredRows",
+    "TensorRows",
+    "channels_place",
+    "dataset_of",
+    "load",
+    "prefetch",
+    "source_of",
+    "spread",
+]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from solvers.noise.draws import Draws
 
 KINDS = ("class", "vector", "image", "tokens")
-_TAKEN = ("x", "label")  # arguments that every network has
+_TAKEN = ("x",)  # the argument that every network has
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,7 @@ class Condition:
         if self.kind not in KINDS:
             raise unknown("kind of condition", self.kind, KINDS)
         if not (isinstance(self.name, str) and self.name.isidentifier()) or self.name in _TAKEN:
-            raise InputError(
-                f"a condition's name is an argument of the network other than x and label, got {self.name!r}"
-            )
+            raise InputError(f"a condition's name is an argument of the network other than x, got {self.name!r}")
         object.__setattr__(self, "shape", tuple(self.shape))
         lengths = {"class": (0,), "vector": (1,), "image": (1, 2, 3), "tokens": (2,)}[self.kind]
         if len(self.shape) not in lengths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import TypeVar
@@ -16,7 +16,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+def read_ahead(read: Callable[[T], R], items: Iterable[T], workers: int) -> Generator[R, None, None]:
     """``read`` of each item, in their order; threads read up to two items per worker ahead.
 
     An error is raised where its item's result would be. When the iterator ends, is closed or is deleted, reads that

@@ -33,8 +33,17 @@ class Batch:
         return Batch(self.x[rows], {name: value[rows] for name, value in self.conditions.items()})
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device."""
-        return Batch(self.x.to(device), {name: value.to(device) for name, value in self.conditions.items()})
+        """The batch on a device; a copy to a GPU is ordered before what is computed there, and not waited for."""
+        device = torch.device(device)
+        ahead = device.type == "cuda"
+        conditions = {name: value.to(device, non_blocking=ahead) for name, value in self.conditions.items()}
+        return Batch(self.x.to(device, non_blocking=ahead), conditions)
+
+    def pinned(self) -> Batch:
+        """The batch in memory from which a GPU copies without waiting."""
+        if self.x.device.type != "cpu":
+            return self
+        return Batch(self.x.pin_memory(), {name: value.pin_memory() for name, value in self.conditions.items()})
 
 
 class Rows:

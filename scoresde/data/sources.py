@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from solvers import InputError
 from solvers.libraries import library
 
-from ..array_files import read_array, read_arrays, read_images, read_labels
+from ..array_files import array_place, read_array, read_arrays, read_images, read_labels, tensor_places
+from .cifar import cifar, kind_of
 from .columns import ALIASES, CLASS, is_file, pick, picked
-from .storage import Array, Numbers, Part, Raw, Request
+from .file_arrays import FileArray, whole
+from .foreign import HUB, huggingface, saved_by_huggingface
+from .images import folder, holds_images
+from .storage import Numbers, Part, Raw, Request
 
 _SPLITS = (("train", "test"), ("x_train", "x_test"))  # names of the arrays of two splits
 
@@ -68,24 +72,34 @@ def _idx_part(file: Path, request: Request) -> Part:
 
 
 def arrays(request: Request) -> Raw:
-    """An array (N, *) in a .npy file; or in a .npz file under the key "x", under its only key, or under "train" and
-    "test"; its other keys are columns."""
+    """An array (N, *) in a .npy file; or in a .npz or .safetensors file under the key "x", under its only key, or under
+    "train" and "test"; its other keys are columns.
+
+    A .npz file is read into memory. Of the others, a large array stays in its file.
+    """
     file = existing("file", request.path)
     wanted = [column for column in request.columns if not is_file(column)]
+    source = repr(request.path)
     if file.suffix == ".npy":
         if wanted:
-            raise InputError(f"{request.path!r} has one array and no column {wanted[0]!r}; labels may be a .npy file")
-        return Raw(Part(read_array(file, "data")))
+            raise InputError(f"{source} has one array and no column {wanted[0]!r}; labels may be a .npy file")
+        place = array_place(file, "data")
+        return Raw(Part(read_array(file, "data") if place.fortran else FileArray(file, place)))
+    if file.suffix == ".safetensors":
+        places = tensor_places(file, "data")
+        keys = keys_of(list(places), wanted, source)
+        numbers = {key: FileArray(file, places[key]) for row in keys for key in row}
+        read = {key: whole(numbers[key]) for row in keys for key in row[1:]}
+        return parts_of({**numbers, **read}, keys, wanted)
     if file.suffix != ".npz":
-        raise InputError(f"cannot read {request.path!r}; expected a .npy or .npz file")
+        raise InputError(f"cannot read {source}; expected a .npy, .npz or .safetensors file")
     chosen: list[list[str]] = []
 
     def needed(names: list[str]) -> list[str]:
-        chosen.extend(keys_of(names, wanted, repr(request.path)))
-        return [key for keys in chosen for key in keys]
+        chosen.extend(keys_of(names, wanted, source))
+        return [key for row in chosen for key in row]
 
-    found = read_arrays(file, "data", pick=needed)
-    return parts_of(found, chosen, wanted)
+    return parts_of(read_arrays(file, "data", pick=needed), chosen, wanted)
 
 
 def keys_of(names: list[str], columns: list[str], source: str) -> list[list[str]]:
@@ -107,7 +121,7 @@ def keys_of(names: list[str], columns: list[str], source: str) -> list[list[str]
     raise InputError(f"it needs one array, or the key 'x', or 'train' and 'test'; it has {', '.join(names) or 'none'}")
 
 
-def parts_of(found: dict[str, Array], chosen: list[list[str]], columns: list[str]) -> Raw:
+def parts_of(found: Mapping[str, Numbers], chosen: list[list[str]], columns: list[str]) -> Raw:
     """The splits of named arrays, see ``keys_of``."""
     parts = [Part(found[x], dict(zip(columns, (found[key] for key in keys), strict=True))) for x, *keys in chosen]
     return Raw(parts[0], parts[1] if len(parts) > 1 else None)
@@ -125,8 +139,64 @@ def existing(name: str, path: str) -> Path:
     if not os.path.exists(place):  # also False for a name that is too long
         raise InputError(f"the path {path!r} of the data set {name!r} does not exist")
     if name == "file" and place.is_dir():
-        raise InputError(f"{path!r} is a folder; the data set 'file' needs a .npy or .npz file")
+        raise InputError(f"{path!r} is a folder; the data set 'file' needs a .npy, .npz or .safetensors file")
     return place
 
 
-SOURCES: dict[str, Callable[[Request], Raw]] = {"digits": digits, "idx": idx, "file": arrays}
+def images(request: Request) -> Raw:
+    """A folder of images, see ``data.images``; with the column ``label`` if it has sub-folders."""
+    place = existing("images", request.path)
+    if not place.is_dir():
+        raise InputError(f"{request.path!r} is a file; the data set 'images' needs a folder")
+    return folder(request)
+
+
+def cifar10(request: Request) -> Raw:
+    """CIFAR-10 or CIFAR-100, see ``data.cifar``."""
+    existing("cifar", request.path)
+    return cifar(request)
+
+
+SOURCES: dict[str, Callable[[Request], Raw]] = {
+    "digits": digits,
+    "idx": idx,
+    "cifar": cifar10,
+    "images": images,
+    "file": arrays,
+    "huggingface": huggingface,
+}
+
+
+def source_of(path: str) -> str:
+    """The name of the source at a path: what its files are.
+
+    Raises:
+        InputError: nothing is there, it is of no kind that is read, or of several; the message names them.
+    """
+    if path.startswith(HUB):
+        return "huggingface"
+    place = existing("auto", path)
+    if not place.is_dir():
+        if place.suffix in (".npy", ".npz", ".safetensors"):
+            return "file"
+        if "idx3-ubyte" in place.name:
+            return "idx"
+        raise InputError(
+            f"cannot read {path!r}; expected a .npy, .npz, .safetensors or idx3-ubyte file, or a folder of images, of "
+            "CIFAR's or of MNIST's files"
+        )
+    kinds = {
+        "idx": any(place.glob("*images*idx3-ubyte*")),
+        "cifar": kind_of(place) is not None,
+        "huggingface": saved_by_huggingface(place),
+        "images": holds_images(place),
+    }
+    found = [name for name, there in kinds.items() if there]
+    arrays = sorted(file.name for file in place.iterdir() if file.suffix in (".npy", ".npz", ".safetensors"))
+    if len(found) > 1 or (found and arrays):
+        several = ", ".join([*found, *(["file"] if arrays else [])])
+        raise InputError(f"{path!r} contains data of several kinds ({several}): name one with data.name")
+    if not found:
+        advice = f"name one file: {', '.join(arrays[:5])}" if arrays else "expected images, CIFAR's or MNIST's files"
+        raise InputError(f"the folder {path!r} contains no data that can be read; {advice}")
+    return found[0]

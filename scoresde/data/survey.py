@@ -64,7 +64,7 @@ class Survey:
         kind = float if numbers.dtype.kind == "f" else int  # integers stay exact
         self.low = min(self.low, kind(numbers.min()))
         self.high = max(self.high, kind(numbers.max()))
-        x = numbers[training]
+        x = numbers if training.all() else numbers[training]
         if not x.size:
             return
         self.ends = min(self.ends[0], kind(x.min())), max(self.ends[1], kind(x.max()))
@@ -94,16 +94,17 @@ def survey(numbers: Numbers, training: Array, source: str, keep: bool, skip: boo
         found.samples = numbers if isinstance(numbers, np.ndarray) else np.zeros(numbers.shape, numbers.dtype)
     places = list(_pieces(numbers.shape))
 
-    def read(piece: range) -> tuple[Array, Array, bytes, dict[int, str]]:
+    def read(piece: range) -> tuple[Array, Array, bytes | memoryview, dict[int, str]]:
         index = np.arange(piece.start, piece.stop)
+        if isinstance(numbers, np.ndarray):
+            samples = numbers[piece.start : piece.stop]
+            return index, samples, np.ascontiguousarray(samples).reshape(-1).view(np.uint8).data, {}
         try:
             samples, damaged = numbers[index], dict[int, str]()
         except DamagedSample:
             if not skip:
                 raise
             index, samples, damaged = _undamaged(numbers, index)
-        if isinstance(numbers, np.ndarray):
-            return index, samples, np.ascontiguousarray(samples).tobytes(), damaged
         return index, samples, numbers.content(index, samples), damaged
 
     with bar(total=numbers.shape[0], desc=f"reading {source}", unit="sample", delay=1.0) as shown:

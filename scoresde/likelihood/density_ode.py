@@ -97,6 +97,11 @@ class WithLogDensity(Problem):
         return as_model(self.denoiser)
 
     @property
+    def forwards(self) -> int:
+        """How often one prediction evaluates the network."""
+        return self.model.forwards
+
+    @property
     def channels(self) -> int:
         """The number m of log-density channels."""
         return self.divergence.channels(math.prod(self.shape))

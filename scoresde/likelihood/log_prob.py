@@ -246,7 +246,7 @@ def log_prob(
             are not one per sample; the prior does not return (B,); the tolerance is not positive; all samples fail.
     """
     check_how(on_failure)
-    denoiser, (x, conditions) = checked_model(denoiser, prior is None), batch_of("x", x, condition)
+    x, conditions = batch_of("x", x, condition, (denoiser := checked_model(denoiser, prior is None)).conditions)
     samples = Samples(x, seeds_of(seeds, len(x)), conditions)
     width = None if bin_width is None else positive("bin_width", bin_width)
     report_faults(density_faults(denoiser, x, width))

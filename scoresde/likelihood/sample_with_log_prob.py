@@ -89,7 +89,8 @@ def sample_with_log_prob(
     given, lengths, start = draws_of(seeds, shape, x_init, denoiser.shape)
     _check(made, given, lengths, start, prior)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
-    conditions, rule = conditions_of(condition, len(given), batching.device), rule_of(divergence, math.prod(lengths))
+    conditions = conditions_of(condition, len(given), batching.device, denoiser.conditions)
+    rule = rule_of(divergence, math.prod(lengths))
     made.warn_of_width(denoiser.output)
     with evaluation(denoiser), gradients(differentiable):
         conditions = {name: recordable(value) for name, value in conditions.items()}

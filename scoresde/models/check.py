@@ -138,7 +138,7 @@ def check(denoiser: Any, x: Array, condition: Mapping[str, Array] | None = None)
         InputError: x is not a batch of at least two finite samples, or the network rejects it under every label.
     """
     model, x, notes = as_model(denoiser), *_samples(x)
-    conditions = conditions_of(condition, len(x), x.device)
+    conditions = conditions_of(condition, len(x), x.device, model.conditions)
     notes += _noted(data_faults(model, x))
     if not isinstance(denoiser, Denoiser):
         return _unknown(model, x, conditions, notes)

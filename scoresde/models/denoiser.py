@@ -17,9 +17,10 @@ from solvers.time_grids.network_steps import train_timesteps
 from solvers.types.answers import call, fault
 from solvers.types.model_output import Output
 
+from ..data.conditions import Condition
 from ..paths.base import SDE, as_sde
 from . import time_labels as labels
-from .known_networks import default_label
+from .known_networks import default_label, forwards
 from .model import Model, condition_error
 from .reachable import reachable_modules
 
@@ -53,6 +54,7 @@ class Denoiser(Model):
             for every ``predicts``.
         shape: the shape of one sample, if it is known.
         data_range: the least and the greatest number of its training data, if they are known.
+        conditions: the conditions that the network takes, if they are known: those that are passed are checked.
         dtype: the dtype in which the network receives x, for a network with parameters of several dtypes. The default
             is the dtype of most of its numbers, or that of x if it has no parameters.
 
@@ -74,6 +76,7 @@ class Denoiser(Model):
     clip: float | None = None
     shape: tuple[int, ...] | None = None
     data_range: tuple[float, float] | None = None
+    conditions: tuple[Condition, ...] = ()
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -102,6 +105,11 @@ class Denoiser(Model):
     @property
     def checked(self) -> bool:
         return True
+
+    @cached_property
+    def forwards(self) -> int:
+        """How often one prediction evaluates the network: twice if it conditions on its own estimate."""
+        return forwards(self.modules)
 
     @property
     def output(self) -> Output:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from solvers import InputError, Node, generator
 
 from ..paths.base import SDE
 from .denoiser import Denoiser, time_labels
+from .evaluation import evaluation
 from .known_networks import reach
 from .model import Model, as_model
 from .time_labels import reached
@@ -25,6 +27,7 @@ _LEFT, _COARSE, _TOO_MUCH = 0.1, 0.2, 0.5
 # and 1.02 costs 4e-4 nats for each dimension, 6e-4 bits/dim
 _PRIOR = 1.02
 _LARGE = 2**20  # more numbers are too many to look at without being asked, and may be only a file's claim
+_SAME = 1e-5  # rounding changes a network's output by less, relative to its size
 _NUMBERS = 64  # fewer numbers do not show their scale
 _SCALE = (0.05, 5.0)  # deviations for which networks and their default learning rates are made
 
@@ -148,18 +151,60 @@ def state_faults(denoiser: Denoiser) -> list[Fault]:
     return found
 
 
-def blind(denoiser: Denoiser) -> list[Fault]:
-    """Whether the network of a known shape ignores its label, from two evaluations at one state of moderate size."""
+def blind(denoiser: Denoiser, fresh: bool = False, given: Mapping[str, Tensor] | None = None) -> list[Fault]:
+    """Whether the network of a known shape ignores its label, from two evaluations at one state of moderate size.
+
+    The labels are those of t_min and t_max. A network ignores them if its output changes by less than 1e-5 of its size,
+    as rounding does.
+
+    Args:
+        fresh: the network is about to be trained. Where its output does not depend on the label, that may be because
+            layers start at zero; it is then evaluated twice more with random numbers in these layers.
+        given: the conditions of one sample, each (1, *); by default empty ones.
+    """
     if denoiser.shape is None or math.prod(denoiser.shape) > _LARGE:
         return []
-    sde, device = denoiser.sde, next((p.device for module in denoiser.modules for p in module.parameters()), "cpu")
-    x = torch.randn((1, *denoiser.shape), generator=generator(0), dtype=torch.float64).float().to(device)
-    with torch.no_grad():
-        ends = [torch.tensor(time_labels(denoiser, [sde(t)]), device=device) for t in (sde.t_min, sde.t_max)]
-        first, last = (denoiser.evaluate_network(x, label, {}) for label in ends)
-    if not bool(first.any()) or not torch.equal(first, last):
+    with evaluation(denoiser), torch.no_grad():
+        blind = _ignores_time(denoiser, given)
+        if fresh and blind is not False and isinstance(denoiser.network, nn.Module):
+            blind = _ignores_time(_without_zeros(denoiser, denoiser.network), given)
+    if not blind:
         return []
-    return [Fault("time", "the network ignores its time label: is it the network that was trained?")]
+    advice = "it cannot learn different noise levels" if fresh else "is it the network that was trained?"
+    return [Fault("time", f"the network ignores its time label: {advice}")]
+
+
+def time_faults(model: Model, shape: tuple[int, ...], given: Mapping[str, Tensor] | None = None) -> list[Fault]:
+    """Whether a network that is about to be trained on samples of ``shape`` ignores its label, see ``blind``."""
+    return blind(replace(model, shape=shape), fresh=True, given=given) if isinstance(model, Denoiser) else []
+
+
+def _ignores_time(denoiser: Denoiser, given: Mapping[str, Tensor] | None) -> bool | None:
+    """Whether the output of a network is the same at both ends of the path; None if it is 0."""
+    sde, device = denoiser.sde, next((p.device for module in denoiser.modules for p in module.parameters()), "cpu")
+    x = torch.randn((1, *(denoiser.shape or ())), generator=generator(0), dtype=torch.float64).float().to(device)
+    ends = [torch.tensor(time_labels(denoiser, [sde(t)]), device=device) for t in (sde.t_min, sde.t_max)]
+    rows = given or {condition.name: condition.empty(1) for condition in denoiser.conditions}
+    rows = {name: value.to(device) for name, value in rows.items()}
+    first, last = (denoiser.evaluate_network(x, label, rows).float() for label in ends)
+    if not bool(first.any() or last.any()):
+        return None
+    return float((last - first).abs().max()) < _SAME * float(first.abs().max())
+
+
+def _without_zeros(denoiser: Denoiser, network: nn.Module) -> Denoiser:
+    """The denoiser with random numbers in those parameters of its network that are 0 throughout."""
+    source, weights = generator(1), dict[str, Tensor]()
+    for name, parameter in network.named_parameters():
+        if parameter.is_floating_point() and not bool(parameter.any()):
+            scale = max(1, parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.1
+            weights[name] = (scale * torch.randn(parameter.shape, generator=source)).to(parameter)
+
+    def evaluated(x: Tensor, label: Tensor, /, **conditions: Tensor) -> Any:
+        return torch.func.functional_call(network, weights, (x, label), conditions)
+
+    one = torch.empty(0, dtype=denoiser.dtype or next((p.dtype for p in network.parameters()), torch.float32))
+    return replace(denoiser, network=evaluated, time_label=denoiser.label, dtype=one.dtype, compile=False)
 
 
 def start_faults(x: Tensor, node: Node) -> list[Fault]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from solvers import InputError
 
 from ..paths.base import SDE
+from .networks.conditioning import SelfConditioned
 from .networks.dit import LabelledDiT
 from .networks.mlp import ResidualMLP
 from .networks.unet import LabelledUNet
@@ -44,6 +45,11 @@ def reach(network: Any) -> float | None:
     if len(parts) != 1:
         return None
     return (_MLP_REACH if isinstance(parts[0], ResidualMLP) else _DIFFUSERS_REACH) / parts[0].scale
+
+
+def forwards(modules: Iterable[nn.Module]) -> int:
+    """How often one call of networks evaluates them: twice if one of them receives its own estimate."""
+    return 2 if any(isinstance(part, SelfConditioned) for module in modules for part in module.modules()) else 1
 
 
 def _kinds(module: nn.Module) -> Iterator[type]:

@@ -21,7 +21,7 @@ class WithSchedule(nn.Module):
         super().__init__()
         self.network, self.schedule = network, schedule
 
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Any:
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Any:
         """The output of the network."""
         return self.network(x, label, **conditions)
 

@@ -22,6 +22,7 @@ from solvers.types.answers import call, predicted
 from solvers.types.model_output import Output
 from solvers.types.problem import natural
 
+from ..data.conditions import Condition
 from ..paths.base import SDE, ModelLike
 from .reachable import reachable_modules
 
@@ -36,6 +37,8 @@ class Model:
         round_labels: whether the network receives the nearest label of its training instead of the exact one.
         shape: the shape of one sample; None if it is not known.
         data_range: the least and the greatest number of the training data; None if they are not known.
+        conditions: the conditions that the network takes; empty if it takes none or they are not known.
+        forwards: how often one prediction evaluates the network.
         modules: the modules of the network, which a solve runs in evaluation mode.
     """
 
@@ -45,6 +48,11 @@ class Model:
     round_labels: bool = False
     shape: tuple[int, ...] | None = None
     data_range: tuple[float, float] | None = None
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def forwards(self) -> int:
+        return 1
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -126,6 +134,11 @@ class ModelWrapper(Model):
         self.model = as_model(model)
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
         self.shape, self.data_range = self.model.shape, self.model.data_range
+        self.conditions = self.model.conditions
+
+    @property
+    def forwards(self) -> int:
+        return self.model.forwards
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -199,6 +212,11 @@ def as_model(denoiser: Any) -> Model:
 def condition_error(error: TypeError, function: Callable[..., Any], conditions: Mapping[str, Tensor]) -> Exception:
     """The error for conditions, or a time, that a function does not take or misses; others are returned as they are."""
     text = str(error)
+    if twice := re.search(r"multiple values for argument '(\w+)'", text):
+        return InputError(
+            f"the condition {twice[1]!r} has the name of the network's state or time: rename that argument of the "
+            "network"
+        )
     named = next((name for name in conditions if f"unexpected keyword argument '{name}'" in text), None)
     missing = re.search(r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'", text)
     called = function.forward if isinstance(function, nn.Module) else function

@@ -37,6 +37,11 @@ class Diffusion(Problem):
         return self.model.predict(x, node, **self.conditions)
 
     @property
+    def forwards(self) -> int:
+        """How often one prediction evaluates the network."""
+        return self.model.forwards
+
+    @property
     def checked(self) -> bool:
         return self.model.checked
 

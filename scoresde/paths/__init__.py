@@ -4,24 +4,28 @@ from .base import SDE, ModelLike, sdes
 from .chain import Chain
 from .chain_paths import ChainSDE, SMLDChainSDE
 from .chains import DDPMChain, SMLDChain
+from .importance import Adaptive, Importance
 from .learned_vp import GammaNetwork, LearnedVP
 from .standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
-from .time_samplers import Discrete, LogNormal, LogSNR, LowDiscrepancy, TimeSampler, Uniform, times
+from .time_samplers import Discrete, LogitNormal, LogNormal, LogSNR, LowDiscrepancy, TimeSampler, Uniform, times
 
 __all__ = [
     "EDM",
     "SDE",
     "VE",
     "VP",
+    "Adaptive",
     "Chain",
     "ChainSDE",
     "Cosine",
     "DDPMChain",
     "Discrete",
     "GammaNetwork",
+    "Importance",
     "LearnedVP",
     "LogNormal",
     "LogSNR",
+    "LogitNormal",
     "LowDiscrepancy",
     "ModelLike",
     "RectifiedFlow",

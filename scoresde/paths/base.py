@@ -147,7 +147,7 @@ class SDE(Options, Schedule):
             new = t - above / slope
             new = torch.where((new >= start) & (new <= end), new, 0.5 * (start + end))
             # lam itself has rounding errors: where it is steep in t, t ends first, where it is flat, lam
-            near = ((new - t).abs() <= _NEAR * t.abs()) | (above.abs() <= _NEAR * (1 + wanted.abs()))
+            near = ((new - t).abs() <= _NEAR * t.abs()) | (above.abs() <= 4 * _NEAR * (1 + wanted.abs()))
             t = new
             if bool(near.all()):
                 break

@@ -16,14 +16,21 @@ from solvers.noise.seeded import global_seed
 
 from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
-from ..data.dataset import DataCard, Dataset, load
+from ..data.augmentations import Unchanged, augmentations
+from ..data.dataset import DataCard, Dataset
+from ..data.images import size_of
+from ..data.loading import load
+from ..data.storage import ImageOptions
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
+from ..models.networks.conditioning import Augmented, SelfConditioned, own_estimate
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
+from ..training.conditioning import Conditioning
+from ..training.loop import Change
 from ..training.losses import Loss, losses
 from ..training.options import TrainingOptions
 from ..training.weightings import weightings
@@ -40,6 +47,7 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
     data = load(
         given.name, given.path, config.seed, bin_width=given.bin_width, card=card,
         labels=given.labels, classes=given.classes,
+        images=ImageOptions(size_of(given.size), given.resize, given.crop, given.channels, given.skip_corrupt),
     )  # fmt: skip
     if card is not None and data.card.shape != card.shape:
         raise InputError(f"the data are of shape {data.card.shape}, the model was trained on {card.shape}")
@@ -80,14 +88,23 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
         learned_variance=model.learned_variance,
         shape=shape,
         data_range=(card.low, card.high),
+        conditions=card.conditions,
     )
     return denoiser, network
 
 
 def _bare_network(config: ConfigDict, card: DataCard) -> nn.Module:
     """The network of a config without the schedule of a learned path."""
-    recipe = networks.make(config.model.network)
-    return recipe.build(card.shape, outputs=2) if config.model.learned_variance else recipe.build(card.shape)
+    recipe, given = networks.make(config.model.network), dict[str, Any]()
+    own, done = own_estimate(card.shape), augmentations.make(config.data.augmentation).condition
+    conditions = (*card.conditions, *([done] if done else []), *([own] if config.model.self_conditioning else []))
+    if conditions:
+        given["conditions"] = conditions
+    if config.model.learned_variance:
+        given["outputs"] = 2
+    network = recipe.build(card.shape, **given)
+    network = network if done is None else Augmented(network, done)
+    return SelfConditioned(network, card.shape) if config.model.self_conditioning else network
 
 
 _LAYERS = ("depth", "layers")  # options of networks that count layers
@@ -104,7 +121,7 @@ def refuse_other_shapes(config: ConfigDict, card: DataCard, state: Mapping[str, 
     options: Any = recipe
     for name in (field.name for field in fields(options)):  # before a million layers are made, even without memory
         value = getattr(options, name)
-        count = len(value) if isinstance(value, tuple) else value if name in _LAYERS else 0
+        count = len(value) if isinstance(value, tuple) else value or 0 if name in _LAYERS else 0
         if count > len(state):
             raise RuntimeError(f"it has {name}={value!r:.60}, but the checkpoint has {len(state)} tensors")
     with torch.device("meta"), global_seed(0):  # where tensors have shapes only; a network of the user's may draw
@@ -155,9 +172,33 @@ def build_decoder(config: ConfigDict, card: DataCard) -> Decoder:
     return Discretised(card.bin_width, card.low, card.high)
 
 
+def changes_of(config: ConfigDict, card: DataCard) -> list[Change]:
+    """What training does to each batch: its augmentation, and then what happens to its conditions.
+
+    Raises:
+        InputError: an augmentation of what are no images; see also ``Conditioning``.
+    """
+    model, augmentation = config.model, augmentations.make(config.data.augmentation)
+    changes: list[Change] = []
+    if not isinstance(augmentation, Unchanged):
+        augmentation.check(card.shape)
+        changes.append(augmentation)
+    if model.condition_dropout or model.self_conditioning:
+        changes.append(Conditioning(card.conditions, model.condition_dropout, model.self_conditioning))
+    return changes
+
+
+_ELSEWHERE = (
+    "loss",
+    "weighting",
+    "times",
+    "evaluate_likelihood",
+)  # fields of the section that are no options of `train`
+
+
 def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> TrainingOptions:
     """The training options of a config."""
-    training = {k: v for k, v in config.training.items() if k not in ("loss", "weighting", "times")}
+    training = {k: v for k, v in config.training.items() if k not in _ELSEWHERE}
     width = card.bin_width if config.data.dequantise else None
     return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
 

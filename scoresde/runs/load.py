@@ -14,7 +14,7 @@ from ..models.faults import blind, report_faults, setting_faults
 DIFFUSERS = "diffusers:"
 
 
-def load(source: str | Path, trust: bool = False) -> Denoiser:
+def load(source: str | Path, trust: bool = False, ema: float | None = None) -> Denoiser:
     """The denoiser of a trained model, with averaged weights and in evaluation mode.
 
     It is on the device of the run's config, or on the CPU. ``denoiser.shape`` is the shape of a sample if the folder
@@ -25,6 +25,9 @@ def load(source: str | Path, trust: bool = False) -> Denoiser:
             or DDIMPipeline was saved to, see ``scoresde.interop.diffusers_folder``.
         trust: import the modules that the folder's files name, such as that of the network "mine:Net"; this runs their
             code.
+        ema: for a run: the relative standard deviation of a power average of the weights, which snapshots can
+            reconstruct, see ``scoresde.training.posthoc``; by default that of the run's config, or the first of its
+            averages.
 
     Raises:
         InputError: the folder is neither, or contains a model that is not supported, or names a module and is not
@@ -34,6 +37,8 @@ def load(source: str | Path, trust: bool = False) -> Denoiser:
         raise InputError(f"load takes the folder of a run, or {DIFFUSERS}FOLDER, got {source!r:.60}")
     text = str(source)
     if text.startswith(DIFFUSERS):
+        if ema is not None:
+            raise InputError(f"ema={ema!r} chooses an average of a run; a folder of diffusers has one set of weights")
         with without_traces():
             from ..interop import diffusers_folder  # here, because it needs diffusers
 
@@ -45,7 +50,8 @@ def load(source: str | Path, trust: bool = False) -> Denoiser:
         raise InputError(f"no folder {text!r}; load takes the folder of a run, or {DIFFUSERS}FOLDER")
     from .run import load_run  # here, because it imports the packages of the command line
 
-    return _looked_at(load_run(path, trust=trust).denoiser, text)
+    overrides = [] if ema is None else [f"--config.sampling.ema={ema}"]
+    return _looked_at(load_run(path, overrides, trust=trust).denoiser, text)
 
 
 def _looked_at(denoiser: Denoiser, source: str) -> Denoiser:

@@ -1,4 +1,4 @@
-"""A run's folder: ``config.json`` (the config and the data card), ``train.jsonl``, ``checkpoints/``."""
+"""A run's folder: ``config.json`` (the config and the data card), ``train.jsonl``, ``checkpoints/``, ``snapshots/``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solvers.registry.registry import outside_names
 
 from ..data.dataset import DataCard
 from ..models.denoiser import Denoiser
-from ..training import checkpoint
+from ..training import checkpoint, posthoc
 from ..training.weights import load_state
 from .build import build_denoiser, refuse_other_shapes
 from .config import line, override
@@ -26,7 +26,8 @@ from .saved import refuse_other_config, saved
 class Run:
     """A trained run with its averaged weights, ready for sampling and scoring.
 
-    The objects that its config names are made inside of ``origin.limits()``.
+    The objects that its config names are made inside of ``origin.limits()``. ``average`` says which average the weights
+    are; None before the training.
     """
 
     config: ConfigDict
@@ -34,6 +35,7 @@ class Run:
     card: DataCard
     step: int
     origin: Origin
+    average: posthoc.Chosen | None = None
 
 
 def load_run(
@@ -43,6 +45,8 @@ def load_run(
     trust: bool = False,
 ) -> Run:
     """Loads a run from its folder: the config, the data card, and the averaged weights of the last checkpoint.
+
+    The config's ``sampling.ema`` chooses the average, see ``posthoc.average_of``.
 
     Args:
         overrides: ``--config.section.field=value`` arguments.
@@ -55,7 +59,7 @@ def load_run(
             config; an override changes a field that is not free; the config names a class of another module and is not
             trusted.
     """
-    there, card, _ = saved(workdir)
+    there, card, *_ = saved(workdir)
     config = override(copy.deepcopy(there), overrides)
     advice = f"only {', '.join(free[:-1])} and {free[-1]} can be overridden here"
     refuse_other_config(workdir, there, config, advice, free)
@@ -63,16 +67,16 @@ def load_run(
     if last is None:
         raise InputError(f"{workdir} contains no checkpoint; run scoresde train first")
     folder, kept = last
-    average = next(iter(kept.averages.values()))
+    average, chosen = posthoc.average_of(workdir, kept, config.sampling.ema)
     specs = [text.partition("=")[2] for text in overrides if not text.startswith("--config.data.")]
     typed = frozenset(name for text in specs for name in outside_names(text))
     origin = Origin(str(workdir / "config.json"), typed, trust)
     try:
         with origin.limits():
-            refuse_other_shapes(config, card, average.tensors)
+            refuse_other_shapes(config, card, average)
             denoiser, network = build_denoiser(config, card)
-        load_state(network, average.tensors)
+        load_state(network, average)
     except RuntimeError as error:
         raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None
     network.eval().requires_grad_(False)
-    return Run(config, denoiser, card, kept.step, origin)
+    return Run(config, denoiser, card, kept.step, origin, chosen)

@@ -40,8 +40,10 @@ _FREE = (
     "training.checkpoint_every",
     "training.keep",
     "training.evaluate_every",
+    "training.evaluate_likelihood",
     "training.max_minutes",
     "training.keep_every",
+    "training.snapshot_every",
     "sampling",
     "likelihood",
 )
@@ -53,6 +55,7 @@ class Saved(NamedTuple):
     config: ConfigDict
     card: DataCard
     changes: list[dict[str, Any]]
+    commands: list[str]
 
 
 def of_run(workdir: Path, config: ConfigDict) -> Saved | None:
@@ -83,7 +86,7 @@ def refuse_other_data(workdir: Path, there: DataCard, card: DataCard) -> None:
         )
 
 
-def write(workdir: Path, config: ConfigDict, card: DataCard, there: Saved | None) -> list[str]:
+def write(workdir: Path, config: ConfigDict, card: DataCard, there: Saved | None, command: str) -> list[str]:
     """Writes ``config.json``; the caller has made sure that the run can be trained, and holds its folder.
 
     A resumed run may have other settings that do not decide what a model is, such as the learning rate, and other data
@@ -91,12 +94,14 @@ def write(workdir: Path, config: ConfigDict, card: DataCard, there: Saved | None
 
     Args:
         there: the ``config.json`` that is to be replaced, see ``of_run``.
+        command: the command that trains the run, which is added to those of earlier changes.
 
     Returns:
         the changes of this call, as text.
     """
     remove_unfinished(workdir / NAME)
     last, changed, changes = checkpoint.latest(workdir), dict[str, Any](), list[dict[str, Any]]()
+    commands = [] if there is None else there.commands
     if there is not None and last is not None:
         old = {**dict(flat(there.config)), "data.fingerprints": list(there.card.fingerprints)}
         new = {**dict(flat(config)), "data.fingerprints": list(card.fingerprints)}
@@ -104,7 +109,12 @@ def write(workdir: Path, config: ConfigDict, card: DataCard, there: Saved | None
         changes = [*there.changes, *([{"from": last.name, **changed}] if changed else [])]
         if not changed:
             return []
-    document = {"config": config.to_dict(), "data": asdict(card), **({"changes": changes} if changes else {})}
+    document = {
+        "config": config.to_dict(),
+        "data": asdict(card),
+        "commands": [*commands, command],
+        **({"changes": changes} if changes else {}),
+    }
     write_json(workdir / NAME, document)
     return [f"{name}={new} instead of {before}" for name, (before, new) in changed.items()]
 
@@ -159,7 +169,10 @@ def saved(workdir: Path) -> Saved:
         changes = document.get("changes", [])
         if not isinstance(changes, list) or not all(isinstance(change, dict) for change in changes):
             raise ValueError("changes is not a list of objects")
-        return Saved(config, _card(document["data"]), changes)
+        commands = document.get("commands", [])
+        if not isinstance(commands, list) or not all(isinstance(command, str) for command in commands):
+            raise ValueError("commands is not a list of texts")
+        return Saved(config, _card(document["data"]), changes, commands)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} is damaged or of a different version: {line(error)}") from None
 

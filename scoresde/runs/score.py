@@ -55,13 +55,19 @@ class Unfinished(NamedTuple):
 
 
 def evaluate(
-    run: Run, x: Tensor, split: str, folder: Path | None = None, share: tuple[int, int] = (1, 1)
+    run: Run,
+    x: Tensor,
+    split: str,
+    folder: Path | None = None,
+    share: tuple[int, int] = (1, 1),
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> dict[str, LogProb] | Unfinished:
     """Computes the likelihood of data (N, *) with a run's ``likelihood`` section.
 
     Args:
         folder: a folder that stores the shards; existing shards of the same evaluation are not computed again.
         share: (k, n): compute only every n-th shard, from the k-th.
+        conditions: the conditions of the data, each (N, *).
 
     Returns:
         The likelihood of all samples in order, under ``ode``, and the bound under ``bound`` if the config names one;
@@ -71,7 +77,7 @@ def evaluate(
         InputError: see ``log_prob``; also discrete data outside the model's levels, and shards of a different
             evaluation.
     """
-    options, facts = options_of(run), facts_of(run, x, split)
+    options, facts = options_of(run), facts_of(run, x, split, conditions)
     check_range(x, run.card, split)
     shards = dict(enumerate(batches_of(len(x), run.config.likelihood.batch_size)))
     done: dict[int, dict[str, LogProb]] = {}
@@ -90,7 +96,7 @@ def evaluate(
             for k in mine:
                 if k in kept:
                     continue
-                done[k] = _values(run, x, shards[k], options)
+                done[k] = _values(run, x, shards[k], options, conditions or {})
                 if folder is not None:
                     write_shard(files[k], facts, shards[k], done[k])
                 bar.update(sizes[k])
@@ -118,7 +124,15 @@ def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> st
     return "\n".join([_title(run, x, split), block(found["ode"]), *([] if bound is None else [str(bound)])])
 
 
-def write_results(out: Path, run: Run, x: Tensor, split: str, found: Mapping[str, LogProb], command: str) -> None:
+def write_results(
+    out: Path,
+    run: Run,
+    x: Tensor,
+    split: str,
+    found: Mapping[str, LogProb],
+    command: str,
+    conditions: Mapping[str, Tensor] | None = None,
+) -> None:
     """Writes the results of ``evaluate`` on data x (N, *): likelihood.npz, .json and .html in the folder ``out``."""
     with without_traces():
         from ..show.likelihood_page import page
@@ -141,8 +155,9 @@ def write_results(out: Path, run: Run, x: Tensor, split: str, found: Mapping[str
         "solver_error_max": None if kept.solver_error is None else _plain(kept.solver_error.max()),
         "uncertainty": {name: _plain(value) for name, value in uncertainty(result).items()},
         "bound": None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
-        "evaluation": facts_of(run, x, split),
+        "evaluation": facts_of(run, x, split, conditions),
         "step": run.step,
+        "average": run.average and run.average.facts(),
         "config": run.config.to_dict(),
         "environment": environment(build.device_of(run.config)),
     }
@@ -208,7 +223,7 @@ def check_bound(bound: str | None) -> None:
         ) from None
 
 
-def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
+def facts_of(run: Run, x: Tensor, split: str, conditions: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """Everything that decides the values, as plain JSON types."""
     network = run.denoiser.network
     assert isinstance(network, nn.Module)
@@ -224,6 +239,7 @@ def facts_of(run: Run, x: Tensor, split: str) -> dict[str, Any]:
         "the split": split,
         "the number of samples": len(x),
         "the data": fingerprint(x),
+        **{f"the condition {name}": fingerprint(rows) for name, rows in sorted((conditions or {}).items())},
         "the bin width": run.card.bin_width,
         "the levels' range": [run.card.low, run.card.high],
         **given,
@@ -291,17 +307,22 @@ def check_range(x: Tensor, card: DataCard, split: str) -> None:
         )
 
 
-def _values(run: Run, x: Tensor, rows: slice, options: Mapping[str, Any]) -> dict[str, LogProb]:
+def _values(
+    run: Run, x: Tensor, rows: slice, options: Mapping[str, Any], conditions: Mapping[str, Tensor]
+) -> dict[str, LogProb]:
     """The likelihood of some samples, and the bound if the config names one."""
     part, seeds = x[rows].to(build.device_of(run.config)), range(rows.start, rows.stop)
+    given = {name: value[rows] for name, value in conditions.items()}
     began = time.perf_counter()
-    result = log_prob(run.denoiser, part, seeds=seeds, **options, progress=True, on_failure="keep")
+    result = log_prob(run.denoiser, part, seeds=seeds, condition=given, **options, progress=True, on_failure="keep")
     found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # includes the trials of a tolerance
-    bound = bound_of(run, part, seeds)
+    bound = bound_of(run, part, seeds, given)
     return found if bound is None else {**found, "bound": bound}
 
 
-def bound_of(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
+def bound_of(
+    run: Run, x: Tensor, seeds: Sequence[int], conditions: Mapping[str, Tensor] | None = None
+) -> LogProb | None:
     """The bound that a run's ``likelihood.bound`` names, or None: of the reverse chain, or ``continuous``."""
     options, width = run.config.likelihood, run.card.bin_width
     if options.bound is None:
@@ -310,7 +331,7 @@ def bound_of(run: Run, x: Tensor, seeds: Sequence[int]) -> LogProb | None:
     spread = width is not None and not isinstance(decoder, Discretised)
     data = dequantise(x, width, seeds) if spread and width is not None else x
     shared: dict[str, Any] = {"decoder": decoder, "bin_width": width, "seeds": seeds, "progress": True}
-    shared["on_failure"] = "keep"
+    shared |= {"on_failure": "keep", "condition": conditions}
     if options.bound == "continuous":
         return continuous_bound(run.denoiser, data, draws=options.bound_indices or 128, **shared)
     with run.origin.limits():

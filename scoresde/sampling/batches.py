@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from solvers import BrownianNoise, InputError, SeededNoise
 from solvers.errors import unknown
 
 from .. import progress
+from ..data.conditions import Condition
 from ..inputs import conditions_of, tensor_of
 
 Source = SeededNoise | BrownianNoise
@@ -68,7 +70,9 @@ def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...]) -> No
     batch_of("x_init", x_init)
 
 
-def batch_of(name: str, x: Any, condition: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_of(
+    name: str, x: Any, condition: Any = None, known: Sequence[Condition] = ()
+) -> tuple[Tensor, dict[str, Tensor]]:
     """A batch (B, *) that a solve can start from, and its conditions, as tensors on one device.
 
     Raises:
@@ -81,7 +85,7 @@ def batch_of(name: str, x: Any, condition: Any = None) -> tuple[Tensor, dict[str
         rows = torch.nonzero(~torch.isfinite(x.detach().flatten(1)).all(1)).flatten().tolist()
         shown = ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
         raise InputError(f"{name} contains numbers that are not finite, in sample{'s' * (len(rows) > 1)} {shown}")
-    return x, conditions_of(condition, len(x), x.device)
+    return x, conditions_of(condition, len(x), x.device, known)
 
 
 def batches_of(count: int, batch_size: int | None) -> list[slice]:

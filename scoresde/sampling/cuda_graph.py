@@ -33,6 +33,7 @@ class Trajectory:
         self.x, self.conditions = x.clone(), {name: value.clone() for name, value in conditions.items()}
         self.draws = [torch.zeros_like(x) for _ in range(program.draws)]
         problem = Diffusion(denoiser, self.conditions)
+        self.forwards = problem.forwards
         self.replay, self.outcome = record(lambda: program.run(problem, self.x, _tape(self.draws)))
 
     def __call__(self, x: Tensor, noise: Noise, conditions: Mapping[str, Tensor]) -> Solution:
@@ -44,7 +45,7 @@ class Trajectory:
         for buffer, draw in zip(self.draws, draws, strict=True):
             buffer.copy_(noise(self.program.nodes[draw.t], self.program.nodes[draw.s]))
         self.replay()
-        return self.program.solution(self.outcome.clone())
+        return self.program.solution(self.outcome.clone(), self.forwards)
 
 
 def _tape(draws: list[Tensor]) -> Noise:

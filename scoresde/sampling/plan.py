@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import solvers
 from solvers import Grid, InputError, Node, Program, Solver
+from solvers.errors import positive_integer
 from solvers.types.model_output import Output
 from solvers.types.schedule import as_schedule
 
@@ -124,7 +125,10 @@ class Plan:
         if steps is not None and nfe is not None:
             raise InputError("pass steps or nfe, not both")
         if nfe is not None:
-            steps = _steps_of_nfe(method, rule, denoiser.sde, nfe, t_min, t_max)
+            if denoiser.forwards > 1 and positive_integer("nfe", nfe) < denoiser.forwards:
+                raise InputError(f"nfe={nfe}, but one prediction of this model evaluates its network twice")
+            budget = nfe // denoiser.forwards if denoiser.forwards > 1 else nfe
+            steps = _steps_of_nfe(method, rule, denoiser.sde, budget, t_min, t_max)
         elif steps is None and method.adaptive and not rule.fixed:
             if grid is None and named is None:
                 rule = solvers.grids.make("uniform")

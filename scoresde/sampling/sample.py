@@ -32,7 +32,6 @@ from ..models.faults import checked_model, report_faults, start_faults
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
-from ..pictures import image_grid
 from ..result_files import write_arrays
 from . import cuda_graph as graphs
 from .batches import (
@@ -44,6 +43,7 @@ from .batches import (
     check_start,
 )
 from .failures import Failure, Watch, check_how, failures_of, lost, report, without
+from .pictures import image_grid
 from .plan import Plan, PlanRequest, choose_plan
 
 PICTURES = 100  # the most pictures in a grid
@@ -88,7 +88,14 @@ class Sample:
     seeds: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
 
-    def save(self, path: str | Path, low: float = -1.0, high: float = 1.0) -> None:
+    def save(
+        self,
+        path: str | Path,
+        low: float = -1.0,
+        high: float = 1.0,
+        pictures: Sequence[int] | None = None,
+        columns: int | None = None,
+    ) -> None:
         """Writes the samples to a file, whose ending decides the format.
 
         ``.npz`` contains x (B, *), the seeds and the NFE of each sample; ``.npy`` contains x; ``.png`` is a grid of the
@@ -96,6 +103,8 @@ class Sample:
 
         Args:
             low, high: the values of black and white in a picture.
+            pictures: the rows of x in the grid of pictures; by default the first 100.
+            columns: pictures in a row of the grid, see ``image_grid``.
 
         Raises:
             InputError: a different ending; samples that are not pictures; a folder that does not exist.
@@ -113,7 +122,7 @@ class Sample:
         if path.suffix == ".npy":
             np.save(buffer, x.numpy())
         else:
-            image_grid(x[:PICTURES], low, high).save(buffer, "PNG")
+            image_grid(x[:PICTURES] if pictures is None else x[pictures], low, high, columns).save(buffer, "PNG")
         write_atomically(path, buffer.getvalue())
 
     def __repr__(self) -> str:
@@ -179,7 +188,7 @@ def sample(
         report_faults(start_faults(x_init, made.nodes[0]))
     check_source(noise)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
-    conditions = conditions_of(condition, len(given), batching.device)
+    conditions = conditions_of(condition, len(given), batching.device, model.conditions)
     solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph, on_failure)
     made.warn_of_width(model.output)
     return solve.run(len(given), solve.starts(given, lengths, SOURCES[noise], x_init), given)
@@ -213,7 +222,7 @@ def encode(
             fail.
     """
     model, request = checked_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
-    states, conditions = batch_of("x", x, condition)
+    states, conditions = batch_of("x", x, condition, model.conditions)
     made = choose_plan(plan, model, request, default=("heun", None), end_at_t_min=True)
     batching = Batching(batch_size, progress=progress)
     solve = _Solve(model, made.reversed(), conditions, batching, hooks_of(hooks), on_failure=on_failure)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.dataset import DataCard
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
-from ..pictures import image_grid, is_image
+from ..sampling.pictures import image_grid, is_image
 from .figures import histogram, inline, number
 
 SHOWN = 12  # how many of the least and of the most likely samples the page shows

@@ -20,8 +20,8 @@ from solvers.files import write_atomically
 
 from ..benchmark.runner import Row
 from ..likelihood.result import LogProb, typical_error
-from ..pictures import image_grid, is_image
 from ..result_files import environment
+from ..sampling.pictures import image_grid, is_image
 from .figures import NAMES, curves, drawing, groups_of, histogram, inline, number, score_of, scores_of
 
 _TILE = 48  # smallest size of a picture in the table, in pixels

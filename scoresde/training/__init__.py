@@ -3,7 +3,7 @@
 from .bound_losses import ChainBound, ContinuousBound, Hybrid
 from .checkpoint import Checkpoint
 from .loop import train
-from .losses import DSM, Loss
+from .losses import DSM, Loss, Sliced
 from .options import TrainingOptions
 
-__all__ = ["DSM", "ChainBound", "Checkpoint", "ContinuousBound", "Hybrid", "Loss", "TrainingOptions", "train"]
+__all__ = ["DSM", "ChainBound", "Checkpoint", "ContinuousBound", "Hybrid", "Loss", "Sliced", "TrainingOptions", "train"]

@@ -24,7 +24,8 @@ from ..models.known_networks import unwrapped
 from .checkpoint import AverageState
 from .weights import load_state, state_of
 
-WIDEST = 1 / math.sqrt(12)  # the relative standard deviation of the uniform average, gamma = 0
+# relative standard deviations of power averages: of the last of a million updates, and of the uniform average
+NARROWEST, WIDEST = 1e-6, 1 / math.sqrt(12)
 
 
 class Decay(Options):
@@ -82,7 +83,7 @@ class Power(Decay):
     (gamma + 1) tau^gamma / t^(gamma + 1) from tau - 1 to tau. ``std`` is the profile's standard deviation divided by t.
     """
 
-    std: Annotated[float, Range(0, WIDEST, "()")] = 0.1
+    std: Annotated[float, Range(NARROWEST, WIDEST, "[)")] = 0.1
 
     @property
     def gamma(self) -> float:
@@ -98,8 +99,8 @@ def std_of(gamma: float) -> float:
 
     Karras et al. 2024, arXiv:2312.02696, eq. 123.
 
-    >>> round(std_of(6.94), 4), std_of(0) == WIDEST
-    (0.1, True)
+    >>> round(std_of(6.94), 4), round(std_of(0) / WIDEST, 12)
+    (0.1, 1.0)
     """
     return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 

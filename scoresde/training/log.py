@@ -1,4 +1,4 @@
-"""The log of a training run, ``train.jsonl``: one line of JSON for every few updates."""
+"""The logs of a training run: ``train.jsonl``, a line of JSON for every few updates, and ``evaluations.jsonl``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO, Any
 from solvers import InputError
 from solvers.files import parse_json, read_bytes, remove_unfinished, write_atomically
 
-NAME = "train.jsonl"
+NAME, EVALUATIONS = "train.jsonl", "evaluations.jsonl"
 _LARGEST = 2**32  # bytes; ten million lines have a quarter of it
 
 
@@ -28,15 +28,10 @@ class Log:
         self.began = time.perf_counter()
         if workdir is None:
             return
-        path = workdir / NAME
-        remove_unfinished(path)
-        content = read(workdir)
-        kept = [(text, line) for text, line in _lines(content) if line["step"] <= step]
-        if kept and isinstance(seconds := kept[-1][1].get("seconds"), (int, float)):
+        kept = remove_later(workdir, step)
+        if kept and isinstance(seconds := kept[-1].get("seconds"), (int, float)):
             self.before = float(seconds)
-        left = b"".join(text + b"\n" for text, _ in kept)
-        if left != content or path.is_symlink():  # a link is replaced: what it leads to is no part of the run
-            write_atomically(path, left)
+        path = workdir / NAME
         self.file = path.open("a", encoding="utf-8")
 
     def write(self, record: dict[str, Any]) -> None:
@@ -59,14 +54,47 @@ class Log:
             self.file.close()
 
 
-def read(workdir: Path) -> bytes:
+def read(workdir: Path, name: str = NAME) -> bytes:
     """The content of a run's log, empty if there is none.
 
     Raises:
         InputError: what stands there is no file, or a file that cannot be read.
     """
-    path = workdir / NAME
+    path = workdir / name
     return read_bytes(path, "log", _LARGEST) if path.exists() else b""
+
+
+def records(workdir: Path, name: str = NAME) -> list[dict[str, Any]]:
+    """The lines of a run's log.
+
+    Raises:
+        InputError: see ``read``.
+    """
+    return [line for _, line in _lines(read(workdir, name))]
+
+
+def remove_later(workdir: Path, step: int, name: str = NAME) -> list[dict[str, Any]]:
+    """Removes the lines of a log after ``step``, which are of lost work; returns the others.
+
+    Raises:
+        InputError: see ``read``.
+    """
+    path = workdir / name
+    remove_unfinished(path)
+    content = read(workdir, name)
+    kept = [(text, line) for text, line in _lines(content) if line["step"] <= step]
+    left = b"".join(text + b"\n" for text, _ in kept)
+    if left != content or path.is_symlink():  # a link is replaced: what it leads to is no part of the run
+        write_atomically(path, left)
+    return [line for _, line in kept]
+
+
+def append(workdir: Path, record: dict[str, Any], name: str) -> None:
+    """Appends a line to a log and flushes it to the disk."""
+    with (workdir / name).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _lines(content: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:

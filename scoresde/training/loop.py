@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,15 +34,16 @@ from solvers.noise.seeded import global_seed
 
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows, TensorRows
-from ..inputs import Array, tensor_of
-from ..models.faults import data_faults, report_faults, setting_faults
+from ..inputs import Array, samples_of
+from ..models.faults import Fault, data_faults, report_faults, setting_faults, time_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..progress import bar as progress_bar
-from . import checkpoint, log
+from ..progress import memory_of
+from . import checkpoint, log, posthoc
 from .averages import Averages
 from .losses import Loss
-from .objective import Objective, not_finite, parts_of, training_mode
+from .objective import Objective, buffers_kept, not_finite, parts_of, training_mode
 from .optimiser import Optimiser
 from .options import PRECISIONS, TrainingOptions
 from .order import Ahead, Order
@@ -56,6 +57,7 @@ Change = Callable[[Batch, Draws], Batch]
 Watcher = Callable[["Training"], object]
 """What looks at a training at intervals, and changes nothing of it."""
 _DROPOUT = 33  # label of the random stream
+_CHECKED = 1024  # rows whose scale is checked, where the data are not in memory
 
 
 class Updated(NamedTuple):
@@ -144,34 +146,25 @@ def prepared(
     """
     processes = processes or Processes()
 
-    def checked() -> Training:
-        rows = data if isinstance(data, Rows) else TensorRows(_checked(data))
+    def checked() -> tuple[Training, list[Fault], Mapping[str, Tensor]]:
+        rows = data if isinstance(data, Rows) else TensorRows(samples_of("the training data", data))
         model = as_model(denoiser)
-        if processes.main:
-            some = rows.x if isinstance(rows, TensorRows) else rows.batch(torch.arange(min(len(rows), 1024))).x
-            report_faults([*data_faults(model, some, options.bin_width), *setting_faults(model)])
+        some = rows.first(None if isinstance(rows, TensorRows) else _CHECKED)
+        faults = [*data_faults(model, some.x, options.bin_width), *setting_faults(model)]
         run = Training(denoiser, network, rows, loss, options, processes, changes)
-        if run.workdir is not None:
+        if run.workdir is not None and processes.main:
             log.read(run.workdir)
-        return run
+        return run, faults, some.part(slice(1)).conditions
 
-    run = processes.each(checked)
+    run, faults, given = processes.each(checked)
+    if processes.main:
+        report_faults(faults)
+    elif fatal := next((fault.text for fault in faults if fault.fatal), None):
+        raise Elsewhere(fatal)
     run.resume()
+    if processes.main and run.step == 0:
+        report_faults(time_faults(as_model(denoiser), run.rows.shape, given))
     return run
-
-
-def _checked(data: Array) -> Tensor:
-    """The data as a tensor of finite floats (N, *).
-
-    Raises:
-        InputError: they are no such tensor.
-    """
-    data = tensor_of("the training data", data)
-    if not data.is_floating_point() or data.ndim < 2 or not data.numel():
-        raise InputError(f"training data must be floats (N, *), got {data.dtype} of shape {tuple(data.shape)}")
-    if not torch.isfinite(data).all():
-        raise InputError("the training data contain numbers that are not finite")
-    return data
 
 
 class Training:
@@ -209,7 +202,7 @@ class Training:
         self.order = Order(len(rows), options.batch_size, options.seed)
         self.step, self.stop = 0, Stop.after(options.max_minutes)
         self._called: nn.Module | None = None  # the objective as it is called, once it is ready
-        self._ahead, self._failing = Ahead(rows, self.order, self.processes, 0), True
+        self._ahead, self._failing = self._reader(), True
 
     def run(self, progress: bool = True, watchers: Sequence[Watcher] = ()) -> TrainResult:
         """Makes the remaining updates; see ``train``.
@@ -222,25 +215,30 @@ class Training:
         options, last, reason = self.options, math.nan, 0
         folder = self.workdir if self.processes.main else None
         if folder is not None:
+            posthoc.remove_after(folder, self.step)
             checkpoint.remove_unfinished(folder)
             checkpoint.remove_older(folder, options.keep, options.keep_every)  # it may be killed before it removes them
         quiet = not (progress and self.processes.main)
         bar = progress_bar(initial=self.step, total=options.steps, desc="train", disable=quiet)
         with (
+            contextlib.closing(self),
             training_mode(self.network, options.compile),
             bar,
             log.Log(folder, self.step) as lines,
             self.stop.listening(self.workdir is not None),
+            self.processes.connected(),
         ):
             while self.step < options.steps and not reason:
                 record, reason = self.update()
                 last, end = record["loss"], self.step == options.steps
                 if bar.update():  # it was drawn: the next time, with this loss
-                    bar.set_postfix(loss=f"{last:.4g}", refresh=False)
+                    bar.set_postfix(loss=f"{last:.4g}", **memory_of(self.device), refresh=False)
                 if self.step % options.log_every == 0 or self.step == 1 or "skipped" in record:
                     lines.write(record)
-                if watchers and (self.step % options.evaluate_every == 0 or end):
+                if watchers and options.evaluate_every and (end or not (reason or self.step % options.evaluate_every)):
                     self.processes.first(lambda: [watcher(self) for watcher in watchers])
+                if options.snapshot_every and self.step % options.snapshot_every == 0:
+                    self.processes.first(self.save_snapshot)
                 if self.step % options.checkpoint_every == 0 or end or reason:
                     lines.sync()
                     self.processes.first(self.save)
@@ -287,16 +285,12 @@ class Training:
 
     def _rehearse(self) -> bool:
         """Computes a gradient alone and forgets it; returns whether a parameter has none."""
-        places = [(part._buffers, name) for part in self.objective.modules() for name in part._buffers]
-        kept = [(place, name, place[name]) for place, name in places]
-        copies = [None if tensor is None else tensor.clone() for _, _, tensor in kept]
-        self._backward(self.objective, self._batch())
-        self._ahead.step = -1  # this batch is yet to be trained on: it is read again
+        with buffers_kept(self.objective):
+            self._backward(self.objective, self._batch())
+        self._ahead.close()  # this batch is yet to be trained on: it is read again
         self._check_gradients()
         unused = any(p.grad is None for p in self.optimiser.parameters)
         self.optimiser.clear()
-        for (place, name, tensor), copy in zip(kept, copies, strict=True):
-            place[name] = tensor if tensor is None or copy is None else tensor.copy_(copy)
         return unused
 
     def _check_gradients(self) -> None:
@@ -306,9 +300,13 @@ class Training:
     def _batch(self) -> Batch:
         """The rows of this process in this update."""
         if self._ahead.step != self.step:
-            self._ahead, self._failing = Ahead(self.rows, self.order, self.processes, self.step), True
+            self._ahead.close()
+            self._ahead, self._failing = self._reader(), True
         # an error that one process had while it looked ahead, or may have now, is raised in all
         return self.processes.each(self._ahead.take) if self._failing else self._ahead.take()
+
+    def _reader(self) -> Ahead:
+        return Ahead(self.rows, self.order, self.processes, self.step, self.device.type == "cuda")
 
     def _backward(self, called: nn.Module, batch: Batch) -> Tensor:
         """Computes the gradient of the mean loss of the whole batch; returns the losses of the rows of this process."""
@@ -367,10 +365,19 @@ class Training:
         text = f"{self.options.seed} {_DROPOUT} {self.step} {self.processes.index}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big")
 
+    def close(self) -> None:
+        """Ends the threads that read data; a later update begins new ones."""
+        self._ahead.close()
+
     def save(self) -> None:
         """Writes a checkpoint, if there is a ``workdir``."""
         if self.workdir is not None:
             checkpoint.save(self.workdir, self.state.saved(self.step), self.options.keep, self.options.keep_every)
+
+    def save_snapshot(self) -> None:
+        """Stores the power averages, if there is a ``workdir``."""
+        if self.workdir is not None:
+            posthoc.save(self.workdir, self.step, self.averages.states())
 
     def resume(self) -> None:
         """Loads the last checkpoint, if there is one."""

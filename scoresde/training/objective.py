@@ -89,6 +89,22 @@ def training_mode(network: nn.Module, compiled: bool = False) -> Iterator[None]:
             p.grad = None
 
 
+@contextlib.contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """A block after which the buffers of a module, such as running statistics, are those of before."""
+    kept = [
+        (part._buffers, name, tensor, tensor.clone())
+        for part in module.modules()
+        for name, tensor in part._buffers.items()
+        if tensor is not None
+    ]
+    try:
+        yield
+    finally:
+        for place, name, tensor, copy in kept:
+            place[name] = tensor.copy_(copy)
+
+
 def parts_of(length: int, count: int) -> list[slice]:
     """``length`` rows in ``count`` parts, one after the other, whose lengths differ by one at most."""
     ends = [length * i // count for i in range(count + 1)]

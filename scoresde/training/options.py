@@ -12,7 +12,7 @@ import torch
 from solvers import InputError
 from solvers.errors import positive_integer, unknown
 
-from .averages import Decay, decays_of
+from .averages import Decay, Power, decays_of
 from .schedules import Schedule, schedules, warm_up
 
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,9 +43,11 @@ class TrainingOptions:
         seed: the seed of everything random.
         log_every, checkpoint_every: updates between log lines and between checkpoints; the first update is also logged,
             and the last one always writes a checkpoint.
-        evaluate_every: updates between calls of the watchers, see ``Training.run``.
+        evaluate_every: updates between calls of the watchers, see ``Training.run``; 0 for none.
         keep: how many checkpoints to keep, the last ones.
         keep_every: also keep the checkpoints after a multiple of so many updates; None for none.
+        snapshot_every: updates between snapshots of the power averages, from which ``posthoc`` reconstructs others;
+            None for none.
         max_minutes: after so many minutes, counted from when this call starts to train, a checkpoint is written and the
             call returns; None for no limit.
         bin_width: spread each batch uniformly over bins of this width; None for continuous data.
@@ -69,20 +71,24 @@ class TrainingOptions:
     evaluate_every: int = 1000
     keep: int = 2
     keep_every: int | None = None
+    snapshot_every: int | None = None
     max_minutes: float | None = None
     bin_width: float | None = None
     workdir: Path | None = None
 
     def __post_init__(self) -> None:
         for name in (
-            "steps", "batch_size", "log_every", "checkpoint_every", "evaluate_every", "keep", "accumulate",
+            "steps", "batch_size", "log_every", "checkpoint_every", "keep", "accumulate",
         ):  # fmt: skip
             positive_integer(name, getattr(self, name))
-        if self.keep_every is not None:
-            positive_integer("keep_every", self.keep_every)
-        decays_of(self.averages)
-        if self.warmup != 0:
-            positive_integer("warmup", self.warmup)
+        for name in ("keep_every", "snapshot_every"):
+            if getattr(self, name) is not None:
+                positive_integer(name, getattr(self, name))
+        if not any(isinstance(decay, Power) for decay in decays_of(self.averages)) and self.snapshot_every is not None:
+            raise InputError(f"snapshot_every stores power averages, and averages names none: {self.averages}")
+        for name in ("warmup", "evaluate_every"):
+            if getattr(self, name) != 0:
+                positive_integer(name, getattr(self, name))
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)!r}")

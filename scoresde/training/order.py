@@ -11,10 +11,12 @@ from torch import Tensor
 
 from solvers import InputError, generator
 
-from ..data.rows import Batch, Rows
+from ..data.prefetch import read_ahead
+from ..data.rows import Batch, Rows, TensorRows
 from .processes import Processes
 
 _STREAM = 30  # of the seed; sampling (0 and 1) and the data's split use different ones
+_THREADS = 2  # that read rows
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,29 @@ class Order:
 class Ahead:
     """The rows of one process in every update, read before the update needs them.
 
+    Rows that are not in memory are read by threads, some batches ahead.
+
     Args:
         rows: the data.
         order: their order.
         processes: those that share each batch.
         step: how many updates were made before the first batch.
+        pinned: put the batches into memory from which a GPU copies without waiting.
 
     Attributes:
-        step: how many updates are made before the next batch.
+        step: how many updates are made before the next batch; -1 after an error.
     """
 
-    def __init__(self, rows: Rows, order: Order, processes: Processes, step: int) -> None:
+    def __init__(self, rows: Rows, order: Order, processes: Processes, step: int, pinned: bool = False) -> None:
         self.step = step
         places = processes.places(order.batch_size)
-        self._batches = (rows.batch(order.rows(k)[places.start :: places.step]) for k in count(step))
+        indices = (order.rows(k)[places.start :: places.step] for k in count(step))
+
+        def read(index: Tensor) -> Batch:
+            batch = rows.batch(index)
+            return batch.pinned() if pinned else batch
+
+        self._batches = read_ahead(read, indices, 0 if isinstance(rows, TensorRows) else _THREADS)
         self._found: Batch | Exception | None = None
 
     @property
@@ -80,10 +91,16 @@ class Ahead:
         """The next batch; raises what reading it raised."""
         self.look()
         found, self._found = self._found, None
-        if not isinstance(found, Batch):
-            raise found or InputError("the data end")
-        self.step += 1
-        return found
+        if isinstance(found, Batch):
+            self.step += 1
+            return found
+        self.step = -1
+        raise found or InputError("the data end")
+
+    def close(self) -> None:
+        """Ends the threads; a later batch needs another object."""
+        self.step = -1
+        self._batches.close()
 
 
 @lru_cache(maxsize=2)

@@ -27,6 +27,7 @@ from solvers import InputError
 
 from ..result_files import exclusive
 
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torch's launcher, of MPI's
 T = TypeVar("T")
 F = TypeVar("F")
 _PATIENCE = timedelta(hours=2)  # how long a process waits for another, which may evaluate or write meanwhile
@@ -83,6 +84,24 @@ class Processes:
         if self.count > 1:
             torch.distributed.all_reduce(numbers)
         return numbers
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """A block in which an error of the connection is reported in words.
+
+        Raises:
+            InputError: another process has ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            words = ("gloo", "nccl", "connection", "process group", "processgroup")
+            if self.count == 1 or not any(word in str(error).lower() for word in words):
+                raise
+            raise InputError(
+                f"process {self.index} of {self.count} lost another, which has ended (a process that is killed, as "
+                "when memory is short, says nothing); the same command resumes"
+            ) from error
 
     def each(self, act: Callable[[], T]) -> T:
         """Calls a function in every process; if it fails in one, it fails in all.
@@ -204,11 +223,13 @@ def launched(device: torch.device | str, precision: str | None = None) -> Iterat
 
 def _count() -> int:
     """How many processes the launcher of this one started; 1 without a launcher."""
-    text = os.environ.get("WORLD_SIZE", "1")
+    found = [(name, os.environ[name]) for name in _SIZES if name in os.environ]
+    if not found:
+        return 1
     try:
-        return max(1, int(text))
+        return max(1, int(found[0][1]))
     except ValueError:
-        raise InputError(f"WORLD_SIZE, which a launcher sets, is {text!r}, not a number of processes") from None
+        raise InputError(f"{found[0][0]}, which a launcher sets, is {found[0][1]!r}, no number of processes") from None
 
 
 def _states() -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from .weights import load_state, state_of
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """All that changes in a training, besides the number of updates.
+    """All that changes in a training, in addition to the number of updates.
 
     Attributes:
         network: the network that is trained.

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,9 @@ def read(folder: Path, what: str, whole: Callable[[StepFolder], bool]) -> StepFo
     Raises:
         InputError: it is no such folder, or one of its files is missing, cut short or altered.
     """
-    state = _read_state(folder, what, whole)
+    state, files = _read_state(folder, what, whole)
     parts = {}
-    for name, recorded in state["files"].items():
+    for name, recorded in files.items():
         path = folder / name
         try:
             there = path.stat().st_size if path.is_file() else recorded["bytes"]  # read_bytes reports what is no file
@@ -134,8 +134,13 @@ def read(folder: Path, what: str, whole: Callable[[StepFolder], bool]) -> StepFo
         data = read_bytes(path, f"file of {what}", min(recorded["bytes"], LARGEST))
         if _digest(data) != recorded["sha256"]:
             raise InputError(f"{str(path)!r} is damaged: its SHA-256 is not the recorded one")
-        parts[name.partition(".")[0]] = _unpack(path, data, state["step"], what)
-    return StepFolder(state["step"], parts, _facts(state))
+        parts[name.partition(".")[0]] = _unpack(path, data, state.step, what)
+    return replace(state, parts=parts)
+
+
+def read_state(folder: Path, what: str, whole: Callable[[StepFolder], bool]) -> StepFolder:
+    """Reads a folder's facts and the names of its parts, not the tensors; see ``read``."""
+    return _read_state(folder, what, whole)[0]
 
 
 def is_count(value: object) -> bool:
@@ -156,11 +161,10 @@ def _files(content: StepFolder) -> dict[str, bytes]:
     return {**files, STATE: json.dumps({**state, "sha256": _digest_of(state)}, indent=2).encode()}
 
 
-def _facts(state: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in state.items() if name not in ("format", "step", "files")}
-
-
-def _read_state(folder: Path, what: str, whole: Callable[[StepFolder], bool]) -> dict[str, Any]:
+def _read_state(
+    folder: Path, what: str, whole: Callable[[StepFolder], bool]
+) -> tuple[StepFolder, dict[str, dict[str, Any]]]:
+    """The content of a folder without its tensors, and the sizes and digests of its files."""
     file = folder / STATE
     if not file.exists():
         raise InputError(f"{str(folder)!r} is not {what}: it has no {STATE}")
@@ -179,14 +183,16 @@ def _read_state(folder: Path, what: str, whole: Callable[[StepFolder], bool]) ->
         names = [match[1] for name in files if (match := _PART.fullmatch(name))]
         complete = len(names) == len(files) and is_count(state["step"])
         complete = complete and all(is_count(f["bytes"]) and isinstance(f["sha256"], str) for f in files.values())
-        complete = complete and whole(StepFolder(state["step"], {name: {} for name in names}, _facts(state)))
+        facts = {name: value for name, value in state.items() if name not in ("format", "step", "files")}
+        content = StepFolder(state["step"], {name: {} for name in names}, facts)
+        complete = complete and whole(content)
     except (KeyError, TypeError, AttributeError):
         complete = False
     if not complete:
         raise InputError(f"{str(file)!r} is damaged: a field is missing or has a value that it cannot have")
     if _name(state["step"]) != folder.name:
         raise InputError(f"{str(file)!r} is damaged: it is of step {state['step']}")
-    return state
+    return content, files
 
 
 def _remove(path: Path) -> None:

@@ -33,7 +33,7 @@ class Stop:
 
     @property
     def reason(self) -> int:
-        """``INTERRUPT``, ``TIME``, or 0 if the training should go on."""
+        """``INTERRUPT``, ``TIME``, or 0 if the training should continue."""
         if self.interrupted:
             return INTERRUPT
         return TIME if self.deadline is not None and time.monotonic() >= self.deadline else 0

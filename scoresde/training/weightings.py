@@ -16,16 +16,20 @@ weight of |d_eps|^2 times SNR.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from solvers import InputError, Node, Registry
 from solvers.registry.options import Options
-from solvers.registry.ranges import Positive
+from solvers.registry.ranges import Positive, Range
 
 from ..paths.base import SDE
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 class Weighting(Options):
@@ -38,6 +42,14 @@ class Weighting(Options):
             InputError: the weighting needs ``sigma_data``, and the denoiser has none.
         """
         raise NotImplementedError
+
+    def state(self) -> nn.Module | None:
+        """What the weighting learns, as parameters; None if that is nothing."""
+        return None
+
+    def applied(self, weighted: Tensor, node: Node[Tensor], state: nn.Module | None) -> Tensor:
+        """The loss (B,) of weighted errors (B,) at nodes (B,): these errors, unless the weighting learns."""
+        return weighted
 
     def __str__(self) -> str:
         return weightings.format(self)
@@ -59,7 +71,7 @@ class ScoreMatching(Weighting):
         return torch.ones_like(node.t)
 
 
-@weightings.register("uniform", aliases=("x0",), reference="Hang et al. 2023, arXiv:2303.09556, section 3.4")
+@weightings.register("uniform", aliases=("x0",), reference="Hang et al. 2023, arXiv:2303.09556, section 3")
 @dataclass(frozen=True)
 class UniformWeighting(Weighting):
     """r^2: the plain error of x0, |d_x0|^2."""
@@ -99,6 +111,57 @@ class EDMWeighting(Weighting):
         return (node.ratio / sd) ** 2 + 1
 
 
+class Uncertainty(nn.Module):
+    """A learned function u of the noise level, at first 0: a linear layer on Fourier features of ln(r) / 4.
+
+    The features are sqrt(2) cos(2 pi (f_k c + p_k)). The frequencies f_k are quantiles of N(0, 1) and the phases p_k
+    are spread evenly, so that no random numbers are needed. The published layer also normalises its weights.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        places = torch.arange(channels, dtype=torch.float64)
+        quantiles = torch.special.ndtri((places + 0.5) / channels)
+        self.register_buffer("frequencies", quantiles.float(), persistent=False)
+        self.register_buffer("phases", (places * _GOLDEN % 1).float(), persistent=False)
+        self.linear = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, node: Node[Tensor]) -> Tensor:
+        """The values u (B,) at nodes (B,), float32 on the device of the parameters."""
+        label = (torch.log(node.ratio) / 4).to(self.linear)
+        features = torch.cos(2 * math.pi * (label[:, None] * self.frequencies + self.phases))
+        # no matrix product, which autocast would compute in 16 bits
+        found: Tensor = (features * self.linear).sum(1) * math.sqrt(2 / len(self.linear))
+        return found
+
+
+@weightings.register("edm2", reference="Karras et al. 2024, arXiv:2312.02696, appendix on uncertainty")
+@dataclass(frozen=True)
+class EDM2Weighting(EDMWeighting):
+    """EDM's weighting of an error L, divided by a learned variance: L / exp(u) + u, with u a function of r.
+
+    u learns log E[L] at each noise level, so that all levels have the same influence on the network.
+
+    Args:
+        channels: how many Fourier features u has.
+    """
+
+    channels: Annotated[int, Range(1, 10_000)] = 128
+
+    def state(self) -> nn.Module | None:
+        return Uncertainty(self.channels)
+
+    def applied(self, weighted: Tensor, node: Node[Tensor], state: nn.Module | None) -> Tensor:
+        if state is None:
+            raise InputError("the weighting edm2 learns: pass state=loss.state(sde)")
+        u = state(node)
+        value: Tensor = weighted / u.exp() + u
+        return value
+
+
 @weightings.register("likelihood", reference="Song et al. 2021, arXiv:2101.09258, theorem 1")
 @dataclass(frozen=True)
 class Likelihood(Weighting):
@@ -121,7 +184,7 @@ class VDM(Weighting):
         return 0.5 * (sde.t_max - sde.t_min) * _gamma_slope(node)
 
 
-@weightings.register("min_snr", reference="Hang et al. 2023, arXiv:2303.09556, section 3.4")
+@weightings.register("min_snr", reference="Hang et al. 2023, arXiv:2303.09556, section 3")
 @dataclass(frozen=True)
 class MinSNR(Weighting):
     """min(SNR, gamma) / SNR = min(1, gamma r^2): min(SNR, gamma) |d_x0|^2; on VP, min(SNR, gamma) / (SNR + 1) on v."""
@@ -132,7 +195,7 @@ class MinSNR(Weighting):
         return (self.gamma * node.ratio**2).clamp(max=1)
 
 
-@weightings.register("p2", reference="Choi et al. 2022, arXiv:2204.00227, eq. 8")
+@weightings.register("p2", reference="Choi et al. 2022, arXiv:2204.00227, section 3")
 @dataclass(frozen=True)
 class P2(Weighting):
     """1 / (k + SNR)^gamma = (r^2 / (k r^2 + 1))^gamma, which gives little weight to low noise."""

@@ -44,6 +44,11 @@ class Problem:
         output = None
 
     @property
+    def forwards(self) -> int:
+        """How often one prediction evaluates the network, which the NFE counts."""
+        return 1
+
+    @property
     def checked(self) -> bool:
         """Whether the problem itself checks the functions of users that it calls, as ``answers.call`` does."""
         return False
@@ -96,6 +101,10 @@ class ProblemWrapper(Problem):
     @property
     def path(self) -> Schedule:
         return self.problem.path
+
+    @property
+    def forwards(self) -> int:
+        return self.problem.forwards
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         return self.problem.predict(x, node)

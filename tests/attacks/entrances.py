@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import pickle
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,6 +76,13 @@ def _weights() -> object:
     return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
 
 
+def _snapshots() -> object:
+    import scoresde
+
+    network: Any = scoresde.load("run", ema=0.07).network
+    return {name: value.numpy().tobytes() for name, value in network.state_dict().items()}
+
+
 def _sample() -> object:
     command("sample", "--workdir=run", "--out=out", "--seeds=2", "--steps=2")
     return Path("out/samples.npz").exists()
@@ -124,16 +132,24 @@ def _grid() -> object:
         return len(grids.make("file:tuned.json").nodes(scoresde.VP(), None, None, None))
 
 
-def _data(name: str, path: str) -> Callable[[], object]:
+def _data(name: str, path: str, labels: str = "off") -> Callable[[], object]:
     def read() -> object:
         from scoresde.data import load
 
-        data = load(name, path)
+        data = load(name, path, labels=labels)
         assert data.train.tensor().isfinite().all()
         assert data.test.tensor().isfinite().all()
         return True
 
     return read
+
+
+def _images() -> object:
+    from scoresde.data import ImageOptions, load
+
+    data = load("images", "photos", images=ImageOptions(size=(8, 8), channels=3))
+    assert data.train.tensor().abs().max() <= 1
+    return True
 
 
 def _pipeline() -> object:
@@ -187,17 +203,24 @@ def _from_file(name: str) -> contextlib.AbstractContextManager[None]:
     return Origin(name).limits()
 
 
-TENSORS = tuple(f"{STEP}/{name}.safetensors" for name in ("model", "average_0", "optimizer"))
+TENSORS = tuple(f"{STEP}/{name}.safetensors" for name in ("model", "average_0", "average_1", "optimizer"))
 RUN_FILES = (f"{STEP}/state.json", *TENSORS)
+SNAPSHOT = "run/snapshots/step_00000021"
+SNAPSHOT_FILES = tuple(
+    f"{SNAPSHOT}/{name}" for name in ("state.json", "average_0.safetensors", "average_1.safetensors")
+)
 PIPELINE = (
     *("pipeline/model_index.json", "pipeline/scheduler/scheduler_config.json", "pipeline/unet/config.json"),
     "pipeline/unet/diffusion_pytorch_model.safetensors",
 )
+IMAGES = tuple(f"photos/{name}" for name in ("grey.png", "palette.png", "a.jpg", "b.tiff", "c.gif", "d.webp", "e.bmp"))
 ENTRANCES = (
     Entrance("a run's config", ("run/config.json",), _weights),
     Entrance("a run's config, sample", ("run/config.json",), _sample, keeps=("run",), weight=2),
     Entrance("a checkpoint", RUN_FILES, _weights, protected=True),
     Entrance("an altered checkpoint with new digests", RUN_FILES, _weights, sealed=True),
+    Entrance("a snapshot", SNAPSHOT_FILES, _snapshots, protected=True, weight=2),
+    Entrance("an altered snapshot with new digests", SNAPSHOT_FILES, _snapshots, sealed=True, weight=2),
     Entrance(
         "a checkpoint, train", (*RUN_FILES, "run/train.jsonl", "run/config.json"), _resume, keeps=(STEP,), weight=2
     ),
@@ -209,6 +232,11 @@ ENTRANCES = (
     Entrance("an archive .npz", ("data.npz",), _data("file", "data.npz")),
     Entrance("IDX images", ("images-idx3-ubyte",), _data("idx", "images-idx3-ubyte")),
     Entrance("IDX images, gzipped", ("images-idx3-ubyte.gz",), _data("idx", "images-idx3-ubyte.gz")),
+    Entrance("IDX labels", ("labels-idx1-ubyte",), _data("idx", "images-idx3-ubyte", "label"), weight=1),
+    Entrance("an array .safetensors", ("data.safetensors",), _data("file", "data.safetensors", "label")),
+    Entrance("CIFAR's pickles", ("cifar/data_batch_1", "cifar/test_batch"), _data("cifar", "cifar", "label")),
+    Entrance("CIFAR's binary files", ("bin/data_batch_1.bin",), _data("cifar", "bin", "label"), weight=1),
+    Entrance("an image", IMAGES, _images),
     Entrance("a folder of diffusers", PIPELINE, _pipeline, weight=2),
     Entrance("a dequantiser", ("noise.safetensors",), _dequantiser),
     Entrance("a benchmark's results", ("bench/results.json",), _results),
@@ -238,6 +266,27 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
+def _make_data(rows: Any, labels: Any) -> None:
+    """Files of labelled data, and a folder of images in several formats."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    save_file({"x": torch.from_numpy(rows), "label": labels}, "data.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3072), dtype=np.uint8)
+    for folder, ending in (("cifar", ""), ("bin", ".bin"), ("photos", "")):
+        Path(folder).mkdir()
+        for name in ("data_batch_1", "test_batch") if folder != "photos" else ():
+            records = b"".join(bytes([k]) + pixels[k].tobytes() for k in range(3))
+            content = records if ending else pickle.dumps({b"data": pixels, b"labels": [0, 1, 2]}, protocol=2)
+            (Path(folder) / f"{name}{ending}").write_bytes(content)
+    image = Image.fromarray(pixels[0].reshape(32, 32, 3)[:12, :12])
+    for file in IMAGES:
+        mode = {"grey.png": "LA", "palette.png": "P", "c.gif": "P"}.get(Path(file).name, "RGB")
+        image.convert("L" if mode == "LA" else "RGB").convert(mode).save(file)
+
+
 def _make_files(seed: int) -> int:
     import numpy as np
     import torch
@@ -251,6 +300,8 @@ def _make_files(seed: int) -> int:
     images = b"\0\0\x08\x03" + struct.pack(">3I", 4, 8, 8) + bytes(range(256))
     Path("images-idx3-ubyte").write_bytes(images)
     Path("images-idx3-ubyte.gz").write_bytes(gzip.compress(images, mtime=0))
+    Path("labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + struct.pack(">I", 4) + bytes(range(4)))
+    _make_data(rows, torch.arange(6))
     save_dequantiser(VariationalDequantiser((1, 4), 1, 4), "noise.safetensors")
     diffusers: Any = import_module("diffusers")
     unet = diffusers.UNet2DModel(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from attacks.decoys import DECOYS
-from attacks.entrances import ENTRANCES, MARKER, STEP, Entrance, Refused
+from attacks.entrances import ENTRANCES, MARKER, Entrance, Refused
 from attacks.processes import CONTEXT, serve
 
 SECONDS = 1.0  # of CPU, for one case
@@ -177,8 +177,9 @@ def _place(case: Case, home: Path) -> dict[Path, bytes]:
     """Puts the case's file in place; returns the valid files that it replaces."""
     if not case.file:
         return {}
-    path, state = home / case.file, home / STEP / "state.json"
-    kept = {path: path.read_bytes(), state: state.read_bytes()}
+    path = home / case.file
+    state = path.with_name("state.json")
+    kept = {file: file.read_bytes() for file in (path, state) if file.exists()}
     if isinstance(case.content, bytes):
         path.write_bytes(case.content)
         if case.sealed:

@@ -38,7 +38,9 @@ DEEP: Any = json.loads("[" * 400 + "]" * 400)
 VALUES: tuple[Any, ...] = (*TEXTS, *NUMBERS, None, True, [], {}, [[]], {"a": 1}, [1, 2, 3], HUGE, DEEP)
 SPECIAL = ("pipe", "device", "folder", "loop", "missing", "huge")
 FIELDS = ("seed", "device", "sde", "model.network", "model.predicts", "model.time_label", "model.num_train_timesteps",
-          "model.sigma_data", "data.name", "data.path", "data.bin_width", "training.loss", "training.weighting",
+          "model.sigma_data", "data.name", "data.path", "data.bin_width", "data.labels", "data.classes",
+          "data.size", "data.resize", "data.crop", "data.channels", "data.augmentation",
+          "training.loss", "training.weighting",
           "training.times", "training.learning_rate", "training.clip", "training.warmup", "sampling.solver",
           "sampling.grid", "sampling.noise", "likelihood.solver", "likelihood.dequantiser", "likelihood.bound",
           "likelihood.divergence", "likelihood.tolerance", "nonsense", "training")  # fmt: skip

@@ -28,6 +28,8 @@ MODEL = (
     "--config.training.checkpoint_every=4",
     "--config.training.log_every=3",
     "--config.training.steps=24",
+    "--config.training.averages=ema, power(std=0.05), power(std=0.1)",
+    "--config.training.snapshot_every=3",
 )
 # entries of the files that no two runs have in common; "plain" is the fingerprint of a shard's member with its seconds
 TIMES = frozenset({"seconds", "seconds_per_sample", "plain"})

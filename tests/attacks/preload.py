@@ -11,6 +11,7 @@ import scoresde
 
 for name in (
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "sklearn.datasets", "torch._dynamo", "filelock"),
+    *("accelerate", "torch.nn.parallel.distributed"),
     *("scoresde.cli.commands", "scoresde.cli.solver_commands", "scoresde.show.likelihood_page", "scoresde.show.page"),
     *("attacks.long_commands", "attacks.guard"),
 ):

@@ -23,7 +23,7 @@ class Network(Options):
     """A recipe for a network. Each recipe is a frozen dataclass; its fields are its options."""
 
     kinds: ClassVar[tuple[str, ...]] = ()
-    """The kinds of conditions that ``backbone`` accepts, besides images, which are concatenated to its input."""
+    """The kinds of conditions that ``backbone`` accepts, in addition to images, which are concatenated to its input."""
 
     def build(self, shape: tuple[int, ...], outputs: int = 1, conditions: Sequence[Condition] = ()) -> nn.Module:
         """Builds a new module for samples of ``shape`` (C, *); its weights are drawn from torch's global generator.

@@ -88,7 +88,7 @@ class Concatenated(nn.Module):
         super().__init__()
         self.backbone, self.names, self.images = backbone, list(names), [image.name for image in images]
 
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
         check_names(conditions, self.names)
         parts = [x]
         for image in (conditions.pop(name) for name in self.images):
@@ -96,6 +96,24 @@ class Concatenated(nn.Module):
             given = (~empty).to(x.dtype).expand(-1, 1, *x.shape[2:])
             parts += [torch.where(empty, 0.0, image).to(x.dtype), given]
         out: Tensor = self.backbone(torch.cat(parts, 1), label, **conditions)
+        return out
+
+
+class Augmented(nn.Module):
+    """A network that receives what was done to a sample as a condition; by default nothing was, which is zeros.
+
+    Args:
+        network: the network.
+        condition: the condition, see ``data.augmentations``.
+    """
+
+    def __init__(self, network: nn.Module, condition: Condition) -> None:
+        super().__init__()
+        self.network, self.condition = network, condition
+
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
+        unchanged = x.new_zeros(len(x), *self.condition.shape)
+        out: Tensor = self.network(x, label, **{self.condition.name: unchanged, **conditions})
         return out
 
 
@@ -119,7 +137,7 @@ class SelfConditioned(nn.Module):
         super().__init__()
         self.network, self.condition = network, own_estimate(shape)
 
-    def forward(self, x: Tensor, label: Tensor, with_estimate: Tensor | None = None, **conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, with_estimate: Tensor | None = None, **conditions: Tensor) -> Tensor:
         estimate = self.condition.empty(len(x), x.device).to(x.dtype)
         if not self.training or with_estimate is not None:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.training):

@@ -104,7 +104,7 @@ class DiT(Network):
 
 
 class _Given(nn.Module):
-    """In the place of the embedding of a block: the shared embedding, which diffusers passes on as class labels."""
+    """Replaces the embedding of a block: the shared embedding, which diffusers passes on as class labels."""
 
     def forward(self, timestep: Any, class_labels: Tensor, hidden_dtype: torch.dtype | None = None) -> Tensor:
         return class_labels
@@ -146,7 +146,7 @@ class LabelledDiT(nn.Module):
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
         check_names(conditions, self.names)
         embedded = self.embedding(self.features(self.scale * label).to(x.dtype))
         if self.conditions is not None:

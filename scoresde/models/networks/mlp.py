@@ -102,7 +102,7 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(self.leave.bias)
         self.conditions = ConditionEmbedding(conditions, width) if conditions else None
 
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
         emb = self.embed(self.features(self.scale * label).to(x.dtype))
         if self.conditions is None:
             check_names(conditions, ())

@@ -186,7 +186,7 @@ class LabelledUNet(nn.Module):
         self.conditions = ConditionEmbedding(added, width) if added else None
         self.tokens = Tokens(tokens[0].shape[1]) if tokens else None
 
-    def forward(self, x: Tensor, label: Tensor, **conditions: Tensor) -> Tensor:
+    def forward(self, x: Tensor, label: Tensor, /, **conditions: Tensor) -> Tensor:
         check_names(conditions, self.names)
         out: Tensor = self.backbone(x, self.scale * label, **self._given(conditions)).sample
         return out

@@ -1,0 +1,120 @@
+"""Data sets by name, by path, or from an object. No loader unpickles: it returns the data or raises an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from solvers import InputError
+from solvers.errors import unknown
+
+from ..inputs import tensor_of
+from .assembly import assembled
+from .columns import is_file, picked, requested, with_files
+from .dataset import DataCard, Dataset
+from .foreign import of_huggingface, of_torch
+from .sources import SOURCES, source_of
+from .storage import Array, ImageOptions, Numbers, Part, Raw, Request
+
+
+def load(
+    name: str,
+    path: str = "",
+    seed: int = 0,
+    test_fraction: float = 1 / 6,
+    bin_width: float | None = None,
+    card: DataCard | None = None,
+    labels: str = "auto",
+    classes: int | None = None,
+    images: ImageOptions | None = None,
+) -> Dataset:
+    """Loads a data set by its name.
+
+    Args:
+        name: one of ``sources.SOURCES``: "digits", "idx", "cifar", "images", "file", "huggingface"; "auto" for what is
+            at the path.
+        path: the file or folder.
+        seed: the seed of the shuffled split. A source with its own split keeps that split and its order.
+        test_fraction: the share of the rows that go to the test split, rounded; each split gets at least one row.
+        bin_width: the distance between the levels of a "file", whose numbers then stay as they are.
+        card: the card of the data that a model was trained on; the numbers are scaled as they were then.
+        labels: the columns that become conditions, separated by commas: names in the source, or .npy files with one row
+            per sample; "off" for none; "auto" for the classes of a folder that contains only sub-folders.
+        classes: how many classes there are; None for as many as occur.
+        images: how files of images become arrays of one shape.
+
+    Raises:
+        InputError: the name is unknown; the file is missing, unreadable or damaged; the data are empty, not numbers,
+            not finite, or fewer than two rows; a bin width is given for data whose levels are known; a column is
+            missing, or has other rows than the samples, or numbers that are no condition.
+    """
+    if name == "auto":
+        name = source_of(path)
+    if name not in SOURCES:
+        raise unknown("data set", name, SOURCES)
+    columns, options = requested(labels), images or ImageOptions()
+    if name != "images" and (unused := [f.name for f in fields(options) if getattr(options, f.name) != f.default]):
+        raise InputError(f"data.{unused[0]} is for the data set 'images', folders of images; {name!r} does not use it")
+    request = Request(path, columns, labels.strip() == "auto", options)
+    source = f"{name} data {path!r}" if path else f"{name} data"
+    raw = with_files(SOURCES[name](request), columns, source)
+    return assembled(name, raw, source, seed, test_fraction, bin_width, card, classes)
+
+
+def dataset_of(
+    data: Any,
+    seed: int = 0,
+    test_fraction: float = 1 / 6,
+    bin_width: float | None = None,
+    card: DataCard | None = None,
+    labels: str = "auto",
+    classes: int | None = None,
+    images: ImageOptions | None = None,
+) -> Dataset:
+    """The data set that an object is.
+
+    Args:
+        data: a path, see ``sources.source_of``; a tensor or an array (N, *); a mapping with such an ``x`` and columns;
+            a torch Dataset with a length, whose items are samples, pairs of a sample and a label, or mappings; a data
+            set of Hugging Face's library. The items of the last two are read when they are asked for if they are many.
+        seed, test_fraction, bin_width, card, labels, classes, images: see ``load``.
+
+    Raises:
+        InputError: the object is none of these, or as for ``load``.
+    """
+    if isinstance(data, (str, Path)):
+        return load("auto", str(data), seed, test_fraction, bin_width, card, labels, classes, images)
+    columns = requested(labels)
+    inside = [column for column in columns if not is_file(column)]
+    if type(data).__module__.partition(".")[0] == "datasets":
+        raw = of_huggingface(data, inside)
+    elif isinstance(data, (Tensor, np.ndarray)):
+        raw = Raw(Part(_array(data), picked(inside, {}, "an array")))
+    elif isinstance(data, Mapping):
+        if "x" not in data:
+            raise InputError(
+                f"a mapping of arrays needs 'x', the samples; it has {', '.join(map(str, data)) or 'none'}"
+            )
+        others: dict[str, Numbers] = {str(name): _array(value) for name, value in data.items() if name != "x"}
+        raw = Raw(Part(_array(data["x"]), picked(inside, others, "the mapping")))
+    else:
+        raw = of_torch(data, inside)
+    source = f"data ({type(data).__name__})"
+    raw = with_files(raw, columns, source)
+    return assembled(type(data).__name__, raw, source, seed, test_fraction, bin_width, card, classes)
+
+
+def _array(value: Any) -> Array:
+    """A tensor or an array as an array; bfloat16 numbers as float32."""
+    if isinstance(value, np.ndarray):
+        return value
+    tensor = tensor_of("the data", value).detach().cpu()
+    if tensor.is_complex() or tensor.is_quantized:
+        raise InputError(f"the data are {tensor.dtype}, and not real numbers")
+    found: Array = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return found

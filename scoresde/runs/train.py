@@ -1,0 +1,275 @@
+"""``scoresde.train``: a network and data, without a config.
+
+>>> import scoresde, torch
+>>> data = scoresde.targets.Gaussian(torch.tensor([1.0, -1.0]), 0.25).sample(500).float()
+>>> network = MLP(width=16, depth=1).build((2,))
+>>> result = train(network, data, steps=20, progress=False)
+>>> samples = scoresde.sample(result.denoiser, seeds=4, nfe=10)
+>>> samples.x.shape, result.step, result.complete
+(torch.Size([4, 2]), 20, True)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
+
+from solvers import InputError
+from solvers.errors import unknown
+
+from ..data.loading import dataset_of
+from ..data.rows import Batch, Rows, TensorRows
+from ..inputs import Array, conditions_of, device_of, samples_of, shown
+from ..likelihood.log_prob import log_prob
+from ..likelihood.result import LogProb
+from ..models.denoiser import Denoiser
+from ..models.learned_path import with_network, with_schedule
+from ..models.networks.mlp import MLP  # noqa: F401  (of the example above)
+from ..paths.base import SDE, as_sde
+from ..result_files import fingerprint, write_json
+from ..sampling.sample import sample
+from ..training import checkpoint, loop
+from ..training.loop import Training, TrainResult, prepared
+from ..training.losses import Loss, losses
+from ..training.options import TrainingOptions
+from ..training.processes import launched
+from . import settings as saved
+from .watch import Watcher
+
+Data = Array | Rows | TorchDataset[Any] | str | os.PathLike[str]
+# the loss that is the plain error of the network's output, at uniform times; EDM's at its own
+_PLAIN = {
+    "eps": "dsm",
+    "score": "dsm",
+    "x0": "dsm(weighting=uniform)",
+    "v": "dsm(weighting=v)",
+    "velocity": "dsm(weighting=flow)",
+    "edm": "dsm(weighting=edm, times=lognormal(mean=-1.2, std=1.2))",
+}
+_FREE = ("steps", "learning_rate", "schedule", "clip")  # settings that may change when a run is resumed
+_MEASURED = 10_000  # samples from which the deviation of the data is measured
+_OPTIONS = tuple(option.name for option in fields(TrainingOptions) if option.name not in ("steps", "workdir"))
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The result of ``scoresde.train``.
+
+    Attributes:
+        denoiser: the model with averaged weights, in evaluation mode, for ``sample``, ``log_prob`` and the benchmark.
+        network: the network with its last weights, the same object that was given, in evaluation mode.
+        step: updates made in total.
+        loss: the loss of the last update; NaN if the run was complete already.
+        complete: all updates are made; False if ``max_minutes`` ended the call before.
+    """
+
+    denoiser: Denoiser
+    network: nn.Module = field(repr=False)
+    step: int
+    loss: float
+    complete: bool
+
+
+def train(
+    network: nn.Module,
+    data: Data,
+    sde: SDE | str = "vp",
+    predicts: str = "v",
+    steps: int = 20_000,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    loss: Loss | str | None = None,
+    condition: Mapping[str, Array] | None = None,
+    labels: str = "auto",
+    held_out: Array | Rows | None = None,
+    evaluate_likelihood: int = 0,
+    time_label: str | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Trained:
+    """Trains a network as a denoiser, in place.
+
+    With a ``workdir``, the same call resumes where an earlier one ended, Ctrl-C and SIGTERM write a checkpoint first,
+    and the folder gets ``train.jsonl``, ``evaluations.jsonl``, pictures of samples and the page ``training.html``.
+
+    Args:
+        network: called as ``network(x, label, **conditions)`` with x (B, *) and label (B,); returns (B, *).
+        data: (N, *), floats of order 1, in a tensor or an array; ``Rows``; a data set of torch or of Hugging
+            Face's library; or the path of a file or folder. Of the last two, a sixth is held out, as on the command
+            line.
+        sde: the path, or its spec such as "ve".
+        predicts: the network's output: "v", "eps", "x0", "score", "velocity" or "edm".
+        steps: updates in total, including those of earlier calls.
+        workdir: a folder of this run alone; None to write nothing.
+        loss: a loss or its spec; by default the plain error of the network's output.
+        condition: of an array: arguments of the network, one row per sample, such as ``{"label": labels}``.
+        labels: of a path or a data set: the columns that are arguments of the network, see ``scoresde.data.load``.
+        held_out: of an array or ``Rows``: samples for the evaluations, which are not trained on.
+        evaluate_likelihood: how many held-out samples get a log-likelihood at each evaluation.
+        time_label: see ``Denoiser``.
+        device: where to train; by default where the network is.
+        progress: show a bar.
+        options: those of ``scoresde.training.TrainingOptions``, such as ``batch_size``, ``learning_rate``,
+            ``averages``, ``precision``, ``evaluate_every``, ``max_minutes`` and ``seed``.
+
+    Raises:
+        InputError: data or options that are invalid, a ``workdir`` with a run of other settings, or a loss that is not
+            finite; see also ``scoresde.training.train``.
+    """
+    if unknowns := [name for name in options if name not in _OPTIONS]:
+        raise unknown("option of train", unknowns[0], _OPTIONS)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"train needs a network that is a torch.nn.Module, got {shown(network)}")
+    given = _given(data, condition, held_out, labels, int(options.get("seed", 0)))
+    folder = None if workdir is None else Path(workdir)
+    settings = TrainingOptions(**{"bin_width": given.bin_width, **options}, steps=steps, workdir=folder)
+    denoiser, module = _denoiser(network, given.rows, as_sde(sde), predicts, time_label, device)
+    chosen = losses.make(_PLAIN[predicts] if loss is None else loss)
+    result = _trained(denoiser, module, given, chosen, settings, evaluate_likelihood, progress)
+    averaged = with_network(denoiser, result.ema.eval().requires_grad_(False))
+    return Trained(averaged, network, result.step, result.loss, result.complete)
+
+
+class _Given(NamedTuple):
+    """The rows to train on, those held out if there are any, the bin width, and what identifies the data."""
+
+    rows: Rows
+    held_out: Rows | None
+    bin_width: float | None
+    identity: str
+
+
+def _given(
+    data: Data, condition: Mapping[str, Array] | None, held_out: Array | Rows | None, labels: str, seed: int
+) -> _Given:
+    """The data in the form in which they are trained on."""
+    if not isinstance(data, (Rows, Tensor, np.ndarray)):
+        if condition is not None:
+            raise InputError("condition belongs to data in an array; of other data, labels names the columns")
+        if held_out is not None:
+            raise InputError("held_out belongs to data in an array; of other data, a sixth is held out")
+        found = dataset_of(Path(data) if isinstance(data, os.PathLike) else data, seed, labels=labels)
+        return _Given(found.train, found.test, found.card.bin_width, ", ".join(found.card.fingerprints))
+    test = held_out if held_out is None or isinstance(held_out, Rows) else TensorRows(samples_of("held_out", held_out))
+    if not isinstance(data, Rows):
+        x = samples_of("the training data", data).float()
+        data = TensorRows(x, conditions_of(condition, len(x), x.device))
+    elif condition is not None:
+        raise InputError("condition belongs to data in an array; rows contain their conditions")
+    parts = [data.x, *data.conditions.values()] if isinstance(data, TensorRows) else []
+    return _Given(data, test, None, ", ".join([f"{len(data)} samples {data.shape}", *map(fingerprint, parts)]))
+
+
+def _denoiser(
+    network: nn.Module, rows: Rows, sde: SDE, predicts: str, label: str | None, device: torch.device | str | None
+) -> tuple[Denoiser, nn.Module]:
+    """The denoiser of a network, and the module that is trained: the network, with the schedule of a learned path."""
+    if predicts not in _PLAIN:
+        raise unknown("network output", predicts, _PLAIN)
+    some = rows.first(_MEASURED).x
+    module = with_schedule(network, sde)
+    if device is not None:
+        module.to(device_of(device))
+    denoiser = Denoiser(
+        module,
+        sde,
+        predicts,
+        label,
+        sigma_data=float(f"{float(some.double().std(correction=0)):.2g}") or 1.0,
+        shape=rows.shape,
+        data_range=(float(some.min()), float(some.max())),
+    )
+    return denoiser, module
+
+
+def _facts(denoiser: Denoiser, loss: Loss, options: TrainingOptions) -> dict[str, Any]:
+    """The settings that decide what a run computes, as plain JSON types."""
+    network = denoiser.network
+    weights = sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
+    names = ("batch_size", "learning_rate", "weight_decay", "warmup", "schedule", "clip", "seed", "bin_width", "steps")
+    return {
+        "network": f"{type(network).__name__}, {weights:,} weights",
+        "sde": str(denoiser.sde),
+        "predicts": denoiser.predicts,
+        "time_label": denoiser.label,
+        **({"sigma_data": denoiser.sigma_data} if denoiser.predicts == "edm" else {}),
+        "loss": str(loss),
+        "averages": options.averages if isinstance(options.averages, str) else ", ".join(map(str, options.averages)),
+        **{name: getattr(options, name) for name in names},
+    }
+
+
+def _refuse_other(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Refuses a folder whose run has other settings.
+
+    Raises:
+        InputError: a setting differs; the message names the first one.
+    """
+    if checkpoint.latest(folder) is None:
+        return
+    there = saved.read_settings(folder)
+    if there is None:
+        raise InputError(f"{folder} contains checkpoints but no {saved.NAME}: use a different workdir")
+    for name, value in facts.items():
+        if name not in _FREE and there.get(name) != value:
+            raise InputError(
+                f"{folder} contains a run with another setting: {name} is {there.get(name)!r} there and {value!r} "
+                "here; use a different workdir"
+            )
+
+
+def _trained(
+    denoiser: Denoiser,
+    module: nn.Module,
+    given: _Given,
+    loss: Loss,
+    options: TrainingOptions,
+    scored: int,
+    progress: bool,
+) -> TrainResult:
+    """Trains; with a folder, the run is resumed, evaluated and gets its page."""
+    folder, facts = options.workdir, {**_facts(denoiser, loss, options), "data": given.identity}
+    with launched(next(module.parameters()).device, options.precision) as processes, contextlib.ExitStack() as held:
+        if folder is None:
+            return prepared(denoiser, module, given.rows, loss, options, processes).run(progress)
+        from .training_page import write_page  # here, because it imports the packages of the command line
+
+        held.enter_context(processes.holding(folder))
+        processes.each(lambda: _refuse_other(folder, facts))
+        training = prepared(denoiser, module, given.rows, loss, options, processes)
+        processes.first(lambda: write_json(folder / saved.NAME, facts))
+        watchers: list[loop.Watcher] = [
+            _watcher(training, denoiser, given, folder, scored),
+            lambda _: write_page(folder),
+        ]
+        return training.run(progress, watchers if options.evaluate_every else ())
+
+
+def _watcher(training: Training, denoiser: Denoiser, given: _Given, folder: Path, scored: int) -> Watcher:
+    """Samples and scores with the defaults of ``sample`` and ``log_prob``."""
+    size, width = training.options.batch_size, training.options.bin_width
+
+    def drawn(model: Denoiser, count: int, conditions: Mapping[str, Tensor]) -> Tensor:
+        return sample(
+            model, given.rows.shape, count, condition=conditions or None, device=training.device, batch_size=size,
+            on_failure="keep",
+        ).x  # fmt: skip
+
+    def density(model: Denoiser, batch: Batch) -> LogProb:
+        return log_prob(
+            model, batch.x, seeds=len(batch), condition=batch.conditions or None, bin_width=width,
+            dequantiser=None if width is None else "uniform", batch_size=size, on_failure="keep",
+        )  # fmt: skip
+
+    limits = denoiser.data_range or (-1.0, 1.0)
+    return Watcher(folder, given.held_out, limits, width, drawn, density, scored, training.step)

@@ -1,0 +1,172 @@
+"""Runs on labelled data: trained, sampled by class, scored and compared from the command line."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import scoresde
+from scoresde.cli import main
+from scoresde.data.conditions import Condition
+from scoresde.runs.conditions import choose, pictures_by_class
+from scoresde.runs.run import load_run
+from solvers import InputError
+
+MEANS = np.array([[-1.5, 0.5], [1.0, 1.0], [0.3, -1.4]], dtype=np.float32)
+FEW = ("--config.model.network=mlp(width=32, depth=1)", "--config.training.batch_size=64")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run on three labelled Gaussians with deviation 0.3, with dropout of the label."""
+    folder = tmp_path_factory.mktemp("conditional")
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 900)
+    x = MEANS[y] + 0.3 * rng.standard_normal((900, 2), dtype=np.float32)
+    np.savez(folder / "data.npz", x=x, y=y)
+    arguments = (
+        *("--config.data.name=file", f"--config.data.path={folder / 'data.npz'}", "--config.data.labels=y"),
+        *(
+            "--config.model.condition_dropout=0.2",
+            "--config.training.steps=500",
+            "--config.training.learning_rate=5e-3",
+        ),
+    )
+    assert main(["train", "--config=digits_vp", f"--workdir={folder / 'run'}", *arguments, *FEW]) == 0
+    return folder / "run"
+
+
+def drawn(run, out, *arguments):
+    assert main(["sample", f"--workdir={run}", f"--out={out}", *arguments]) == 0
+    with np.load(out / "samples.npz") as file:
+        return torch.from_numpy(file["x"]), json.loads((out / "samples.json").read_text())
+
+
+def test_samples_have_the_class_that_was_asked_for(run, tmp_path, capsys):
+    x, facts = drawn(run, tmp_path / "a", "--class=0-2", "--seeds=300")
+    name = load_run(run).card.conditions[0].name
+    assert facts["conditions"][name] == [0] * 100 + [1] * 100 + [2] * 100
+    distances = torch.cdist(x, torch.from_numpy(MEANS)).argmin(1)
+    # the means are eight deviations apart: chance alone confuses none; the short training may, a few
+    assert float((distances == torch.tensor(facts["conditions"][name])).float().mean()) > 0.97
+    # a seed's sample depends on its class and seed alone
+    one, _ = drawn(run, tmp_path / "b", "--class=1", "--seeds=100-199")
+    assert torch.allclose(one, x[100:200], atol=1e-5)
+    same = scoresde.sample(load_run(run).denoiser, seeds=range(100, 200), condition={name: torch.ones(100).long()})
+    assert torch.allclose(same.x, one, atol=1e-5)
+    # without a class: all three at about equal shares
+    none, facts = drawn(run, tmp_path / "c", "--class=none", "--seeds=300")
+    assert facts["conditions"][name] == [3] * 300
+    shares = torch.bincount(torch.cdist(none, torch.from_numpy(MEANS)).argmin(1), minlength=3) / 300
+    assert float(shares.min()) > 0.2
+    capsys.readouterr()
+    by_default, facts = drawn(run, tmp_path / "d", "--seeds=300")
+    assert torch.allclose(by_default, x, atol=1e-5)
+    assert "of all 3 classes (--class=3 chooses one)" in capsys.readouterr().out
+
+
+def test_a_file_gives_the_conditions(run, tmp_path):
+    name = load_run(run).card.conditions[0].name
+    np.savez(tmp_path / "each.npz", **{name: np.arange(6) % 3})
+    np.savez(tmp_path / "one.npz", **{name: np.array(2)})
+    _, facts = drawn(run, tmp_path / "a", f"--condition={tmp_path / 'each.npz'}", "--seeds=6")
+    assert facts["conditions"][name] == [0, 1, 2, 0, 1, 2]
+    _, facts = drawn(run, tmp_path / "b", f"--condition={tmp_path / 'one.npz'}", "--seeds=6")
+    assert facts["conditions"][name] == [2] * 6
+
+
+def test_bad_conditions_are_one_line(run, tmp_path, capsys):
+    name = load_run(run).card.conditions[0].name
+    np.savez(tmp_path / "few.npz", **{name: np.arange(2)})
+    np.savez(tmp_path / "one.npz", **{name: np.array(2)})
+    np.savez(tmp_path / "other.npz", angle=np.zeros((4, 2)))
+    np.savez(tmp_path / "outside.npz", **{name: np.full(4, 7)})
+    np.savez(tmp_path / "text.npz", **{name: np.array(["a"] * 4)})
+    for arguments, message in [
+        (["--class=3"], f"the classes of {name} are 0 to 2, or none for no class; got 3"),
+        (["--class=-1"], "cannot read the classes '-1'; expected 3, 0-9, 0,5,9 or none"),
+        (["--class=2-1"], "cannot read the classes '2-1'"),
+        ([f"--condition={tmp_path / 'few.npz'}"], "has 2 rows for 4 samples; give one row, or one per sample"),
+        ([f"--condition={tmp_path / 'other.npz'}"], f"no condition of this run 'angle'; accepted: {name}"),
+        ([f"--condition={tmp_path / 'outside.npz'}"], f"the condition {name} has the classes 0 to 2"),
+        ([f"--condition={tmp_path / 'text.npz'}"], "must have numbers"),
+        ([f"--condition={tmp_path / 'one.npz'}", "--class=1"], "leave out one"),
+        ([f"--condition={tmp_path / 'nowhere.npz'}"], "nowhere.npz"),
+    ]:
+        assert main(["sample", f"--workdir={run}", f"--out={tmp_path / 'x'}", "--seeds=4", *arguments]) == 2, arguments
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+
+
+def test_likelihood_and_benchmark_use_the_conditions_of_the_data(run, tmp_path):
+    trained = load_run(run)
+    assert main(["likelihood", f"--workdir={run}", f"--out={tmp_path / 'l'}", "--limit=60", "--steps=10"]) == 0
+    with np.load(tmp_path / "l" / "likelihood.npz") as file:
+        nats = torch.from_numpy(file["nats"])
+    from scoresde.runs.build import load_data
+
+    rows = load_data(trained.config, trained.card).test.first(60)
+    steps = {"solver": "heun", "steps": 10, "divergence": "exact"}
+    right = scoresde.log_prob(trained.denoiser, rows.x, condition=rows.conditions, **steps).nats
+    assert torch.allclose(nats, right, atol=1e-4)
+    name = trained.card.conditions[0].name
+    wrong = {name: (rows.conditions[name] + 1) % 3}
+    # a sample is about eight deviations from the mean of another class: e^-30 or so
+    assert float((right - scoresde.log_prob(trained.denoiser, rows.x, condition=wrong, **steps).nats).mean()) > 5
+    # knowing the class is worth up to log 3 = 1.1 nats
+    none = {name: torch.full_like(rows.conditions[name], 3)}
+    gain = float((right - scoresde.log_prob(trained.denoiser, rows.x, condition=none, **steps).nats).mean())
+    assert 0.6 < gain < 1.6
+    assert trained.card.conditions[0].name in json.dumps(json.loads((tmp_path / "l" / "likelihood.json").read_text()))
+    out = tmp_path / "b"
+    assert main(["benchmark", f"--workdir={run}", f"--out={out}", "--solvers=heun", "--nfe=31", "--seeds=150"]) == 0
+    row = json.loads((out / "results.json").read_text())["rows"][0]
+    # the data's own mixture, not one class or the three as often as each other
+    assert row["sliced_wasserstein"] < 0.3
+
+
+def test_pictures_of_a_class_are_a_row():
+    known = (Condition("digit", "class", classes=4),)
+    rows = {"digit": torch.tensor([0, 0, 0, 2, 2, 2, 2, 3, 3, 3])}
+    assert pictures_by_class(known, rows, 100) == ([0, 1, 2, 3, 4, 5, 7, 8, 9], 3)
+    assert pictures_by_class(known, {"digit": torch.ones(10)}, 100) is None
+    assert pictures_by_class((), {}, 100) is None
+
+
+def test_other_conditions_are_asked_for():
+    vector = Condition("angle", "vector", (2,))
+    with pytest.raises(InputError, match=r"given angle, a vector of shape \(2,\): pass --condition=FILE.npz"):
+        choose([vector], 4)
+    with pytest.raises(InputError, match=r"--class needs a run with one condition of classes; .* run: angle"):
+        choose([vector], 4, [1])
+    with pytest.raises(InputError, match="conditions of this run: none"):
+        choose([], 4, [1])
+    assert choose([], 4).rows == {}
+
+
+def test_a_run_with_augmentation_samples_unchanged_images(tmp_path):
+    augmented = ("--config.data.augmentation=edm(probability=0.5)", "--config.model.self_conditioning=True")
+    labelled = ("--config.data.labels=label", "--config.model.condition_dropout=0.1")
+    arguments = [*augmented, *labelled, *FEW, "--config.training.steps=3"]
+    assert main(["train", "--config=digits_vp", f"--workdir={tmp_path / 'run'}", *arguments]) == 0
+    denoiser = load_run(tmp_path / "run").denoiser
+    name = denoiser.conditions[0].name
+    x, node, label = torch.randn(2, 1, 8, 8), denoiser.sde(0.5), torch.tensor([1, 10])
+    same = denoiser.predict(x, node, **{name: label, "augment_labels": torch.zeros(2, 9)})
+    assert torch.equal(denoiser.predict(x, node, **{name: label}).x0, same.x0)
+    other = denoiser.predict(x, node, **{name: label, "augment_labels": torch.ones(2, 9)})
+    assert not torch.equal(other.x0, same.x0)
+    assert denoiser.forwards == 2
+    x, facts = drawn(tmp_path / "run", tmp_path / "s", "--seeds=20", "--nfe=8")
+    assert facts["nfe"] == 8
+    assert math.isfinite(float(x.sum()))
+    assert (tmp_path / "s" / "grid.png").exists()
+
+
+def test_dropout_needs_conditions(tmp_path, capsys):
+    arguments = ["--config.model.condition_dropout=0.1", *FEW, "--config.training.steps=3"]
+    assert main(["train", "--config=digits_vp", f"--workdir={tmp_path / 'run'}", *arguments]) == 2
+    assert "the data have no conditions: set data.labels" in capsys.readouterr().err
