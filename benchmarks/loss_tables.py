@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from scoresde.show.solver_cards import markdown
@@ -34,6 +35,12 @@ def choices(document: dict[str, Any]) -> str:
         f"The best is `{best['output']}` with `{best['weighting']}`, of error {best['eps_error']:.3f}. "
         f"{len(within)} of {len(rows)} pairs are within {near} times (bold); among their {len(header['seeds'])} seeds, "
         f"the largest error is at most {max(spreads):.2f} times the least."
+    )
+    clean = min(rows, key=lambda row: row["x0_error"])
+    far = min(row["x0_ratio"] for row in rows if row["output"] in ("eps", "score"))
+    said += (
+        f" By the error of x0, which counts the high noise, the best is `{clean['output']}` with "
+        f"`{clean['weighting']}`, and no `eps` or `score` is within {math.floor(far)} times of it."
     )
     return f"{markdown(('weighting', *(f'`{output}`' for output in outputs)), lines)}\n\n{said}"
 
