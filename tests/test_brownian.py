@@ -209,7 +209,7 @@ def cases():
         yield pytest.param(spec, limit, schedule, marks=() if quick else pytest.mark.slow, id=f"{spec}-{schedule}")
 
 
-@pytest.mark.parametrize(("spec", "limit", "schedule"), cases())
+@pytest.mark.parametrize(("spec", "limit", "schedule"), [*cases()])
 def test_halving_the_step_halves_the_error_of_every_path(spec, limit, schedule):
     """Strong order 1, as Euler-Maruyama has with additive noise: against 2048 steps on the same path.
 

@@ -105,8 +105,17 @@ def test_the_error_of_three_steps_is_not_to_be_had():
         scoresde.log_prob(TARGET.denoiser(SDE), X, "heun", steps=3, error=True)
 
 
-@pytest.mark.parametrize("divergence", ["exact", "hutchinson(probes=2)", "hutchpp(vectors=1)"])
-@pytest.mark.parametrize(("solver", "steps"), [("heun", 12), ("dpmpp_2m", 12), ("rk45(rtol=1e-8,atol=1e-8)", None)])
+RULES, TIGHT = ("exact", "hutchinson(probes=2)", "hutchpp(vectors=1)"), "rk45(rtol=1e-8,atol=1e-8)"
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "divergence"),
+    [
+        *((solver, 12, rule) for solver in ("heun", "dpmpp_2m") for rule in RULES),
+        *((TIGHT, None, rule) for rule in RULES[:2]),
+        pytest.param(TIGHT, None, RULES[2], marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_of_log_p(solver, steps, divergence):
     weight = torch.tensor([[0.9, -0.3], [0.2, 0.7]], dtype=torch.float64, requires_grad=True)
 
