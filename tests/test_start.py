@@ -35,7 +35,8 @@ def run(text, changes=()):
 
 def test_the_page_to_start_from_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names = run((ROOT / "docs" / "start.md").read_text(encoding="utf-8"))
+    # evaluations take time, and tests/test_training_docs.py has them
+    names = run((ROOT / "docs" / "start.md").read_text(encoding="utf-8"), ["--config.training.evaluate_every=0"])
     printed = capsys.readouterr().out
     assert "nothing to change" in printed  # what check says of the network that the page trains
     # the spiral is an arm of width 0.03; samples of the trained model lie near it: a tenth of the spiral's radius
