@@ -289,12 +289,12 @@ def test_without_diffusers(tmp_path, monkeypatch):
 
 
 def test_a_run_of_this_library(tmp_path):
-    from scoresde.cli import commands
+    from scoresde.cli.training import Job, fit
     from scoresde.runs import config
     from scoresde.runs.run import load_run
 
     small = ["--config.training.steps=2", "--config.training.batch_size=8", "--config.model.network=mlp(width=8)"]
-    commands.fit(config.read_config("default", small), tmp_path)
+    fit(Job(config.read_config("default", small)), tmp_path)
     model, run = scoresde.load(tmp_path), load_run(tmp_path)
     assert model.shape == run.card.shape == (1, 8, 8)
     samples = [scoresde.sample(each, (1, 8, 8), SEEDS, steps=4).x for each in (model, run.denoiser)]
