@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ddpm_and_sde_tables import Rows, pick
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tables.ddpm_and_sde import Rows, pick
 from torch import Tensor
 
 import scoresde

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ddpm_and_sde_tables
-import diffusers_table
-import likelihood_tables
-import loss_tables
-import reliability_tables
-import which_solver
+import tables.ddpm_and_sde
+import tables.diffusers
+import tables.likelihood
+import tables.losses
+import tables.reliability
+import tables.which_solver
 
 import solvers
 from scoresde.show import solver_cards
@@ -310,25 +310,25 @@ def main(check: bool = False) -> int:
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
         chains: updated(
             chains.read_text(encoding="utf-8"),
-            ddpm_and_sde_tables.tables(results("ddpm_and_sde.json")[1])
-            | ddpm_and_sde_tables.digits(read("digits_chains.json"))
-            | ddpm_and_sde_tables.learned(read("learned_schedule.json")),
+            tables.ddpm_and_sde.tables(results("ddpm_and_sde.json")[1])
+            | tables.ddpm_and_sde.digits(read("digits_chains.json"))
+            | tables.ddpm_and_sde.learned(read("learned_schedule.json")),
         ),
         likelihood: updated(
             likelihood.read_text(encoding="utf-8"),
-            likelihood_tables.tables(read("likelihood.json"), read("trace_estimators.json")),
+            tables.likelihood.tables(read("likelihood.json"), read("trace_estimators.json")),
         ),
         interop: updated(
-            interop.read_text(encoding="utf-8"), diffusers_table.tables(results("diffusers_tests.json")[1])
+            interop.read_text(encoding="utf-8"), tables.diffusers.tables(results("diffusers_tests.json")[1])
         ),
         start: updated(
             start.read_text(encoding="utf-8"),
-            {"which solver": which_solver.table(read("defaults.json"), read("steps_vs_quality.json"))},
+            {"which solver": tables.which_solver.table(read("defaults.json"), read("steps_vs_quality.json"))},
         ),
         reliability: updated(
-            reliability.read_text(encoding="utf-8"), reliability_tables.tables(read("reliability.json"))
+            reliability.read_text(encoding="utf-8"), tables.reliability.tables(read("reliability.json"))
         ),
-        losses: updated(losses.read_text(encoding="utf-8"), loss_tables.tables(read("loss_choices.json"))),
+        losses: updated(losses.read_text(encoding="utf-8"), tables.losses.tables(read("loss_choices.json"))),
         ROOT / "docs" / "solvers.md": page(),
     }
     if check:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from test_data import saved
 
 from scoresde.data import load
 from solvers import InputError
@@ -20,15 +21,6 @@ def idx_bytes(images):
 
 def images(count, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3, 5), dtype=np.uint8)
-
-
-def saved(tmp_path, name, *args, **arrays):
-    file = tmp_path / name
-    if arrays:
-        np.savez(file, **arrays)
-    else:
-        np.save(file, args[0], allow_pickle=True)
-    return str(file)
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,6 @@ from solvers import InputError
 BROKEN = 'raise RuntimeError("operator torchvision::nms does not exist")'
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def launch(count, folder, scenarios, path=()):
     """Runs the scenarios in some processes; returns what each process found, by scenario."""
     with socket.socket() as free:

@@ -45,15 +45,6 @@ class Stateful(nn.Module):
         return self.mishap.get(self.calls, lambda out: out)(out) if self.training else out
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    # the order of a sum depends on the number of threads
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def rows(count=37):
     return torch.linspace(-1, 1, count)[:, None] * torch.tensor([1.0, -0.5, 0.25])
 

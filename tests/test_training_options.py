@@ -20,14 +20,6 @@ from scoresde.training.options import TrainingOptions
 from solvers import InputError
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def mlp():
     with torch.random.fork_rng():
         torch.manual_seed(0)
