@@ -60,6 +60,16 @@ class Condition:
         if self.kind == "class":
             positive_integer(f"the number of classes of {self.name}", self.classes)
 
+    def __str__(self) -> str:
+        """For people.
+
+        >>> str(Condition("digit", "class", classes=10)), str(Condition("angle", "vector", (2,)))
+        ('digit: 10 classes', 'angle: vector (2,)')
+        """
+        return (
+            f"{self.name}: {self.classes} classes" if self.kind == "class" else f"{self.name}: {self.kind} {self.shape}"
+        )
+
     def empty(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """Rows (count, *) of samples without the condition.
 
