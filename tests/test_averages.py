@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_train import OPTIONS, assert_same_end, final, make, one_thread, run  # noqa: F401  (a fixture)
+from test_train import OPTIONS, assert_same_end, final, make, run
 from torch import nn
 
 from scoresde.training import checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import SMALL, contents, fails
-from test_train import OPTIONS, assert_same_end, make, one_thread, run  # noqa: F401  (a fixture)
+from test_train import OPTIONS, assert_same_end, make, run
 
 import scoresde
 from scoresde.cli.parser import main

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_train import OPTIONS, SDE, assert_same_end, final, make, one_thread, rows, run  # noqa: F401  (a fixture)
+from test_train import OPTIONS, SDE, assert_same_end, final, make, rows, run
 from torch import nn
 
 import scoresde
