@@ -16,7 +16,7 @@ import only
 import trained
 from features import mnist_classifier
 
-VARIANTS = (trained.Variant("mnist_vp"),)
+VARIANTS = (trained.Variant("mnist_vp"), trained.Variant("mnist_class", classes=10))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
