@@ -7,7 +7,7 @@ from scoresde.configs.default import get_config as default
 def get_config() -> ConfigDict:
     config = default()
     config.data.name = "file"
-    config.model.network = "unet(channels=[32, 64, 64], attention=True)"
+    config.model.network = "unet(channels=[32, 64, 64], attention=[2])"
     config.training.learning_rate = 1e-3
     config.training.batch_size = 32
     return config
