@@ -82,11 +82,47 @@ def test_labels_say_what_was_done_and_zeros_say_nothing():
     shares = [labels[:, columns].ne(0).any(1).double().mean() for columns in ([0], [1], [2], [3, 4], [5, 6], [7, 8])]
     for share, wanted in zip(shares, (0.5, 0.15, 0.3, 0.3, 0.3, 0.3), strict=True):
         assert abs(float(share) - wanted) < 5 * (wanted * (1 - wanted) / COUNT) ** 0.5
-    on = labels[:, 2] != 0
-    assert abs(float(labels[on, 2].var()) - 1) < 5 * (2 / int(on.sum())) ** 0.5  # the variance of a normal's variance
-    turned = labels[:, 3:5].double()[labels[:, 4] != 0]
-    radius = (turned[:, 0] + 1).square() + turned[:, 1].square()
-    assert torch.allclose(radius, torch.ones_like(radius), rtol=0, atol=1e-6)  # labels are rounded to float32
+
+
+def off(values, cdf):
+    """The Kolmogorov distance of values to a distribution, in units in which 1.95 is exceeded once in a thousand."""
+    found = cdf(values.double().sort().values)
+    places = torch.arange(len(found) + 1) / len(found)
+    return float(torch.maximum(found - places[:-1], places[1:] - found).max()) * len(found) ** 0.5
+
+
+def test_parameters_have_the_distributions_of_table_6():
+    """Karras et al. 2022, appendix F.2: each parameter where it is drawn, and how often it is drawn."""
+    count = 20_000
+    made = augmentations.make("edm")
+    assert made == NonLeaking(probability=0.12, scale=0.2, anisotropy=0.2, translation=0.125)  # as table 6 for CIFAR-10
+    labels = made(Batch(images(count, 2, 2, 1)), Draws.of(0, 0, count)).conditions[LABELS].double()
+    flips, a, turn, stretch, moves = labels.split([2, 1, 2, 2, 2], 1)
+    drawn = [part.ne(0).any(1) for part in (flips[:, :1], flips[:, 1:], a, turn, stretch, moves)]
+    shares = [0.5, 0.06, 0.12, 0.12, 0.12, 0.12]
+    for found, share in zip(drawn, shares, strict=True):
+        assert abs(float(found.double().mean()) - share) < 4 * (share * (1 - share) / count) ** 0.5
+    for k, one in enumerate(drawn):  # independent of each other: the share of both is the product
+        for other, both in zip(drawn[:k], (shares[k] * share for share in shares), strict=False):
+            assert abs(float((one & other).double().mean()) - both) < 4 * both**0.5 / count**0.5
+    normal = torch.special.ndtr
+    assert off(a[drawn[2], 0], normal) < 1.95
+    angle = torch.atan2(turn[:, 1], turn[:, 0] + 1)[drawn[3]]
+    assert off(angle, lambda x: x / (2 * math.pi) + 0.5) < 1.95
+    # b of a direction a is drawn with both signs; (b, a) and (-b, a + pi) are the same, and have one label
+    assert off(stretch[drawn[4]].norm(dim=1), lambda b: 2 * normal(b) - 1) < 1.95
+    assert off(torch.atan2(stretch[:, 1], stretch[:, 0])[drawn[4]], lambda x: x / (2 * math.pi) + 0.5) < 1.95
+    assert off(moves[drawn[5], 0], normal) < 1.95
+    assert off(moves[drawn[5], 1], normal) < 1.95
+
+
+def test_a_map_is_that_of_the_authors_program():
+    label = (0, 0, -0.5, math.cos(2.0) - 1, math.sin(2.0), -0.8 * math.cos(0.4), -0.8 * math.sin(0.4), 0.2, 0.3)
+    label, angle = torch.tensor([label], dtype=torch.float64), torch.tensor([0.4], dtype=torch.float64)
+    # numbers of NVlabs/edm, training/augment.py, for these parameters: the inverse of its G_inv, moves as shares
+    theirs = [[-0.42824149671706896, 0.7569852382179694, 0.025], [-0.9502694919781672, -0.3530965277745244, 0.0375]]
+    found = NonLeaking().matrices(label, angle)[0]
+    assert torch.allclose(found, torch.tensor(theirs, dtype=torch.float64), rtol=0, atol=1e-12)
 
 
 def test_with_probability_zero_only_flips_remain():
@@ -109,14 +145,14 @@ def test_with_probability_zero_only_flips_remain():
     ],
 )
 def test_a_ramp_is_moved_as_the_label_says(height, width, label):
-    """The image f(p) of a linear f becomes f(L^-1 (p - t))."""
+    """The image f(p) of a linear f becomes f(L^-1 (p - t)), where L scales, turns by R(-a) and stretches."""
     made = NonLeaking()
     scaling, c, s, first, second, right, down = label
     labels, angle = torch.tensor([(0.0, 0.0, *label)]).double(), torch.tensor([0.4]).double()
     stretch = math.hypot(first, second) * (1 if first >= 0 else -1)
-    axes = torch.tensor([[math.cos(0.4), -math.sin(0.4)], [math.sin(0.4), math.cos(0.4)]]).double()
+    axes = torch.tensor([[math.cos(0.4), math.sin(0.4)], [-math.sin(0.4), math.cos(0.4)]]).double()
     powers = torch.diag(torch.tensor([2 ** (0.2 * stretch), 2 ** (-0.2 * stretch)]).double())
-    turn = torch.tensor([[c + 1, -s], [s, c + 1]]).double()
+    turn = torch.tensor([[c + 1, s], [-s, c + 1]]).double()
     linear = axes @ powers @ axes.T @ turn * 2 ** (0.2 * scaling)
     a, b = 0.3, -0.7
     pulled = torch.linalg.inv(linear)
