@@ -103,7 +103,7 @@ class LogNormal(TimeSampler):
         return (normal * _slope(node)).masked_fill(ends, math.inf)
 
 
-@times.register("logit_normal", reference="Esser et al. 2024, arXiv:2403.03206, section 3.1")
+@times.register("logit_normal", reference="Esser et al. 2024, arXiv:2403.03206, eq. 19")
 @dataclass(frozen=True)
 class LogitNormal(TimeSampler):
     """The share of t in [t_min, t_max] is a sigmoid of a normal number: logit(share) ~ N(mean, std^2).

@@ -64,7 +64,7 @@ class Cosine(Schedule):
         return self.end + (1 - self.end) * 0.5 * (1 + math.cos(math.pi * made))
 
 
-@schedules.register("inverse_sqrt", reference="Karras et al. 2024, arXiv:2312.02696")
+@schedules.register("inverse_sqrt", reference="Karras et al. 2024, arXiv:2312.02696, eq. 67")
 @dataclass(frozen=True)
 class InverseSqrt(Schedule):
     """1 / sqrt(max(1, step / after)): constant for ``after`` updates, then falling with the root of their number.

@@ -71,7 +71,7 @@ class ScoreMatching(Weighting):
         return torch.ones_like(node.t)
 
 
-@weightings.register("uniform", aliases=("x0",), reference="Hang et al. 2023, arXiv:2303.09556, section 3")
+@weightings.register("uniform", aliases=("x0",), reference="Hang et al. 2023, arXiv:2303.09556, section 3.4")
 @dataclass(frozen=True)
 class UniformWeighting(Weighting):
     """r^2: the plain error of x0, |d_x0|^2."""
@@ -114,8 +114,9 @@ class EDMWeighting(Weighting):
 class Uncertainty(nn.Module):
     """A learned function u of the noise level, at first 0: a linear layer on Fourier features of ln(r) / 4.
 
-    The features are sqrt(2) cos(2 pi (f_k c + p_k)). The frequencies f_k are quantiles of N(0, 1) and the phases p_k
-    are spread evenly, so that no random numbers are needed. The published layer also normalises its weights.
+    The features are sqrt(2) cos(2 pi (f_k c + p_k)) (Karras et al. 2024, eq. 75). The frequencies f_k are quantiles of
+    N(0, 1) and the phases p_k are spread evenly, so that no random numbers are needed. The published layer also
+    normalises its weights.
     """
 
     frequencies: Tensor
@@ -138,12 +139,12 @@ class Uncertainty(nn.Module):
         return found
 
 
-@weightings.register("edm2", reference="Karras et al. 2024, arXiv:2312.02696, appendix on uncertainty")
+@weightings.register("edm2", reference="Karras et al. 2024, arXiv:2312.02696, eq. 14, 15 and 21")
 @dataclass(frozen=True)
 class EDM2Weighting(EDMWeighting):
     """EDM's weighting of an error L, divided by a learned variance: L / exp(u) + u, with u a function of r.
 
-    u learns log E[L] at each noise level, so that all levels have the same influence on the network.
+    u learns log E[L] at each noise level (eq. 26), so that all levels have the same influence on the network.
 
     Args:
         channels: how many Fourier features u has.
@@ -184,7 +185,7 @@ class VDM(Weighting):
         return 0.5 * (sde.t_max - sde.t_min) * _gamma_slope(node)
 
 
-@weightings.register("min_snr", reference="Hang et al. 2023, arXiv:2303.09556, section 3")
+@weightings.register("min_snr", reference="Hang et al. 2023, arXiv:2303.09556, section 3.4")
 @dataclass(frozen=True)
 class MinSNR(Weighting):
     """min(SNR, gamma) / SNR = min(1, gamma r^2): min(SNR, gamma) |d_x0|^2; on VP, min(SNR, gamma) / (SNR + 1) on v."""
@@ -195,7 +196,7 @@ class MinSNR(Weighting):
         return (self.gamma * node.ratio**2).clamp(max=1)
 
 
-@weightings.register("p2", reference="Choi et al. 2022, arXiv:2204.00227, section 3")
+@weightings.register("p2", reference="Choi et al. 2022, arXiv:2204.00227, eq. 8")
 @dataclass(frozen=True)
 class P2(Weighting):
     """1 / (k + SNR)^gamma = (r^2 / (k r^2 + 1))^gamma, which gives little weight to low noise."""
