@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from scoresde.data import Condition, StoredRows, TensorRows, assembly, dataset_of, load
+from scoresde.data import Condition, ImageOptions, StoredRows, TensorRows, assembly, load
 from scoresde.data.file_arrays import FileArray
 from scoresde.data.foreign import of_huggingface
 from scoresde.data.sources import source_of
@@ -147,9 +147,15 @@ def test_the_source_is_found_by_the_path(tmp_path, name, source):
             source_of(str(tmp_path))
 
 
-def test_paths_without_one_source(tmp_path):
-    with pytest.raises(InputError, match=r"the path '.*missing' of the data set 'auto' does not exist"):
+def test_paths_without_one_source(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"the path '.*missing' does not exist"):
         load("auto", str(tmp_path / "missing"))
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match=r"the path '.*fotos' does not exist; did you mean '.*photos'\?$"):
+        load("auto", str(tmp_path / "fotos"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=rf"the path '~/photos' does not exist; did you mean '{tmp_path}/photos'\?$"):
+        load("auto", "~/photos")
     with pytest.raises(InputError, match="the data set 'auto' needs a path"):
         load("auto")
     (tmp_path / "x.csv").write_text("1,2")
@@ -157,12 +163,38 @@ def test_paths_without_one_source(tmp_path):
         InputError, match=r"x.csv'; expected a .npy, .npz, .safetensors or idx3-ubyte file, or a folder"
     ):
         load("auto", str(tmp_path / "x.csv"))
+    for name, kind, hint in (
+        ("x.csv", "auto", r"numpy.save\('x.npy', numpy.loadtxt\(FILE, delimiter=',', skiprows=1\)\)"),
+        ("x.csv", "file", r"numpy.save\('x.npy', numpy.loadtxt\(FILE, delimiter=',', skiprows=1\)\)"),
+        ("photos.ZIP", "auto", "unpack it and give the folder"),
+        ("x.pt", "file", "reading it could run code, so save the array by numpy.save"),
+        ("a.jpg", "auto", "give the folder that contains the images"),
+    ):
+        (tmp_path / name).write_bytes(b"1,2")
+        with pytest.raises(InputError, match=rf"cannot read '.*{name}'; expected .*{hint}$"):
+            load(kind, str(tmp_path / name))
+        (tmp_path / name).unlink()
     for name in ("a.png", "train-images-idx3-ubyte", "x.npy"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(
-        InputError, match=r"contains data of several kinds \(idx, images, file\): name one with data.name"
+        InputError, match=r"contains data of several kinds \(idx, images, file\): name one with --config.data.name"
     ):
         load("auto", str(tmp_path))
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path):
+    """Labels next to the samples may have been meant as conditions."""
+    x, label = np.random.default_rng(0).normal(size=(12, 2)), np.arange(12) % 3
+    np.savez(tmp_path / "x.npz", x=x, label=label, more=x)
+    tensors = {name: torch.tensor(value) for name, value in (("x", x), ("label", label), ("more", x))}
+    save_file(tensors, tmp_path / "x.safetensors")
+    for name in ("x.npz", "x.safetensors"):
+        notes = load("auto", str(tmp_path / name)).notes
+        assert "not read: label, more (--config.data.labels names the conditions)" in notes
+        for labels in ("off", "label"):
+            assert "not read" not in str(load("auto", str(tmp_path / name), labels=labels))
+    np.savez(tmp_path / "x.npz", x=x)
+    assert "not read" not in str(load("auto", str(tmp_path / "x.npz")))
 
 
 class Pairs(torch.utils.data.Dataset):
@@ -186,14 +218,14 @@ class Stream(torch.utils.data.IterableDataset):
 
 def test_torch_data_sets(streamed):
     for items, labels in ((Pairs(), "label"), (Dictionaries(), "label,angle")):
-        data = dataset_of(items, labels=labels)
+        data = load(items, labels=labels)
         assert isinstance(data.train, StoredRows)
         assert data.card.conditions[0] == Condition("label", "class", (), 4)
         batch = data.train.batch(torch.tensor([4, 1]))
         assert (batch.x[:, 0, 0] - 0.5).long().remainder(4).tolist() == batch.conditions["label"].tolist()
         if "angle" in labels:
             assert torch.equal(batch.conditions["angle"][:, 0], batch.x[:, 0, 0] - 0.5)
-    assert dataset_of(Pairs()).card.conditions == ()
+    assert load(Pairs()).card.conditions == ()
     for bad, message in (
         (Stream(), r"an iterable data set has no rows .*: pass list\(dataset\) if it fits in memory"),
         (3, "expected a data set with __getitem__ and __len__, got 3"),
@@ -204,17 +236,19 @@ def test_torch_data_sets(streamed):
         ([{"a": torch.zeros(2), "b": torch.zeros(2)}] * 2, "needs a column called image, img, x"),
     ):
         with pytest.raises(InputError, match=message):
-            dataset_of(bad)
+            load(bad)
+    with pytest.raises(InputError, match="a path and options of images belong to the name of a data set"):
+        load(Pairs(), images=ImageOptions(channels=1))
     with pytest.raises(InputError, match="no column of the data set, whose items are tuples, 'label'"):
-        dataset_of([torch.zeros(2)] * 3, labels="label")
+        load([torch.zeros(2)] * 3, labels="label")
 
 
 def test_tensors_and_arrays_are_data_sets_too():
     x = torch.arange(24.0).reshape(12, 2) + 0.5
     for given in (x, x.numpy(), x.double()):
-        data = dataset_of(given, seed=1)
+        data = load(given, seed=1)
         assert sorted(torch.cat([data.train.tensor(), data.test.tensor()])[:, 0].tolist()) == x[:, 0].tolist()
-    whole = dataset_of({"x": x, "label": torch.arange(12) % 3, "angle": x}, labels="label,angle")
+    whole = load({"x": x, "label": torch.arange(12) % 3, "angle": x}, labels="label,angle")
     rows = whole.train.first()
     assert torch.equal(rows.x, rows.conditions["angle"])
     assert rows.conditions["label"].tolist() == ((rows.x[:, 0] - 0.5) / 2).long().remainder(3).tolist()

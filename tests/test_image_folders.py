@@ -105,7 +105,7 @@ def test_grey_and_colours_together_are_an_error_unless_they_are_converted_on_pur
     colour = some(tmp_path, 4)
     grey = some(tmp_path, 2, (8, 9), start=4)
     with pytest.raises(
-        InputError, match=r"4 with colours \(such as 000.png\), 2 with grey \(such as 004.png\): data.ch"
+        InputError, match=r"4 with colours \(such as 000.png\), 2 with grey \(such as 004.png\): --config.data.ch"
     ):
         load("images", str(tmp_path))
     data = load("images", str(tmp_path), images=images(channels=3))
@@ -117,7 +117,7 @@ def test_grey_and_colours_together_are_an_error_unless_they_are_converted_on_pur
     with pytest.raises(InputError, match=r"data.channels must be 1 \(grey\), 3 \(colours\) or 4 .* got 2"):
         load("images", str(tmp_path), images=images(channels=2))
     write(tmp_path / "print", "a.jpg", pixels(8, 8, 3), "CMYK")
-    with pytest.raises(InputError, match=r"1 with CMYK colours \(such as a.jpg\): data.channels=1 makes all grey"):
+    with pytest.raises(InputError, match=r"1 with CMYK colours \(such as a.jpg\): --config.data.channels=1 makes all"):
         load("images", str(tmp_path / "print"))
 
 
@@ -129,7 +129,7 @@ def test_opacity_is_kept_or_put_on_white_only_if_told_so(tmp_path):
     clear = opaque.copy()
     clear[:4, :, 3] = 0
     write(tmp_path, "b.png", clear)
-    with pytest.raises(InputError, match=r"b.png' is transparent: data.channels=4 keeps the opacity, data.channels=3"):
+    with pytest.raises(InputError, match=r"b.png' is transparent: --config.data.channels=4 keeps the opacity"):
         load("images", str(tmp_path))
     assert same(seen(load("images", str(tmp_path), images=images(channels=4))), [opaque, clear])
     white = opaque[..., :3].copy()
@@ -184,7 +184,8 @@ def test_different_sizes_are_an_error_that_says_how_to_resize(tmp_path):
     tall[5:15] = 200  # the square in the middle
     write(tmp_path, "b.png", tall)
     with pytest.raises(
-        InputError, match=r"2 different sizes, height x width from 8x8 \(a.png\) to 20x10 \(b.png\): data.size=64 \(or"
+        InputError,
+        match=r"2 different sizes, height x width from 8x8 \(a.png\) to 20x10 \(b.png\): --config.data.size=64",
     ):
         load("images", str(tmp_path))
     data = load("images", str(tmp_path), images=images(size=(10, 10)))
@@ -236,7 +237,8 @@ def test_a_damaged_image_in_the_middle_is_named_and_left_out_only_if_told_so(tmp
     ):
         path.write_bytes(content)
         with pytest.raises(
-            InputError, match=rf"cannot read the image '.*004.png': .*{reason}.*; data.skip_corrupt=True leaves out"
+            InputError,
+            match=rf"cannot read the image '.*004.png': .*{reason}.*; --config.data.skip_corrupt=True,",
         ):
             load("images", str(tmp_path))
         data = load("images", str(tmp_path), seed=5, images=images(skip_corrupt=True))

@@ -76,18 +76,6 @@ def test_augmented_images_with_the_label_of_what_was_done(tmp_path, photos, caps
     assert "the augmentation flip changes images (C, H, W); the samples have shape (4,)" in capsys.readouterr().err
 
 
-def test_signals_and_an_array_that_stays_in_its_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(assembly, "IN_MEMORY", 0)
-    t = np.linspace(0, 6, 32)
-    signals = np.sin(t + RNG.normal(size=(60, 1, 1))) + 0.1 * RNG.normal(size=(60, 1, 32))
-    np.save(tmp_path / "signals.npy", signals.astype(np.float32))
-    card = trained(tmp_path, "--config.data.name=auto", f"--config.data.path={tmp_path / 'signals.npy'}")
-    assert (card["shape"], card["bin_width"], card["samples"]) == ([1, 32], None, [50, 10])
-    x, scores = used(tmp_path)
-    assert x.shape == (6, 1, 32)
-    assert np.isfinite(scores["means"]["nats"])
-
-
 def test_fewer_samples_than_a_batch_are_used_several_times(tmp_path):
     np.save(tmp_path / "x.npy", RNG.normal(size=(5, 2)))
     card = trained(tmp_path, "--config.data.name=auto", f"--config.data.path={tmp_path / 'x.npy'}")
@@ -109,17 +97,21 @@ def test_bad_data_are_one_line_and_status_2(tmp_path, photos, capsys):
 
     odd.write_bytes(whole[:200])
     assert f"cannot read the image '{odd}'" in error()
+    assert "--config.data.skip_corrupt=True, in Python ImageOptions(skip_corrupt=True), leaves out" in error()
     assert "the augmentation" not in error()
     Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(odd)
-    assert "data.size=64" in error()
+    assert "--config.data.size=64 (or 64x48) resizes" in error()
     assert "no filter for data.resize 'cubic'" in error("--config.data.resize=cubic")
     assert "data.size must be a height and width such as 64 or 64x48, got 'big'" in error("--config.data.size=big")
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(odd)
-    assert "23 with colours (such as 0.png), 1 with grey (such as 3.png)" in error()
+    assert "23 with colours (such as 0.png), 1 with grey (such as 3.png): --config.data.channels=1 makes" in error()
     odd.write_bytes(whole)
     assert "classes are 0 to 1, but row 16 has 2" in error("--config.data.classes=2")
     assert "no augmentation 'flop'; did you mean flip?" in error("--config.data.augmentation=flop")
     for file in photos.rglob("*.png"):
         file.unlink()
     assert "contains no data that can be read" in error()
+    np.save(tmp_path / "same.npy", np.full((9, 2), 0.5))
+    named[0] = f"--config.data.path={tmp_path / 'same.npy'}"
+    assert "all numbers of the training data are equal, 0.5 after scaling: nothing to learn" in error()
     assert not (tmp_path / "run" / "config.json").exists()

@@ -114,7 +114,14 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     _say_average(run)
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)
-    rows = {"train": data.train, "test": data.test}[arguments.split].first(arguments.limit)
+    whole = {"train": data.train, "test": data.test}[arguments.split]
+    try:
+        rows = whole.first(arguments.limit)
+    except MemoryError:
+        raise InputError(
+            f"the {arguments.split} split has {len(whole):,} samples, for all of which there is no memory: "
+            "--limit=1000 scores the first ones"
+        ) from None
     x = rows.x
     out = writable(arguments.out or arguments.workdir / "likelihood")
     import_drawing()

@@ -3,7 +3,7 @@
 from .conditions import Condition
 from .dataset import DataCard, Dataset, spread
 from .levels import channels_place
-from .loading import dataset_of, load
+from .loading import load
 from .prefetch import prefetch
 from .rows import Batch, Rows, StoredRows, TensorRows
 from .sources import source_of
@@ -19,7 +19,6 @@ __all__ = [
     "StoredRows",
     "TensorRows",
     "channels_place",
-    "dataset_of",
     "load",
     "prefetch",
     "source_of",

@@ -87,7 +87,8 @@ def _check(part: Part, source: str) -> None:
     if part.x.dtype.kind not in "buif":
         raise InputError(f"{source}: expected real numbers, got an array of {part.x.dtype}")
     if len(part.x.shape) < 2:
-        raise InputError(f"{source}: expected an array (N, *) of N samples, got shape {part.x.shape}")
+        hint = "; x[:, None] has N samples of one number" if part.x.shape else ""
+        raise InputError(f"{source}: expected an array (N, *) of N samples, got shape {part.x.shape}{hint}")
     if not math.prod(part.x.shape):
         raise InputError(f"{source}: empty, its shape is {part.x.shape}")
 

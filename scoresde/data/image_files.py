@@ -84,7 +84,8 @@ def _damaged(file: Path, error: Exception) -> DamagedSample:
     if "cannot identify image file" in reason:
         reason = "it is not an image"
     return DamagedSample(
-        f"cannot read the image {str(file)!r}: {reason}; data.skip_corrupt=True leaves out images that cannot be read"
+        f"cannot read the image {str(file)!r}: {reason}; --config.data.skip_corrupt=True, in Python "
+        "ImageOptions(skip_corrupt=True), leaves out images that cannot be read"
     )
 
 
@@ -158,8 +159,8 @@ class ImageFiles(Stored):
         if seen_through and self.mode != "RGBA":
             if self.options.channels is None:
                 raise _Transparent(
-                    f"the image {str(file)!r} is transparent: data.channels=4 keeps the opacity, data.channels=3 (or "
-                    "1) puts the images on white"
+                    f"the image {str(file)!r} is transparent: --config.data.channels=4 keeps the opacity, "
+                    "--config.data.channels=3 (or 1) puts the images on white"
                 )
             ground = library("PIL.Image").new("RGBA", image.size, (255, 255, 255, 255))
             ground.alpha_composite(image.convert("RGBA"))

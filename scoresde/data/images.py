@@ -94,7 +94,9 @@ def folder(request: Request) -> Raw:
         parts.append(Part(x, {asked[0] if asked else CLASS: _classes(root, found, names)} if by_class else {}))
     notes += [*_notes(every), *sizes, *([f"classes: {', '.join(names)}"] if by_class else [])]
     if left:
-        notes.append(f"{len(left)} files that are no images left out: {', '.join(left[:3])}{', ...' * (len(left) > 3)}")
+        notes.append(
+            f"files that cannot be read, {len(left)} left out: {', '.join(left[:3])}{', ...' * (len(left) > 3)}"
+        )
     held = parts[1] if len(parts) > 1 else None
     return Raw(parts[0], held, 2**depth - 1, tuple(notes), options.skip_corrupt, WORKERS)
 
@@ -178,7 +180,9 @@ def _mode(every: list[tuple[Path, Facts]], options: ImageOptions) -> tuple[str, 
     if options.channels is not None:
         return _CHANNELS[options.channels], 8
     if len(counts) > 1 or next(iter(counts)) not in ("grey", "colours"):
-        raise InputError(f"images have {words}: data.channels=1 makes all grey, data.channels=3 gives all colours")
+        raise InputError(
+            f"images have {words}: --config.data.channels=1 makes all grey, --config.data.channels=3 gives all colours"
+        )
     return "L" if "grey" in counts else "RGB", 8
 
 
@@ -194,8 +198,9 @@ def _size(every: list[tuple[Path, Facts]], options: ImageOptions) -> tuple[tuple
     if options.size is None:
         if len(sizes) > 1:
             raise InputError(
-                f"the images have {len(sizes)} different sizes, height x width from {words}: data.size=64 (or "
-                "data.size=64x48) resizes the largest part of this form in the middle of each, data.crop=none the whole"
+                f"the images have {len(sizes)} different sizes, height x width from {words}: "
+                "--config.data.size=64 (or 64x48) resizes the largest part of this form in the middle of each, with "
+                "--config.data.crop=none the whole"
             )
         return next(iter(sizes)), []
     changed = sum(count for size, count in sizes.items() if size != options.size)

@@ -23,7 +23,7 @@ from .storage import Array, ImageOptions, Numbers, Part, Raw, Request
 
 
 def load(
-    name: str,
+    data: Any,
     path: str = "",
     seed: int = 0,
     test_fraction: float = 1 / 6,
@@ -33,12 +33,15 @@ def load(
     classes: int | None = None,
     images: ImageOptions | None = None,
 ) -> Dataset:
-    """Loads a data set by its name.
+    """Reads a data set: by its name, from a path, or from an object.
 
     Args:
-        name: one of ``sources.SOURCES``: "digits", "idx", "cifar", "images", "file", "huggingface"; "auto" for what is
-            at the path.
-        path: the file or folder.
+        data: one of the names ``sources.SOURCES``: "digits", "idx", "cifar", "images", "file", "huggingface"; "auto"
+            for what is at the path. Or a ``Path``, as "auto" with that path; a tensor or an array (N, *); a mapping
+            with such an ``x`` and columns; a torch Dataset with a length, whose items are samples, pairs of a sample
+            and a label, or mappings; a data set of Hugging Face's library. The items of the last two are read when
+            they are asked for if they are many.
+        path: the file or folder of a name.
         seed: the seed of the shuffled split. A source with its own split keeps that split and its order.
         test_fraction: the share of the rows that go to the test split, rounded; each split gets at least one row.
         bin_width: the distance between the levels of a "file", whose numbers then stay as they are.
@@ -49,64 +52,46 @@ def load(
         images: how files of images become arrays of one shape.
 
     Raises:
-        InputError: the name is unknown; the file is missing, unreadable or damaged; the data are empty, not numbers,
-            not finite, or fewer than two rows; a bin width is given for data whose levels are known; a column is
-            missing, or has other rows than the samples, or numbers that are no condition.
+        InputError: the name is unknown; the file is missing, unreadable or damaged; the object is none of these; the
+            data are empty, not numbers, not finite, or fewer than two rows; a bin width is given for data whose levels
+            are known; a column is missing, or has other rows than the samples, or numbers that are no condition.
     """
-    if name == "auto":
-        name = source_of(path)
-    if name not in SOURCES:
-        raise unknown("data set", name, SOURCES)
-    columns, options = requested(labels), images or ImageOptions()
-    if name != "images" and (unused := [f.name for f in fields(options) if getattr(options, f.name) != f.default]):
-        raise InputError(f"data.{unused[0]} is for the data set 'images', folders of images; {name!r} does not use it")
-    request = Request(path, columns, labels.strip() == "auto", options)
-    source = f"{name} data {path!r}" if path else f"{name} data"
-    raw = with_files(SOURCES[name](request), columns, source)
+    if isinstance(data, Path):
+        data, path = "auto", str(data)
+    columns = requested(labels)
+    if isinstance(data, str):
+        name = source_of(path) if data == "auto" else data
+        source = f"{name} data {path!r}" if path else f"{name} data"
+        raw = _of_name(name, Request(path, columns, labels.strip() == "auto", images or ImageOptions()))
+    else:
+        if path or images:
+            raise InputError("a path and options of images belong to the name of a data set, not to an object")
+        name, source = type(data).__name__, f"data ({type(data).__name__})"
+        raw = _of_object(data, [column for column in columns if not is_file(column)])
+    raw = with_files(raw, columns, source)
     return assembled(name, raw, source, seed, test_fraction, bin_width, card, classes)
 
 
-def dataset_of(
-    data: Any,
-    seed: int = 0,
-    test_fraction: float = 1 / 6,
-    bin_width: float | None = None,
-    card: DataCard | None = None,
-    labels: str = "auto",
-    classes: int | None = None,
-    images: ImageOptions | None = None,
-) -> Dataset:
-    """The data set that an object is.
+def _of_name(name: str, request: Request) -> Raw:
+    if name not in SOURCES:
+        raise unknown("data set", name, SOURCES)
+    given = [f.name for f in fields(ImageOptions) if getattr(request.images, f.name) != f.default]
+    if given and name != "images":
+        raise InputError(f"data.{given[0]} is for the data set 'images', folders of images; {name!r} does not use it")
+    return SOURCES[name](request)
 
-    Args:
-        data: a path, see ``sources.source_of``; a tensor or an array (N, *); a mapping with such an ``x`` and columns;
-            a torch Dataset with a length, whose items are samples, pairs of a sample and a label, or mappings; a data
-            set of Hugging Face's library. The items of the last two are read when they are asked for if they are many.
-        seed, test_fraction, bin_width, card, labels, classes, images: see ``load``.
 
-    Raises:
-        InputError: the object is none of these, or as for ``load``.
-    """
-    if isinstance(data, (str, Path)):
-        return load("auto", str(data), seed, test_fraction, bin_width, card, labels, classes, images)
-    columns = requested(labels)
-    inside = [column for column in columns if not is_file(column)]
+def _of_object(data: Any, columns: list[str]) -> Raw:
     if type(data).__module__.partition(".")[0] == "datasets":
-        raw = of_huggingface(data, inside)
-    elif isinstance(data, (Tensor, np.ndarray)):
-        raw = Raw(Part(_array(data), picked(inside, {}, "an array")))
-    elif isinstance(data, Mapping):
-        if "x" not in data:
-            raise InputError(
-                f"a mapping of arrays needs 'x', the samples; it has {', '.join(map(str, data)) or 'none'}"
-            )
-        others: dict[str, Numbers] = {str(name): _array(value) for name, value in data.items() if name != "x"}
-        raw = Raw(Part(_array(data["x"]), picked(inside, others, "the mapping")))
-    else:
-        raw = of_torch(data, inside)
-    source = f"data ({type(data).__name__})"
-    raw = with_files(raw, columns, source)
-    return assembled(type(data).__name__, raw, source, seed, test_fraction, bin_width, card, classes)
+        return of_huggingface(data, columns)
+    if isinstance(data, (Tensor, np.ndarray)):
+        return Raw(Part(_array(data), picked(columns, {}, "an array")))
+    if not isinstance(data, Mapping):
+        return of_torch(data, columns)
+    if "x" not in data:
+        raise InputError(f"a mapping of arrays needs 'x', the samples; it has {', '.join(map(str, data)) or 'none'}")
+    others: dict[str, Numbers] = {str(name): _array(value) for name, value in data.items() if name != "x"}
+    return Raw(Part(_array(data["x"]), picked(columns, others, "the mapping")))
 
 
 def _array(value: Any) -> Array:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from solvers import InputError
+from solvers.errors import near
 from solvers.libraries import library
 
 from ..array_files import array_place, read_array, read_arrays, read_images, read_labels, tensor_places
@@ -14,10 +17,19 @@ from .cifar import cifar, kind_of
 from .columns import ALIASES, CLASS, is_file, pick, picked
 from .file_arrays import FileArray, whole
 from .foreign import HUB, huggingface, saved_by_huggingface
-from .images import folder, holds_images
+from .images import ENDINGS, folder, holds_images
 from .storage import Numbers, Part, Raw, Request
 
 _SPLITS = (("train", "test"), ("x_train", "x_test"))  # names of the arrays of two splits
+_COMPARED = 1000  # names of a folder that are compared with a mistyped one
+_TABLE = "save its numbers as an array, such as numpy.save('x.npy', numpy.loadtxt(FILE, delimiter=',', skiprows=1))"
+_PACKED = "unpack it and give the folder"
+_PICKLED = "reading it could run code, so save the array by numpy.save"
+_ADVICE = {
+    **dict.fromkeys((".csv", ".txt", ".tsv"), _TABLE),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".gz"), _PACKED),
+    **dict.fromkeys((".pt", ".pth", ".pkl", ".pickle"), _PICKLED),
+}
 
 
 def digits(request: Request) -> Raw:
@@ -90,16 +102,26 @@ def arrays(request: Request) -> Raw:
         keys = keys_of(list(places), wanted, source)
         numbers = {key: FileArray(file, places[key]) for row in keys for key in row}
         read = {key: whole(numbers[key]) for row in keys for key in row[1:]}
-        return parts_of({**numbers, **read}, keys, wanted)
+        return _noted(parts_of({**numbers, **read}, keys, wanted), list(places), keys, request)
     if file.suffix != ".npz":
-        raise InputError(f"cannot read {source}; expected a .npy, .npz or .safetensors file")
+        raise InputError(f"cannot read {source}; expected a .npy, .npz or .safetensors file{_advice(file)}")
+    there: list[str] = []
     chosen: list[list[str]] = []
 
     def needed(names: list[str]) -> list[str]:
+        there.extend(names)
         chosen.extend(keys_of(names, wanted, source))
         return [key for row in chosen for key in row]
 
-    return parts_of(read_arrays(file, "data", pick=needed), chosen, wanted)
+    return _noted(parts_of(read_arrays(file, "data", pick=needed), chosen, wanted), there, chosen, request)
+
+
+def _noted(raw: Raw, names: Sequence[str], chosen: list[list[str]], request: Request) -> Raw:
+    """A source with a note on the arrays that nobody asked for or declined: they may be labels that were meant."""
+    left = [name for name in names if all(name not in row for row in chosen)]
+    if not left or not request.auto:
+        return raw
+    return replace(raw, notes=(f"not read: {', '.join(left)} (--config.data.labels names the conditions)",))
 
 
 def keys_of(names: list[str], columns: list[str], source: str) -> list[list[str]]:
@@ -137,10 +159,30 @@ def existing(name: str, path: str) -> Path:
         raise InputError(f"the data set {name!r} needs a path")
     place = Path(path)
     if not os.path.exists(place):  # also False for a name that is too long
-        raise InputError(f"the path {path!r} of the data set {name!r} does not exist")
+        raise InputError(f"the path {path!r} does not exist{_meant(place)}")
     if name == "file" and place.is_dir():
         raise InputError(f"{path!r} is a folder; the data set 'file' needs a .npy, .npz or .safetensors file")
     return place
+
+
+def _meant(place: Path) -> str:
+    """A question about the existing paths that are nearest to one that does not exist."""
+    if os.path.exists(home := os.path.expanduser(place)):
+        return f"; did you mean {home!r}?"
+    try:
+        names = [each.name for each in itertools.islice(place.parent.iterdir(), _COMPARED)]
+    except (OSError, ValueError):  # no such folder, or a name that none can have
+        return ""
+    found = [repr(str(place.parent / name)) for name in near(place.name, sorted(names))]
+    return f"; did you mean {', '.join(found)}?" if found else ""
+
+
+def _advice(file: Path) -> str:
+    """What to do with a file of a kind that is not read, as the end of a message; empty if nothing is known."""
+    ending = file.suffix.lower()
+    if ending in ENDINGS:
+        return "; give the folder that contains the images"
+    return f"; {_ADVICE[ending]}" if ending in _ADVICE else ""
 
 
 def images(request: Request) -> Raw:
@@ -183,7 +225,7 @@ def source_of(path: str) -> str:
             return "idx"
         raise InputError(
             f"cannot read {path!r}; expected a .npy, .npz, .safetensors or idx3-ubyte file, or a folder of images, of "
-            "CIFAR's or of MNIST's files"
+            f"CIFAR's or of MNIST's files{_advice(place)}"
         )
     kinds = {
         "idx": any(place.glob("*images*idx3-ubyte*")),
@@ -195,7 +237,7 @@ def source_of(path: str) -> str:
     arrays = sorted(file.name for file in place.iterdir() if file.suffix in (".npy", ".npz", ".safetensors"))
     if len(found) > 1 or (found and arrays):
         several = ", ".join([*found, *(["file"] if arrays else [])])
-        raise InputError(f"{path!r} contains data of several kinds ({several}): name one with data.name")
+        raise InputError(f"{path!r} contains data of several kinds ({several}): name one with --config.data.name")
     if not found:
         advice = f"name one file: {', '.join(arrays[:5])}" if arrays else "expected images, CIFAR's or MNIST's files"
         raise InputError(f"the folder {path!r} contains no data that can be read; {advice}")

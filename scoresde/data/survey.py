@@ -49,8 +49,8 @@ class Survey:
         """The standard deviation of the numbers that train."""
         return math.sqrt(self.squares / self.count)
 
-    def add(self, numbers: Array, training: Array, source: str) -> None:
-        """Counts samples (B, *) in; those of the mask (B,) train.
+    def add(self, numbers: Array, index: Array, training: Array, source: str) -> None:
+        """Counts samples (B, *) in, which are at the places (B,) of the source; those of the mask (B,) train.
 
         Raises:
             InputError: a number is not finite in float32.
@@ -59,8 +59,9 @@ class Survey:
             self.whole = self.whole and bool((numbers == np.rint(numbers)).all())
             with np.errstate(over="ignore", invalid="ignore"):
                 numbers = numbers.astype(np.float32)
-            if not np.isfinite(numbers).all():
-                raise InputError(f"{source}: contains numbers that are not finite in float32")
+            if not (finite := np.isfinite(numbers)).all():
+                row = index[np.argmin(finite.reshape(len(index), -1).all(1))]
+                raise InputError(f"{source}: contains numbers that are not finite in float32, first in row {row}")
         kind = float if numbers.dtype.kind == "f" else int  # integers stay exact
         self.low = min(self.low, kind(numbers.min()))
         self.high = max(self.high, kind(numbers.max()))
@@ -112,7 +113,7 @@ def survey(numbers: Numbers, training: Array, source: str, keep: bool, skip: boo
             hashed.update(content)
             found.damaged |= damaged
             if len(index):
-                found.add(samples, training[index], source)
+                found.add(samples, index, training[index], source)
             if found.samples is not None and found.samples is not numbers:
                 found.samples[index] = samples
             shown.update(len(piece))

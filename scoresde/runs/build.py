@@ -70,7 +70,12 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
     """The denoiser of a config and the network inside it, with weights initialised from the seed.
 
     If the config has no ``sigma_data``, it is the standard deviation of the data, rounded to two digits.
+
+    Raises:
+        InputError: see ``Denoiser``; also for data that are constant.
     """
+    if config.model.sigma_data is None and not card.deviation:
+        raise InputError(f"all numbers of the training data are equal, {card.mean:g} after scaling: nothing to learn")
     if not 0 <= config.seed < 2**63:
         raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
     model, shape, device = config.model, card.shape, device_of(config)

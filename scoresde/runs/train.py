@@ -26,7 +26,7 @@ from torch.utils.data import Dataset as TorchDataset
 from solvers import InputError
 from solvers.errors import unknown
 
-from ..data.loading import dataset_of
+from ..data.loading import load
 from ..data.rows import Batch, Rows, TensorRows
 from ..inputs import Array, conditions_of, device_of, samples_of, shown
 from ..likelihood.log_prob import log_prob
@@ -158,7 +158,7 @@ def _given(
             raise InputError("condition belongs to data in an array; of other data, labels names the columns")
         if held_out is not None:
             raise InputError("held_out belongs to data in an array; of other data, a sixth is held out")
-        found = dataset_of(Path(data) if isinstance(data, os.PathLike) else data, seed, labels=labels)
+        found = load(Path(data) if isinstance(data, (str, os.PathLike)) else data, seed=seed, labels=labels)
         return _Given(found.train, found.test, found.card.bin_width, ", ".join(found.card.fingerprints))
     test = held_out if held_out is None or isinstance(held_out, Rows) else TensorRows(samples_of("held_out", held_out))
     if not isinstance(data, Rows):
