@@ -187,6 +187,26 @@ def test_ctrl_c_and_sigterm_end_the_update_and_leave_a_checkpoint(tmp_path, numb
             signal.signal(each, handler)
 
 
+def test_sigterm_leaves_a_checkpoint_of_a_training_from_python(tmp_path):
+    """There nobody handles SIGTERM, which ends the process; a handler of the caller's stays in charge."""
+    network = make()
+    network.mishap[13] = lambda out: (signal.raise_signal(signal.SIGTERM), out)[1]
+    before, seen = signal.signal(signal.SIGTERM, signal.SIG_DFL), []
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(replace(OPTIONS, workdir=tmp_path / "stopped"), network)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert checkpoint.latest(tmp_path / "stopped").name == "step_00000013"
+        signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+        network = make()
+        network.mishap[13] = lambda out: (signal.raise_signal(signal.SIGTERM), out)[1]
+        run(replace(OPTIONS, workdir=tmp_path / "own"), network)
+        assert seen == [signal.SIGTERM]
+        assert checkpoint.latest(tmp_path / "own").name == f"step_{OPTIONS.steps:08d}"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 @pytest.mark.parametrize(
     ("mishap", "what"),
     [

@@ -99,8 +99,8 @@ def train(
 ) -> Trained:
     """Trains a network as a denoiser, in place.
 
-    With a ``workdir``, the same call resumes where an earlier one ended, Ctrl-C and SIGTERM write a checkpoint first,
-    and the folder gets ``train.jsonl``, ``evaluations.jsonl``, pictures of samples and the page ``training.html``.
+    With a ``workdir``, the same call resumes where an earlier one ended, Ctrl-C and SIGTERM write a checkpoint and
+    raise KeyboardInterrupt, and the folder gets ``train.jsonl``, ``evaluations.jsonl``, pictures of samples and the page ``training.html``.
 
     Args:
         network: called as ``network(x, label, **conditions)`` with x (B, *) and label (B,); returns (B, *).

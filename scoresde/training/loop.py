@@ -99,7 +99,8 @@ def train(
     It warns of data on a scale that does not suit the path, and of labels that do not suit the network.
 
     With a ``workdir``, Ctrl-C completes the current update, writes a checkpoint and raises KeyboardInterrupt; a second
-    Ctrl-C stops at once. No other process can train in this folder meanwhile, but those of the same launcher.
+    Ctrl-C stops at once. So does SIGTERM, unless the caller handles it. No other process can train in this folder
+    meanwhile, but those of the same launcher.
 
     Args:
         denoiser: the model whose predictions enter the loss.

@@ -12,6 +12,7 @@ from typing import Any
 
 INTERRUPT, TIME = 1, 2
 """The reasons of an early end."""
+_ENDS = signal.SIG_DFL  # the process ends at once
 
 
 @dataclass
@@ -42,20 +43,21 @@ class Stop:
     def listening(self, hold: bool) -> Iterator[None]:
         """A block in which the first Ctrl-C only sets ``interrupted``, so that the update is completed.
 
-        The same for SIGTERM if it has the handler of Ctrl-C, as in the command line. Other handlers, which the caller
-        installed, stay in place. A second signal of the same kind has its usual effect: launchers send SIGTERM to
-        processes that Ctrl-C already reached.
+        The same for SIGTERM if it has the handler of Ctrl-C, as in the command line, or none, as in Python. Other
+        handlers, which the caller installed, stay in place. A second signal of the same kind has its usual effect:
+        launchers send SIGTERM to processes that Ctrl-C already reached.
 
         Args:
             hold: do this; otherwise a signal has its usual effect at once.
         """
         main = threading.current_thread() is threading.main_thread()
-        ours = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is signal.default_int_handler]
-        ours = ours if hold and main else []
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        usual = {signal.SIGINT: (signal.default_int_handler,), signal.SIGTERM: (signal.default_int_handler, _ENDS)}
+        ours = [number for number in before if hold and main and before[number] in usual[number]]
 
         def handle(number: int, frame: Any) -> None:
             self.interrupted = True
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, before[signal.Signals(number)])
 
         for number in ours:
             signal.signal(number, handle)
@@ -63,4 +65,4 @@ class Stop:
             yield
         finally:
             for number in ours:
-                signal.signal(number, signal.default_int_handler)
+                signal.signal(number, before[number])
