@@ -138,7 +138,9 @@ def test_pictures_of_a_class_are_a_row():
 
 def test_other_conditions_are_asked_for():
     vector = Condition("angle", "vector", (2,))
-    with pytest.raises(InputError, match=r"given angle, a vector of shape \(2,\): pass --condition=FILE.npz"):
+    with pytest.raises(
+        InputError, match=r"given angle, rows of shape \(2,\) of the kind vector: pass --condition=FILE.npz"
+    ):
         choose([vector], 4)
     with pytest.raises(InputError, match=r"--class needs a run with one condition of classes; .* run: angle"):
         choose([vector], 4, [1])

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 import scoresde
 from scoresde import InputError
-from scoresde.data.rows import TensorRows
+from scoresde.data.rows import Batch, Rows, TensorRows
 from scoresde.models.networks.mlp import MLP
 
 
@@ -70,7 +70,6 @@ def test_ten_lines_from_points_to_samples_and_densities():
 
 @pytest.mark.parametrize("predicts", ["eps", "x0", "v", "score", "velocity", "edm"])
 def test_every_output_learns_better_than_mean_and_variance(predicts):
-    from scoresde.data.rows import Batch
     from scoresde.models.model import as_model
     from scoresde.runs.held_out import error_by_noise
 
@@ -84,6 +83,33 @@ def test_every_output_learns_better_than_mean_and_variance(predicts):
     assert result.denoiser.predicts == predicts
     if predicts == "edm":
         assert result.denoiser.sigma_data == pytest.approx(float(two.std(correction=0)), rel=0.05)
+
+
+class Listed(Rows):
+    """Rows that are not in memory, as far as the training knows."""
+
+    def __init__(self, x):
+        self.x = x
+
+    @property
+    def shape(self):
+        return self.x.shape[1:]
+
+    def __len__(self):
+        return len(self.x)
+
+    def batch(self, index):
+        return Batch(self.x[index])
+
+
+@pytest.mark.parametrize("kind", [TensorRows, Listed])
+def test_the_deviation_is_that_of_all_data_in_any_order(kind):
+    """Sorted data: the first ten thousand are nothing like the others."""
+    data = torch.cat([torch.full((12_000, 1), -1.0), torch.full((8_000, 1), 4.0)])
+    options = {**QUICK, "batch_size": 8}
+    found = scoresde.train(MLP(width=8, depth=1).build((1,)), kind(data), predicts="edm", steps=1, **options).denoiser
+    assert found.sigma_data == 2.4  # 5 sqrt(0.6 0.4) = 2.449, in two digits
+    assert found.data_range == (-1, 4)
 
 
 def test_conditions_of_an_array_reach_the_network():
@@ -167,6 +193,8 @@ def test_rows_arrays_data_sets_and_files_give_the_same_training(tmp_path):
         ({"condition": {"kind": torch.zeros(3)}}, "the condition kind has 3 rows for 400 samples"),
         ({"data": TensorRows(points()), "condition": {}}, "condition belongs to data in an array"),
         ({"device": "gpu"}, "gpu"),
+        ({"workdir": 3}, "workdir must be the path of a folder, got 3"),
+        ({"evaluate_likelihood": "3"}, "evaluate_likelihood must be a positive integer, got '3'"),
     ],
 )
 def test_bad_input_is_one_clear_line(change, message):

@@ -66,8 +66,8 @@ def choose(
             continue
         if condition.kind != "class":
             raise InputError(
-                f"this run draws samples given {condition.name}, a {condition.kind} of shape {condition.shape}: pass "
-                "--condition=FILE.npz with its rows"
+                f"this run draws samples given {condition.name}, rows of shape {condition.shape} of the kind "
+                f"{condition.kind}: pass --condition=FILE.npz with its rows"
             )
         found[condition.name] = _spread(condition, range(condition.classes), count)
         note = f", of all {condition.classes} classes (--class=3 chooses one)"

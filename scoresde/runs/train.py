@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset as TorchDataset
 
 from solvers import InputError
-from solvers.errors import unknown
+from solvers.errors import positive_integer, unknown
 
 from ..data.loading import load
 from ..data.rows import Batch, Rows, TensorRows
@@ -56,7 +56,7 @@ _PLAIN = {
     "edm": "dsm(weighting=edm, times=lognormal(mean=-1.2, std=1.2))",
 }
 _FREE = ("steps", "learning_rate", "schedule", "clip")  # settings that may change when a run is resumed
-_MEASURED = 10_000  # samples from which the deviation of the data is measured
+_MEASURED = 10_000  # samples from which the deviation of data that are not in memory is measured
 _OPTIONS = tuple(option.name for option in fields(TrainingOptions) if option.name not in ("steps", "workdir"))
 
 
@@ -100,7 +100,8 @@ def train(
     """Trains a network as a denoiser, in place.
 
     With a ``workdir``, the same call resumes where an earlier one ended, Ctrl-C and SIGTERM write a checkpoint and
-    raise KeyboardInterrupt, and the folder gets ``train.jsonl``, ``evaluations.jsonl``, pictures of samples and the page ``training.html``.
+    raise KeyboardInterrupt, and the folder gets ``train.jsonl``, ``evaluations.jsonl``, pictures of samples and the
+    page ``training.html``.
 
     Args:
         network: called as ``network(x, label, **conditions)`` with x (B, *) and label (B,); returns (B, *).
@@ -131,7 +132,11 @@ def train(
     if not isinstance(network, nn.Module):
         raise InputError(f"train needs a network that is a torch.nn.Module, got {shown(network)}")
     given = _given(data, condition, held_out, labels, int(options.get("seed", 0)))
+    if workdir is not None and not isinstance(workdir, (str, os.PathLike)):
+        raise InputError(f"workdir must be the path of a folder, got {shown(workdir)}")
     folder = None if workdir is None else Path(workdir)
+    if evaluate_likelihood != 0:
+        positive_integer("evaluate_likelihood", evaluate_likelihood)
     settings = TrainingOptions(**{"bin_width": given.bin_width, **options}, steps=steps, workdir=folder)
     denoiser, module = _denoiser(network, given.rows, as_sde(sde), predicts, time_label, device)
     chosen = losses.make(_PLAIN[predicts] if loss is None else loss)
@@ -176,7 +181,7 @@ def _denoiser(
     """The denoiser of a network, and the module that is trained: the network, with the schedule of a learned path."""
     if predicts not in _PLAIN:
         raise unknown("network output", predicts, _PLAIN)
-    some = rows.first(_MEASURED).x
+    some = _measured(rows)
     module = with_schedule(network, sde)
     if device is not None:
         module.to(device_of(device))
@@ -190,6 +195,14 @@ def _denoiser(
         data_range=(float(some.min()), float(some.max())),
     )
     return denoiser, module
+
+
+def _measured(rows: Rows) -> Tensor:
+    """Samples whose range and deviation stand for those of the data: all in memory, else some evenly spaced ones."""
+    if isinstance(rows, TensorRows):
+        return rows.x
+    count = min(len(rows), _MEASURED)
+    return rows.batch(torch.arange(count) * len(rows) // count).x
 
 
 def _facts(denoiser: Denoiser, loss: Loss, options: TrainingOptions) -> dict[str, Any]:

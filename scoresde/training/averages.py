@@ -130,6 +130,8 @@ def decays_of(specs: str | Sequence[str | Decay]) -> tuple[Decay, ...]:
     Raises:
         InputError: there is none, an average is named twice, or see ``Registry.make``.
     """
+    if not isinstance(specs, (str, tuple, list)):
+        raise InputError(f"averages must be specs such as ema(decay=0.999), got {specs!r}")
     found = tuple(decays.make(spec) for spec in (split(specs) if isinstance(specs, str) else specs))
     if not found:
         raise InputError("averages must name at least one average, such as ema(decay=0.999)")

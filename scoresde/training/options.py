@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 
 from solvers import InputError
-from solvers.errors import positive_integer, unknown
+from solvers.errors import number, positive_integer, unknown
 
 from .averages import Decay, Power, decays_of
 from .schedules import Schedule, schedules, warm_up
@@ -89,15 +90,15 @@ class TrainingOptions:
         for name in ("warmup", "evaluate_every"):
             if getattr(self, name) != 0:
                 positive_integer(name, getattr(self, name))
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not self.weight_decay >= 0:
-            raise InputError(f"weight_decay must be at least 0, got {self.weight_decay!r}")
+        for name, least in (("learning_rate", "positive"), ("weight_decay", "at least 0")):
+            _check_number(name, getattr(self, name), least)
+        if self.clip != math.inf:
+            _check_number("clip", self.clip, "positive")
         for name in ("bin_width", "max_minutes"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be positive or None, got {value!r}")
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), "positive or None")
+        if type(self.compile) is not bool:
+            raise InputError(f"compile must be True or False, got {self.compile!r}")
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         if self.accumulate > self.batch_size:
@@ -113,3 +114,14 @@ class TrainingOptions:
         """The learning rate of the update that follows ``step`` updates."""
         factor = warm_up(step, self.warmup) * self.rule.factor(step, self.steps, self.warmup)
         return self.learning_rate * factor
+
+
+def _check_number(name: str, value: object, least: str) -> None:
+    """Checks a finite number that must be positive or, where ``least`` says so, at least 0.
+
+    Raises:
+        InputError: it is no such number.
+    """
+    found = number(name, value)
+    if not math.isfinite(found) or found < 0 or (found == 0 and "0" not in least):
+        raise InputError(f"{name} must be {least}, got {value!r}")
