@@ -124,6 +124,20 @@ def test_the_numbers_are_those_of_the_averaged_weights(tmp_path):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_the_held_out_loss_is_that_of_all_parts_of_sorted_data(tmp_path):
+    """A source with its own split may sort it by class: the first samples are then all of one class."""
+    run = training(tmp_path / "run", watched=False)
+    one, other = rows(200), 5 + rows(200)
+    found = []
+    for number, held in enumerate((torch.cat([one, other]), torch.cat([other, one]))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        Watcher(folder, TensorRows(held), (-3.0, 3.0), None, None, None, 0, 0)(run)
+        found.append(evaluations(folder)[0]["loss"])
+    # the samples are equal and the times are not; the loss of the far samples alone is several times that of the others
+    assert max(found) < 1.5 * min(found)
+
+
 def test_a_fault_is_recorded_and_the_training_continues(tmp_path):
     def broken(model, batch):
         raise InputError("all samples\nfail")

@@ -199,10 +199,7 @@ def _denoiser(
 
 def _measured(rows: Rows) -> Tensor:
     """Samples whose range and deviation stand for those of the data: all in memory, else some evenly spaced ones."""
-    if isinstance(rows, TensorRows):
-        return rows.x
-    count = min(len(rows), _MEASURED)
-    return rows.batch(torch.arange(count) * len(rows) // count).x
+    return rows.x if isinstance(rows, TensorRows) else rows.some(_MEASURED).x
 
 
 def _facts(denoiser: Denoiser, loss: Loss, options: TrainingOptions) -> dict[str, Any]:

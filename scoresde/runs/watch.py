@@ -100,8 +100,8 @@ class Watcher:
         self._report(record)
 
     def _batch(self, training: Training, count: int) -> Batch:
-        """The first held-out samples, or of those trained on, on the device of the network."""
-        return (training.rows if self.held_out is None else self.held_out).first(count).to(training.device)
+        """Held-out samples, or of those trained on, evenly spaced, on the device of the network."""
+        return (training.rows if self.held_out is None else self.held_out).some(count).to(training.device)
 
     def _losses(self, training: Training, denoiser: Denoiser) -> dict[str, Any]:
         """The run's own loss and the error of eps by the noise level, on spread data if the training spreads them."""
@@ -133,10 +133,13 @@ class Watcher:
         }
 
     def _likelihood(self, training: Training, denoiser: Denoiser) -> dict[str, Any]:
-        """The mean likelihood, in bits/dim of levels and else in nats, with its standard error over the samples."""
+        """The mean likelihood, in bits/dim of levels and else in nats, with its standard error over the samples.
+
+        They are the first ones, as in ``scoresde likelihood --limit``.
+        """
         if self.score is None or self.rows < 1 or self.held_out is None:
             return {}
-        result = self.score(denoiser, self._batch(training, self.rows)).finite
+        result = self.score(denoiser, self.held_out.first(self.rows).to(training.device)).finite
         error, bits = uncertainty(result)["samples"], result.dimensions * math.log(2)
         if result.bin_width is None:
             found = {"nats": float(result.nats.mean()), "nats_stderr": error}

@@ -150,7 +150,7 @@ def prepared(
     def checked() -> tuple[Training, list[Fault], Mapping[str, Tensor]]:
         rows = data if isinstance(data, Rows) else TensorRows(samples_of("the training data", data))
         model = as_model(denoiser)
-        some = rows.first(None if isinstance(rows, TensorRows) else _CHECKED)
+        some = rows.first() if isinstance(rows, TensorRows) else rows.some(_CHECKED)
         faults = [*data_faults(model, some.x, options.bin_width), *setting_faults(model)]
         run = Training(denoiser, network, rows, loss, options, processes, changes)
         if run.workdir is not None and processes.main:
