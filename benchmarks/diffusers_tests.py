@@ -58,7 +58,7 @@ class StandIn(DiffusersScheduler):
         self._source = self.theirs(**flags)
         super().__init__(self._spec(), self._source)
         if defaults := self.accepted - flags.keys():  # diffusers' own constructors record them
-            self.register_to_config(_use_default_values=sorted(defaults))  # type: ignore[no-untyped-call]
+            self.register_to_config(_use_default_values=sorted(defaults))
 
     def _spec(self, steps: int = FEW, **more: Any) -> str:
         """The spec of the class's solver for a number of steps."""
@@ -77,7 +77,7 @@ class StandIn(DiffusersScheduler):
         made = cls(**{key: value for key, value in {**given, **changed}.items() if key in cls.accepted})
         # as in diffusers, entries that the class does not know remain for the next class
         hidden = {key: value for key, value in given.items() if key not in cls.accepted and key not in made.config}
-        made.register_to_config(**hidden)  # type: ignore[no-untyped-call]
+        made.register_to_config(**hidden)
         return (made, {}) if return_unused_kwargs else made
 
     def set_timesteps(self, num_inference_steps: int | None = None, *places: Any, **options: Any) -> None:

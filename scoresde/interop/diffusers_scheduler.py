@@ -33,7 +33,7 @@ AMPLIFIED = 10.0
 
 
 @dataclasses.dataclass
-class SolverOutput(BaseOutput):
+class SolverOutput(BaseOutput):  # type: ignore[misc]
     """The result of ``step``.
 
     Attributes:
@@ -106,7 +106,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             {"edm": "v_prediction"} if self._reading.sign < 0 else {}
         )
         config["prediction_type"] = words.get(self._reading.output.name, self._reading.output.name)
-        self.register_to_config(**config)  # type: ignore[no-untyped-call]
+        self.register_to_config(**config)
         self.num_inference_steps: int | None = None
         self._generator: Any = None
         self._run: ForeignRun | None = None
