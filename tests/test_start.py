@@ -33,10 +33,14 @@ def run(text, changes=()):
     return names
 
 
-def test_the_page_to_start_from_runs_as_printed(tmp_path, monkeypatch, capsys):
+# evaluations and networks of the usual width take time; tests/test_training_docs.py has evaluations
+CHANGES = ["--config.training.evaluate_every=0", "--config.model.network=mlp(width=64, depth=2)"]
+
+
+@pytest.mark.parametrize("changes", [CHANGES, pytest.param([], marks=pytest.mark.slow)], ids=["small", "as printed"])
+def test_the_page_to_start_from_runs_as_printed(changes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    # evaluations take time, and tests/test_training_docs.py has them
-    names = run((ROOT / "docs" / "start.md").read_text(encoding="utf-8"), ["--config.training.evaluate_every=0"])
+    names = run((ROOT / "docs" / "start.md").read_text(encoding="utf-8"), changes)
     printed = capsys.readouterr().out
     assert "nothing to change" in printed  # what check says of the network that the page trains
     # the spiral is an arm of width 0.03; samples of the trained model lie near it: a tenth of the spiral's radius
