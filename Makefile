@@ -8,7 +8,7 @@ DOC := $(VENV)/.installed-docs
 # each process takes one half of the tests, in order, so that what a file makes is made once, and then steals
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo quick test test-all lint docs benchmark publish clean
+.PHONY: demo short-demo quick test test-all lint docs benchmark publish clean
 
 demo: $(RUN)
 	$(BIN)/scoresde demo --out demo/
@@ -17,12 +17,15 @@ demo: $(RUN)
 quick: lint
 	$(PYTEST) -m "quick and not slow" $$(grep -lE "mark\.quick" tests/*.py)
 
-test: lint
+test: $(DEV)
+	$(MAKE) -j2 lint short-demo
 	$(PYTEST) -m "not slow" --durations=15
-	$(BIN)/scoresde demo --out build/demo/ --fast
 
-test-all: lint
+test-all: $(DEV)
+	$(MAKE) -j2 lint short-demo
 	$(PYTEST) --durations=30
+
+short-demo: $(DEV)
 	$(BIN)/scoresde demo --out build/demo/ --fast
 
 lint: $(DEV)
