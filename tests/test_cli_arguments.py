@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from commands import SMALL, fails
+from commands import SMALL, fails, forked
 
 import scoresde
 import solvers
@@ -318,16 +318,21 @@ def test_a_closed_pipe_is_no_error():
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_sigterm_writes_a_checkpoint_as_ctrl_c_does(tmp_path):
-    options = ["--config=digits_vp", f"--workdir={tmp_path}", *SMALL[:1], "--config.training.steps=100000"]
-    process = subprocess.Popen(
-        [*COMMAND, "train", *options], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    log, deadline = tmp_path / "train.jsonl", time.monotonic() + 120
+    options = ["--config=digits_vp", f"--workdir={tmp_path / 'run'}", *SMALL[:1], "--config.training.steps=100000"]
+
+    def train():
+        for number in (1, 2):
+            os.dup2(os.open(tmp_path / str(number), os.O_WRONLY | os.O_CREAT), number)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        return main(["train", *options])
+
+    child = forked(train)  # test_ctrl_c_writes_a_checkpoint_and_the_run_goes_on starts Python
+    log, deadline = tmp_path / "run" / "train.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    error = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    tmp_path, error = tmp_path / "run", (tmp_path / "2").read_text()
     folder = checkpoint.latest(tmp_path)
     assert f"stopped: {folder.name} is written" in error
     assert "Traceback" not in error
