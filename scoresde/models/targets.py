@@ -18,7 +18,9 @@ from torch import Tensor
 
 from solvers import InputError, Node, Prediction
 
+from ..operators.base import Operator
 from ..paths.base import SDE, as_sde
+from . import exact_posteriors
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -69,6 +71,16 @@ def _columns(node: Node | Node[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     return alpha, sigma
 
 
+def _log_weights(weights: Tensor | Sequence[float] | None, count: int) -> Tensor:
+    """The logarithms (count,) of weights with sum 1, float64."""
+    weight = torch.ones(count, dtype=torch.float64)
+    if weights is not None:
+        weight = torch.as_tensor(weights, dtype=torch.float64)
+    if weight.shape != (count,) or not (weight >= 0).all() or not 0 < weight.sum() < math.inf:
+        raise InputError(f"weights must be {count} numbers of at least 0")
+    return (weight / weight.sum()).log()
+
+
 class GaussianMixture:
     """The mixture of Gaussians sum_k w_k N(m_k, C_k) over samples of any shape.
 
@@ -109,10 +121,7 @@ class GaussianMixture:
         if not (self.values >= -1e-9 * self.values.abs().max()).all():
             raise InputError("a covariance is not positive semi-definite")
         self.values = self.values.clamp_min(0)
-        weight = torch.ones(count) if weights is None else torch.as_tensor(weights, dtype=torch.float64)
-        if weight.shape != (count,) or not (weight >= 0).all() or not weight.sum() > 0:
-            raise InputError(f"weights must be {count} numbers of at least 0")
-        self.log_weights = (weight.double() / weight.double().sum()).log()
+        self.log_weights = _log_weights(weights, count)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.means)} of shape {tuple(self.shape)})"
@@ -129,6 +138,29 @@ class GaussianMixture:
         if self.vectors is not None:
             spread = torch.einsum("bij,bj->bi", self.vectors[k], spread)
         return (self.means[k] + spread).view(n, *self.shape)
+
+    def posterior(self, operator: Operator, y: Tensor) -> GaussianMixture:
+        """The exact p(x0 | y) for one observation y (*m) of a linear operator: a mixture again.
+
+        Raises:
+            InputError: the operator is not linear, y does not fit, or sigma = 0 where a component has no density of y.
+        """
+        found = self._posterior(operator, y)
+        means = found.means.view(len(self.means), *self.shape)
+        return GaussianMixture(means, found.covariances, torch.softmax(found.log_joint, 0))
+
+    def log_evidence(self, operator: Operator, y: Tensor) -> float:
+        """log p(y) in nats of one observation y (*m) of a linear operator; without noise, of the range of A alone.
+
+        Raises:
+            InputError: as in ``posterior``.
+        """
+        return float(torch.logsumexp(self._posterior(operator, y).log_joint, 0))
+
+    def _posterior(self, operator: Operator, y: Tensor) -> exact_posteriors.PosteriorMixture:
+        roots = torch.diag_embed(self.values.sqrt())
+        roots = roots if self.vectors is None else self.vectors @ roots
+        return exact_posteriors.of_mixture(self.log_weights, self.means, roots, tuple(self.shape), operator, y)
 
     @_precise
     def log_prob(self, x: Tensor, node: Node | Node[Tensor] | None = None) -> Tensor:
@@ -206,23 +238,26 @@ class Gaussian(GaussianMixture):
 
 
 class Empirical:
-    """The empirical distribution of a data set: an equal point mass at each row.
+    """The empirical distribution of a data set: a point mass at each row.
 
     Args:
         data: (N, *).
+        weights: of the rows (N,), normalised to sum 1; by default equal.
         chunk: the number of rows of x that are compared with the data at once.
 
     Raises:
-        InputError: the data are empty or not finite.
+        InputError: the data are empty or not finite, or a weight is below 0.
     """
 
-    def __init__(self, data: Tensor, chunk: int = 256) -> None:
+    def __init__(self, data: Tensor, weights: Tensor | Sequence[float] | None = None, chunk: int = 256) -> None:
         self.data = torch.as_tensor(data)
         self.shape, self.chunk = self.data.shape[1:], chunk
         if not len(self.data):
             raise InputError("the data set is empty")
         if not torch.isfinite(self.data).all():
             raise InputError("the data set contains numbers that are not finite")
+        self.weighted = weights is not None
+        self.log_weights = _log_weights(weights, len(self.data))  # (N,), float64
 
     def __repr__(self) -> str:
         return f"Empirical({len(self.data)} rows of shape {tuple(self.shape)})"
@@ -232,8 +267,27 @@ class Empirical:
         return Exact(self, sde)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws n rows of the data (n, *) with replacement."""
+        """Draws n rows of the data (n, *) with replacement, each with its weight."""
+        if self.weighted:
+            return self.data[torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)]
         return self.data[torch.randint(len(self.data), (n,), generator=generator)]
+
+    def posterior(self, operator: Operator, y: Tensor) -> Empirical:
+        """The exact p(x0 | y) for one observation y (*m) of any operator: the same rows with other weights.
+
+        Raises:
+            InputError: y does not fit, or the operator has sigma = 0.
+        """
+        joint = exact_posteriors.of_points(self.log_weights, self.data, operator, y)
+        return Empirical(self.data, torch.softmax(joint, 0), self.chunk)
+
+    def log_evidence(self, operator: Operator, y: Tensor) -> float:
+        """log p(y) in nats of one observation y (*m) of any operator.
+
+        Raises:
+            InputError: as in ``posterior``.
+        """
+        return float(torch.logsumexp(exact_posteriors.of_points(self.log_weights, self.data, operator, y), 0))
 
     @_precise
     def log_prob(self, x: Tensor, node: Node | Node[Tensor] | None = None) -> Tensor:
@@ -248,7 +302,7 @@ class Empirical:
         alpha, sigma = _columns(node, flat)
         log_normal = self._exponents(flat, alpha, sigma)
         d = flat.shape[1]
-        norm = math.log(len(self.data)) + d * (0.5 * math.log(2 * math.pi) + torch.log(sigma[:, 0]))
+        norm = d * (0.5 * math.log(2 * math.pi) + torch.log(sigma[:, 0]))
         return torch.logsumexp(log_normal, 1) - norm
 
     @_precise
@@ -266,8 +320,9 @@ class Empirical:
         return Prediction(x0.view(x.shape), ((flat - alpha * x0) / sigma).view(x.shape))
 
     def _exponents(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The exponents -|x - alpha x_i|^2 / (2 sigma^2), (B, N)."""
+        """The exponents log w_i - |x - alpha x_i|^2 / (2 sigma^2), (B, N)."""
         data = self.data.flatten(1).to(x)
         if x.shape[1] != data.shape[1]:
             raise InputError(f"the data set has {data.shape[1]} dimensions, x has {x.shape[1]}")
-        return -0.5 * (torch.cdist(x / alpha, data, compute_mode="donot_use_mm_for_euclid_dist") * alpha / sigma) ** 2
+        distance = torch.cdist(x / alpha, data, compute_mode="donot_use_mm_for_euclid_dist")
+        return self.log_weights.to(x) - 0.5 * (distance * alpha / sigma) ** 2
