@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 import math
+import pkgutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import torch
 from test_cifar import batches, pickled
 
 import scoresde
+import scoresde.configs
+import solvers
 from scoresde.cli.parser import main
 from scoresde.models.networks import networks
 from scoresde.paths.base import make_sde
@@ -19,6 +22,7 @@ from scoresde.runs.config import read_config
 from scoresde.training import checkpoint
 from scoresde.training.averages import decays
 from scoresde.training.loop import train
+from scoresde.training.losses import losses
 from solvers.budget import evaluations
 from solvers.noise.draws import Draws
 
@@ -106,6 +110,19 @@ PUBLISHED = {
         "channels": (256, 256, 256), "blocks": 4, "attention": [16], "nfe": 35, "FID": "1.97",
     },
 }  # fmt: skip
+
+
+def test_every_config_names_things_that_exist():
+    # the small networks of other tests replace options, which a wrong one would pass unseen
+    names = [module.name for module in pkgutil.iter_modules(scoresde.configs.__path__) if module.name != "default"]
+    assert len(names) > 20
+    for name in names:
+        config = read_config(name)
+        assert str(make_sde(config.sde))
+        assert networks.format(networks.make(config.model.network))
+        assert losses.make(config.training.loss)
+        assert decays.make(config.training.averages)
+        assert not config.sampling.solver or solvers.make(config.sampling.solver)
 
 
 @pytest.fixture
