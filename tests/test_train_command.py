@@ -174,6 +174,22 @@ def test_bad_input_is_one_clear_line(spiral, tmp_path, capsys):
     assert not (tmp_path / "new").exists() or contents(tmp_path / "new") == {}
 
 
+def test_a_network_whose_package_is_missing_or_broken_is_one_clear_line(tmp_path, monkeypatch, capsys):
+    command = ["train", "--config=digits_vp", "--config.model.network=unet", "--workdir=new", *FEW]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as if it were not installed
+    fails(capsys, command, "the network 'unet' needs diffusers: pip install \"scoresde[images]\"")
+    (tmp_path / "diffusers").mkdir()
+    (tmp_path / "diffusers" / "__init__.py").write_text("import torchvision")
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    monkeypatch.delitem(sys.modules, "diffusers")
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    fails(capsys, command, "torchvision is broken in this environment", "uninstall torchvision")
+    assert not (tmp_path / "new").exists() or contents(tmp_path / "new") == {}
+
+
 def test_a_config_can_be_given_other_data(spiral, tmp_path):
     assert main(["train", "--config=digits_edm", f"--data={spiral}", "--workdir=run", *TINY]) == 0
     saved = json.loads((tmp_path / "run" / "config.json").read_text())

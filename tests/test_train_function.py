@@ -177,6 +177,18 @@ def test_rows_arrays_data_sets_and_files_give_the_same_training(tmp_path):
     assert losses == [losses[0]] * 3
 
 
+def test_what_was_read_is_reported_before_the_first_update(tmp_path, capsys):
+    np.save(tmp_path / "levels.npy", np.random.default_rng(0).integers(0, 5, (30, 2)))
+    options = {**QUICK, "progress": True}
+    scoresde.train(network(), tmp_path / "levels.npy", steps=1, **options)
+    found = capsys.readouterr()
+    assert "file: 25 + 5 samples (2,) to train and test; numbers from -1 to 1, mean" in found.err
+    assert "whole numbers from 0 to 4, scaled to [-1, 1]: the levels that occur" in found.err
+    assert found.out == ""
+    scoresde.train(network(), tmp_path / "levels.npy", steps=1, **QUICK)
+    assert "samples" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -193,6 +205,7 @@ def test_rows_arrays_data_sets_and_files_give_the_same_training(tmp_path):
         ({"condition": {"kind": torch.zeros(3)}}, "the condition kind has 3 rows for 400 samples"),
         ({"data": TensorRows(points()), "condition": {}}, "condition belongs to data in an array"),
         ({"device": "gpu"}, "gpu"),
+        ({"network": nn.Identity()}, "the network has no parameters to train"),
         ({"workdir": 3}, "workdir must be the path of a folder, got 3"),
         ({"evaluate_likelihood": "3"}, "evaluate_likelihood must be a positive integer, got '3'"),
     ],

@@ -1,18 +1,23 @@
 """Precision, parts of a batch, schedules, compilation, the time limit and watchers, in one process."""
 
 import functools
+import io
 import math
+import re
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from test_train import OPTIONS, SDE, assert_same_end, final, log, make, rows, run, without_time
 from torch import nn
+from tqdm import tqdm
 from trained_together import LEARNED, Mishap
 
 import scoresde
 from scoresde.data.rows import Rows, TensorRows
 from scoresde.models.networks import MLP
+from scoresde.progress import memory_of
 from scoresde.training import checkpoint
 from scoresde.training.loop import prepared, train
 from scoresde.training.losses import DSM, losses
@@ -253,3 +258,29 @@ def test_compile_runs_the_network_compiled_and_leaves_it_as_it_was(monkeypatch):
 def test_bad_options(change, message):
     with pytest.raises(InputError, match=message):
         replace(OPTIONS, **change)
+
+
+def test_the_bar_shows_rate_time_left_loss_and_memory(monkeypatch, capsys):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr("scoresde.training.loop.memory_of", lambda device: {"memory": "1.5 GiB"})  # no GPU is here
+    monkeypatch.setattr(
+        "tqdm.std.tqdm.__init__", functools.partialmethod(tqdm.__init__, mininterval=0, miniters=1, ncols=120)
+    )
+    network = make()
+    denoiser = scoresde.Denoiser(network, SDE)
+    result = train(denoiser, network, rows(), DSM(), replace(OPTIONS, steps=3), progress=True)
+    frames = re.findall(r"train: +67%.*2/3 \[\d\d:\d\d<\d\d:\d\d, .*\]", sys.stderr.getvalue())
+    assert frames, sys.stderr.getvalue()
+    assert re.search(r"it/s|s/it", frames[-1])
+    assert re.search(r"loss=[\d.]+, memory=1.5 GiB", frames[-1])
+    assert math.isfinite(result.loss)
+
+
+def test_a_gpu_s_memory_is_the_most_that_tensors_took(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**29)
+    assert memory_of(torch.device("cuda")) == {"memory": "1.5 GiB"}
+    assert memory_of(torch.device("cpu")) == {}

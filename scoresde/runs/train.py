@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -56,7 +57,7 @@ _PLAIN = {
     "edm": "dsm(weighting=edm, times=lognormal(mean=-1.2, std=1.2))",
 }
 _FREE = ("steps", "learning_rate", "schedule", "clip")  # settings that may change when a run is resumed
-_MEASURED = 10_000  # samples from which the deviation of data that are not in memory is measured
+_MEASURED = 10_000  # samples from which the deviation of the data is measured
 _OPTIONS = tuple(option.name for option in fields(TrainingOptions) if option.name not in ("steps", "workdir"))
 
 
@@ -119,7 +120,7 @@ def train(
         evaluate_likelihood: how many held-out samples get a log-likelihood at each evaluation.
         time_label: see ``Denoiser``.
         device: where to train; by default where the network is.
-        progress: show a bar.
+        progress: show a bar, and first what was read of a path or a data set.
         options: those of ``scoresde.training.TrainingOptions``, such as ``batch_size``, ``learning_rate``,
             ``averages``, ``precision``, ``evaluate_every``, ``max_minutes`` and ``seed``.
 
@@ -146,12 +147,16 @@ def train(
 
 
 class _Given(NamedTuple):
-    """The rows to train on, those held out if there are any, the bin width, and what identifies the data."""
+    """The rows to train on, those held out if there are any, the bin width, and what identifies the data.
+
+    The last is a report of what was read; empty of data that are trained on as they are.
+    """
 
     rows: Rows
     held_out: Rows | None
     bin_width: float | None
     identity: str
+    report: str = ""
 
 
 def _given(
@@ -164,7 +169,7 @@ def _given(
         if held_out is not None:
             raise InputError("held_out belongs to data in an array; of other data, a sixth is held out")
         found = load(Path(data) if isinstance(data, (str, os.PathLike)) else data, seed=seed, labels=labels)
-        return _Given(found.train, found.test, found.card.bin_width, ", ".join(found.card.fingerprints))
+        return _Given(found.train, found.test, found.card.bin_width, ", ".join(found.card.fingerprints), str(found))
     test = held_out if held_out is None or isinstance(held_out, Rows) else TensorRows(samples_of("held_out", held_out))
     if not isinstance(data, Rows):
         x = samples_of("the training data", data).float()
@@ -181,7 +186,8 @@ def _denoiser(
     """The denoiser of a network, and the module that is trained: the network, with the schedule of a learned path."""
     if predicts not in _PLAIN:
         raise unknown("network output", predicts, _PLAIN)
-    some = _measured(rows)
+    some = rows.some(_MEASURED).x
+    seen = rows.x if isinstance(rows, TensorRows) else some
     module = with_schedule(network, sde)
     if device is not None:
         module.to(device_of(device))
@@ -192,14 +198,9 @@ def _denoiser(
         label,
         sigma_data=float(f"{float(some.double().std(correction=0)):.2g}") or 1.0,
         shape=rows.shape,
-        data_range=(float(some.min()), float(some.max())),
+        data_range=(float(seen.min()), float(seen.max())),
     )
     return denoiser, module
-
-
-def _measured(rows: Rows) -> Tensor:
-    """Samples whose range and deviation stand for those of the data: all in memory, else some evenly spaced ones."""
-    return rows.x if isinstance(rows, TensorRows) else rows.some(_MEASURED).x
 
 
 def _facts(denoiser: Denoiser, loss: Loss, options: TrainingOptions) -> dict[str, Any]:
@@ -249,7 +250,10 @@ def _trained(
 ) -> TrainResult:
     """Trains; with a folder, the run is resumed, evaluated and gets its page."""
     folder, facts = options.workdir, {**_facts(denoiser, loss, options), "data": given.identity}
-    with launched(next(module.parameters()).device, options.precision) as processes, contextlib.ExitStack() as held:
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    with launched(device, options.precision) as processes, contextlib.ExitStack() as held:
+        if progress and processes.main and given.report:
+            print(given.report, file=sys.stderr)
         if folder is None:
             return prepared(denoiser, module, given.rows, loss, options, processes).run(progress)
         from .training_page import write_page  # here, because it imports the packages of the command line

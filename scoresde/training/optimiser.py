@@ -25,7 +25,7 @@ class Optimiser:
     and its update is skipped; 2000 updates without an overflow double it.
 
     Args:
-        named: the parameters to train, by name.
+        named: the parameters to train, at least one, by name.
         options: those of the training.
 
     Attributes:
@@ -35,12 +35,10 @@ class Optimiser:
         skipped: how many updates in a row were skipped.
 
     Raises:
-        InputError: there are no parameters, or some of an unsuitable dtype.
+        InputError: a parameter has an unsuitable dtype.
     """
 
     def __init__(self, named: Mapping[str, Tensor], options: TrainingOptions) -> None:
-        if not named:
-            raise InputError("the network has no parameters to train")
         self.names, self.parameters = list(named), list(named.values())
         self.device = self.parameters[0].device
         self.masters = wide_copies(self.parameters)
