@@ -106,9 +106,8 @@ def train(
 
     Args:
         network: called as ``network(x, label, **conditions)`` with x (B, *) and label (B,); returns (B, *).
-        data: (N, *), floats of order 1, in a tensor or an array; ``Rows``; a data set of torch or of Hugging
-            Face's library; or the path of a file or folder. Of the last two, a sixth is held out, as on the command
-            line.
+        data: (N, *), floats of order 1, in a tensor or an array; ``Rows``; a data set of torch or of Hugging Face's
+            library; or the path of a file or folder. Of the last two, a sixth is held out, as by the command.
         sde: the path, or its spec such as "ve".
         predicts: the network's output: "v", "eps", "x0", "score", "velocity" or "edm".
         steps: updates in total, including those of earlier calls.
@@ -121,8 +120,7 @@ def train(
         time_label: see ``Denoiser``.
         device: where to train; by default where the network is.
         progress: show a bar, and first what was read of a path or a data set.
-        options: those of ``scoresde.training.TrainingOptions``, such as ``batch_size``, ``learning_rate``,
-            ``averages``, ``precision``, ``evaluate_every``, ``max_minutes`` and ``seed``.
+        options: those of ``scoresde.training.TrainingOptions``, such as ``batch_size``, ``averages`` and ``seed``.
 
     Raises:
         InputError: data or options that are invalid, a ``workdir`` with a run of other settings, or a loss that is not
@@ -133,9 +131,7 @@ def train(
     if not isinstance(network, nn.Module):
         raise InputError(f"train needs a network that is a torch.nn.Module, got {shown(network)}")
     given = _given(data, condition, held_out, labels, int(options.get("seed", 0)))
-    if workdir is not None and not isinstance(workdir, (str, os.PathLike)):
-        raise InputError(f"workdir must be the path of a folder, got {shown(workdir)}")
-    folder = None if workdir is None else Path(workdir)
+    folder = None if workdir is None else _folder(workdir)
     if evaluate_likelihood != 0:
         positive_integer("evaluate_likelihood", evaluate_likelihood)
     settings = TrainingOptions(**{"bin_width": given.bin_width, **options}, steps=steps, workdir=folder)
@@ -144,6 +140,12 @@ def train(
     result = _trained(denoiser, module, given, chosen, settings, evaluate_likelihood, progress)
     averaged = with_network(denoiser, result.ema.eval().requires_grad_(False))
     return Trained(averaged, network, result.step, result.loss, result.complete)
+
+
+def _folder(workdir: object) -> Path:
+    if not isinstance(workdir, (str, os.PathLike)):
+        raise InputError(f"workdir must be the path of a folder, got {shown(workdir)}")
+    return Path(workdir)
 
 
 class _Given(NamedTuple):
