@@ -60,18 +60,20 @@ def frechet(x: Tensor, y: Tensor, features: Features | None = None) -> float:
 
 
 def sliced_wasserstein(
-    x: Tensor, y: Tensor, features: Features | None = None, projections: int = 256, seed: int = 0
+    x: Tensor, y: Tensor, features: Features | None = None, projections: int = 256, seed: int = 0, power: int = 2
 ) -> float:
     """Sliced 2-Wasserstein distance: the root mean square, over directions, of the 1-D distances of the projections.
 
     Bonneel et al. 2015, section 3. In units of the data. Each 1-D distance is exact for any N and M: the quantile
-    functions are steps, and the integral of their squared difference is a sum over the merged steps.
+    functions are steps, and the integral of their squared difference is a sum over the merged steps. With ``power=1``
+    it is the sliced 1-Wasserstein distance, the mean of the 1-D distances.
 
     Args:
         x, y: (N, *) and (M, *).
         features: maps (N, *) to (N, k) first.
         projections: how many directions, uniform on the sphere.
         seed: the seed of the directions, which depend on it and on d alone.
+        power: 2 or 1, the power of the distance that is integrated.
 
     Raises:
         InputError: as in ``frechet``; also a number of projections that is not a positive integer.
@@ -83,12 +85,12 @@ def sliced_wasserstein(
     p, q = (directions @ x.T).sort(1).values, (directions @ y.T).sort(1).values
     n, m = len(x), len(y)
     if n == m:
-        return float((p - q).square().mean().sqrt())
+        return float((p - q).abs().pow(power).mean().pow(1 / power))
     # steps end at i / n and at j / m: in units of 1 / (n m) these are integers, without rounding errors
     ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n]).sort().values
     widths = ends.diff(prepend=ends.new_zeros(1)).to(x) / (n * m)
     last = ends - 1
-    return float(((p[:, last // m] - q[:, last // n]).square() @ widths).mean().sqrt())
+    return float(((p[:, last // m] - q[:, last // n]).abs().pow(power) @ widths).mean().pow(1 / power))
 
 
 def mmd(x: Tensor, y: Tensor, features: Features | None = None) -> float:

@@ -157,6 +157,13 @@ class GaussianMixture:
         """
         return float(torch.logsumexp(self._posterior(operator, y).log_joint, 0))
 
+    @_precise
+    def component_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log w_k N(x; m_k, C_k) in nats, and (x - m_k)^T C_k^-1 (x - m_k), each (B, K), at x (B, *)."""
+        flat = self._flat(x)
+        joint, y = self._joint(flat, *_columns(Node(0.0, 1.0, 0.0), flat))
+        return joint, (y**2 / self.values.to(x)).sum(2)
+
     def _posterior(self, operator: Operator, y: Tensor) -> exact_posteriors.PosteriorMixture:
         roots = torch.diag_embed(self.values.sqrt())
         roots = roots if self.vectors is None else self.vectors @ roots
