@@ -175,7 +175,10 @@ operators: Registry[Operator] = Registry("operator", Operator)
 
 
 def _short(value: Any) -> str:
-    return f"<{' x '.join(map(str, value.shape))}>" if isinstance(value, (Tensor, np.ndarray)) else write(value)
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"<{' x '.join(map(str, value.shape))}>"
+    # the name of a function, without its address in memory: the same text in every process
+    return str(getattr(value, "__name__", type(value).__name__)) if callable(value) else write(value)
 
 
 def check_shape(operator: Operator, y: Tensor, shape: tuple[int, ...]) -> None:
