@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = trained.parser_of(__doc__ or "", "the .npz file of images")
     parser.add_argument("--features", type=Path, required=True, help="the state dict resnet20-12fca82f.th")
     given = trained.read(parser, arguments)
+    given.remade = f"--features=FEATURES {given.remade}"
     network = resnet20.load(given.features)
     path = split(given.data, given.workdir)
     files = {"images": given.data, "features": given.features}

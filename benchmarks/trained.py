@@ -35,6 +35,7 @@ from scoresde.runs import build
 from scoresde.runs.run import Run, load_run
 from scoresde.sampling.pictures import image_grid
 from solvers import InputError, generator
+from solvers.errors import unknown
 from solvers.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,6 +90,7 @@ def parser_of(description: str, data: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, help=data)
     parser.add_argument("--workdir", type=Path, required=True, help="the folder of the runs")
+    parser.add_argument("--model", default=None, help="the config of the only model to train and measure; default: all")
     parser.add_argument("--steps", type=int, default=None, help="optimiser updates; by default the config's")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, mps")
     parser.add_argument("--samples", type=int, default=2000, help="how many to draw from each model")
@@ -102,8 +104,16 @@ def read(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> ar
     given, rest = parser.parse_known_args(arguments)
     if wrong := [argument for argument in rest if not argument.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    given.remade = shlex.join(["--data=DATA", "--workdir=RUNS", *_rest_of(given), *rest])
     given.overrides = rest if given.steps is None else [*rest, f"--config.training.steps={given.steps}"]
     return given
+
+
+def _rest_of(given: argparse.Namespace) -> list[str]:
+    """The arguments that decide the figures, as they are given, without the defaults."""
+    names = ("model", "steps", "device", "samples", "scored")
+    defaults = {"device": "cpu", "samples": 2000, "scored": 1000}
+    return [f"--{name}={value}" for name in names if (value := getattr(given, name)) != defaults.get(name)]
 
 
 class Commands:
@@ -127,21 +137,37 @@ class Commands:
 
 
 def measure(given: argparse.Namespace, images: Images, variants: Sequence[Variant]) -> None:
-    """Trains and measures every variant; writes the result file and a picture of each after each one."""
-    rows: list[dict[str, Any]] = []
+    """Trains and measures the variants; writes the result file and a picture of each after each one.
+
+    The rows of other variants that the file has stay as they are.
+    """
+    names, out = [variant.config for variant in variants], given.out / f"{images.name}.json"
+    if given.model is not None and given.model not in names:
+        raise unknown("model", given.model, names)
+    rows: dict[str, dict[str, Any]] = {}
+    if out.exists():
+        rows = {row["config"]: row for row in json.loads(out.read_text(encoding="utf-8"))["rows"]}
     for variant in variants:
+        if given.model not in (None, variant.config):
+            continue
         commands = Commands({given.workdir: "RUNS", images.path: "DATA"})
         row, x = measured(given, images, variant, commands)
-        rows.append({**row, "picture": f"{images.name}_{variant.config}.png", "commands": commands.kept})
+        rows[variant.config] = {
+            **row,
+            **environment(given.device),
+            "picture": f"{images.name}_{variant.config}.png",
+            "command": f"python benchmarks/{images.name}.py {given.remade}",
+            "commands": commands.kept,
+        }
         picture = io.BytesIO()
         image_grid(x[:: max(1, len(x) // SHOWN)][:SHOWN], -1, 1, tile=64).save(picture, "PNG", optimize=True)
-        write_atomically(given.out / rows[-1]["picture"], picture.getvalue())
+        write_atomically(given.out / rows[variant.config]["picture"], picture.getvalue())
         header = {
-            **environment(given.device),
             "command": f"python benchmarks/{images.name}.py --data=DATA --workdir=RUNS",
             "sha256": dict(images.digests),
         }
-        write_json(given.out / f"{images.name}.json", {"header": header, "rows": rows})
+        document = {"header": header, "rows": [rows[name] for name in names if name in rows]}
+        write_json(out, document)
 
 
 def measured(
