@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.round_labels = False  # round labels that count steps to those of the training
     config.model.learned_variance = False  # the network also returns a variance, for ddpm(variance=learned)
     config.model.condition_dropout = 0.0  # share of the samples that are trained without their conditions, for guidance
-    # the network receives its own first estimate; each evaluation then costs two
+    # the network receives its own first estimate; each evaluation of the model is then two of the network
     config.model.self_conditioning = False
     config.model.sigma_data = placeholder(float)  # for predicts = "edm"; default: the deviation of the data, two digits
 
@@ -76,6 +76,7 @@ def get_config() -> ConfigDict:
     config.sampling.grid = placeholder(str)  # karras (default of a named solver), logsnr, explicit(times=[...]), ...
     config.sampling.steps = placeholder(int)  # steps of the grid; default: 20; adaptive solvers choose their own
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
+    config.sampling.forwards = placeholder(int)  # instead of nfe: a budget of evaluations of the network
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps
     config.sampling.batch_size = 512  # samples computed together; does not change their values
     # the width of the power average of the weights, also for the likelihood; default: the first of training.averages

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -131,12 +132,18 @@ def samples_of(name: str, value: Any) -> Tensor:
 
 
 def conditions_of(
-    condition: Any, count: int, device: torch.device | str = "cpu", known: Sequence[Condition] = ()
+    condition: Any,
+    count: int,
+    device: torch.device | str = "cpu",
+    known: Sequence[Condition] = (),
+    given: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> dict[str, Tensor]:
     """The conditions as tensors with ``count`` rows, by the names of the network's arguments, on the device.
 
     Args:
-        known: the conditions that the model takes; if there are any, those given are checked against them.
+        known: the conditions that the model takes; if there are any, those of the caller are checked against them.
+        given: conditions that the model brings along, in ``count`` rows or one for all; those of the caller replace
+            them.
 
     Raises:
         InputError: they are not a mapping from names to tensors with one row per sample; see also ``Condition.check``.
@@ -149,6 +156,9 @@ def conditions_of(
             f"got {shown(condition)}"
         )
     found = {name: tensor_of(f"the condition {name}", value).to(device) for name, value in condition.items()}
+    for name, row in given.items():
+        rows = row.to(device)
+        found.setdefault(name, rows.expand(count, *rows.shape[1:]) if len(rows) == 1 else rows)
     for name, value in found.items():
         if value.ndim == 0 or len(value) != count:
             rows = f"{len(value)} rows" if value.ndim else "no rows"

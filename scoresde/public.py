@@ -5,6 +5,8 @@ from solvers import InputError
 from .bounds.chain import chain_bound
 from .bounds.continuous import continuous_bound
 from .bounds.plug_in import plug_in_bound
+from .guidance.guide import guide
+from .guidance.guided import Guided
 from .likelihood.learned_dequantisation import (
     VariationalDequantiser,
     fit_dequantiser,
@@ -35,6 +37,7 @@ __all__ = [
     "Check",
     "Cosine",
     "Denoiser",
+    "Guided",
     "InputError",
     "LearnedVP",
     "LogProb",
@@ -52,6 +55,7 @@ __all__ = [
     "encode",
     "eps_power",
     "fit_dequantiser",
+    "guide",
     "label_shift",
     "load",
     "load_dequantiser",

@@ -5,7 +5,7 @@ Only solvers of Gaussian states can be counted: the dummy model has no discrete 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from .types.schedule import Schedule
 from .types.solver import Solver
 
 
-class _ZeroModel(Problem):
-    """A model that predicts x0 = 0 at no cost, for counting evaluations."""
+class FreeModel(Problem):
+    """A model that predicts x0 = 0 at no cost, for counting evaluations before a solve."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -45,8 +45,13 @@ def _ones(t: Node, s: Node) -> Tensor:
 
 def evaluations(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> int:
     """Model evaluations (NFE) of one sample on these nodes, counted by running the solver on a free model."""
+    return evaluations_of(solver, FreeModel(schedule), nodes)
+
+
+def evaluations_of(solver: Solver, model: FreeModel, nodes: Sequence[Node]) -> int:
+    """Model evaluations (NFE) of one sample on these nodes, as a free model counts or divides the solve."""
     start = torch.ones(1, 1, dtype=torch.float64)
-    return int(solve(solver, _ZeroModel(schedule), start, nodes, _ones).nfe.item())
+    return int(solve(solver, model, start, nodes, _ones).nfe.item())
 
 
 def startup(solver: Solver, schedule: Schedule) -> int:
@@ -66,25 +71,32 @@ def steps_of_nfe(
     nfe: int,
     t_min: float | None = None,
     t_max: float | None = None,
+    cost_of: Callable[[Sequence[Node]], int] | None = None,
+    name: str = "nfe",
 ) -> int:
     """The largest number of steps whose counted evaluations are at most ``nfe``.
+
+    Args:
+        cost_of: the cost of a solve along some nodes, if it is not the solver's evaluations.
+        name: the name of the budget in messages.
 
     Raises:
         InputError: nfe is not a positive integer or is too small for the solver, or the solver or the grid sets its
             own steps.
     """
-    positive_integer("nfe", nfe)
+    positive_integer(name, nfe)
     if rule.fixed:
-        raise InputError(f"{rule} sets its own steps, so nfe={nfe} cannot be set")
+        raise InputError(f"{rule} sets its own steps, so {name}={nfe} cannot be set")
     if solver.adaptive:
-        raise InputError(f"{solver} chooses its own steps, so nfe={nfe} cannot be set; use its tolerances")
+        raise InputError(f"{solver} chooses its own steps, so {name}={nfe} cannot be set; use its tolerances")
 
     def cost(steps: int) -> int:
-        return evaluations(solver, schedule, rule.nodes(schedule, steps, t_min, t_max))
+        nodes = rule.nodes(schedule, steps, t_min, t_max)
+        return evaluations(solver, schedule, nodes) if cost_of is None else cost_of(nodes)
 
     least = cost(1)
     if least > nfe:
-        raise InputError(f"nfe={nfe} is too small for {solver}: one step takes {least}")
+        raise InputError(f"{name}={nfe} is too small for {solver}: one step takes {least}")
     # every step takes at least one evaluation; most take ``solver.evaluations``, so that two or three counts suffice
     low, high, trial = 1, nfe + 1, max(1, 1 + (nfe - least) // solver.evaluations)
     while high - low > 1:

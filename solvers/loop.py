@@ -45,6 +45,20 @@ class Solution:
     rejected: Tensor
     failed: Mapping[int, str] = field(default_factory=dict)
 
+    def after(self, earlier: Solution) -> Solution:
+        """The solution of an earlier part and this one, which went on from there: the sums of both."""
+        errors = [part.error for part in (earlier, self) if part.error is not None]
+        return Solution(
+            self.x,
+            self.node,
+            earlier.nfe + self.nfe,
+            earlier.calls + self.calls,
+            sum(errors[1:], errors[0]) if errors else None,
+            earlier.accepted + self.accepted,
+            earlier.rejected + self.rejected,
+            {**self.failed, **earlier.failed},
+        )
+
 
 class Tally:
     """The count of model evaluations per sample (B,), and of model calls."""
@@ -62,7 +76,7 @@ class Counted(ProblemWrapper):
         self.rows = torch.arange(len(tally.nfe)) if rows is None else rows
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
-        self.tally.nfe.index_add_(0, self.rows, torch.full_like(self.rows, self.problem.forwards))
+        self.tally.nfe.index_add_(0, self.rows, torch.ones_like(self.rows))
         self.tally.calls += 1
         if self.problem.checked:
             return self.problem.predict(x, node)
@@ -86,7 +100,8 @@ def solve(
     """Computes the state at the last node from that at the first.
 
     The loop uses two facts of a node: its noise level, which orders the nodes, and whether it is clean. Therefore it
-    works for every space of states.
+    works for every space of states. Where a problem has several parts (``Problem.pieces``), the solver starts anew at
+    each.
 
     Args:
         solver: the method.
@@ -100,7 +115,8 @@ def solve(
 
     Raises:
         InputError: with ``strict``, the solver gives up a sample; a stochastic solver gets no noise, or goes from data
-            to noise; or the solver and the problem have different spaces of states.
+            to noise; the solver and the problem have different spaces of states; the problem does not accept the
+            solver, or has several parts and the solver fixed nodes.
     """
     ordered: tuple[Any, ...] = checked(tuple(nodes))
     problem = as_problem(problem)
@@ -112,22 +128,39 @@ def solve(
         if noise is None:
             raise InputError(f"{solver} draws noise: give it a noise source")
         noise = as_source(noise) if isinstance(x, Tensor) else noise
-    tally = Tally(x.shape[0])
-    counted = Counted(problem, tally)
-    made = Step(x, solver.init(counted, x, ordered))
-    for t, s in pairwise(ordered):
-        advance = solver.to_data if s.clean else solver.step
-        made = advance(counted, made.x, t, s, made.carry, noise).after(made)
-        failed = made.failed or {}
-        if failed and strict:
-            raise InputError(f"{solver}: sample {min(failed)}: {failed[min(failed)]}")
-        x, replaced = run_hooks(made.x, s, hooks)
-        if replaced:
-            made = made._replace(x=x, carry=solver.replaced(made.carry, x))
+    tally, made = Tally(x.shape[0]), Step(x)
+    for part, places in parts_of(solver, problem, ordered):
+        counted = Counted(part, tally)
+        made = made._replace(carry=solver.init(counted, made.x, places))
+        for t, s in pairwise(places):
+            advance = solver.to_data if s.clean else solver.step
+            made = advance(counted, made.x, t, s, made.carry, noise).after(made)
+            failed = made.failed or {}
+            if failed and strict:
+                raise InputError(f"{solver}: sample {min(failed)}: {failed[min(failed)]}")
+            x, replaced = run_hooks(made.x, s, hooks)
+            if replaced:
+                made = made._replace(x=x, carry=solver.replaced(made.carry, x))
     none = torch.zeros_like(tally.nfe)
     accepted, rejected = (none if part is None else part for part in (made.accepted, made.rejected))
     failed = made.failed or {}
     return Solution(made.x, ordered[-1], tally.nfe, tally.calls, made.error, accepted, rejected, failed)
+
+
+def parts_of(solver: Solver, problem: Problem, nodes: Sequence[Any]) -> Sequence[tuple[Problem, Sequence[Any]]]:
+    """The parts of a solve along ``nodes``, see ``Problem.pieces``.
+
+    Raises:
+        InputError: the problem does not accept the solver, or has several parts and the solver fixed nodes.
+    """
+    problem.check_solver(solver)
+    parts = problem.pieces(nodes)
+    if len(parts) > 1 and solver.nodes is not None:
+        raise InputError(
+            f"{solver} has fixed nodes, but this model's prediction jumps at noise levels, where a solve must be "
+            "divided: use a different solver"
+        )
+    return parts
 
 
 def run_hooks(x: Tensor, node: Any, hooks: Sequence[Hook]) -> tuple[Tensor, bool]:

@@ -27,6 +27,7 @@ FLOORS = {
             "data",
             "paths",
             "models",
+            "guidance",
             "sampling",
         ),
         *("likelihood", "bounds", "training", "benchmark"),

@@ -306,7 +306,7 @@ def test_the_block_by_hand():
         nats=torch.tensor([-1.0, -3.0], dtype=torch.float64), stderr=torch.tensor([0.1, 0.3]), nfe=14,
         latent=torch.zeros(2, 4), budget={"prior": torch.tensor([-4.0, -6.0]), "divergence": torch.tensor([3.0, 3.0])},
         solver="heun", grid="logsnr", divergence="hutchinson(probes=2)", seconds=1.25, bin_width=0.5,
-        kind="estimate of the ODE value", products=28, freedom=torch.tensor([1.0, 1.0]),
+        kind="estimate of the ODE value", vjps=28.0, freedom=torch.tensor([1.0, 1.0]),
         stderr_of="the trace's probes", solver_error=torch.tensor([0.5, 1.5]),
     )  # fmt: skip
     assert str(found).splitlines() == [
@@ -370,13 +370,13 @@ def test_by_default_the_trace_is_exact_where_it_takes_no_more_products():
     for d, rule, products in ((1, "exact", 1), (2, "exact", 2), (4, "exact", 4), (5, "hutchinson", 4)):
         target = mixture(d)
         found = log_prob(target.denoiser(scoresde.VP()), target.sample(3), steps=5)
-        assert (found.divergence, found.products) == (rule, products * found.nfe)
+        assert (found.divergence, found.vjps) == (rule, products * found.nfe)
         assert bool((found.stderr == 0).all()) == (rule == "exact")
         assert found.kind == ("exact ODE value" if rule == "exact" else "estimate of the ODE value")
         drawn = scoresde.sample_with_log_prob(target.denoiser(scoresde.VP()), (d,), range(3), steps=5)[1]
-        assert (drawn.divergence, drawn.products) == (rule, products * drawn.nfe)
+        assert (drawn.divergence, drawn.vjps) == (rule, products * drawn.nfe)
     asked = log_prob(mixture(2).denoiser(scoresde.VP()), torch.zeros(2, 2), steps=5, divergence="hutchinson")
-    assert (asked.divergence, asked.products) == ("hutchinson", 4 * asked.nfe)
+    assert (asked.divergence, asked.vjps) == ("hutchinson", 4 * asked.nfe)
 
 
 def test_bits_need_a_bin_width():

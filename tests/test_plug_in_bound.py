@@ -205,7 +205,7 @@ def test_rows_are_alone_and_the_budget_adds_up():
     assert torch.allclose(sum(whole.budget.values()), whole.nats, rtol=0, atol=1e-12)
     assert torch.allclose(whole.budget["offset"], torch.tensor(4 * math.log(0.25)).double())
     assert torch.allclose(whole.bits_per_dim, -whole.nats / (4 * math.log(2)))
-    assert (whole.nfe, whole.products) == (40, 40)
+    assert (whole.nfe, whole.vjps) == (40, 40)
     # a path does not depend on how many there are
     more = plug_in_bound(denoiser, x, 0.5, condition={"y": y}, **(options | {"draws": 3}))
     assert torch.allclose(more.latent, whole.latent, rtol=0, atol=1e-12)

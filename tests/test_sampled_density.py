@@ -77,7 +77,7 @@ def test_the_same_probes_as_log_prob():
     for name in ("prior", "divergence", "truncation"):
         assert torch.allclose(found.budget[name], after.budget[name], rtol=0, atol=0.02), name
     assert torch.allclose(sum(found.budget.values()), found.nats, rtol=0, atol=1e-12)
-    assert (found.nfe, found.products, found.solver, found.grid) == (400, 800, "heun", after.grid)
+    assert (found.nfe, found.vjps, found.solver, found.grid) == (400, 800, "heun", after.grid)
 
 
 def test_the_samples_are_those_of_sample():

@@ -32,7 +32,8 @@ def result(count, seed):
     nats, stderr, error = torch.randn(3, count, generator=draw, dtype=torch.float64)
     return LogProb(
         nats, stderr, 14, torch.randn(count, 2, generator=draw), {"prior": nats + 1, "offset": stderr}, "heun",
-        "karras", "exact", 0.5, bin_width=0.125, solver_error=error, products=3, freedom=torch.full((count,), 3.0),
+        "karras", "exact", 0.5, bin_width=0.125, solver_error=error, forwards=14.0, vjps=3.0, calls=28,
+        freedom=torch.full((count,), 3.0),
         failures=(Failure(1, "not finite"),),
     )  # fmt: skip
 

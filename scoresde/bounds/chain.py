@@ -35,7 +35,8 @@ from solvers.types.answers import predicted
 
 from ..inputs import Array, Seeds
 from ..likelihood.inputs import seeds_of
-from ..likelihood.result import LogProb
+from ..likelihood.result import LogProb, with_counts
+from ..models.counting import counted
 from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..paths.base import SDE, ModelLike, sdes
@@ -165,7 +166,7 @@ def chain_bound(
             decoder's levels, or the chain leaves the range of the model's path.
     """
     check_how(on_failure)
-    x, conditions = batch_of("x", x, condition, (denoiser := as_model(denoiser)).conditions)
+    x, conditions = batch_of("x", x, condition, denoiser := as_model(denoiser))
     x = x.detach()
     method, rule = reverse_kernel(kernel), decoders.make(decoder)
     chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
@@ -173,7 +174,12 @@ def chain_bound(
     between, count = chain.count - 1, _count_of_terms(chain, indices)
     began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
     batches = batching.rows(len(x))
-    with batching.bar((count + 1) * len(batches), "bound") as bar, evaluation(denoiser), torch.no_grad():
+    with (
+        batching.bar((count + 1) * len(batches), "bound") as bar,
+        evaluation(denoiser),
+        torch.no_grad(),
+        counted() as work,
+    ):
         for rows in batches:
             given = rows_of(conditions, rows)
             parts.append(_terms(denoiser, chain, x[rows], seeds[rows], given, count, method, rule, bar.update))
@@ -187,11 +193,11 @@ def chain_bound(
         "offset": offset_of(rule, x, width),
     }
     stderr, seconds = math.nan * last, time.perf_counter() - began
-    return reported(LogProb(
-        total(budget), stderr, (count + 1) * denoiser.forwards, latent, budget, str(method),
+    return reported(with_counts(LogProb(
+        total(budget), stderr, count + 1, latent, budget, str(method),
         f"a chain of {chain.count} nodes", "", seconds, width, "lower bound, of the reverse chain",
         torch.cat([terms, last[:, None]], 1) if whole else None, stderr_of="the draws of noise, one a term",
-    ), on_failure)  # fmt: skip
+    ), work), on_failure)  # fmt: skip
 
 
 def _count_of_terms(chain: Chain, indices: int | None) -> int:

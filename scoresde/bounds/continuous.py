@@ -35,7 +35,8 @@ from solvers.types.answers import predicted
 
 from ..inputs import Array, Seeds
 from ..likelihood.inputs import seeds_of
-from ..likelihood.result import LogProb, degrees, standard_error
+from ..likelihood.result import LogProb, degrees, standard_error, with_counts
+from ..models.counting import counted
 from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..paths.base import SDE, ModelLike
@@ -175,14 +176,15 @@ def continuous_bound(
             multiple of ``sets``; the time sampler is uniform over neither t nor lam; all samples fail.
     """
     check_how(on_failure)
-    x, conditions = batch_of("x", x, condition, (denoiser := as_model(denoiser)).conditions)
+    x, conditions = batch_of("x", x, condition, denoiser := as_model(denoiser))
     rule, sampler, sde, x = decoders.make(decoder), samplers.make(times), denoiser.sde, x.detach()
     over, width, seeds = variable_of(sampler), width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
     began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
     batches = batching.rows(len(x))
-    with batching.bar(draws * len(batches), "bound") as bar, evaluation(denoiser), torch.no_grad():
+    bar = batching.bar(draws * len(batches), "bound")
+    with bar, evaluation(denoiser), torch.no_grad(), counted() as work:
         ends = place_of(sde, torch.tensor([sde.t_max], dtype=torch.float64), over)
         for rows in batches:
             points = _points(sampler, sde, seeds[rows], draws, sets)
@@ -198,11 +200,11 @@ def continuous_bound(
         "dequantisation": torch.zeros(len(x), dtype=torch.float64),
         "offset": offset_of(rule, x, width),
     }
-    nats, nfe, seconds = total(budget), draws * denoiser.forwards, time.perf_counter() - began
-    return reported(LogProb(
-        nats, standard_error(spread), nfe, latent, budget, "continuous bound", str(sampler), "", seconds, width,
+    nats, seconds = total(budget), time.perf_counter() - began
+    return reported(with_counts(LogProb(
+        nats, standard_error(spread), draws, latent, budget, "continuous bound", str(sampler), "", seconds, width,
         "lower bound, of the reverse SDE", freedom=degrees(sets, nats), stderr_of="the draws of times and noise",
-    ), on_failure)  # fmt: skip
+    ), work), on_failure)  # fmt: skip
 
 
 def _draws(

@@ -62,7 +62,8 @@ from ..likelihood.density_ode import DensitySolve, WithLogDensity
 from ..likelihood.divergence import Divergence, divergences
 from ..likelihood.inputs import check_end, positive, prior_at, seeds_of
 from ..likelihood.log_prob import kind_of
-from ..likelihood.result import LogProb, degrees, standard_error
+from ..likelihood.result import LogProb, degrees, standard_error, with_counts
+from ..models.counting import counted
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.model import as_model
 from ..paths.base import ModelLike
@@ -119,7 +120,7 @@ def plug_in_bound(
     check_how(on_failure)
     if not 0 <= interpolation <= 1:
         raise InputError(f"interpolation must be between 0, the reverse SDE, and 1, the ODE, got {interpolation!r}")
-    x, conditions = batch_of("x", x, condition, (denoiser := as_model(denoiser)).conditions)
+    x, conditions = batch_of("x", x, condition, denoiser := as_model(denoiser))
     plan = Plan.make(denoiser, PlanRequest("heun", grid or "logsnr", steps, None, t_min, t_max), end_at_t_min=True)
     rule, batching = divergences.make(divergence), Batching(batch_size, x.device, x.dtype, progress)
     positive_integer("draws", draws)
@@ -128,8 +129,9 @@ def plug_in_bound(
     with evaluation(denoiser), gradients(False):
         given = {name: recordable(value) for name, value in conditions.items()}
         solve = DensitySolve(denoiser, rule, seeds_of(seeds, len(x)), tuple(x.shape[1:]), given, batching)
-        found = _Paths(solve, plan, interpolation, draws, prior, width).bound(recordable(x))
-    return reported(found, on_failure)
+        with counted() as work:
+            found = _Paths(solve, plan, interpolation, draws, prior, width).bound(recordable(x))
+    return reported(with_counts(found, work), on_failure)
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class _Paths:
             "truncation": d * math.log(self.plan.nodes[0].alpha) * ones,  # converts p_T to the scale of x / alpha
             "offset": d * math.log(self.bin_width or 1.0) * ones,
         }
-        nfe = 2 * self.plan.steps * self.draws * as_model(self.solve.denoiser).forwards
+        nfe = 2 * self.plan.steps * self.draws
         nats = total(budget)
         drawn = ["the paths"] * (k < 1) + ["the trace's probes"] * (not rule.exact(d))
         return LogProb(
@@ -163,7 +165,6 @@ class _Paths:
             stderr_of=" and ".join(drawn),
             nfe=nfe,
             nfe_per_sample=torch.full((len(x),), nfe),
-            products=nfe * rule.products(d),
             latent=latent,
             budget=budget,
             solver=f"plug-in SDE, interpolation {k:g}",

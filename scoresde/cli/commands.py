@@ -77,6 +77,8 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         "grid": result.grid,
         "steps": len(result.nodes) - 1,
         "nfe": result.nfe,
+        "forwards": result.forwards,
+        "vjps": result.vjps,
     }
     cost = f"{result.nfe} NFE, {result.seconds:.2f} s"
     if result.label_shift is not None:

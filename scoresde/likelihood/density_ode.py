@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import solvers
-from solvers import InputError, Node, Prediction, Problem, Rows
+from solvers import InputError, Node, Prediction, Problem, Rows, Solver
 from solvers.libraries import library
 from solvers.types.answers import predicted
 
+from ..models.counting import add_vjps
 from ..models.model import Model, as_model
 from ..paths.base import SDE, ModelLike
 from ..sampling.batches import Batching
@@ -36,6 +37,7 @@ def _products(out: Tensor, leaf: Tensor, vectors: Tensor, create_graph: bool) ->
     They are computed in one batch, or one by one if that fails: some functions cannot be batched, and others only
     without a graph. A fault of the network itself is raised by the products one by one.
     """
+    add_vjps(vectors.shape[0] * vectors.shape[1])
     library("torch.fx.experimental.symbolic_shapes")  # which the first product would import, with sympy
     options = {"retain_graph": True, "create_graph": create_graph, "allow_unused": True}
     try:
@@ -95,11 +97,6 @@ class WithLogDensity(Problem):
     def model(self) -> Model:
         """The denoiser as a ``Model``."""
         return as_model(self.denoiser)
-
-    @property
-    def forwards(self) -> int:
-        """How often one prediction evaluates the network."""
-        return self.model.forwards
 
     @property
     def channels(self) -> int:
@@ -191,6 +188,13 @@ class WithLogDensity(Problem):
                 "the model's output has no gradient with respect to x, which a likelihood needs: does it run under "
                 "torch.no_grad or inference_mode, or detach x?"
             )
+
+    def pieces(self, nodes: Sequence[Node]) -> Sequence[tuple[WithLogDensity, Sequence[Node]]]:
+        """The problem with the model of each part of a solve."""
+        return [(replace(self, denoiser=model), places) for model, places in self.model.pieces(nodes)]
+
+    def check_solver(self, solver: Solver) -> None:
+        self.model.check_solver(solver)
 
     def select(self, rows: Rows) -> WithLogDensity:
         """The problem restricted to some of the samples."""

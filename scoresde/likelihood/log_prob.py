@@ -35,9 +35,10 @@ from solvers import Grid, InputError, Solver
 
 from ..data.dataset import spread
 from ..inputs import Array, Seeds
+from ..models.counting import counted
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.faults import checked_model, density_faults, report_faults
-from ..models.model import Model
+from ..models.model import Model, as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, batch_of
 from ..sampling.failures import Failure, check_how, report
@@ -47,7 +48,7 @@ from .density_ode import DensitySolution, DensitySolve
 from .dequantisation import Dequantiser, dequantisers, uniforms
 from .divergence import Divergence, rule_of
 from .inputs import check_end, deterministic, on_lattice, positive, prior_at, seeds_of
-from .result import LogProb, degrees
+from .result import LogProb, degrees, with_counts
 from .tolerance import Settings, in_nats, meet, other_seeds, solver_of, solver_setting
 
 ADAPTIVE = "adams_adaptive(rtol=4e-05, atol=4e-05)"
@@ -246,7 +247,7 @@ def log_prob(
             are not one per sample; the prior does not return (B,); the tolerance is not positive; all samples fail.
     """
     check_how(on_failure)
-    x, conditions = batch_of("x", x, condition, (denoiser := checked_model(denoiser, prior is None)).conditions)
+    x, conditions = batch_of("x", x, condition, denoiser := checked_model(denoiser, prior is None))
     samples = Samples(x, seeds_of(seeds, len(x)), conditions)
     width = None if bin_width is None else positive("bin_width", bin_width)
     report_faults(density_faults(denoiser, x, width))
@@ -315,18 +316,19 @@ def evaluate(denoiser: ModelLike, how: LikelihoodPlan, samples: Samples) -> LogP
     """
     if how.dequantiser is not None and how.bin_width is not None:
         on_lattice(samples.x, how.bin_width)
-    began = time.perf_counter()
-    with evaluation(denoiser), gradients(how.differentiable):
-        samples = samples.recordable()
-        found = _integrals(denoiser, how, samples)
-        result = assemble(how, found, samples.dimensions)
-    if how.error:
-        frozen = replace(how, error=False, differentiable=False)
-        with evaluation(denoiser), gradients(False):
-            others = [_integrals(denoiser, replace(frozen, plan=plan), samples) for plan in how.coarser]
-            gap = solver_error.bound(result.nats.detach(), *(other.nats for other in others))
-        result = _with_cost(replace(result, solver_error=gap), [found, *others], how, samples.dimensions)
-    return replace(result, seconds=time.perf_counter() - began)
+    began, model = time.perf_counter(), as_model(denoiser)
+    with counted() as count:
+        with evaluation(model), gradients(how.differentiable):
+            samples = samples.recordable()
+            found = _integrals(model, how, samples)
+            result = replace(assemble(how, found, samples.dimensions), density=model.density)
+        if how.error:
+            frozen = replace(how, error=False, differentiable=False)
+            with evaluation(model), gradients(False):
+                others = [_integrals(model, replace(frozen, plan=plan), samples) for plan in how.coarser]
+                gap = solver_error.bound(result.nats.detach(), *(other.nats for other in others))
+            result = _with_nfe(replace(result, solver_error=gap), [found, *others])
+    return replace(with_counts(result, count), seconds=time.perf_counter() - began)
 
 
 def assemble(how: LikelihoodPlan, found: Integrals, d: int) -> LogProb:
@@ -348,14 +350,13 @@ def assemble(how: LikelihoodPlan, found: Integrals, d: int) -> LogProb:
         failures=found.failures,
         kind=kind_of(rule, d) if how.dequantiser is None else f"{BOUND_OF_LEVELS} ({kind_of(rule, d)})",
     )
-    return _with_cost(result, [found], how, d)
+    return _with_nfe(result, [found])
 
 
-def _with_cost(result: LogProb, solves: Sequence[Integrals], how: LikelihoodPlan, d: int) -> LogProb:
-    """The result with the evaluations and products of all its solves."""
+def _with_nfe(result: LogProb, solves: Sequence[Integrals]) -> LogProb:
+    """The result with the evaluations of all its solves."""
     nfe = torch.stack([found.nfe for found in solves]).sum(0)
-    products = int(nfe.max()) * how.divergence.products(d)
-    return replace(result, nfe=int(nfe.max()), nfe_per_sample=nfe, products=products)
+    return replace(result, nfe=int(nfe.max()), nfe_per_sample=nfe)
 
 
 def _integrals(denoiser: ModelLike, how: LikelihoodPlan, samples: Samples) -> Integrals:

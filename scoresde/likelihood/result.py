@@ -13,6 +13,7 @@ from torch import Tensor
 from solvers import InputError
 from solvers.libraries import library
 
+from ..models.counting import Count
 from ..sampling.failures import Failure, listed
 
 
@@ -25,9 +26,12 @@ class LogProb:
         stderr: (B,) nats, the standard error due to random draws. The draws are the probes of the trace for the value
             of an ODE; the paths, or the times and noise, for a bound. 0 if nothing was drawn, NaN if there was a single
             draw.
-        nfe: model evaluations (forward passes) per sample, the largest of the batch.
+        nfe: model evaluations per sample, the largest of the batch.
         nfe_per_sample: the model evaluations of each sample (B,).
-        products: vector-Jacobian products per sample, the largest of the batch; each costs about a backward pass.
+        forwards, vjps: evaluations of the network, and vector-Jacobian products through it, each of which costs about a
+            backward pass: means over the samples, counted at the network, of all solves.
+        calls: calls of the network, over all batches and solves.
+        density: what ``nats`` are the log-density of: "model", or "guided ode", which is no density of the data.
         latent: the states (B, *) at t_max.
         budget: the terms of ``nats``, (B,) nats each: ``prior``, log p_T(x_T); ``divergence``, the integral;
             ``truncation``, the change of scale at t_min; ``dequantisation``, minus the log-density of the noise in
@@ -56,7 +60,10 @@ class LogProb:
     kind: str = "exact ODE value"
     terms: Tensor | None = None
     nfe_per_sample: Tensor | None = None
-    products: int = 0
+    forwards: float = 0.0
+    vjps: float = 0.0
+    calls: int = 0
+    density: str = "model"
     freedom: Tensor | None = None
     stderr_of: str = ""
     solver_error: Tensor | None = None
@@ -121,7 +128,8 @@ class LogProb:
             error = f" +- {float(values.std()) / math.sqrt(count):.{digits}f}" if count > 1 else ""
             return f"{float(values.mean()):z.{digits}f}{error}"
 
-        lines = [f"log p = {mean(self.nats, 3)} nats (mean of {len(self.nats)}), {self.kind}"]
+        of = "" if self.density == "model" else f" of the {self.density}"
+        lines = [f"log p = {mean(self.nats, 3)} nats (mean of {len(self.nats)}), {self.kind}{of}"]
         if self.bin_width is not None:
             lines.append(f"bits/dim = {mean(self.bits_per_dim, 4)}")
         lines += [f"  {name:15s} {float(part.mean()):z12.3f} nats" for name, part in self.budget.items()]
@@ -133,9 +141,15 @@ class LogProb:
             worst, average = float(self.solver_error.max()), float(self.solver_error.mean())
             lines.append(f"  solver error: {average:.3g} nats a sample, {worst:.3g} at most")
         trace = f", trace {self.divergence}" if self.divergence else ""
-        work = f"{self.nfe} NFE" + (f", {self.products} vector-Jacobian products" if self.products else "")
+        work = f"{self.nfe} NFE" + (f", {self.vjps:g} vector-Jacobian products" if self.vjps else "")
         lines.append(f"  {self.solver} on {self.grid}{trace}, {work}, {self.seconds:.1f} s")
         return lines
+
+
+def with_counts(result: LogProb, count: Count) -> LogProb:
+    """The result with what the network did for all its samples."""
+    samples = len(result.nats)
+    return replace(result, forwards=count.forwards / samples, vjps=count.vjps / samples, calls=count.calls)
 
 
 def typical_error(stderr: Tensor) -> float:

@@ -27,8 +27,10 @@ from torch import Tensor
 from solvers import Grid, InputError, SeededNoise, Solver
 
 from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of
+from ..models.counting import counted
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.faults import checked_model
+from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import Batching, check_start
 from ..sampling.failures import check_how, report
@@ -37,7 +39,7 @@ from .density_ode import DensitySolve
 from .divergence import Divergence, rule_of
 from .inputs import prior_at
 from .log_prob import choose_plan_to_t_min, kind_of
-from .result import LogProb, degrees
+from .result import LogProb, degrees, with_counts
 
 
 def sample_with_log_prob(
@@ -89,15 +91,16 @@ def sample_with_log_prob(
     given, lengths, start = draws_of(seeds, shape, x_init, denoiser.shape)
     _check(made, given, lengths, start, prior)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
-    conditions = conditions_of(condition, len(given), batching.device, denoiser.conditions)
+    conditions = conditions_of(condition, len(given), batching.device, denoiser.conditions, denoiser.given)
     rule = rule_of(divergence, math.prod(lengths))
     made.warn_of_width(denoiser.output)
     with evaluation(denoiser), gradients(differentiable):
         conditions = {name: recordable(value) for name, value in conditions.items()}
         solve = DensitySolve(denoiser, rule, given, lengths, conditions, batching, differentiable)
-        x, found = _solved(solve, made, None if start is None else recordable(start), prior)
+        with counted() as count:
+            x, found = _solved(solve, made, None if start is None else recordable(start), prior)
     report(found.failures, len(given), on_failure, f"{made.solver} on {made.grid}")
-    return x.to(batching.dtype).to(batching.device), found
+    return x.to(batching.dtype).to(batching.device), with_counts(found, count)
 
 
 def _check(
@@ -149,7 +152,7 @@ def _solved(
         stderr_of="" if rule.exact(d) else "the trace's probes",
         nfe=int(solution.nfe.max()),
         nfe_per_sample=solution.nfe,
-        products=int(solution.nfe.max()) * rule.products(d),
+        density=as_model(solve.denoiser).density,
         latent=solution.start,
         budget=budget,
         solver=str(plan.solver),

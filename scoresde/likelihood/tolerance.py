@@ -27,9 +27,10 @@ import solvers
 from solvers import InputError, Solver
 from solvers.libraries import library
 
+from ..models.counting import Count
 from . import solver_error
 from .divergence import Divergence, Exact, Hutchinson
-from .result import LogProb
+from .result import LogProb, with_counts
 
 PILOT = 32  # the number of samples on which steps and probes are chosen
 PROBES = 8  # the least number of probes in a trial, whose spread determines how many are needed
@@ -67,19 +68,21 @@ class Trials:
     """Evaluations of a likelihood at ever finer settings.
 
     Attributes:
-        nfe, products: model evaluations and vector-Jacobian products (count,) of all evaluations so far.
+        nfe: model evaluations (count,) of all evaluations so far.
+        work: what the network did in them, over all samples.
     """
 
     def __init__(self, likelihood_with: LikelihoodWith, solver: Solver, count: int, d: int) -> None:
         self.likelihood_with, self.solver, self.d = likelihood_with, solver, d
-        self.nfe, self.products = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+        self.nfe, self.work = torch.zeros(count, dtype=torch.long), Count()
 
     def run(self, k: int, rule: Divergence, rows: slice, trial: bool, graph: bool = False) -> LogProb:
         """The likelihood of some samples at the k-th setting."""
         found = self.likelihood_with(Settings(*solver_setting(self.solver, k), rule, rows, trial, graph))
         assert found.nfe_per_sample is not None
         self.nfe[rows] += found.nfe_per_sample.cpu()
-        self.products[rows] += found.nfe_per_sample.cpu() * rule.products(self.d)
+        samples = len(found.nats)
+        self.work.add(Count(round(found.forwards * samples), round(found.vjps * samples), found.calls))
         return found
 
     def ladder(self, rule: Divergence, rows: slice, trial: bool, k: int) -> Iterator[tuple[int, LogProb, float]]:
@@ -104,7 +107,7 @@ def meet(
     """The likelihood of all samples with a total error of at most ``tolerance`` nats in 95 % of them.
 
     The top of this module describes how steps and probes are chosen. The reported cost (``nfe``, ``nfe_per_sample``,
-    ``products``, ``seconds``) includes every trial.
+    ``forwards``, ``vjps``, ``calls``, ``seconds``) includes every trial.
 
     Args:
         likelihood_with: computes a likelihood with given settings.
@@ -137,10 +140,9 @@ def meet(
     if graph:
         found = replace(trials.run(k, rule, everything, False, True), solver_error=found.solver_error)
     return replace(
-        found,
+        with_counts(found, trials.work),
         nfe=int(trials.nfe.max()),
         nfe_per_sample=trials.nfe,
-        products=int(trials.products.max()),
         seconds=time.perf_counter() - began,
     )
 

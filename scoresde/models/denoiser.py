@@ -20,7 +20,8 @@ from solvers.types.model_output import Output
 from ..data.conditions import Condition
 from ..paths.base import SDE, as_sde
 from . import time_labels as labels
-from .known_networks import default_label, forwards
+from .counting import add_forwards
+from .known_networks import default_label, evaluations
 from .model import Model, condition_error
 from .reachable import reachable_modules
 
@@ -106,10 +107,13 @@ class Denoiser(Model):
     def checked(self) -> bool:
         return True
 
+    def cost(self, node: Node) -> int:
+        """Evaluations of the network that one prediction takes: two if it receives its own estimate."""
+        return self._evaluations
+
     @cached_property
-    def forwards(self) -> int:
-        """How often one prediction evaluates the network: twice if it conditions on its own estimate."""
-        return forwards(self.modules)
+    def _evaluations(self) -> int:
+        return evaluations(self.modules)
 
     @property
     def output(self) -> Output:
@@ -202,6 +206,7 @@ class Denoiser(Model):
         return labels.LABELS[self.label].of(node, self.sde, self.train_timesteps)
 
     def _call(self, x: Tensor, label: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+        add_forwards(len(x), self._evaluations)
         try:
             out = call("the network", self.network, x, label, conditions)
         except TypeError as error:

@@ -47,7 +47,7 @@ def reach(network: Any) -> float | None:
     return (_MLP_REACH if isinstance(parts[0], ResidualMLP) else _DIFFUSERS_REACH) / parts[0].scale
 
 
-def forwards(modules: Iterable[nn.Module]) -> int:
+def evaluations(modules: Iterable[nn.Module]) -> int:
     """How often one call of networks evaluates them: twice if one of them receives its own estimate."""
     return 2 if any(isinstance(part, SelfConditioned) for module in modules for part in module.modules()) else 1
 

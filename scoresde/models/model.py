@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
-from solvers import InputError, Node, Prediction
+from solvers import InputError, Node, Prediction, Solver
 from solvers.errors import unknown
 from solvers.types.answers import call, predicted
 from solvers.types.model_output import Output
@@ -24,6 +27,7 @@ from solvers.types.problem import natural
 
 from ..data.conditions import Condition
 from ..paths.base import SDE, ModelLike
+from .counting import add_forwards, counted
 from .reachable import reachable_modules
 
 
@@ -38,8 +42,12 @@ class Model:
         shape: the shape of one sample; None if it is not known.
         data_range: the least and the greatest number of the training data; None if they are not known.
         conditions: the conditions that the network takes; empty if it takes none or they are not known.
-        forwards: how often one prediction evaluates the network.
+        given: conditions that the model brings along, by name: rows (B, *), or one row (1, *) for all samples. The
+            functions that solve add them to the conditions of the samples.
+        density: what the density along the model's ODE is the density of.
         modules: the modules of the network, which a solve runs in evaluation mode.
+
+    A model that is not made of other models calls ``counting.add_forwards`` when it evaluates its network.
     """
 
     sde: SDE
@@ -49,10 +57,8 @@ class Model:
     shape: tuple[int, ...] | None = None
     data_range: tuple[float, float] | None = None
     conditions: tuple[Condition, ...] = ()
-
-    @property
-    def forwards(self) -> int:
-        return 1
+    given: Mapping[str, Tensor] = MappingProxyType({})
+    density: str = "model"
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -76,6 +82,25 @@ class Model:
         """Evaluates the model once and returns the kind ``output``, (B, *) at x (B, *)."""
         found: Tensor = predicted(self.predict, x, node, conditions).x0
         return found
+
+    def cost(self, node: Node) -> int:
+        """Evaluations of the network that one prediction at a node takes; ``counting`` counts them."""
+        return 1
+
+    def pieces(self, nodes: Sequence[Node]) -> Sequence[tuple[Model, Sequence[Node]]]:
+        """The parts of a solve along ``nodes``, each a model and its nodes; one part by default.
+
+        A model whose prediction jumps at a noise level ends a part there, which then is a node: the next part starts
+        without the memory of earlier steps, and the model of each part is continuous up to both of its ends.
+        """
+        return ((self, nodes),)
+
+    def check_solver(self, solver: Solver) -> None:
+        """Accepts a solver, or says why the model cannot be solved with it.
+
+        Raises:
+            InputError: the prediction depends on what the solver has no meaning for, such as the steps of a grid.
+        """
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:
         """The distance by which rounding moves the label at a node (with tensors: the largest); 0 without rounding."""
@@ -103,10 +128,10 @@ class _UserModel(Model):
         return super().output if self._native is None else self._native[0]
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
+        name = f"{type(self.denoiser).__name__}.predict"
         try:
-            found = call(
-                f"{type(self.denoiser).__name__}.predict", self.denoiser.predict, x, natural(node, x), conditions
-            )
+            with _as_one(len(x)):
+                found = call(name, self.denoiser.predict, x, natural(node, x), conditions)
         except TypeError as error:
             raise condition_error(error, self.denoiser.predict, conditions) from error
         if not isinstance(found, Prediction):
@@ -119,26 +144,35 @@ class _UserModel(Model):
     def raw(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Tensor:
         if self._native is None:
             return super().raw(x, node, **conditions)
-        found: Tensor = call(f"{type(self.denoiser).__name__}.raw", self._native[1], x, node.like(x), conditions)
+        with _as_one(len(x)):
+            found: Tensor = call(f"{type(self.denoiser).__name__}.raw", self._native[1], x, node.like(x), conditions)
         return found
+
+
+@contextmanager
+def _as_one(rows: int) -> Iterator[None]:
+    """A block that counts as one evaluation of the network unless models are evaluated in it, which count themselves.
+
+    ``rows`` is the number of samples.
+    """
+    with counted() as count:
+        yield
+    if not count.calls:
+        add_forwards(rows)
 
 
 class ModelWrapper(Model):
     """A model around an inner model, on the same path and with the same labels; a subclass overrides ``predict``.
 
     ``raw`` returns the x0 of ``predict``, and there is no ``log_prob``: a changed prediction has neither the inner
-    model's output nor its density.
+    model's output nor its density. Where the inner model divides a solve, each part gets a copy of the wrapper.
     """
 
     def __init__(self, model: ModelLike) -> None:
         self.model = as_model(model)
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
         self.shape, self.data_range = self.model.shape, self.model.data_range
-        self.conditions = self.model.conditions
-
-    @property
-    def forwards(self) -> int:
-        return self.model.forwards
+        self.conditions, self.given, self.density = self.model.conditions, self.model.given, self.model.density
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -146,6 +180,23 @@ class ModelWrapper(Model):
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         return self.model.predict(x, node, **conditions)
+
+    def cost(self, node: Node) -> int:
+        return self.model.cost(node)
+
+    def pieces(self, nodes: Sequence[Node]) -> Sequence[tuple[Model, Sequence[Node]]]:
+        return [(self.around(inner), places) for inner, places in self.model.pieces(nodes)]
+
+    def around(self, inner: Model) -> ModelWrapper:
+        """This wrapper around another inner model; itself if that is the present one."""
+        if inner is self.model:
+            return self
+        made = copy(self)
+        made.model = inner
+        return made
+
+    def check_solver(self, solver: Solver) -> None:
+        self.model.check_solver(solver)
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:
         return self.model.label_shift(node)
@@ -184,10 +235,14 @@ class LabelShiftRecorder(ModelObserver):
 
     def __init__(self, model: ModelLike) -> None:
         super().__init__(model)
-        self.largest = 0.0
+        self._shifts = [0.0]  # which all copies share
+
+    @property
+    def largest(self) -> float:
+        return self._shifts[0]
 
     def observe(self, x: Tensor, node: Node | Node[Tensor]) -> None:
-        self.largest = max(self.largest, self.label_shift(node))
+        self._shifts[0] = max(self._shifts[0], self.label_shift(node))
 
 
 def as_model(denoiser: Any) -> Model:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from torch import Tensor
 
-from solvers import Node, Prediction, Problem, Rows
+from solvers import Node, Prediction, Problem, Rows, Solver
 from solvers.types.model_output import Output
 
 from ..paths.base import SDE, ModelLike
@@ -37,11 +37,6 @@ class Diffusion(Problem):
         return self.model.predict(x, node, **self.conditions)
 
     @property
-    def forwards(self) -> int:
-        """How often one prediction evaluates the network."""
-        return self.model.forwards
-
-    @property
     def checked(self) -> bool:
         return self.model.checked
 
@@ -58,6 +53,13 @@ class Diffusion(Problem):
         """The log-density (B,) of x_t in nats, if the denoiser has one; correctors that accept or reject need it."""
         known = self.model.log_prob
         return super().log_prob(x, node) if known is None else known(x, node)
+
+    def pieces(self, nodes: Sequence[Node]) -> Sequence[tuple[Problem, Sequence[Node]]]:
+        """The problem with the model of each part of a solve."""
+        return [(replace(self, denoiser=model), places) for model, places in self.model.pieces(nodes)]
+
+    def check_solver(self, solver: Solver) -> None:
+        self.model.check_solver(solver)
 
     def select(self, rows: Rows) -> Diffusion:
         """The problem restricted to some of the samples."""

@@ -224,5 +224,6 @@ def plan_of(
     Raises:
         InputError: see ``scoresde.plan``.
     """
-    request = PlanRequest(section.solver or None, section.grid or None, section.steps, section.nfe)
+    forwards = section.get("forwards")  # a likelihood has no such budget
+    request = PlanRequest(section.solver or None, section.grid or None, section.steps, section.nfe, forwards=forwards)
     return Plan.make(denoiser, request.or_default(default), end_at_t_min)

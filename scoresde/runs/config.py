@@ -17,7 +17,7 @@ from solvers.errors import unknown
 from ..configs import default
 
 # fields that replace one another: how many steps a solve has
-_COUNTS = {"sampling": ("steps", "nfe"), "likelihood": ("steps", "nfe", "tolerance")}
+_COUNTS = {"sampling": ("steps", "nfe", "forwards"), "likelihood": ("steps", "nfe", "tolerance")}
 _KINDS = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
 
 

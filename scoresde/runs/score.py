@@ -43,6 +43,7 @@ from .config import flat
 from .run import Run
 from .shards import join, read_shard, refuse_other_evaluation, refuse_other_parts, write_shard
 
+COSTS = ("nfe", "forwards", "vjps", "calls", "seconds")  # of a result
 # the fields of the config that decide a value; all others act through the weights
 _DECIDES = ("sde", "model", "likelihood", "device", "data.dequantise")
 
@@ -146,15 +147,12 @@ def write_results(
         "split": split,
         "samples": len(x),
         "failures": [failure._asdict() for failure in result.failures],
-        **{
-            name: getattr(result, name)
-            for name in ("kind", "solver", "grid", "divergence", "nfe", "products", "seconds")
-        },
+        **{name: getattr(result, name) for name in ("kind", "density", "solver", "grid", "divergence", *COSTS)},
         "means": {name: _plain(value.double().mean()) for name, value in known.items()},
         "standard_errors": {name: _plain(error_of_mean(value)) for name, value in known.items()},
         "solver_error_max": None if kept.solver_error is None else _plain(kept.solver_error.max()),
         "uncertainty": {name: _plain(value) for name, value in uncertainty(result).items()},
-        "bound": None if bound is None else {"kernel": bound.solver, "nfe": bound.nfe, "seconds": bound.seconds},
+        "bound": None if bound is None else {"kernel": bound.solver, **{name: getattr(bound, name) for name in COSTS}},
         "evaluation": facts_of(run, x, split, conditions),
         "step": run.step,
         "average": run.average and run.average.facts(),

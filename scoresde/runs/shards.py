@@ -28,7 +28,8 @@ from ..result_files import write_arrays
 from ..sampling.failures import Failure
 from .config import line
 
-_TEXTS, _COUNTS = ("solver", "grid", "divergence", "kind", "stderr_of"), ("nfe", "products")
+_TEXTS = ("solver", "grid", "divergence", "kind", "stderr_of", "density")
+_COUNTS, _SUMS, _MEANS = ("nfe", "calls"), ("seconds", "calls"), ("forwards", "vjps")
 _MAPPING, _LEFT_OUT = "budget", "terms"  # the terms are too large: a thousand numbers per sample
 _OPTIONAL = ("nfe_per_sample", "freedom", "solver_error")
 _TENSORS = ("nats", "stderr", "latent", *_OPTIONAL)
@@ -173,7 +174,7 @@ def _plain(name: str, value: Any) -> Any:
         return _of(name, int, value)
     if name == "bin_width" and value is None:
         return None
-    if name in ("bin_width", "seconds"):
+    if name in ("bin_width", "seconds", *_MEANS):
         return float(_of(name, (int, float), value))
     raise InputError(f"{name} is not a part of a result")
 
@@ -226,8 +227,11 @@ def join(shards: Sequence[LogProb]) -> LogProb:
             made[field.name] = {k: torch.cat([value[k].detach().cpu() for value in values]) for k in first}
         elif isinstance(first, str):
             made[field.name] = " / ".join(dict.fromkeys(filter(None, values)))
-        elif field.name in ("nfe", "products"):
+        elif field.name == "nfe":
             made[field.name] = max(values)
+        elif field.name in _MEANS:
+            rows = [len(shard.nats) for shard in shards]
+            made[field.name] = sum(v * n for v, n in zip(values, rows, strict=True)) / max(1, sum(rows))
         else:
-            made[field.name] = sum(values) if field.name == "seconds" else first
+            made[field.name] = sum(values) if field.name in _SUMS else first
     return LogProb(**{**made, "failures": tuple(failure for part in failures for failure in part)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +9,13 @@ import torch
 from torch import Tensor
 
 import solvers
-from solvers import BrownianNoise, InputError, SeededNoise
+from solvers import BrownianNoise, InputError, Node, SeededNoise
 from solvers.errors import unknown
 
 from .. import progress
-from ..data.conditions import Condition
 from ..inputs import conditions_of, tensor_of
+from ..models.faults import report_faults, start_faults
+from ..models.model import Model
 
 Source = SeededNoise | BrownianNoise
 SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
@@ -57,8 +57,8 @@ class Batching:
         return progress.bar(total=steps, desc=label, disable=not self.progress)
 
 
-def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...]) -> None:
-    """Rejects starting states that are not ``count`` states of ``shape``.
+def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...], node: Node | None = None) -> None:
+    """Rejects starting states that are not ``count`` states of ``shape``; warns if they do not suit their ``node``.
 
     Raises:
         InputError: ``x_init`` has a different shape or is not a batch of finite floats.
@@ -68,12 +68,14 @@ def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...]) -> No
     if tuple(x_init.shape) != (count, *shape):
         raise InputError(f"x_init must have shape {(count, *shape)}, a state per seed, got {tuple(x_init.shape)}")
     batch_of("x_init", x_init)
+    if node is not None:
+        report_faults(start_faults(x_init, node))
 
 
-def batch_of(
-    name: str, x: Any, condition: Any = None, known: Sequence[Condition] = ()
-) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_of(name: str, x: Any, condition: Any = None, model: Model | None = None) -> tuple[Tensor, dict[str, Tensor]]:
     """A batch (B, *) that a solve can start from, and its conditions, as tensors on one device.
+
+    The conditions are those of the model's network, if there is a model, and those that it brings along.
 
     Raises:
         InputError: x is not a batch of finite floats; see also ``inputs.conditions_of``.
@@ -85,7 +87,8 @@ def batch_of(
         rows = torch.nonzero(~torch.isfinite(x.detach().flatten(1)).all(1)).flatten().tolist()
         shown = ", ".join(map(str, rows[:10])) + (f" and {len(rows) - 10} more" if len(rows) > 10 else "")
         raise InputError(f"{name} contains numbers that are not finite, in sample{'s' * (len(rows) > 1)} {shown}")
-    return x, conditions_of(condition, len(x), x.device, known)
+    known, given = ((), {}) if model is None else (model.conditions, model.given)
+    return x, conditions_of(condition, len(x), x.device, known, given)
 
 
 def batches_of(count: int, batch_size: int | None) -> list[slice]:

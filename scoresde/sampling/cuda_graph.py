@@ -16,8 +16,11 @@ from torch import Tensor
 from solvers import InputError, Node, Noise, Program, Solution
 from solvers.program.instructions import Draw
 
+from ..models.counting import Count, add, counted
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
+
+RUNS = 3  # of a function that is recorded: two to warm up, and the recorded one
 
 
 class Trajectory:
@@ -33,8 +36,9 @@ class Trajectory:
         self.x, self.conditions = x.clone(), {name: value.clone() for name, value in conditions.items()}
         self.draws = [torch.zeros_like(x) for _ in range(program.draws)]
         problem = Diffusion(denoiser, self.conditions)
-        self.forwards = problem.forwards
-        self.replay, self.outcome = record(lambda: program.run(problem, self.x, _tape(self.draws)))
+        with counted(passed_on=False) as cost:
+            self.replay, self.outcome = record(lambda: program.run(problem, self.x, _tape(self.draws)))
+        self.cost = Count(cost.forwards // RUNS, cost.vjps // RUNS, cost.calls // RUNS)
 
     def __call__(self, x: Tensor, noise: Noise, conditions: Mapping[str, Tensor]) -> Solution:
         """The solution from a new x (B, *) of the recorded shape, with new noise and conditions."""
@@ -45,7 +49,8 @@ class Trajectory:
         for buffer, draw in zip(self.draws, draws, strict=True):
             buffer.copy_(noise(self.program.nodes[draw.t], self.program.nodes[draw.s]))
         self.replay()
-        return self.program.solution(self.outcome.clone(), self.forwards)
+        add(self.cost)
+        return self.program.solution(self.outcome.clone())
 
 
 def _tape(draws: list[Tensor]) -> Noise:
@@ -63,7 +68,7 @@ def record(run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # warm-up: kernels choose their algorithms and workspaces before the recording
-        for _ in range(2):
+        for _ in range(RUNS - 1):
             run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import solvers
 from solvers import Grid, InputError, Node, Program, Solver
-from solvers.errors import positive_integer
 from solvers.types.model_output import Output
 from solvers.types.schedule import as_schedule
 
 from ..models.model import as_model
 from ..paths.base import SDE, ModelLike
+from .budget import steps_of
 from .cached_by_value import cached_by_value
 from .width import PLAN, PLANS, program_of, warn_of_width
 
@@ -42,6 +42,7 @@ class PlanRequest(NamedTuple):
     nfe: int | None = None
     t_min: float | None = None
     t_max: float | None = None
+    forwards: int | None = None
 
     def or_default(self, default: tuple[str, str | None] | None = None) -> PlanRequest:
         """The request with the default solver and grid where it names none.
@@ -102,7 +103,7 @@ class Plan:
                 spent on the steps to t_min.
         """
         denoiser = as_model(denoiser)
-        solver, grid, steps, nfe, t_min, t_max = request
+        solver, grid, steps, nfe, t_min, t_max, forwards = request
         if isinstance(solver, Plan):
             raise InputError("the solver is a plan: pass it by name, plan=...")
         if solver is None:
@@ -114,7 +115,7 @@ class Plan:
         if method.nodes is not None:
             if end_at_t_min:
                 raise _has_its_own(method)
-            if request[1:] != (None,) * 5:
+            if request[1:] != (None,) * 6:
                 raise InputError(
                     f"{method} has fixed nodes, from noise to data: leave out grid, steps, nfe, t_min and t_max"
                 )
@@ -122,13 +123,10 @@ class Plan:
         rule = solvers.grids.make(grid or named or NAMED)
         if end_at_t_min:
             rule = replace(rule, end="t_min")
-        if steps is not None and nfe is not None:
-            raise InputError("pass steps or nfe, not both")
-        if nfe is not None:
-            if denoiser.forwards > 1 and positive_integer("nfe", nfe) < denoiser.forwards:
-                raise InputError(f"nfe={nfe}, but one prediction of this model evaluates its network twice")
-            budget = nfe // denoiser.forwards if denoiser.forwards > 1 else nfe
-            steps = _steps_of_nfe(method, rule, denoiser.sde, budget, t_min, t_max)
+        if nfe is not None or forwards is not None:
+            if steps is not None:
+                raise InputError(f"pass steps or {'forwards' if nfe is None else 'nfe'}, not both")
+            steps = steps_of(denoiser, method, rule, nfe, forwards, t_min, t_max)
         elif steps is None and method.adaptive and not rule.fixed:
             if grid is None and named is None:
                 rule = solvers.grids.make("uniform")
@@ -230,9 +228,6 @@ def _place(rule: Grid, sde: SDE, steps: int | None, t_min: float | None, t_max: 
     return rule.nodes(sde, steps, t_min, t_max)
 
 
-_steps_of_nfe = cached_by_value(PLANS)(solvers.steps_of_nfe)
-
-
 def plan(
     denoiser: ModelLike,
     solver: str | Solver | None = None,
@@ -240,6 +235,7 @@ def plan(
     steps: int | None = None,
     *,
     nfe: int | None = None,
+    forwards: int | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
 ) -> Plan:
@@ -257,13 +253,15 @@ def plan(
         nfe: instead of steps, a number of model evaluations; the plan takes the most steps that need no more than it.
             Pass neither for a grid that is a list of nodes. An adaptive solver needs neither: it then crosses the
             whole range in one interval, and stops at t_min unless a named grid ends at sigma = 0.
+        forwards: instead of nfe, a number of evaluations of the network, of which guidance and self-conditioning need
+            several for one evaluation of the model.
         t_min, t_max: a part of the SDE's range.
 
     Raises:
-        InputError: a name or an option is unknown; both steps and nfe are given, or one for an adaptive solver; nfe
-            is too small; the range leaves that of the SDE.
+        InputError: a name or an option is unknown; several of steps, nfe and forwards are given, or one for an adaptive
+            solver; nfe is too small; the range leaves that of the SDE.
     """
-    return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max).or_default())
+    return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards).or_default())
 
 
 def choose_plan(

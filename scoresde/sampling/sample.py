@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,14 @@ from torch import Tensor
 import solvers
 from solvers import Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
 from solvers.files import write_atomically
+from solvers.loop import parts_of
 
+from ..guidance.base import Guidance
+from ..guidance.guide import guide
 from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
+from ..models.counting import counted
 from ..models.evaluation import evaluation
-from ..models.faults import checked_model, report_faults, start_faults
+from ..models.faults import checked_model
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
@@ -62,7 +66,9 @@ class Sample:
         nfe_per_sample: the NFE of each sample (B,).
         accepted, rejected: the inner steps of each sample (B,), for solvers that choose them; otherwise 0. (Solvers of
             other libraries do not report theirs.)
-        calls: the number of calls of the model, over all batches.
+        forwards, vjps: evaluations of the network, and vector-Jacobian products through it: means over the samples,
+            counted at the network. Guidance and self-conditioning evaluate it several times for one of the model.
+        calls: the number of calls of the network, over all batches.
         error: the solver's own estimate of its error (B,), summed over the steps; None if the solver makes none.
         solver, grid: canonical specs.
         nodes: the nodes of the solve.
@@ -78,6 +84,8 @@ class Sample:
     nfe_per_sample: Tensor
     accepted: Tensor
     rejected: Tensor
+    forwards: float
+    vjps: float
     calls: int
     error: Tensor | None
     solver: str
@@ -126,10 +134,14 @@ class Sample:
         write_atomically(path, buffer.getvalue())
 
     def __repr__(self) -> str:
+        network = (
+            "" if self.forwards == float(self.nfe_per_sample.double().mean()) else f" ({self.forwards:g} forwards)"
+        )
         inner = f", {int(self.rejected.sum())} rejected steps" if bool(self.rejected.any()) else ""
         return (
             f"Sample: x {tuple(self.x.shape)}, {self.x.dtype}, on {self.x.device}\n"
-            f"  {self.solver} on {self.grid}, {len(self.nodes) - 1} steps, {self.nfe} NFE{inner}, {self.seconds:.2f} s"
+            f"  {self.solver} on {self.grid}, {len(self.nodes) - 1} steps, {self.nfe} NFE{network}{inner}, "
+            f"{self.seconds:.2f} s"
         )
 
 
@@ -142,12 +154,14 @@ def sample(
     steps: int | None = None,
     *,
     nfe: int | None = None,
+    forwards: int | None = None,
     plan: Plan | None = None,
     x_init: Array | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
     noise: str = "seeded",
     condition: Mapping[str, Array] | None = None,
+    guidance: str | Guidance | None = None,
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
@@ -164,11 +178,12 @@ def sample(
         shape: the shape of one sample; by default that of ``x_init``, or of the model if it states one.
         seeds: integers of at least 0: a list, a range, a tensor; or their number n for 0 to n - 1. By default one for
             each state of ``x_init``.
-        solver, grid, steps, nfe, t_min, t_max: see ``scoresde.plan``.
+        solver, grid, steps, nfe, forwards, t_min, t_max: see ``scoresde.plan``.
         plan: instead of these, the result of ``scoresde.plan``.
         x_init: the states (B, *) to start from at t_max, instead of draws of the prior.
         noise: ``seeded``; or ``brownian``, where a seed is one Brownian path for any number of steps and any grid.
         condition: keyword arguments of the network, each (B, *).
+        guidance: a name or spec; ``scoresde.guide`` describes it and has further arguments.
         dtype, device, batch_size, progress: see ``Batching``; a dtype and a device may be names.
         hooks: functions that are called with (x, node) after every step, or one such function.
         cuda_graph: launch the whole trajectory of a batch, model included, as one CUDA graph. This needs a linear
@@ -180,15 +195,13 @@ def sample(
         InputError: see ``scoresde.plan``; also if there are no seeds, conditions or ``x_init`` have a different length,
             or all samples fail.
     """
-    model, request = checked_model(denoiser, x_init is None), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
-    made = choose_plan(plan, model, request, default=None)
+    model = checked_model(denoiser if guidance is None else guide(denoiser, guidance), x_init is None)
+    made = choose_plan(plan, model, PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards), default=None)
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
-    check_start(x_init, len(given), lengths)
-    if x_init is not None:
-        report_faults(start_faults(x_init, made.nodes[0]))
+    check_start(x_init, len(given), lengths, made.nodes[0])
     check_source(noise)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
-    conditions = conditions_of(condition, len(given), batching.device, model.conditions)
+    conditions = conditions_of(condition, len(given), batching.device, model.conditions, model.given)
     solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph, on_failure)
     made.warn_of_width(model.output)
     return solve.run(len(given), solve.starts(given, lengths, SOURCES[noise], x_init), given)
@@ -202,6 +215,7 @@ def encode(
     steps: int | None = None,
     *,
     nfe: int | None = None,
+    forwards: int | None = None,
     plan: Plan | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
@@ -221,8 +235,8 @@ def encode(
         InputError: see ``scoresde.plan``; also if the solver is stochastic, the data are not finite, or all samples
             fail.
     """
-    model, request = checked_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max)
-    states, conditions = batch_of("x", x, condition, model.conditions)
+    model, request = checked_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards)
+    states, conditions = batch_of("x", x, condition, model)
     made = choose_plan(plan, model, request, default=("heun", None), end_at_t_min=True)
     batching = Batching(batch_size, progress=progress)
     solve = _Solve(model, made.reversed(), conditions, batching, hooks_of(hooks), on_failure=on_failure)
@@ -264,11 +278,17 @@ class _Solve:
 
         return start
 
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The nodes of the solve: the plan's, and those where the model divides it."""
+        (_, first), *others = self.denoiser.pieces(self.plan.nodes)
+        return (*first, *(node for _, places in others for node in places[1:]))
+
     def run(self, count: int, start: Start, seeds: Sequence[int] = ()) -> Sample:
         """Moves ``count`` samples from their starts along the plan's nodes."""
         if count == 0:
             raise InputError("there are no seeds or no data; at least one sample is needed")
-        plan, batches = self.plan, self.batching.rows(count)
+        plan, batches = replace(self.plan, nodes=self.nodes), self.batching.rows(count)
         recorder = LabelShiftRecorder(self.denoiser) if self.denoiser.round_labels else None
         problem = Diffusion(recorder or self.denoiser, dict(self.conditions))
         bar = self.batching.bar(plan.steps * len(batches), str(plan.solver))
@@ -282,10 +302,11 @@ class _Solve:
         # hooks must not be called again to find out where a sample failed, so with hooks each step is watched at once
         watches = [Watch(plan) for _ in batches]
         with evaluation(self.denoiser), bar, torch.no_grad():
-            parts = [
-                solve(problem.select(rows), *start(rows), (*self.hooks, watch, *own) if self.hooks else own)
-                for rows, watch in zip(batches, watches, strict=True)
-            ]
+            with counted() as cost:
+                parts = [
+                    solve(problem.select(rows), *start(rows), (*self.hooks, watch, *own) if self.hooks else own)
+                    for rows, watch in zip(batches, watches, strict=True)
+                ]
             failures = [
                 self._failures(problem, start, rows, part, watch)
                 for rows, part, watch in zip(batches, parts, watches, strict=True)
@@ -304,11 +325,13 @@ class _Solve:
             nfe_per_sample=nfe,
             accepted=accepted,
             rejected=rejected,
-            calls=sum(part.calls for part in parts),
+            forwards=cost.forwards / count,
+            vjps=cost.vjps / count,
+            calls=cost.calls,
             error=torch.cat(errors) if errors else None,
             solver=str(plan.solver),
             grid=plan.grid,
-            nodes=plan.nodes,
+            nodes=self.nodes,
             seconds=time.perf_counter() - began,
             label_shift=None if recorder is None else recorder.largest,
             seeds=tuple(seeds),
@@ -329,15 +352,23 @@ class _Solve:
     def _solver(self, problem: Diffusion) -> Callable[[Diffusion, Tensor, Source, Sequence[Hook]], Solution]:
         """The function that solves a batch: a CUDA graph, the solver's program, or the solver itself."""
         if self.cuda_graph:
+            parts_of(self.plan.solver, problem, self.plan.nodes)
+            if len(self.denoiser.pieces(self.plan.nodes)) > 1:
+                raise InputError("cuda_graph=True records one program, but guidance with an interval divides the solve")
             program = self.plan.program(self.denoiser.output)
             graph = graphs.runner(program, problem.denoiser, str(self.plan.solver))
             return lambda part, x, noise, hooks: graph(x, noise, part.conditions)
         return self._eager
 
     def _eager(self, part: Diffusion, x: Tensor, noise: Source, hooks: Sequence[Hook]) -> Solution:
-        """Solves a batch step by step: by the solver's program, or by the solver itself."""
+        """Solves a batch step by step: by the solver's programs, one for each part, or by the solver itself."""
         plan = self.plan
-        program = plan.program(self.denoiser.output)
-        if program is not None:
-            return program.solve(part, x, noise, hooks)
-        return solvers.solve(plan.solver, part, x, plan.nodes, noise, hooks, strict=False)
+        pieces = parts_of(plan.solver, part, plan.nodes)
+        programs = [replace(plan, nodes=tuple(places)).program(self.denoiser.output) for _, places in pieces]
+        found: Solution | None = None
+        for (piece, _), program in zip(pieces, programs, strict=True):
+            if program is None or None in programs:
+                break
+            solution = program.solve(piece, x if found is None else found.x, noise, hooks)
+            found = solution if found is None else solution.after(found)
+        return found or solvers.solve(plan.solver, part, x, plan.nodes, noise, hooks, strict=False)

@@ -135,12 +135,12 @@ class Program:
 
     def solve(self, problem: Problem, x: Tensor, noise: Noise | None = None, hooks: Sequence[Hook] = ()) -> Solution:
         """Runs the program like ``run`` and returns a ``Solution``, as ``solvers.solve`` does."""
-        return self.solution(self.run(problem, x, noise, hooks), as_problem(problem).forwards)
+        return self.solution(self.run(problem, x, noise, hooks))
 
-    def solution(self, x: Tensor, forwards: int = 1) -> Solution:
-        """The ``Solution`` for the outcome x (B, *) of a run, where a prediction evaluates the network so often."""
+    def solution(self, x: Tensor) -> Solution:
+        """The ``Solution`` for the outcome x (B, *) of a run."""
         none = torch.zeros(len(x), dtype=torch.long)
-        return Solution(x, self.end, none + self.nfe * forwards, self.nfe, None, none, none)
+        return Solution(x, self.end, none + self.nfe, self.nfe, None, none, none)
 
     def steps(
         self, x: Tensor, noise: Noise | None = None

@@ -44,11 +44,6 @@ class Problem:
         output = None
 
     @property
-    def forwards(self) -> int:
-        """How often one prediction evaluates the network, which the NFE counts."""
-        return 1
-
-    @property
     def checked(self) -> bool:
         """Whether the problem itself checks the functions of users that it calls, as ``answers.call`` does."""
         return False
@@ -73,6 +68,21 @@ class Problem:
     def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
         """``node_of_lam`` of each lam, in one call if the path supports it."""
         return as_schedule(self.path).nodes_of_lam(lams)
+
+    def pieces(self, nodes: Sequence[Any]) -> Sequence[tuple[Problem, Sequence[Any]]]:
+        """The parts of a solve along ``nodes``, each a problem and its nodes, which end where the next ones begin.
+
+        A problem whose prediction jumps at a noise level ends a part there: a step across a jump has order one at most,
+        and so has a step that reuses a prediction from its other side. By default there is one part.
+        """
+        return ((self, nodes),)
+
+    def check_solver(self, solver: Any) -> None:
+        """Accepts a solver, or says why it cannot solve this problem.
+
+        Raises:
+            InputError: it cannot.
+        """
 
     def select(self, rows: Rows) -> Problem:
         """The problem of some of the samples; itself if samples have no data of their own (conditions, probes)."""
@@ -102,10 +112,6 @@ class ProblemWrapper(Problem):
     def path(self) -> Schedule:
         return self.problem.path
 
-    @property
-    def forwards(self) -> int:
-        return self.problem.forwards
-
     def predict(self, x: Tensor, node: Any) -> Prediction:
         return self.problem.predict(x, node)
 
@@ -117,6 +123,9 @@ class ProblemWrapper(Problem):
 
     def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
         return self.problem.nodes_of_lam(lams)
+
+    def check_solver(self, solver: Any) -> None:
+        self.problem.check_solver(solver)
 
     def select(self, rows: Rows) -> Problem:
         """The problem of some of the samples: a wrapper around the inner problem's ``select``."""
@@ -136,7 +145,8 @@ class ProblemWrapper(Problem):
 def as_problem(given: Any) -> Problem:
     """Adapts any object with ``predict(x, node)``, such as a denoiser, to a problem.
 
-    Optional parts are looked up here, once: ``nodes_of_lam``, ``select``, ``output`` with ``raw``, and ``log_prob``.
+    Optional parts are looked up here, once: ``nodes_of_lam``, ``pieces``, ``check_solver``, ``select``, ``output`` with
+    ``raw``, and ``log_prob``.
     Solvers that evaluate between the grid's nodes need ``sde``, or ``node`` and ``node_of_lam``.
 
     Raises:
@@ -157,7 +167,7 @@ def natural(node: Any, x: Tensor) -> Any:
 class _AdaptedProblem(Problem):
     """An adapter from any suitable object to a problem."""
 
-    OPTIONAL = ("sde", "node", "node_of_lam", "nodes_of_lam", "select", "output", "log_prob")
+    OPTIONAL = ("sde", "node", "node_of_lam", "nodes_of_lam", "pieces", "check_solver", "select", "output", "log_prob")
 
     def __init__(self, given: Any) -> None:
         self.given = given
@@ -190,6 +200,15 @@ class _AdaptedProblem(Problem):
             nodes: list[Node] = self.given.nodes_of_lam(lams)
             return nodes
         return [self.node_of_lam(lam) for lam in lams]
+
+    def pieces(self, nodes: Sequence[Any]) -> Sequence[tuple[Problem, Sequence[Any]]]:
+        if "pieces" not in self.has:
+            return super().pieces(nodes)
+        return [(as_problem(part), places) for part, places in self.given.pieces(nodes)]
+
+    def check_solver(self, solver: Any) -> None:
+        if "check_solver" in self.has:
+            self.given.check_solver(solver)
 
     def select(self, rows: Rows) -> Problem:
         return as_problem(self.given.select(rows)) if "select" in self.has else self
