@@ -167,19 +167,14 @@ def chain_bound(
     """
     check_how(on_failure)
     x, conditions = batch_of("x", x, condition, denoiser := as_model(denoiser))
-    x = x.detach()
-    method, rule = reverse_kernel(kernel), decoders.make(decoder)
+    method, rule, x = reverse_kernel(kernel), decoders.make(decoder), x.detach()
     chain = chain_of(denoiser.sde) if chain is None else within(chain, denoiser.sde)
     width, seeds = width_of(rule, x, bin_width), seeds_of(seeds, len(x))
     between, count = chain.count - 1, _count_of_terms(chain, indices)
     began, batching, parts = time.perf_counter(), Batching(batch_size, progress=progress), []
     batches = batching.rows(len(x))
-    with (
-        batching.bar((count + 1) * len(batches), "bound") as bar,
-        evaluation(denoiser),
-        torch.no_grad(),
-        counted() as work,
-    ):
+    bar = batching.bar((count + 1) * len(batches), "bound")
+    with bar, evaluation(denoiser), torch.no_grad(), counted() as work:
         for rows in batches:
             given = rows_of(conditions, rows)
             parts.append(_terms(denoiser, chain, x[rows], seeds[rows], given, count, method, rule, bar.update))
