@@ -77,6 +77,8 @@ def get_config() -> ConfigDict:
     config.sampling.steps = placeholder(int)  # steps of the grid; default: 20; adaptive solvers choose their own
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations
     config.sampling.forwards = placeholder(int)  # instead of nfe: a budget of evaluations of the network
+    config.sampling.guidance = placeholder(str)  # cfg(scale=3, interval=[0.2, 5]), see `scoresde guidances`
+    config.sampling.condition = placeholder(str)  # y=7, or the path of a .npz file with rows by name
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps
     config.sampling.batch_size = 512  # samples computed together; does not change their values
     # the width of the power average of the weights, also for the likelihood; default: the first of training.averages

@@ -290,7 +290,7 @@ def test_labels_stand_in_options_too():
     [
         ("DPM++ 2M Karass", "no solver 'DPM.. 2M Karass'; did you mean dpmpp_2m"),
         ("huen karras", "no solver 'huen'; did you mean heun"),
-        ("DDIM CFG++", "the solver 'DDIM CFG..' needs classifier-free guidance, which is not there yet"),
+        ("DDIM CFG++", "the solver 'DDIM CFG..' needs classifier-free guidance"),
         ("euler_cfg_pp", "the solver 'euler_cfg_pp' needs classifier-free guidance"),
         ("dpmpp_2m_cfg_pp", "the solver 'dpmpp_2m_cfg_pp' needs classifier-free guidance"),
         ("LCM Karras", "the solver 'LCM Karras' needs classifier-free guidance"),

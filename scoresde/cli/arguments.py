@@ -22,6 +22,7 @@ HELP = {
     "likelihood": "log-likelihood of data under a trained model; resumes if started again",
     "benchmark": "steps versus quality: every solver at every number of evaluations",
     "solvers": "the table of solvers, one solver's card, or its program on a grid",
+    "guidances": "the table of guidance, or the card of one kind",
     "check-solver": "measure a solver: order, batch invariance, evaluations, dtype, spec",
 }
 FIELDS = {
@@ -44,6 +45,8 @@ INSTEAD = {
     ("train", "--steps"): "training has updates, and a sampler has steps: use --config.training.steps=2000",
     ("train", "--out"): "the run's folder is --workdir",
 }
+
+_METHOD = ("solver", "grid", "steps", "nfe", "forwards", "tolerance")  # flags that set the config's fields
 
 
 class Usage(Exception):
@@ -119,8 +122,10 @@ def _making(commands: argparse._SubParsersAction[Parser]) -> None:
     sample.add_argument("--seeds", type=seeds_of, default="64", help="one sample per seed: 64 means 0-63; or 0,5,9")
     chosen = "the classes to draw, equally many of each in the order of the seeds: 3, 0-9, or none; by default all"
     sample.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help=chosen)
-    rows = "a .npz file with the conditions by name: one row per sample, or one for all"
-    sample.add_argument("--condition", type=Path, metavar="FILE", help=rows)
+    rows = "a condition, such as y=7 or angle=0.5,1; or a .npz file with rows by name, one per sample or one for all"
+    sample.add_argument("--condition", action="append", metavar="NAME=VALUE", help=rows)
+    sample.add_argument("--guidance", help="a name or spec, see scoresde guidances; sets --config.sampling.guidance")
+    sample.add_argument("--forwards", type=count_of, help="instead of nfe: the most evaluations of the network")
     _method(sample, "sampling")
 
 
@@ -160,6 +165,9 @@ def _solvers(commands: argparse._SubParsersAction[Parser]) -> None:
     listing.add_argument("--sde", help="the path; by default vp")
     listing.add_argument("--output", help="the model's output: x0 (by default), eps, v, score, velocity or edm")
     listing.add_argument("--out", type=folder_of, help="the picture's file; by default NAME.png")
+
+    guidances = _command(commands, "guidances")
+    guidances.add_argument("name", nargs="?", help="a guidance's name or spec")
 
     check = _command(commands, "check-solver")
     check.add_argument("name", help="a spec, or package.module:Class")
@@ -225,7 +233,9 @@ def _refuse_unknown(sub: Parser, command: str, argv: Sequence[str]) -> None:
 def _overrides(parsed: argparse.Namespace) -> list[str]:
     """The flags that set fields of the config, as overrides."""
     section = {"sample": "sampling", "likelihood": "likelihood", "benchmark": "sampling"}.get(parsed.command)
-    names = ("grid",) if parsed.command == "benchmark" else ("solver", "grid", "steps", "nfe", "tolerance")
+    names = ("grid",) if parsed.command == "benchmark" else (*_METHOD, "guidance", "condition")
     section, names = ("training", ("max_minutes",)) if parsed.command == "train" else (section, names)
     given = {name: value for name in names if section and (value := vars(parsed).get(name)) is not None}
+    if isinstance(given.get("condition"), list):
+        given["condition"] = " ".join(given["condition"])
     return [f"--config.{section}.{name}={value}" for name, value in given.items()]

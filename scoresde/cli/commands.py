@@ -15,6 +15,7 @@ from solvers.libraries import without_traces
 from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
 from ..data.dataset import DataCard
+from ..guidance.guided import Guided
 from ..likelihood.result import LogProb
 from ..result_files import environment, fingerprint, replacing, writable, write_json
 from ..runs import build, conditions, config
@@ -65,10 +66,10 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     out = results_folder(arguments, "samples.npz", "samples.json", "grid.png")
     section = run.config.sampling
     with run.origin.limits():
-        plan = build.plan_of(run.denoiser, section)
-    given = conditions.choose(run.card.conditions, len(arguments.seeds), arguments.classes, arguments.condition)
+        denoiser, plan = build.guided_plan(run.denoiser, section, run.config)
+    given = conditions.choose(run.card.conditions, len(arguments.seeds), arguments.classes, section.get("condition"))
     result = draw(
-        run.denoiser, run.card.shape, arguments.seeds, plan=plan, noise=section.noise, condition=given.rows,
+        denoiser, run.card.shape, arguments.seeds, plan=plan, noise=section.noise, condition=given.rows,
         batch_size=section.batch_size, device=build.device_of(run.config), progress=True,
     )  # fmt: skip
     x = result.x.cpu()
@@ -80,7 +81,9 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         "forwards": result.forwards,
         "vjps": result.vjps,
     }
-    cost = f"{result.nfe} NFE, {result.seconds:.2f} s"
+    if section.get("guidance"):
+        facts["guidance"] = str(denoiser.guidance) if isinstance(denoiser, Guided) else None
+    cost = f"{result.nfe} NFE, {result.forwards:g} forwards, {result.seconds:.2f} s"
     if result.label_shift is not None:
         facts["label_shift"] = result.label_shift
         cost += f", labels rounded by at most {result.label_shift:.3g}"

@@ -1,4 +1,5 @@
-"""The command line: scoresde demo | train | sample | likelihood | benchmark | solvers | check-solver.
+"""The command line: scoresde demo | train | sample | likelihood | benchmark | solvers | guidances |
+check-solver.
 
 Every command that takes a config also takes ``--config.section.field=value``. Invalid input ends with a message of one
 line and exit status 2, Ctrl-C and SIGTERM with exit status 130.
@@ -58,7 +59,7 @@ def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
 
         from .current_folder import named_modules, origin_of
 
-        of_solvers = parsed.command in ("solvers", "check-solver")
+        of_solvers = parsed.command in ("solvers", "guidances", "check-solver")
         module = import_module(f"{__package__}.{'solver_commands' if of_solvers else 'commands'}")
     try:
         with _plain_lines(), named_modules(), origin_of(parsed, overrides).limits():

@@ -1,4 +1,4 @@
-"""The commands about solvers alone: solvers and check-solver."""
+"""The commands that need no run: solvers, guidances and check-solver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solvers.program.from_file import File
 from ..paths.base import make_sde
 from ..result_files import writable, write_figure
 from ..sampling.plan import NAMED
-from ..show import program_view, solver_cards
+from ..show import guidance_cards, program_view, solver_cards
 from .current_folder import import_drawing
 
 
@@ -105,4 +105,9 @@ def check_solver(arguments: argparse.Namespace, overrides: list[str], command: s
     return int(not all(passed))
 
 
-COMMANDS = {"solvers": list_solvers, "check-solver": check_solver}
+def list_guidances(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Prints the table of guidance, or one card."""
+    print(guidance_cards.table() if arguments.name is None else guidance_cards.card(arguments.name))
+
+
+COMMANDS = {"solvers": list_solvers, "guidances": list_guidances, "check-solver": check_solver}

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import InputError
+from solvers import InputError, Solver
 from solvers.errors import unknown
+from solvers.registry.normalise import normalise
 
 from ..inputs import shown
 from ..models.model import Model, as_model
@@ -18,9 +19,11 @@ from ..paths.base import SDE, ModelLike
 from .base import BAD, CLASSIFIED, CONDITION, NEGATIVE, NULL, Guidance, Interval, guidances, only
 from .classifier import Gradient
 from .guided import NEGATIVE_ROWS, Guided, Role
+from .linear import CFG, CFGPP
 from .nonlinear import Around
 
 Rows = Mapping[str, Any]
+_LABEL = "_cfg_pp"  # ends ComfyUI's names of solvers with CFG++
 
 
 def guide(
@@ -64,6 +67,28 @@ def guide(
     if negative is not None:
         made.given = {**made.given, **{NEGATIVE_ROWS + n: _rows(n, v, model) for n, v in negative.items()}}
     return made
+
+
+def with_label(
+    denoiser: ModelLike, guidance: str | Guidance | None, solver: str | Solver | None
+) -> tuple[ModelLike, str | Solver | None]:
+    """The guided denoiser, or the denoiser itself without guidance; and the solver, without a label's CFG++.
+
+    ComfyUI's ``euler_cfg_pp`` is ``euler`` with the x0 of cfg and the eps of the prediction without conditions: CFG++
+    with the scale of cfg.
+
+    Raises:
+        InputError: see ``guide``; also if the solver's name ends with ``_cfg_pp`` and the guidance is not cfg.
+    """
+    label = solver if isinstance(solver, str) and normalise(solver).endswith(_LABEL) else None
+    if label is not None:
+        rule = None if guidance is None else guidances.make(guidance)
+        if isinstance(rule, CFG) and rule.interval is None:
+            rule = CFGPP(rule.scale)
+        if not isinstance(rule, CFGPP):
+            raise InputError(f"the solver {label!r} needs the scale of its guidance: pass guidance='cfgpp(scale=0.6)'")
+        solver, guidance = normalise(label).removesuffix(_LABEL), rule
+    return (denoiser if guidance is None else guide(denoiser, guidance)), solver
 
 
 def _users_of(role: str) -> str:

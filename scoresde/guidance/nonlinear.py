@@ -77,7 +77,7 @@ class Rescale(Around):
 
 
 @guidances.register(
-    "threshold", kind="nonlinear", formula="clamp(g, -q, q) / q, q = max(1, quantile of |g|)",
+    "threshold", kind="nonlinear", formula="clamp(g, -q, q) / q, q = max(1, quantile of |g|)", evaluations=2,
     reference="Saharia et al. 2022, arXiv:2205.11487, section 2.3", note="for data in [-1, 1]",
 )  # fmt: skip
 @dataclass(frozen=True)

@@ -21,6 +21,9 @@ from ..data.dataset import DataCard, Dataset
 from ..data.images import size_of
 from ..data.loading import load
 from ..data.storage import ImageOptions
+from ..guidance.base import NULL
+from ..guidance.guide import with_label
+from ..guidance.guided import Guided
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
@@ -206,6 +209,23 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
     training = {k: v for k, v in config.training.items() if k not in _ELSEWHERE}
     width = card.bin_width if config.data.dequantise else None
     return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
+
+
+def guided_plan(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> tuple[ModelLike, Plan]:
+    """The denoiser with the guidance of a config's section ``sampling``, if it names one, and the plan.
+
+    Raises:
+        InputError: the guidance needs predictions without conditions, which the network was not trained for; see also
+            ``scoresde.guide`` and ``scoresde.plan``.
+    """
+    guided, solver = with_label(denoiser, section.get("guidance") or None, section.solver or None)
+    if isinstance(guided, Guided) and NULL in guided.roles and not config.model.condition_dropout:
+        raise InputError(
+            f"{guided.guidance} needs predictions without conditions, but this run was trained with "
+            "model.condition_dropout=0: train with 0.1"
+        )
+    section = ConfigDict({**section, "solver": solver})
+    return guided, plan_of(guided, section)
 
 
 def plan_of(

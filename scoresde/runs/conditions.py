@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from ..data.rows import Rows
 from ..result_files import fingerprint
 
 NONE = "none"  # samples without a class
+_NAMED = re.compile(r"\w+=(?!.*\.npz$)")  # values by name, no file
 
 
 class Chosen(NamedTuple):
@@ -35,7 +37,7 @@ class Chosen(NamedTuple):
 
 
 def choose(
-    known: Sequence[Condition], count: int, classes: Sequence[int | None] | None = None, path: Path | None = None
+    known: Sequence[Condition], count: int, classes: Sequence[int | None] | None = None, given: str | None = None
 ) -> Chosen:
     """The conditions of ``count`` samples, in the order of their seeds.
 
@@ -44,21 +46,22 @@ def choose(
     Args:
         known: the conditions of the run.
         classes: the classes to draw, each equally often, as far as the count allows; None in it is "no class".
-        path: a .npz file with one row per sample, or one row for all, under the name of each further condition.
+        given: values by name, such as "digit=7 angle=0.5,1", or "none" for none; or a .npz file with one row per
+            sample, or one row for all, under the name of each condition.
 
     Raises:
         InputError: the run has no such conditions, a class is out of range, or the file lacks a condition or has
             another number of rows.
     """
     found, there, named = dict[str, Tensor](), [c for c in known if c.kind == "class"], [c.name for c in known]
-    if path is not None:
-        found = _of_file(path, known, count)
+    if given is not None:
+        found = _of_text(given, known, count) if _NAMED.match(given) else _of_file(Path(given), known, count)
     if classes is not None:
         if len(there) != 1:
             has = ", ".join(named) or "none"
             raise InputError(f"--class needs a run with one condition of classes; the conditions of this run: {has}")
         if there[0].name in found:
-            raise InputError(f"--class and {path} both give {there[0].name}: leave out one")
+            raise InputError(f"--class and {given} both give {there[0].name}: leave out one")
         found[there[0].name] = _spread(there[0], classes, count)
     note = ""
     for condition in known:
@@ -67,7 +70,7 @@ def choose(
         if condition.kind != "class":
             raise InputError(
                 f"this run draws samples given {condition.name}, rows of shape {condition.shape} of the kind "
-                f"{condition.kind}: pass --condition=FILE.npz with its rows"
+                f"{condition.kind}: pass --condition=FILE.npz with its rows, or --condition {condition.name}=NUMBERS"
             )
         found[condition.name] = _spread(condition, range(condition.classes), count)
         note = f", of all {condition.classes} classes (--class=3 chooses one)"
@@ -84,6 +87,27 @@ def _spread(condition: Condition, classes: Sequence[int | None], count: int) -> 
             raise InputError(f"the classes of {condition.name} are 0 to {last}, or {NONE} for no class; got {number}")
     numbers = torch.tensor([condition.classes if number is None else number for number in classes])
     return numbers[torch.arange(count) * len(numbers) // count]
+
+
+def _of_text(text: str, known: Sequence[Condition], count: int) -> dict[str, Tensor]:
+    """The rows of "digit=7 angle=0.5,1": the same for all samples, but several classes are drawn equally often."""
+    found, by_name = dict[str, Tensor](), {condition.name: condition for condition in known}
+    for part in text.split():
+        name, _, value = part.partition("=")
+        if name not in by_name:
+            raise unknown("condition of this run", name, by_name)
+        condition = by_name[name]
+        words = value.split(",")
+        if condition.kind == "class":
+            classes = [None if word == NONE else int(word) if word.isdecimal() else -1 for word in words]
+            found[name] = _spread(condition, classes, count)
+            continue
+        try:
+            row = condition.empty(1) if words == [NONE] else torch.tensor([float(word) for word in words])
+            found[name] = row.reshape(1, *condition.shape).expand(count, *condition.shape).clone()
+        except (ValueError, RuntimeError):
+            raise InputError(f"the condition {name} has numbers of shape {condition.shape}, got {value!r}") from None
+    return found
 
 
 def _of_file(path: Path, known: Sequence[Condition], count: int) -> dict[str, Tensor]:

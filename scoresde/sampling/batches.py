@@ -101,11 +101,12 @@ def batches_of(count: int, batch_size: int | None) -> list[slice]:
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
-def check_source(noise: str) -> None:
-    """Checks the name of a kind of noise.
+def check_source(noise: str) -> type[Source]:
+    """The class of a kind of noise, from its name.
 
     Raises:
         InputError: it is neither ``seeded`` nor ``brownian``.
     """
     if noise not in SOURCES:
         raise unknown("noise", noise, SOURCES)
+    return SOURCES[noise]

@@ -28,7 +28,7 @@ from solvers.files import write_atomically
 from solvers.loop import parts_of
 
 from ..guidance.base import Guidance
-from ..guidance.guide import guide
+from ..guidance.guide import with_label
 from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
 from ..models.counting import counted
 from ..models.evaluation import evaluation
@@ -39,7 +39,6 @@ from ..paths.base import ModelLike
 from ..result_files import write_arrays
 from . import cuda_graph as graphs
 from .batches import (
-    SOURCES,
     Batching,
     Source,
     batch_of,
@@ -195,16 +194,16 @@ def sample(
         InputError: see ``scoresde.plan``; also if there are no seeds, conditions or ``x_init`` have a different length,
             or all samples fail.
     """
-    model = checked_model(denoiser if guidance is None else guide(denoiser, guidance), x_init is None)
+    denoiser, solver = with_label(denoiser, guidance, solver)
+    model = checked_model(denoiser, x_init is None)
     made = choose_plan(plan, model, PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards), default=None)
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
     check_start(x_init, len(given), lengths, made.nodes[0])
-    check_source(noise)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device, model.conditions, model.given)
     solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph, on_failure)
     made.warn_of_width(model.output)
-    return solve.run(len(given), solve.starts(given, lengths, SOURCES[noise], x_init), given)
+    return solve.run(len(given), solve.starts(given, lengths, check_source(noise), x_init), given)
 
 
 def encode(

@@ -24,6 +24,7 @@ from solvers.conformance.problems import PATHS, VP, Mixture
 from solvers.foreign.diffusers import CLASSES
 from solvers.foreign.names import SOLVERS as LABELS
 from solvers.registry.normalise import normalise
+from solvers.registry.options import REGISTRIES
 from solvers.registry.ranges import marks
 
 from ..sampling.plan import NAMED, OWN, SAMPLER
@@ -217,13 +218,15 @@ def _accepted(hint: Any) -> str:
         return " | ".join(map(str, parts))
     if hint is bool:
         return "True | False"
-    if hint in (Solver, Corrector):
-        return "any solver" if hint is Solver else " | ".join(solvers.correctors.names())
+    if hint is Corrector:
+        return " | ".join(solvers.correctors.names())
     if origin is tuple:
         inner = _accepted(parts[0])
         return f"[{inner}, ...]" if parts[-1] is Ellipsis else f"[{', '.join([inner] * len(parts))}]"
     if parts:
         return " | ".join(map(_accepted, parts))
+    if isinstance(hint, type) and (registry := REGISTRIES.get(hint)):
+        return f"any {registry.kind}"
     return {float: "number", int: "integer", str: "name", type(None): "None"}.get(hint, "value")
 
 
@@ -350,7 +353,7 @@ def card(label: str) -> str:
         "Python": python,
     }
     title = f"{spec}{f' on the grid {grid}' if grid else ''}"
-    return "\n".join([_entry(title, summary), *(_entry(f"  {key}", text) for key, text in facts.items() if text)])
+    return "\n".join([entry(title, summary), *(entry(f"  {key}", text) for key, text in facts.items() if text)])
 
 
 def _orders_of(spec: str, name: str = "") -> str:
@@ -363,7 +366,7 @@ def _orders_of(spec: str, name: str = "") -> str:
     return ", ".join(f"{value:.2f} ({path})" for path, value in found.items())
 
 
-def _entry(title: str, text: str) -> str:
+def entry(title: str, text: str) -> str:
     """A title and its text in two columns; a title of more than eleven letters gets a separate line."""
     if not text:
         return title

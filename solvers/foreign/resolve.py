@@ -38,7 +38,7 @@ def read(label: str) -> tuple[str, str | None]:
     if len(head) > LONGEST_LABEL:
         raise InputError(f"no solver {clipped(head, 80)!r}: a name has at most {LONGEST_LABEL} characters")
     if re.search(names.GUIDED, normalise(head)):
-        raise InputError(f"the solver {head!r} needs classifier-free guidance, which is not there yet")
+        raise InputError(f"the solver {head!r} needs classifier-free guidance, which a model has, not a solver")
     words = re.findall(r"[^\s_\-]+", head)
     for count in range(min(4, len(words) - 1), 0, -1):  # the longest first: ddim_uniform before uniform
         suffix = "_".join(words[-count:]).lower()

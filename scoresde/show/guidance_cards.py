@@ -1,0 +1,52 @@
+"""Texts about the registered kinds of guidance: the table, and a card for each."""
+
+from __future__ import annotations
+
+from solvers.registry.spec import write
+
+from ..guidance import linear, nonlinear  # noqa: F401  # which register the kinds
+from ..guidance.base import guidances
+from .solver_cards import accepted, entry
+
+HEAD = ("name", "kind", "forwards", "prediction", "paper")
+LEGEND = """\
+linear    a sum of predictions with weights whose sum is 1: the same for every output of the network
+forwards  evaluations of the network for one prediction, inside of an interval
+c, u      the prediction with conditions, and without.  scale s = 1 is c, s = 0 is u; w= is read as scale - 1
+Guided samples do not have the law p(x) p(c|x)^s: docs/guidance.md
+scoresde guidances NAME: everything about one kind"""
+
+
+def table() -> str:
+    """The table of all kinds."""
+    rows = [HEAD]
+    for name in guidances.names():
+        info = guidances.info(name)
+        rows.append((name, info.kind, str(info.evaluations), info.formula, info.reference))
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", LEGEND])
+
+
+def card(name: str) -> str:
+    """Everything about one kind, from its name or spec.
+
+    Raises:
+        InputError: an unknown name or an invalid option.
+    """
+    info = guidances.info_of(guidances.make(name))
+    plain = guidances.make(info.name)
+    values = {key: write(getattr(plain, field.name)) for key, field in info.fields.items()}
+    options = {f"{key} = {value}": accepted(info, key) for key, value in values.items()}
+    width = max(map(len, options), default=0)
+    facts = {
+        "prediction": info.formula,
+        "kind": info.kind,
+        "forwards": f"{info.evaluations} for one prediction",
+        "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()),
+        "note": info.note,
+        "reference": info.reference,
+        "Python": f'scoresde.guide(denoiser, "{name}")',
+    }
+    lines = (entry(f"  {key}", text) for key, text in facts.items() if text)
+    return "\n".join([entry(info.name, info.summary), *lines])
