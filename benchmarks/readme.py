@@ -1,6 +1,6 @@
 """Writes the README's table of solvers, docs/solvers.md and the figures of docs/start.md, docs/programs.md,
-docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/interop.md and docs/reliability.md from the registry and
-the committed results: python benchmarks/readme.py
+docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/guidance.md, docs/interop.md and docs/reliability.md from
+the registry and the committed results: python benchmarks/readme.py
 
 With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 import tables.ddpm_and_sde
 import tables.diffusers
+import tables.guidance
 import tables.likelihood
 import tables.losses
 import tables.reliability
@@ -303,8 +304,11 @@ def main(check: bool = False) -> int:
         "docs/start.md",
         "docs/reliability.md",
         "docs/losses.md",
+        "docs/guidance.md",
     )
-    readme, programs, chains, likelihood, interop, start, reliability, losses = (ROOT / name for name in names)
+    readme, programs, chains, likelihood, interop, start, reliability, losses, guidance = (
+        ROOT / name for name in names
+    )
     fresh = {
         readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
         programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
@@ -328,6 +332,7 @@ def main(check: bool = False) -> int:
         reliability: updated(
             reliability.read_text(encoding="utf-8"), tables.reliability.tables(read("reliability.json"))
         ),
+        guidance: updated(guidance.read_text(encoding="utf-8"), tables.guidance.tables(read("guidance.json"))),
         losses: updated(losses.read_text(encoding="utf-8"), tables.losses.tables(read("loss_choices.json"))),
         ROOT / "docs" / "solvers.md": page(),
     }

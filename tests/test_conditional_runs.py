@@ -128,6 +128,50 @@ def test_likelihood_and_benchmark_use_the_conditions_of_the_data(run, tmp_path):
     assert row["sliced_wasserstein"] < 0.3
 
 
+def test_guided_samples_are_nearer_to_their_class(run, tmp_path, capsys):
+    """At scale 3 they leave the mean of their class, away from the others, and the classes cannot be confused."""
+    name = load_run(run).card.conditions[0].name
+    more = (f"--condition={name}=1", "--seeds=200", "--guidance=cfg(scale=3, interval=[0.2, 5])", "--solver=heun")
+    x, facts = drawn(run, tmp_path / "g", *more, "--forwards=60")
+    assert facts["guidance"] == "cfg(scale=3.0, interval=[0.2, 5.0])"
+    assert facts["conditions"][name] == [1] * 200
+    assert facts["nfe"] < facts["forwards"] <= 60
+    assert facts["vjps"] == 0
+    assert facts["config"]["sampling"]["condition"] == f"{name}=1"
+    assert bool((torch.cdist(x, torch.from_numpy(MEANS)).argmin(1) == 1).all())
+    plain, _ = drawn(run, tmp_path / "p", "--class=1", "--seeds=200", "--solver=heun", "--forwards=60")
+    away = MEANS[1] - MEANS.mean(0)
+    assert float(((x - plain).mean(0) * torch.from_numpy(away)).sum()) > 0
+    same = scoresde.sample(load_run(run).denoiser, seeds=200, solver="heun", forwards=60, guidance=facts["guidance"],
+                           condition={name: torch.ones(200).long()})  # fmt: skip
+    assert torch.allclose(same.x, x, atol=1e-5)
+    capsys.readouterr()
+    for arguments, message in (
+        (["--guidance=cgf(scale=3)"], "no guidance 'cgf'; did you mean cfg"),
+        (["--guidance=cfg(scale=3, interval=[2, 1])"], "interval must have 0 <= lo < hi"),
+        (["--condition=label2=1"], "no condition of this run 'label2'"),
+        ([f"--condition={name}=9"], f"the classes of {name} are 0 to 2"),
+        (["--guidance=cfgpp", "--solver=rk45"], "cfgpp: its scale depends on the steps"),
+        (["--guidance=autoguidance(scale=2)"], "needs a worse model: pass bad="),
+    ):
+        assert main(["sample", f"--workdir={run}", f"--out={tmp_path / 'x'}", "--seeds=4", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert "Traceback" not in error
+
+
+def test_values_by_name_are_the_rows_of_all_samples():
+    known = (Condition("digit", "class", classes=4), Condition("angle", "vector", (2,)))
+    rows = choose(known, 4, given="digit=0,3 angle=0.5,-1").rows
+    assert rows["digit"].tolist() == [0, 0, 3, 3]
+    assert rows["angle"].tolist() == [[0.5, -1.0]] * 4
+    empty = choose(known, 2, given="digit=none angle=none").rows
+    assert empty["digit"].tolist() == [4, 4]
+    assert bool(empty["angle"].isnan().all())
+    with pytest.raises(InputError, match=r"the condition angle has numbers of shape \(2,\), got '1'"):
+        choose(known, 4, given="digit=1 angle=1")
+
+
 def test_pictures_of_a_class_are_a_row():
     known = (Condition("digit", "class", classes=4),)
     rows = {"digit": torch.tensor([0, 0, 0, 2, 2, 2, 2, 3, 3, 3])}

@@ -125,21 +125,23 @@ class APG(Interval):
         c = ask(CONDITION).x0
         if not self.acts(ratio) or self.scale == 1:
             return c
-        d = self._remembered(c - ask(NULL).x0)
+        d = self._remembered(c - ask(NULL).x0, ratio)
         if math.isfinite(self.radius):
             d = (self.radius / _sum(d * d).clamp_min(self.radius**2).sqrt()) * d
         square = _sum(c * c)
         along = torch.where(square > 0, _sum(d * c) / torch.where(square > 0, square, 1.0), 0.0) * c
         return c + (self.scale - 1) * ((d - along) + self.eta * along)
 
-    def _remembered(self, d: Tensor) -> Tensor:
-        """d with the momentum of the steps before."""
+    def _remembered(self, d: Tensor, ratio: float) -> Tensor:
+        """d at a noise level with the momentum of the steps before."""
         return d
 
     def on(self, nodes: Sequence[Node]) -> Guidance:
         if self.momentum == 0:
             return self
-        return APGInSolve(self.scale, self.eta, self.radius, self.momentum, interval=self.interval)
+        return APGInSolve(
+            self.scale, self.eta, self.radius, self.momentum, interval=self.interval, start=nodes[0].ratio
+        )
 
     def check_solver(self, solver: Solver) -> None:
         if self.momentum == 0:
@@ -153,12 +155,13 @@ class APG(Interval):
 
 @dataclass(frozen=True)
 class APGInSolve(APG):
-    """APG with momentum in one solve: it remembers the difference of the last step."""
+    """APG with momentum in one solve: it remembers the difference of the last step, and nothing at ``start``."""
 
+    start: float = math.inf
     memory: list[Tensor] = field(default_factory=list, compare=False)
 
-    def _remembered(self, d: Tensor) -> Tensor:
-        if self.memory:
+    def _remembered(self, d: Tensor, ratio: float) -> Tensor:
+        if self.memory and ratio != self.start:
             d = d + self.momentum * self.memory[0]
         self.memory[:] = [d]
         return d
