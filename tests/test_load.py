@@ -165,7 +165,7 @@ def edit(path, **changes):
         (
             "model_index.json",
             {"_class_name": "StableDiffusionPipeline"},
-            "is a StableDiffusionPipeline, which load does",
+            "has no tokenizer; a StableDiffusionPipeline needs",
         ),
         (
             "model_index.json",
