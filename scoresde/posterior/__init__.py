@@ -1,0 +1,1 @@
+"""Draws of p(x0 | y), where y = A(x0) + sigma n was measured: methods by name, over any model and solver."""
