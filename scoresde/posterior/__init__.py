@@ -1,1 +1,6 @@
 """Draws of p(x0 | y), where y = A(x0) + sigma n was measured: methods by name, over any model and solver."""
+
+from . import denoisers
+from .base import Posterior, posteriors
+
+__all__ = ["Posterior", "denoisers", "posteriors"]

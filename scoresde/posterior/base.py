@@ -26,8 +26,8 @@ from solvers.registry.options import Options
 from ..models.counting import add_vjps
 from ..models.model import Model, ModelWrapper
 from ..models.problem import Diffusion
-from ..paths.base import ModelLike
 from ..operators.base import Operator
+from ..paths.base import ModelLike
 
 OBSERVATION = "observation"  # the condition under which y travels with the samples
 
@@ -182,7 +182,7 @@ class Conditioned(ModelWrapper):
         shape: the shape of one sample; by default the model's.
 
     Raises:
-        InputError: the shape is not known; the method does not take the operator; y has a shape that it does not return.
+        InputError: the shape is not known; the method does not take the operator; y is no observation of it.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class Conditioned(ModelWrapper):
             raise InputError("the shape of a sample is not known: pass shape")
         method.check(operator, shape)
         self.shape, self.operator, self.method = tuple(shape), operator, method
-        self.given = {OBSERVATION: observations(operator, y, self.shape)}
+        self.given = {**self.given, OBSERVATION: observations(operator, y, self.shape)}
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         if OBSERVATION not in conditions:

@@ -1,8 +1,8 @@
 """Methods that change the prediction of the model, and so run under every solver.
 
-D is the model's x0, J its derivative by x, r = sigma / alpha, s the noise of the measurement and res = y - A(D). A model
-of variance v per coordinate has the spread rho^2 = v r^2 / (v + r^2) of x0 given x_t, and S = (sigma^2 / alpha) J is
-that spread's matrix as the model knows it.
+D is the model's x0, J its derivative by x, r = sigma / alpha, s the noise of the measurement and res = y - A(D). Data of
+variance v in every coordinate have the variance rho^2 = v r^2 / (v + r^2) given x_t. S = (sigma^2 / alpha) J is the
+covariance of x0 given x_t, as the model knows it.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ class NaiveDPS(DenoiserPosterior):
 class DPS(DenoiserPosterior):
     """Diffusion posterior sampling in the limit of many steps: G = (1000 scale / beta) J^T A^T res / |res|.
 
-    The published method adds -scale grad_x |res| to each of 1000 steps of the VP path, whose length is beta / 1000. As a
-    term of the score, this is the G above, and no longer depends on the number of steps. On another path, the
-    correction of x0 is that of VP at the same r: beta = sqrt(0.1^2 + 2 (20 - 0.1) log(1 + r^2)).
+    The published method adds -scale grad_x |res| in each of 1000 steps of the VP path, in which the drift of the score
+    is beta / 1000. As a term of the score this is the G above, which does not depend on the number of steps. On another
+    path the correction of x0 is that of VP at the same r, where beta = sqrt(0.1^2 + 2 (20 - 0.1) log(1 + r^2)).
     """
 
     scale: Positive = 0.3
@@ -203,7 +203,9 @@ class MMPS(DenoiserPosterior):
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         super().check(operator, shape)
         if not operator.linear and not self.linearise:
-            raise InputError(f"mmps: {operator} is not linear; mmps(linearise=True) uses its derivative at the model's x0")
+            raise InputError(
+                f"mmps: {operator} is not linear; mmps(linearise=True) uses its derivative at the model's x0"
+            )
 
     def predict(self, ask: Ask) -> Prediction:
         d, node = ask.found.x0, ask.node
@@ -261,4 +263,3 @@ def derivative(operator: Operator, d: Tensor) -> tuple[Callable[[Tensor], Tensor
         return found
 
     return forward, adjoint
-
