@@ -28,6 +28,7 @@ FLOORS = {
             "paths",
             "models",
             "guidance",
+            "posterior",
             "sampling",
         ),
         *("likelihood", "bounds", "training", "benchmark"),

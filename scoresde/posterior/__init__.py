@@ -3,4 +3,7 @@
 from . import denoisers
 from .base import Posterior, posteriors
 
-__all__ = ["Posterior", "denoisers", "posteriors"]
+make = posteriors.make
+names = posteriors.names
+
+__all__ = ["Posterior", "denoisers", "make", "names", "posteriors"]

@@ -11,10 +11,11 @@ after a step, take steps of their own, or move many particles for each sample: t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from solvers.noise.seeded import SeededNoise
 from solvers.registry.options import Options
 
 from ..models.counting import add_vjps
+from ..models.evaluation import gradients, recordable
 from ..models.model import Model, ModelWrapper
 from ..models.problem import Diffusion
 from ..operators.base import Operator
@@ -84,41 +86,57 @@ class Task:
 
 
 class Posterior(Options):
-    """A method that draws from p(x0 | y). Its fields are its options."""
+    """A method that draws from p(x0 | y). Its fields are its options, its class variables what it promises and needs.
 
+    Attributes:
+        exact_for: data and operators for which its limit of many steps is p(x0 | y) itself; empty if there are none.
+        nonlinear: whether it takes operators that are not linear.
+        noise: ``any`` sigma of the operator; ``needed``, where it divides by sigma; ``ignored``, where it draws as if
+            sigma were 0.
+        differentiates: what it differentiates: the ``model``, or nothing.
+    """
+
+    exact_for: ClassVar[str] = ""
     nonlinear: ClassVar[bool] = False
-    """Whether it takes operators that are not linear."""
-    noiseless: ClassVar[bool] = True
-    """Whether it takes measurements without noise, sigma = 0."""
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "any"
+    differentiates: ClassVar[Literal["", "model"]] = ""
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
-        """Rejects an operator that the method cannot use.
+        """Rejects an operator that the method cannot use, for samples of a shape.
 
         Raises:
-            InputError: the operator is not linear, or its sigma is 0, where the method needs the opposite; it does not
-                take samples of this shape.
+            InputError: the operator is not linear, has no gradient or no noise, where the method needs it; or it does
+                not take samples of this shape.
         """
         name = posteriors.info_of(self).name
         operator.shape(shape)
         if not operator.linear and not self.nonlinear:
-            able = ", ".join(n for n in posteriors.names() if posteriors.info(n).cls.nonlinear)
-            raise InputError(f"{name} needs a linear operator, which {operator} is not; these take it: {able}")
-        if operator.sigma == 0 and not self.noiseless:
-            raise InputError(f"{name} divides by the noise of the measurement: give {operator} a sigma above 0")
+            raise InputError(f"{name} needs a linear operator, which {operator} is not; {_taken_by(lambda cls: True)}")
+        if self.differentiates and not operator.differentiable:
+            raise InputError(
+                f"{name} follows the gradient of the residual, which is 0 for {operator}; "
+                f"{_taken_by(lambda cls: not cls.differentiates)}"
+            )
+        if operator.sigma == 0 and self.noise == "needed":
+            raise InputError(f"{name} divides by the noise of the observation: give {operator} a sigma above 0")
 
     def draw(self, task: Task) -> Draws:
-        """Draws one sample for each row of the task's measurements."""
+        """Draws one sample for each row of the task's observations."""
         raise NotImplementedError
 
 
 posteriors: Registry[Posterior] = Registry("posterior", Posterior)
 
 
+def _taken_by(fits: Callable[[type[Posterior]], bool]) -> str:
+    """The methods for nonlinear operators whose class fits, in words."""
+    classes = {name: posteriors.info(name).cls for name in posteriors.names()}
+    names = [name for name, cls in classes.items() if cls.nonlinear and fits(cls)]
+    return f"these take it: {', '.join(names)}" if names else "no method takes it"
+
+
 class DenoiserPosterior(Posterior):
     """A method that changes the prediction of the model, and runs under every solver."""
-
-    gradients: ClassVar[bool] = False
-    """Whether it differentiates the model."""
 
     def predict(self, ask: Ask) -> Prediction:
         """The prediction (B, *) of p(x0 | y), see ``Ask``."""
@@ -134,11 +152,13 @@ class DenoiserPosterior(Posterior):
 
 @dataclass(frozen=True)
 class Ask:
-    """One evaluation of the model at x (B, *), its derivatives, and the measurements y (B, *m).
+    """One evaluation of the model at x (B, *), its derivatives, and the observations y (B, *m).
 
     Attributes:
         x: with gradients, a leaf of the graph or a part of the caller's.
         node: numbers that multiply x: floats, or tensors (B, 1, ..., 1).
+        graph: whether the prediction keeps the graph from x.
+        told: the warnings that the solve has given already.
     """
 
     model: Model
@@ -147,28 +167,48 @@ class Ask:
     x: Tensor
     node: Node
     conditions: Mapping[str, Tensor]
-    create_graph: bool = False
+    graph: bool
+    told: set[str]
 
     @cached_property
     def found(self) -> Prediction:
         """The prediction of p(x0) at x."""
         return self.model.predict(self.x, self.node, **self.conditions)
 
+    @cached_property
+    def x0(self) -> Tensor:
+        """D (B, *), the model's x0 as a number; with a graph only if the result keeps it."""
+        return self.found.x0 if self.graph else self.found.x0.detach()
+
     def vjp(self, v: Tensor) -> Tensor:
         """J^T v (B, *) for v (B, *), with the derivative J of x0 by x. J is symmetric for exact models."""
         return self.gradient(self.found.x0, v)
 
-    def gradient(self, out: Tensor, v: Tensor | None = None) -> Tensor:
-        """The derivative (B, *) by x of the sum of ``out``, whose rows depend on x's rows alone, or of ``out`` . v."""
-        add_vjps(len(self.x))
-        (found,) = torch.autograd.grad(
-            out, self.x, torch.ones_like(out) if v is None else v, retain_graph=True, create_graph=self.create_graph
-        )
-        return found
+    def gradient(self, out: Tensor, v: Tensor) -> Tensor:
+        """The derivative (B, *) by x of ``out`` . v, both (B, *n), where a row of ``out`` depends on that of x alone.
 
-    def shifted(self, dx0: Tensor) -> Prediction:
+        Raises:
+            InputError: ``out`` has no gradient.
+        """
+        if not out.requires_grad:
+            raise InputError(
+                "this method differentiates the model and the operator, of which one has no gradient: it detaches its "
+                "result, or runs under no_grad; ddnm and jfps need none"
+            )
+        add_vjps(len(self.x))
+        (found,) = torch.autograd.grad(out, self.x, v, retain_graph=True, create_graph=self.graph)
+        # autograd may return a single row with another order in memory, in which later sums round differently
+        return found.clone(memory_format=torch.contiguous_format)
+
+    def moved(self, dx0: Tensor) -> Prediction:
         """The prediction with x0 moved by dx0 (B, *), and eps after it."""
         return Prediction(self.found.x0 + dx0, self.found.eps - (self.node.alpha / self.node.sigma) * dx0)
+
+    def warn(self, what: str, details: str) -> None:
+        """Warns of something, once in a solve; the details are those of its first time."""
+        if what not in self.told:
+            self.told.add(what)
+            warnings.warn(f"{what}: {details}", stacklevel=2)
 
 
 class Conditioned(ModelWrapper):
@@ -200,19 +240,23 @@ class Conditioned(ModelWrapper):
         method.check(operator, shape)
         self.shape, self.operator, self.method = tuple(shape), operator, method
         self.given = {**self.given, OBSERVATION: observations(operator, y, self.shape)}
+        self.told: set[str] = set()
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
-        if OBSERVATION not in conditions:
-            conditions = {**conditions, **self.given}
-        y = conditions.pop(OBSERVATION).to(x)
+        given = {**self.given, **conditions}
+        y = given.pop(OBSERVATION).to(x)
         y = y.expand(len(x), *y.shape[1:])
-        if not self.method.gradients:
-            return self.method.predict(Ask(self.model, self.operator, y, x, node.like(x), conditions))
-        kept = torch.is_grad_enabled() and x.requires_grad
-        with torch.enable_grad():
-            leaf = x if kept else x.detach().requires_grad_()
-            found = self.method.predict(Ask(self.model, self.operator, y, leaf, node.like(x), conditions, kept))
-        return found if kept else Prediction(found.x0.detach(), found.eps.detach())
+        if not self.method.differentiates:
+            return self.method.predict(Ask(self.model, self.operator, y, x, node.like(x), given, True, self.told))
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise InputError(f"{self.method} differentiates the model, which a CUDA graph cannot: leave out cuda_graph")
+        graph = torch.is_grad_enabled() and x.requires_grad
+        with gradients(True):
+            leaf = x if graph else recordable(x).detach().requires_grad_()
+            y, given = recordable(y), {name: recordable(value) for name, value in given.items()}
+            ask = Ask(self.model, self.operator, y, leaf, node.like(x), given, graph, self.told)
+            found = self.method.predict(ask)
+        return found if graph else Prediction(found.x0.detach(), found.eps.detach())
 
 
 def observations(operator: Operator, y: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -1,16 +1,15 @@
 """Methods that change the prediction of the model, and so run under every solver.
 
-D is the model's x0, J its derivative by x, r = sigma / alpha, s the noise of the measurement and res = y - A(D). Data of
-variance v in every coordinate have the variance rho^2 = v r^2 / (v + r^2) given x_t. S = (sigma^2 / alpha) J is the
+D is the model's x0, J its derivative by x, r = sigma / alpha, s the noise of the observation and res = y - A(D). Data
+of variance v in every coordinate have the variance rho^2 = v r^2 / (v + r^2) given x_t. S = (sigma^2 / alpha) J is the
 covariance of x0 given x_t, as the model knows it.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,18 +19,9 @@ from solvers.registry.ranges import Count, Positive
 
 from ..operators.base import Operator
 from .base import Ask, DenoiserPosterior, posteriors
+from .rows import column, conjugate_gradients, row_sums, rows
 
 Number = float | Tensor
-
-
-def column(value: Number) -> Number:
-    """A number, or one for each sample, as (B, 1)."""
-    return value.reshape(-1, 1) if isinstance(value, Tensor) else value
-
-
-def rows(value: Tensor, like: Tensor) -> Tensor:
-    """Numbers (B,) that multiply ``like`` (B, *)."""
-    return value.view(-1, *(1,) * (like.ndim - 1))
 
 
 def spread(node: Node, variance: float) -> Number:
@@ -40,7 +30,7 @@ def spread(node: Node, variance: float) -> Number:
 
 
 def solved(operator: Operator, shape: tuple[int, ...], res: Tensor, noise: Number, spread: Number) -> Tensor:
-    """(noise I + spread A A^T)^-1 res (B, *m), on the image of A alone where noise is 0.
+    """(noise I + spread A A^T)^-1 res (B, *m); on the image of A alone where noise is 0.
 
     Args:
         noise, spread: variances, numbers or one for each sample.
@@ -52,36 +42,19 @@ def solved(operator: Operator, shape: tuple[int, ...], res: Tensor, noise: Numbe
     if svd is None:
         raise InputError(f"{operator} has no known singular values for samples {shape}; mmps needs none")
     z, values = svd.left(res), svd.values.to(res)
-    noise, spread = column(noise), column(spread)
+    noise, spread = column(noise, res), column(spread, res)
     head = z[:, : len(values)] / (noise + spread * values**2)
-    tail = z[:, len(values) :]
-    clean = noise <= 0 if isinstance(noise, Tensor) else torch.as_tensor(noise <= 0, device=res.device)
-    tail = torch.where(clean, 0.0, tail / torch.where(clean, 1.0, noise))
+    tail = z[:, len(values) :]  # no sample has these: only noise
+    tail = torch.where(noise > 0, tail / torch.where(noise > 0, noise, 1.0), 0.0)
     return svd.from_left(torch.cat([head, tail], 1))
 
 
-def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """``iterations`` steps of conjugate gradients for M x = b (B, *), each row on its own, from x = 0.
-
-    A row that is solved stays as it is. A direction in which the model's M is not positive ends that row's search.
-    """
-    x, residual = torch.zeros_like(b), b
-    direction, power = residual, residual.square().flatten(1).sum(1)
-    first = power
-    for _ in range(iterations):
-        moved = product(direction)
-        curvature = (direction * moved).flatten(1).sum(1)
-        going = (power > 1e-30 * first) & (curvature > 0)
-        length = torch.where(going, power / torch.where(going, curvature, 1.0), 0.0)
-        x = x + rows(length, b) * direction
-        residual = residual - rows(length, b) * moved
-        last, power = power, residual.square().flatten(1).sum(1)
-        turn = torch.where(going, power / torch.where(going, last, 1.0), 0.0)
-        direction = residual + rows(turn, b) * direction
-    return x
-
-
-@posteriors.register("naive_dps", reference="Chung et al. 2023, arXiv:2209.14687, without its normalisation")
+@posteriors.register(
+    "naive_dps",
+    kind="denoiser",
+    reference="Chung et al. 2023, arXiv:2209.14687, without its normalisation",
+    formula="G = J^T A^T res / s^2",
+)
 @dataclass(frozen=True)
 class NaiveDPS(DenoiserPosterior):
     """The likelihood at the model's x0, as if that were certain: G = scale J^T A^T res / s^2."""
@@ -89,16 +62,23 @@ class NaiveDPS(DenoiserPosterior):
     scale: Positive = 1.0
 
     nonlinear: ClassVar[bool] = True
-    noiseless: ClassVar[bool] = False
-    gradients: ClassVar[bool] = True
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
+    differentiates: ClassVar[Literal["", "model"]] = "model"
 
     def predict(self, ask: Ask) -> Prediction:
         mean = ask.operator(ask.found.x0)
-        g = ask.gradient(mean, (ask.y - mean) / ask.operator.sigma**2)
-        return ask.shifted(self.scale * ask.node.sigma**2 / ask.node.alpha * g)
+        res = ask.y - (mean if ask.graph else mean.detach())
+        g = ask.gradient(mean, res / ask.operator.sigma**2)
+        return ask.moved(self.scale * ask.node.sigma**2 / ask.node.alpha * g)
 
 
-@posteriors.register("dps", reference="Chung et al. 2023, arXiv:2209.14687, algorithm 1")
+@posteriors.register(
+    "dps",
+    kind="denoiser",
+    reference="Chung et al. 2023, arXiv:2209.14687, algorithm 1",
+    formula="G = (1000 scale / beta) J^T A^T res / |res|",
+    note="the spread of its samples is not the posterior's: scale is to be tuned",
+)
 @dataclass(frozen=True)
 class DPS(DenoiserPosterior):
     """Diffusion posterior sampling in the limit of many steps: G = (1000 scale / beta) J^T A^T res / |res|.
@@ -111,80 +91,111 @@ class DPS(DenoiserPosterior):
     scale: Positive = 0.3
 
     nonlinear: ClassVar[bool] = True
-    gradients: ClassVar[bool] = True
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "any"
+    differentiates: ClassVar[Literal["", "model"]] = "model"
 
     def predict(self, ask: Ask) -> Prediction:
         mean = ask.operator(ask.found.x0)
-        res = ask.y - mean
-        norm = res.flatten(1).norm(dim=1)
-        unit = res / rows(torch.where(norm > 0, norm, 1.0), res)
-        g = ask.gradient(mean, unit)
+        res = ask.y - (mean if ask.graph else mean.detach())
+        square = row_sums(res.square())
+        g = ask.gradient(mean, res / rows(torch.where(square > 0, square, 1.0).sqrt(), res))
         ratio = torch.as_tensor(ask.node.ratio, dtype=torch.float64)
         beta = (0.01 + 39.8 * torch.log1p(ratio**2)).sqrt().to(g)
-        # (sigma^2 / alpha) grad_x on VP is r^2 grad_{x / alpha}
-        return ask.shifted(1000 * self.scale / beta * ask.node.sigma**2 / ask.node.alpha * g)
+        # (sigma^2 / alpha) grad_x is r^2 times the gradient by x / alpha, which no path changes
+        return ask.moved(1000 * self.scale / beta * ask.node.sigma**2 / ask.node.alpha * g)
 
 
-@posteriors.register("pigdm", reference="Song et al. 2023, Pseudoinverse-guided diffusion models, eq. 7 and 8")
+class _Decomposed(DenoiserPosterior):
+    """A method that needs the singular values of A."""
+
+    def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
+        super().check(operator, shape)
+        if operator.svd(shape) is None:
+            name = posteriors.info_of(self).name
+            raise InputError(f"{name} needs the singular values of {operator}, unknown for {shape}; mmps needs none")
+
+
+@posteriors.register(
+    "pigdm",
+    kind="denoiser",
+    reference="Song et al. 2023, Pseudoinverse-guided diffusion models, eq. 7 and 8",
+    formula="G = J^T A^T (s^2 I + rho^2 A A^T)^-1 res",
+)
 @dataclass(frozen=True)
-class PiGDM(DenoiserPosterior):
+class PiGDM(_Decomposed):
     """A Gaussian of one variance for x0 given x_t: G = J^T A^T (s^2 I + rho^2 A A^T)^-1 res."""
 
     variance: Positive = 1.0
 
-    gradients: ClassVar[bool] = True
+    exact_for: ClassVar[str] = "Gaussian data of this variance in every direction, linear operators"
+    differentiates: ClassVar[Literal["", "model"]] = "model"
 
     def predict(self, ask: Ask) -> Prediction:
-        d, node = ask.found.x0, ask.node
-        shape = tuple(d.shape[1:])
-        w = solved(ask.operator, shape, ask.y - ask.operator(d), ask.operator.sigma**2, spread(node, self.variance))
-        return ask.shifted(node.sigma**2 / node.alpha * ask.vjp(ask.operator.adjoint(w, shape)))
+        node, shape = ask.node, tuple(ask.x0.shape[1:])
+        res, rho2 = ask.y - ask.operator(ask.x0), spread(node, self.variance)
+        w = solved(ask.operator, shape, res, ask.operator.sigma**2, rho2)
+        return ask.moved(node.sigma**2 / node.alpha * ask.vjp(ask.operator.adjoint(w, shape)))
 
 
-@posteriors.register("jfps", reference="the Jacobian-free form of arXiv:2405.13712")
+@posteriors.register(
+    "jfps",
+    kind="denoiser",
+    reference="the Jacobian-free form of Rozet et al. 2024, arXiv:2405.13712",
+    formula="dx0 = rho^2 A^T (s^2 I + rho^2 A A^T)^-1 res",
+)
 @dataclass(frozen=True)
-class JFPS(DenoiserPosterior):
-    """The posterior of x0 under a Gaussian of one variance, without derivatives:
-    dx0 = rho^2 A^T (s^2 I + rho^2 A A^T)^-1 res."""
+class JFPS(_Decomposed):
+    """The mean of x0 given x_t and y for a Gaussian of one variance: dx0 = rho^2 A^T (s^2 I + rho^2 A A^T)^-1 res."""
 
     variance: Positive = 1.0
 
-    noiseless: ClassVar[bool] = False
+    exact_for: ClassVar[str] = "Gaussian data of this variance in every direction, linear operators"
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
 
     def predict(self, ask: Ask) -> Prediction:
-        d, rho2 = ask.found.x0, spread(ask.node, self.variance)
-        shape = tuple(d.shape[1:])
-        w = solved(ask.operator, shape, ask.y - ask.operator(d), ask.operator.sigma**2, rho2)
-        return ask.shifted(rho2 * ask.operator.adjoint(w, shape))
+        rho2, shape = spread(ask.node, self.variance), tuple(ask.x0.shape[1:])
+        w = solved(ask.operator, shape, ask.y - ask.operator(ask.x0), ask.operator.sigma**2, rho2)
+        return ask.moved(rho2 * ask.operator.adjoint(w, shape))
 
 
-@posteriors.register("tmpd", reference="Boys et al. 2023, arXiv:2310.06721")
+@posteriors.register(
+    "tmpd",
+    kind="denoiser",
+    reference="Boys et al. 2023, arXiv:2310.06721",
+    formula="G = J^T A^T diag(s^2 + A S A^T 1)^-1 res",
+)
 @dataclass(frozen=True)
 class TMPD(DenoiserPosterior):
     """The spread that the model knows, by row sums: G = J^T A^T diag(s^2 + A S A^T 1)^-1 res.
 
-    Negative row sums, which no variance has, count as 0, and a warning says so.
+    Negative row sums, which no variance has, count as 0, and a warning says so once in a solve.
     """
 
-    noiseless: ClassVar[bool] = False
-    gradients: ClassVar[bool] = True
+    exact_for: ClassVar[str] = "Gaussian data and operators for which A S A^T is diagonal"
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
+    differentiates: ClassVar[Literal["", "model"]] = "model"
 
     def predict(self, ask: Ask) -> Prediction:
-        d, node, operator = ask.found.x0, ask.node, ask.operator
-        shape, factor = tuple(d.shape[1:]), node.sigma**2 / node.alpha
-        res = ask.y - operator(d)
+        node, operator, shape = ask.node, ask.operator, tuple(ask.x0.shape[1:])
+        factor, res = node.sigma**2 / node.alpha, ask.y - operator(ask.x0)
         sums = operator(factor * ask.vjp(operator.adjoint(torch.ones_like(res), shape)))
-        if bool((sums < 0).any()):
-            warnings.warn(
-                f"tmpd: {int((sums < 0).sum())} of {sums.numel()} variances A S A^T 1 are negative at "
-                f"sigma/alpha={float(torch.as_tensor(node.ratio).max()):.3g} and count as 0",
-                stacklevel=2,
+        negative = sums < 0
+        if bool(negative.any()):
+            level = float(torch.as_tensor(node.ratio).max())
+            ask.warn(
+                "tmpd counts negative variances A S A^T 1 as 0",
+                f"first {int(negative.sum())} of {sums.numel()}, at sigma / alpha = {level:.4g}",
             )
         w = res / (operator.sigma**2 + sums.clamp_min(0))
-        return ask.shifted(factor * ask.vjp(operator.adjoint(w, shape)))
+        return ask.moved(factor * ask.vjp(operator.adjoint(w, shape)))
 
 
-@posteriors.register("mmps", reference="Rozet et al. 2024, arXiv:2405.13712, algorithm 2")
+@posteriors.register(
+    "mmps",
+    kind="denoiser",
+    reference="Rozet et al. 2024, arXiv:2405.13712, algorithm 2",
+    formula="dx0 = S A^T (s^2 I + A S A^T)^-1 res",
+)
 @dataclass(frozen=True)
 class MMPS(DenoiserPosterior):
     """The spread S that the model knows, by conjugate gradients: dx0 = S A^T (s^2 I + A S A^T)^-1 res.
@@ -196,9 +207,10 @@ class MMPS(DenoiserPosterior):
     iterations: Count = 5
     linearise: bool = False
 
+    exact_for: ClassVar[str] = "Gaussian data, linear operators, with as many iterations as y has numbers"
     nonlinear: ClassVar[bool] = True
-    noiseless: ClassVar[bool] = False
-    gradients: ClassVar[bool] = True
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
+    differentiates: ClassVar[Literal["", "model"]] = "model"
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         super().check(operator, shape)
@@ -208,20 +220,25 @@ class MMPS(DenoiserPosterior):
             )
 
     def predict(self, ask: Ask) -> Prediction:
-        d, node = ask.found.x0, ask.node
-        forward, adjoint = derivative(ask.operator, d)
-        factor = node.sigma**2 / node.alpha
+        forward, adjoint = derivative(ask)
+        factor = ask.node.sigma**2 / ask.node.alpha
 
         def product(v: Tensor) -> Tensor:
             return ask.operator.sigma**2 * v + forward(factor * ask.vjp(adjoint(v)))
 
-        w = conjugate_gradients(product, ask.y - ask.operator(d), self.iterations)
-        return ask.shifted(factor * ask.vjp(adjoint(w)))
+        mean = ask.operator(ask.x0)
+        w = conjugate_gradients(product, ask.y - (mean if ask.graph else mean.detach()), self.iterations)
+        return ask.moved(factor * ask.vjp(adjoint(w)))
 
 
-@posteriors.register("diffpir", reference="Zhu et al. 2023, arXiv:2305.08995, eq. 13")
+@posteriors.register(
+    "diffpir",
+    kind="denoiser",
+    reference="Zhu et al. 2023, arXiv:2305.08995, eq. 13",
+    formula="dx0 = A^T (A A^T + lam s^2 / r^2)^-1 res",
+)
 @dataclass(frozen=True)
-class DiffPIR(DenoiserPosterior):
+class DiffPIR(_Decomposed):
     """The minimum of |y - A x|^2 / s^2 + (lam / r^2) |x - D|^2: dx0 = A^T (A A^T + lam s^2 / r^2)^-1 res.
 
     The noise of a step is the solver's, not a fixed share of it.
@@ -229,37 +246,49 @@ class DiffPIR(DenoiserPosterior):
 
     lam: Positive = 8.0
 
-    noiseless: ClassVar[bool] = False
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
 
     def predict(self, ask: Ask) -> Prediction:
-        d, r2 = ask.found.x0, ask.node.ratio**2
-        shape = tuple(d.shape[1:])
-        w = solved(ask.operator, shape, ask.y - ask.operator(d), self.lam * ask.operator.sigma**2 / r2, 1.0)
-        return ask.shifted(ask.operator.adjoint(w, shape))
+        shape, share = tuple(ask.x0.shape[1:]), self.lam * ask.operator.sigma**2 / ask.node.ratio**2
+        w = solved(ask.operator, shape, ask.y - ask.operator(ask.x0), share, 1.0)
+        return ask.moved(ask.operator.adjoint(w, shape))
 
 
-@posteriors.register("ddnm", reference="Wang et al. 2023, arXiv:2212.00490, eq. 13")
+@posteriors.register(
+    "ddnm", kind="denoiser", reference="Wang et al. 2023, arXiv:2212.00490, eq. 13", formula="dx0 = A^+ res"
+)
 @dataclass(frozen=True)
-class DDNM(DenoiserPosterior):
-    """The nearest x0 that y describes exactly, as if it had no noise: dx0 = A^+ res."""
+class DDNM(_Decomposed):
+    """The nearest x0 that y describes exactly, as if it had no noise: dx0 = A^+ res.
+
+    The noise of a step is the solver's, not a fixed share of it.
+    """
+
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "ignored"
 
     def predict(self, ask: Ask) -> Prediction:
-        d = ask.found.x0
-        return ask.shifted(ask.operator.pinv(ask.y - ask.operator(d), tuple(d.shape[1:])))
+        return ask.moved(ask.operator.pinv(ask.y - ask.operator(ask.x0), tuple(ask.x0.shape[1:])))
 
 
-def derivative(operator: Operator, d: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """A and A^T, of a linear operator; of others, the products with its derivative at d (B, *) and the transpose."""
+def derivative(ask: Ask) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """A and A^T, of a linear operator; of others, the products with its derivative at D (B, *) and the transpose."""
+    operator, shape = ask.operator, tuple(ask.x0.shape[1:])
     if operator.linear:
-        shape = tuple(d.shape[1:])
         return operator, lambda v: operator.adjoint(v, shape)
-
-    def forward(u: Tensor) -> Tensor:
-        found: Tensor = torch.func.jvp(operator, (d,), (u,))[1]
-        return found
+    at = ask.x0 if ask.graph else ask.x0.requires_grad_()
+    mean = operator(at)
+    if not mean.requires_grad:
+        raise InputError(f"{operator} has no gradient: it detaches its result")
 
     def adjoint(v: Tensor) -> Tensor:
-        found: Tensor = torch.func.vjp(operator, d)[1](v)[0]
-        return found
+        (found,) = torch.autograd.grad(mean, at, v, retain_graph=True, create_graph=ask.graph)
+        return found.clone(memory_format=torch.contiguous_format)
+
+    seed = torch.zeros_like(mean, requires_grad=True)  # A'(D)^T seed is linear in it, so its derivative is A'(D)
+    (turned,) = torch.autograd.grad(mean, at, seed, create_graph=True)
+
+    def forward(u: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(turned, seed, u, retain_graph=True, create_graph=ask.graph)
+        return found.clone(memory_format=torch.contiguous_format)
 
     return forward, adjoint
