@@ -23,10 +23,13 @@ from .paths import chains
 from .paths.base import SDE, make_sde, sdes
 from .paths.learned_vp import LearnedVP
 from .paths.standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
+from .posterior.condition import condition
 from .runs.load import load
 from .runs.train import Trained, train
 from .sampling.eps_power import eps_power
 from .sampling.plan import Plan, plan
+from .sampling.restore import restore
+from .sampling.restored import Restored
 from .sampling.sample import Sample, encode, sample
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "LogProb",
     "Plan",
     "RectifiedFlow",
+    "Restored",
     "Sample",
     "SubVP",
     "Trained",
@@ -50,6 +54,7 @@ __all__ = [
     "chain_bound",
     "chains",
     "check",
+    "condition",
     "continuous_bound",
     "dequantise",
     "encode",
@@ -63,6 +68,7 @@ __all__ = [
     "make_sde",
     "plan",
     "plug_in_bound",
+    "restore",
     "sample",
     "sample_with_log_prob",
     "save_dequantiser",

@@ -257,8 +257,9 @@ class DensitySolve:
             clean: returns x / alpha (n, *) at the first node for the rows of a batch.
 
         Raises:
-            InputError: gradients are requested but the solver computes outside torch.
+            InputError: gradients are requested but the solver computes outside torch; see ``Model.check_density``.
         """
+        as_model(self.denoiser).check_density()
         if self.differentiable and leaves_torch(plan.solver):
             raise InputError(f"{plan.solver} computes outside torch, so it has no gradients: use a different solver")
         start, end, d = plan.nodes[0], plan.nodes[-1], math.prod(self.shape)

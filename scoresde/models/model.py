@@ -102,6 +102,13 @@ class Model:
             InputError: the prediction depends on what the solver has no meaning for, such as the steps of a grid.
         """
 
+    def check_density(self) -> None:
+        """Accepts that the density along the model's ODE is computed, or says why it is not that of its samples.
+
+        Raises:
+            InputError: it is not, and the model was not made for it.
+        """
+
     def label_shift(self, node: Node | Node[Tensor]) -> float:
         """The distance by which rounding moves the label at a node (with tensors: the largest); 0 without rounding."""
         return 0.0
@@ -197,6 +204,9 @@ class ModelWrapper(Model):
 
     def check_solver(self, solver: Solver) -> None:
         self.model.check_solver(solver)
+
+    def check_density(self) -> None:
+        self.model.check_density()
 
     def label_shift(self, node: Node | Node[Tensor]) -> float:
         return self.model.label_shift(node)

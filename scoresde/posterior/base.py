@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from solvers import Hook, InputError, Node, Prediction, Registry, Solver, solve
 from solvers.noise.seeded import SeededNoise
 from solvers.registry.options import Options
 
+from ..inputs import Array, shape_of, tensor_of
 from ..models.counting import add_vjps
 from ..models.evaluation import gradients, recordable
 from ..models.model import Model, ModelWrapper
@@ -49,6 +50,12 @@ class Draws(NamedTuple):
     log_evidence: Tensor | None = None
     effective: Tensor | None = None
 
+    @classmethod
+    def of(cls, parts: Sequence[Draws]) -> Draws:
+        """The draws of several batches, one after the other."""
+        columns = [[value for value in column if value is not None] for column in zip(*parts, strict=True)]
+        return cls(*(torch.cat(values) if values else None for values in columns))  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -62,7 +69,7 @@ class Task:
         solver, nodes: the solver and the nodes from noise to data.
         seeds: one for each sample.
         conditions: conditions of the model, each (B, *).
-        hooks: functions that are called with (x, node) after every step.
+        hooks: functions that are called with the states (B, *) and the node after every step.
     """
 
     model: Model
@@ -124,13 +131,16 @@ class Posterior(Options):
         """Draws one sample for each row of the task's observations."""
         raise NotImplementedError
 
+    def __str__(self) -> str:
+        return posteriors.format(self)
+
 
 posteriors: Registry[Posterior] = Registry("posterior", Posterior)
 
 
 def _taken_by(fits: Callable[[type[Posterior]], bool]) -> str:
     """The methods for nonlinear operators whose class fits, in words."""
-    classes = {name: posteriors.info(name).cls for name in posteriors.names()}
+    classes: dict[str, type[Posterior]] = {name: posteriors.info(name).cls for name in posteriors.names()}
     names = [name for name, cls in classes.items() if cls.nonlinear and fits(cls)]
     return f"these take it: {', '.join(names)}" if names else "no method takes it"
 
@@ -165,7 +175,7 @@ class Ask:
     operator: Operator
     y: Tensor
     x: Tensor
-    node: Node
+    node: Node[Any]
     conditions: Mapping[str, Tensor]
     graph: bool
     told: set[str]
@@ -220,6 +230,8 @@ class Conditioned(ModelWrapper):
         y: the measurement (*m), or one for each sample (B, *m).
         method: how the prediction is changed.
         shape: the shape of one sample; by default the model's.
+        ode_density: let ``log_prob`` compute the density of the method's own ODE, which is that of p(x0 | y) only for
+            data for which the method is exact.
 
     Raises:
         InputError: the shape is not known; the method does not take the operator; y is no observation of it.
@@ -229,18 +241,25 @@ class Conditioned(ModelWrapper):
         self,
         model: ModelLike,
         operator: Operator,
-        y: Tensor,
+        y: Array,
         method: DenoiserPosterior,
-        shape: tuple[int, ...] | None = None,
+        shape: Sequence[int] | int | None = None,
+        ode_density: bool = False,
     ) -> None:
         super().__init__(model)
-        shape = self.shape if shape is None else shape
-        if shape is None:
-            raise InputError("the shape of a sample is not known: pass shape")
-        method.check(operator, shape)
-        self.shape, self.operator, self.method = tuple(shape), operator, method
+        self.ode_density, self.density = ode_density, f"ode of {method}"
+        self.shape, self.operator, self.method = sample_shape(self.model, shape), operator, method
+        method.check(operator, self.shape)
         self.given = {**self.given, OBSERVATION: observations(operator, y, self.shape)}
         self.told: set[str] = set()
+
+    def check_density(self) -> None:
+        super().check_density()
+        if not self.ode_density:
+            raise InputError(
+                f"the ODE of {self.method} has a density of its own, which is not p(x0 | y): "
+                "scoresde.condition(..., ode_density=True) allows it"
+            )
 
     def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
         given = {**self.given, **conditions}
@@ -259,19 +278,37 @@ class Conditioned(ModelWrapper):
         return found if graph else Prediction(found.x0.detach(), found.eps.detach())
 
 
-def observations(operator: Operator, y: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Measurements (B, *m) of samples of a shape: y itself, or y (*m) as one row.
+def sample_shape(model: Model, shape: Sequence[int] | int | None) -> tuple[int, ...]:
+    """The shape of one sample that the caller gave, or by default the model's.
+
+    Raises:
+        InputError: there is none, it is no shape, or the model has another one.
+    """
+    if shape is None:
+        if model.shape is None:
+            raise InputError("shape is missing: pass the shape of one sample, such as shape=(2,) or shape=(3, 32, 32)")
+        return model.shape
+    found = shape_of(shape)
+    if model.shape is not None and found != model.shape:
+        raise InputError(f"shape is {found}, but the model's samples have the shape {model.shape}")
+    return found
+
+
+def observations(operator: Operator, y: Array, shape: tuple[int, ...]) -> Tensor:
+    """Observations (n, *m), floats, of samples of a shape: y itself, or y (*m) as one row.
 
     Raises:
         InputError: y is neither, or is not finite.
     """
-    wanted = operator.shape(shape)
-    if tuple(y.shape) == wanted:
-        y = y.unsqueeze(0)
-    if tuple(y.shape[1:]) != wanted or y.ndim != len(wanted) + 1 or not len(y):
+    wanted, found = operator.shape(shape), tensor_of("the observation", y)
+    given = tuple(found.shape)
+    if given == wanted:
+        found = found.unsqueeze(0)
+    if tuple(found.shape[1:]) != wanted or found.ndim != len(wanted) + 1 or not len(found):
         raise InputError(
-            f"{operator} measures samples {shape} as {wanted}: the observation has the shape {tuple(y.shape)}"
+            f"{operator} observes samples {shape} as y {wanted}, or (n, {str(wanted)[1:]} for n of them; got the shape "
+            f"{given}"
         )
-    if not torch.isfinite(y).all():
-        raise InputError("the observation contains numbers that are not finite")
-    return y
+    if found.is_complex() or not torch.isfinite(found).all():
+        raise InputError("the observation must contain finite real numbers only")
+    return found if found.is_floating_point() else found.double()

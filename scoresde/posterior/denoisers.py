@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from .rows import column, conjugate_gradients, row_sums, rows
 Number = float | Tensor
 
 
-def spread(node: Node, variance: float) -> Number:
+def spread(node: Node[Any], variance: float) -> Number:
     """rho^2 = v r^2 / (v + r^2), the variance of x0 given x_t, for data of variance v in every coordinate."""
     return variance * node.sigma**2 / (variance * node.alpha**2 + node.sigma**2)
 

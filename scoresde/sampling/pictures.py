@@ -1,14 +1,20 @@
-"""Samples as a grid of pictures."""
+"""Samples as a grid of pictures, and as files."""
 
 from __future__ import annotations
 
+import io
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from solvers import InputError
+from solvers.files import write_atomically
+
+from ..result_files import write_arrays
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -53,3 +59,36 @@ def image_grid(samples: Tensor, low: float, high: float, columns: int | None = N
 def is_image(samples: Tensor) -> bool:
     """Whether samples (N, *) are grey or colour pictures."""
     return samples.ndim == 4 and samples.shape[1] in (1, 3)
+
+
+def save_samples(
+    path: str | Path,
+    arrays: Mapping[str, Tensor | np.ndarray[Any, Any]],
+    pictures: Tensor,
+    low: float,
+    high: float,
+    columns: int | None = None,
+) -> None:
+    """Writes samples to a file: ``.npz`` contains all arrays, ``.npy`` their ``x``, ``.png`` a grid of the pictures.
+
+    Args:
+        pictures, low, high, columns: see ``image_grid``.
+
+    Raises:
+        InputError: a different ending; samples that are not pictures; a folder that does not exist.
+    """
+    path = Path(path)
+    if path.suffix not in (".npz", ".npy", ".png"):
+        raise InputError(f"cannot save samples as {path.name!r}: the name must end with .npz, .npy or .png")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
+    numbers = {name: value.detach().cpu() if isinstance(value, Tensor) else value for name, value in arrays.items()}
+    if path.suffix == ".npz":
+        write_arrays(path, **numbers)
+        return
+    buffer = io.BytesIO()
+    if path.suffix == ".npy":
+        np.save(buffer, np.asarray(numbers["x"]))
+    else:
+        image_grid(pictures, low, high, columns).save(buffer, "PNG")
+    write_atomically(path, buffer.getvalue())

@@ -12,19 +12,16 @@ buffers must therefore copy them. Hooks may keep the states that they receive.
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import solvers
 from solvers import Grid, Hook, InputError, Node, SeededNoise, Solution, Solver
-from solvers.files import write_atomically
 from solvers.loop import parts_of
 
 from ..guidance.base import Guidance
@@ -36,7 +33,6 @@ from ..models.faults import checked_model
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
-from ..result_files import write_arrays
 from . import cuda_graph as graphs
 from .batches import (
     Batching,
@@ -46,7 +42,7 @@ from .batches import (
     check_start,
 )
 from .failures import Failure, Watch, check_how, failures_of, lost, report, without
-from .pictures import image_grid
+from .pictures import save_samples
 from .plan import Plan, PlanRequest, choose_plan
 
 PICTURES = 100  # the most pictures in a grid
@@ -116,21 +112,10 @@ class Sample:
         Raises:
             InputError: a different ending; samples that are not pictures; a folder that does not exist.
         """
-        path, x = Path(path), self.x.detach().cpu()
-        if path.suffix not in (".npz", ".npy", ".png"):
-            raise InputError(f"cannot save samples as {path.name!r}: the name must end with .npz, .npy or .png")
-        if not path.parent.is_dir():
-            raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-        if path.suffix == ".npz":
-            seeds = {"seeds": np.array(self.seeds)} if self.seeds else {}
-            write_arrays(path, x=x, **seeds, nfe=self.nfe_per_sample.cpu())
-            return
-        buffer = io.BytesIO()
-        if path.suffix == ".npy":
-            np.save(buffer, x.numpy())
-        else:
-            image_grid(x[:PICTURES] if pictures is None else x[pictures], low, high, columns).save(buffer, "PNG")
-        write_atomically(path, buffer.getvalue())
+        arrays = {"x": self.x, "nfe": self.nfe_per_sample}
+        if self.seeds:
+            arrays["seeds"] = torch.tensor(self.seeds)
+        save_samples(path, arrays, self.x[:PICTURES] if pictures is None else self.x[pictures], low, high, columns)
 
     def __repr__(self) -> str:
         network = (
