@@ -100,7 +100,7 @@ def solve(
     """Computes the state at the last node from that at the first.
 
     The loop uses two facts of a node: its noise level, which orders the nodes, and whether it is clean. Therefore it
-    works for every space of states. Where a problem has several parts (``Problem.pieces``), the solver starts anew at
+    works for every space of states. Where a problem has several parts (``Problem.pieces``), the solver starts again at
     each.
 
     Args:

@@ -82,7 +82,7 @@ class Guided(ModelWrapper):
 
     @property
     def _others(self) -> tuple[Model, ...]:
-        """The models of the roles besides the guided one."""
+        """The models of the roles, without the guided one."""
         return tuple(role.model for role in self.roles.values() if role.model is not None)
 
     @property
