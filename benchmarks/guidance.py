@@ -35,8 +35,8 @@ class Halves:
 
     sde, shape = VP, (1,)
 
-    def predict(self, x: Tensor, node: Node | Node[Tensor], y: Tensor) -> Prediction:
-        return (RIGHT if bool(y[0] == 1) else BOTH).predict(x, node)
+    def predict(self, x: Tensor, node: Node | Node[Tensor], **conditions: Tensor) -> Prediction:
+        return (RIGHT if bool(conditions["y"][0] == 1) else BOTH).predict(x, node)
 
 
 def guided(scale: float, interval: tuple[float, float] | None = None) -> Any:
@@ -103,7 +103,12 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for scale in SCALES:
-        row = {"scale": scale, "tilted": tilted(scale), "ode": of_ode(guided(scale)), "sde": of_sde(guided(scale))}
+        row: dict[str, Any] = {
+            "scale": scale,
+            "tilted": tilted(scale),
+            "ode": of_ode(guided(scale)),
+            "sde": of_sde(guided(scale)),
+        }
         row["intervals"] = [{"interval": list(i), **of_ode(guided(scale, i))} for i in INTERVALS]
         rows.append(row)
         print(row, flush=True)

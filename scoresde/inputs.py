@@ -157,8 +157,8 @@ def conditions_of(
         )
     found = {name: tensor_of(f"the condition {name}", value).to(device) for name, value in condition.items()}
     for name, row in given.items():
-        rows = row.to(device)
-        found.setdefault(name, rows.expand(count, *rows.shape[1:]) if len(rows) == 1 else rows)
+        own = row.to(device)
+        found.setdefault(name, own.expand(count, *own.shape[1:]) if len(own) == 1 else own)
     for name, value in found.items():
         if value.ndim == 0 or len(value) != count:
             rows = f"{len(value)} rows" if value.ndim else "no rows"

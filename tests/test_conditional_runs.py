@@ -133,7 +133,7 @@ def test_guided_samples_are_nearer_to_their_class(run, tmp_path, capsys):
     name = load_run(run).card.conditions[0].name
     more = (f"--condition={name}=1", "--seeds=200", "--guidance=cfg(scale=3, interval=[0.2, 5])", "--solver=heun")
     x, facts = drawn(run, tmp_path / "g", *more, "--forwards=60")
-    assert facts["guidance"] == "cfg(scale=3.0, interval=[0.2, 5.0])"
+    assert facts["guidance"] == "cfg(interval=[0.2, 5.0], scale=3.0)"
     assert facts["conditions"][name] == [1] * 200
     assert facts["nfe"] < facts["forwards"] <= 60
     assert facts["vjps"] == 0

@@ -48,7 +48,8 @@ class Gradient:
         wide = node.like(x)
         (_, b), (_, d) = output.weights(wide)  # eps = ... + d out, and x0 likewise with b
         scale = -wide.sigma / d if output.name == "eps" else wide.sigma**2 / (wide.alpha * b)
-        return base + scale * self._gradient(x, node, conditions)
+        found: Tensor = base + scale * self._gradient(x, node, conditions)
+        return found
 
     def _gradient(self, x: Tensor, node: Any, conditions: Mapping[str, Tensor]) -> Tensor:
         """grad log p(c|x_t) (B, *) at x (B, *); with a graph where x has one."""

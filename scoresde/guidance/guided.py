@@ -104,8 +104,9 @@ class Guided(ModelWrapper):
         return sum((self.model if role.model is None else role.model).cost(node) for role in roles)
 
     def check_solver(self, solver: Solver) -> None:
-        for part in (self.guidance, self.model, *self._others):
-            part.check_solver(solver)
+        self.guidance.check_solver(solver)
+        for model in (self.model, *self._others):
+            model.check_solver(solver)
 
     def pieces(self, nodes: Sequence[Node]) -> Sequence[tuple[Model, Sequence[Node]]]:
         """A piece between each two edges of the rule, which become nodes; and between those of the inner models."""
@@ -149,7 +150,7 @@ class Guided(ModelWrapper):
     ) -> T:
         """``at`` of samples x (B, *) whose nodes are in the same phase of the rule, together; and of all, in order."""
         if not isinstance(node.t, Tensor):
-            return at(x, node, conditions, self._side(node.ratio))  # type: ignore[arg-type]
+            return at(x, node, conditions, self._side(node.ratio))
         ratios = [self._side(ratio) for ratio in node.ratio.flatten().tolist()]
         phases: dict[Hashable, list[int]] = {}
         for i, ratio in enumerate(ratios):
@@ -162,7 +163,8 @@ class Guided(ModelWrapper):
             own = {name: value[rows.to(value.device)] for name, value in conditions.items()}
             parts.append(at(x[rows.to(x.device)], _rows_of(node, rows), own, ratios[places[0]]))
         order = torch.argsort(torch.tensor([i for places in phases.values() for i in places])).to(x.device)
-        return _joined(parts, order)
+        found: T = _joined(parts, order)
+        return found
 
     def _split(self, conditions: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The conditions of the samples, and the negative ones."""
@@ -195,37 +197,39 @@ class Guided(ModelWrapper):
         return ask, known, own
 
     def _predict(self, x: Tensor, node: Any, conditions: dict[str, Tensor], ratio: float) -> Prediction:
+        def evaluate(model: Model, given: dict[str, Tensor]) -> Prediction:
+            found: Prediction = predicted(model.predict, x, node, given)
+            return found
+
         ask, known, own = self._asker(
-            x,
-            conditions,
-            lambda model, given: predicted(model.predict, x, node, given),
-            lambda gradient, base, own: gradient.moved(base, x, node, own),
+            x, conditions, evaluate, lambda gradient, base, own: gradient.moved(base, x, node, own)
         )
         if self.guidance.linear:
             weights = self.guidance.weights(ratio)
             found = {name: ask(name) for name in weights}
             self._probe({name: p.x0 for name, p in found.items()}, own)
-            first = next(iter(found.values()))
+            first: Prediction = next(iter(found.values()))
             if list(weights.values()) == [1.0]:
                 return first
             x0, eps = (sum_of({n: getattr(p, part) for n, p in found.items()}, weights) for part in ("x0", "eps"))
             return Prediction(x0, eps, first.nu)
         x0 = self.guidance.x0(ask, x, node, ratio)
         self._probe({name: p.x0 for name, p in known.items()}, own)
-        wide = node.like(x)
+        wide: Any = node.like(x)
         if not known:
             return Prediction(x0, (x - wide.alpha * x0) / wide.sigma)
-        base = known.get(CONDITION) or next(iter(known.values()))
+        base: Prediction = known.get(CONDITION) or next(iter(known.values()))
         if x0 is base.x0:
             return base
         return Prediction(x0, base.eps - (wide.alpha / wide.sigma) * (x0 - base.x0), base.nu)
 
     def _raw(self, x: Tensor, node: Any, conditions: dict[str, Tensor], ratio: float) -> Tensor:
+        def evaluate(model: Model, given: dict[str, Tensor]) -> Tensor:
+            found: Tensor = raw_output(model.raw, x, node, given)
+            return found
+
         ask, _, own = self._asker(
-            x,
-            conditions,
-            lambda model, given: raw_output(model.raw, x, node, given),
-            lambda gradient, base, own: gradient.moved_raw(self.output, base, x, node, own),
+            x, conditions, evaluate, lambda gradient, base, own: gradient.moved_raw(self.output, base, x, node, own)
         )
         weights = self.guidance.weights(ratio)
         found = {name: ask(name) for name in weights}
@@ -288,7 +292,7 @@ def _rows_of(node: Node[Tensor], rows: Tensor) -> Node[Tensor]:
 def _joined(parts: Sequence[Any], order: Tensor) -> Any:
     """The parts one after the other, in an order of their rows."""
     if isinstance(parts[0], Tensor):
-        return torch.cat(parts)[order]
+        return torch.cat(list(parts))[order]
     nu = None if any(part.nu is None for part in parts) else torch.cat([part.nu for part in parts])[order]
     x0, eps = (torch.cat(values)[order] for values in ([p.x0 for p in parts], [p.eps for p in parts]))
     return Prediction(x0, eps, nu)

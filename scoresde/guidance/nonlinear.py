@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from solvers import InputError, Node, Prediction, Solver
+from solvers import InputError, Node, Solver
 from solvers.registry.ranges import AnyPositive, Fraction, Range, Share
 
 from .base import CONDITION, NULL, Ask, Guidance, Interval, finite, guidances
@@ -196,7 +196,7 @@ class ZeroStar(Interval):
         if not self.acts(ratio) or self.scale == 1:
             return ask(CONDITION).x0
         wide: Any = node.like(x)
-        c, u = _velocity(ask(CONDITION), wide), _velocity(ask(NULL), wide)
+        c, u = ask(CONDITION).velocity(wide), ask(NULL).velocity(wide)
         square = _sum(u * u)
         k = torch.where(square > 0, _sum(c * u) / torch.where(square > 0, square, 1.0), 0.0)
         return _x0_of(k * u + self.scale * (c - k * u), x, wide)
@@ -237,14 +237,11 @@ class ZeroStarInSolve(ZeroStar):
         return _x0_of(torch.zeros_like(x), x, node.like(x))
 
 
-def _velocity(prediction: Prediction, wide: Any) -> Tensor:
-    return prediction.velocity(wide)
-
-
 def _x0_of(velocity: Tensor, x: Tensor, wide: Any) -> Tensor:
     """x0 from the path's velocity alpha' x0 + sigma' eps at x = alpha x0 + sigma eps."""
     scale = wide.alpha * wide.dsigma - wide.dalpha * wide.sigma
-    return (wide.dsigma * x - wide.sigma * velocity) / scale
+    found: Tensor = (wide.dsigma * x - wide.sigma * velocity) / scale
+    return found
 
 
 def _broadcast(numbers: Tensor, like: Tensor) -> Tensor:

@@ -336,11 +336,12 @@ class _Solve:
     def _solver(self, problem: Diffusion) -> Callable[[Diffusion, Tensor, Source, Sequence[Hook]], Solution]:
         """The function that solves a batch: a CUDA graph, the solver's program, or the solver itself."""
         if self.cuda_graph:
-            (piece, _), *others = parts_of(self.plan.solver, problem, self.plan.nodes)
+            problem.check_solver(self.plan.solver)
+            (model, _), *others = self.denoiser.pieces(self.plan.nodes)
             if others:
                 raise InputError("cuda_graph=True records one program, but guidance with an interval divides the solve")
             program = self.plan.program(self.denoiser.output)
-            graph = graphs.runner(program, piece.denoiser, str(self.plan.solver))
+            graph = graphs.runner(program, model, str(self.plan.solver))
             return lambda part, x, noise, hooks: graph(x, noise, part.conditions)
         return self._eager
 
