@@ -26,7 +26,8 @@ Number = float | Tensor
 
 def spread(node: Node[Any], variance: float) -> Number:
     """rho^2 = v r^2 / (v + r^2), the variance of x0 given x_t, for data of variance v in every coordinate."""
-    return variance * node.sigma**2 / (variance * node.alpha**2 + node.sigma**2)
+    found: Number = variance * node.sigma**2 / (variance * node.alpha**2 + node.sigma**2)
+    return found
 
 
 def solved(operator: Operator, shape: tuple[int, ...], res: Tensor, noise: Number, spread: Number) -> Tensor:
