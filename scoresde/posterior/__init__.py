@@ -1,9 +1,9 @@
 """Draws of p(x0 | y), where y = A(x0) + sigma n was measured: methods by name, over any model and solver."""
 
-from . import denoisers
+from . import ddrm, denoisers, loops, replacement
 from .base import Posterior, posteriors
 
 make = posteriors.make
 names = posteriors.names
 
-__all__ = ["Posterior", "denoisers", "make", "names", "posteriors"]
+__all__ = ["Posterior", "ddrm", "denoisers", "loops", "make", "names", "posteriors", "replacement"]

@@ -100,13 +100,15 @@ class Posterior(Options):
         nonlinear: whether it takes operators that are not linear.
         noise: ``any`` sigma of the operator; ``needed``, where it divides by sigma; ``ignored``, where it draws as if
             sigma were 0.
-        differentiates: what it differentiates: the ``model``, or nothing.
+        differentiates: what it differentiates: the ``model``, the ``operator`` alone, or nothing.
+        default_solver: the solver that suits it, where none is asked for.
     """
 
     exact_for: ClassVar[str] = ""
     nonlinear: ClassVar[bool] = False
     noise: ClassVar[Literal["any", "needed", "ignored"]] = "any"
-    differentiates: ClassVar[Literal["", "model"]] = ""
+    differentiates: ClassVar[Literal["", "model", "operator"]] = ""
+    default_solver: ClassVar[str] = "dpmpp_2m_sde"
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         """Rejects an operator that the method cannot use, for samples of a shape.
