@@ -56,18 +56,25 @@ class DDRM(Posterior):
     as it is observed. Where r >= sigma / s its state is (1 - eta_b) x0 + eta_b y' plus noise of the rest of r, and at
     r = sigma / s, with eta_b = 1, it is y'. Below, and where nothing is observed, it goes on as without y. ``eta`` is
     the share of noise that is drawn anew, in the sense of ``ddim(eta)``: it has a limit of many steps, and keeps the
-    variance of data that are not observed.
+    variance of data that are not observed. The default eta = 1, the reverse SDE, is exact for N(0, v I): less noise
+    makes draws given y' too narrow.
 
-    ``renoise=fixed`` is the published step, in which eta is the share of each step, however short, and the state below
-    sigma / s is x0 + r (sqrt(1 - eta^2) (y' - x0) / (sigma / s) + eta z). It loses variance: with eta = 1 one half of
-    that of N(0, 1) without observation.
+    ``renoise=fixed`` is the published step, in which eta, 0.85 by default, is the share of each step, however short, and
+    the state below sigma / s is x0 + r (sqrt(1 - eta^2) (y' - x0) / (sigma / s) + eta z). It loses variance: with
+    eta = 1 one half of that of N(0, 1) without observation. It also moves more between modes, and at 100 steps is the
+    nearer of the two on mixtures.
     """
 
-    eta: Fraction = 0.85
+    eta: Fraction | None = None
     eta_b: Fraction = 1.0
     renoise: Literal["ddim", "fixed"] = "ddim"
 
-    exact_for: ClassVar[str] = "Gaussian data of one variance (renoise=ddim, eta_b=1), linear operators"
+    exact_for: ClassVar[str] = "Gaussian data of one variance, linear operators, with the default options"
+
+    @property
+    def fresh(self) -> float:
+        """eta, or its default."""
+        return self.eta if self.eta is not None else 0.85 if self.renoise == "fixed" else 1.0
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         super().check(operator, shape)
@@ -75,6 +82,7 @@ class DDRM(Posterior):
             raise InputError(f"ddrm needs the singular values of {operator}, unknown for samples {shape}")
 
     def draw(self, task: Task) -> Draws:
+        self.check(task.operator, task.shape)
         noise, shape = task.noise(), task.shape
         svd = task.operator.svd(shape)
         assert svd is not None  # see check
@@ -121,7 +129,7 @@ class DDRM(Posterior):
     def _towards(self, anchor: Tensor, x: Tensor, t: Tensor, s: Tensor, z: Tensor) -> Tensor:
         """A step of ddim(eta) from x = anchor + t e to the level s; levels (d,), states (B, d)."""
         noisy = t > 0
-        fresh, kept = split_variance(self.eta, torch.where(noisy, s / torch.where(noisy, t, 1.0), 0.0))
+        fresh, kept = split_variance(self.fresh, torch.where(noisy, s / torch.where(noisy, t, 1.0), 0.0))
         e = torch.where(noisy, (x - anchor) / torch.where(noisy, t, 1.0), 0.0)
         return anchor + s * (kept.sqrt() * e + fresh.sqrt() * z)
 
@@ -131,6 +139,6 @@ class DDRM(Posterior):
         """The published step."""
         seen = known.level.isfinite()
         old = torch.where(seen, (known.y - x0) / torch.where(seen, known.level, 1.0), (x - x0) / t)
-        low = x0 + s * ((1 - self.eta**2) ** 0.5 * old + self.eta * draws[0])
+        low = x0 + s * ((1 - self.fresh**2) ** 0.5 * old + self.fresh * draws[0])
         high = (1 - self.eta_b) * x0 + self.eta_b * known.y + self._rest(known, s) * draws[0]
         return torch.where(s >= known.level, high, low)

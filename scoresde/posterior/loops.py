@@ -88,6 +88,7 @@ class DAPS(_Loop):
     default_solver: ClassVar[str] = "ddim"
 
     def draw(self, task: Task) -> Draws:
+        self.check(task.operator, task.shape)
         self.check_solver(task)
         if task.solver.stochastic:
             raise InputError(f"daps solves an ODE from each level, and {task.solver} draws noise: take ddim or dpmpp_2m")
@@ -136,6 +137,7 @@ class SplitGibbs(_Loop):
             raise InputError(f"split_gibbs: rho_min={self.rho_min:g} is above rho_max={self.rho_max:g}")
 
     def draw(self, task: Task) -> Draws:
+        self.check(task.operator, task.shape)
         self.check_solver(task)
         if not task.solver.stochastic:
             raise InputError(

@@ -76,6 +76,7 @@ class Replace(_WithoutNoise):
         return Known(task.operator, task.y, noise)
 
     def draw(self, task: Task) -> Draws:
+        self.check(task.operator, task.shape)
         noise = task.noise()
         hooks = (self.known(task, noise), *task.hooks)
         problem = Diffusion(task.model, task.conditions)
@@ -130,6 +131,7 @@ class RePaint(Replace):
     repeats: Count = 10
 
     def draw(self, task: Task) -> Draws:
+        self.check(task.operator, task.shape)
         if task.solver.nodes is not None:
             raise InputError(f"repaint goes back to noisier nodes, and {task.solver} has fixed steps: take another one")
         noise = task.noise()
@@ -179,6 +181,7 @@ class SDEdit(_WithoutNoise):
     level: Positive = 1.0
 
     def draw(self, task: Task) -> Draws:
+        self.check(task.operator, task.shape)
         if task.solver.nodes is not None:
             raise InputError(f"sdedit starts between nodes, and {task.solver} has fixed steps: take another solver")
         noise, nodes = task.noise(), self.nodes(task)
