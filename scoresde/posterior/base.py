@@ -101,14 +101,16 @@ class Posterior(Options):
         noise: ``any`` sigma of the operator; ``needed``, where it divides by sigma; ``ignored``, where it draws as if
             sigma were 0.
         differentiates: what it differentiates: the ``model``, the ``operator`` alone, or nothing.
-        default_solver: the solver that suits it, where none is asked for.
+        solver: the solver of ``scoresde.restore``, by default.
+        budgeted: whether its evaluations are those of the grid, so that a budget of them sets the steps.
     """
 
     exact_for: ClassVar[str] = ""
     nonlinear: ClassVar[bool] = False
     noise: ClassVar[Literal["any", "needed", "ignored"]] = "any"
     differentiates: ClassVar[Literal["", "model", "operator"]] = ""
-    default_solver: ClassVar[str] = "dpmpp_2m_sde"
+    solver: ClassVar[str] = "dpmpp_2m_sde"  # noise in the steps mends what a method guesses wrongly
+    budgeted: ClassVar[bool] = True
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         """Rejects an operator that the method cannot use, for samples of a shape.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from solvers import InputError
 from solvers.loop import Counted, Tally, run_hooks
-from solvers.one_step.ancestral import split_variance
+from solvers.one_step.ancestral import DDIM, split_variance
 from solvers.registry.ranges import Fraction
 
 from ..models.problem import Diffusion
@@ -70,6 +70,7 @@ class DDRM(Posterior):
     renoise: Literal["ddim", "fixed"] = "ddim"
 
     exact_for: ClassVar[str] = "Gaussian data of one variance, linear operators, with the default options"
+    solver: ClassVar[str] = "ddim"
 
     @property
     def fresh(self) -> float:
@@ -83,6 +84,10 @@ class DDRM(Posterior):
 
     def draw(self, task: Task) -> Draws:
         self.check(task.operator, task.shape)
+        if task.solver != DDIM():
+            raise InputError(
+                f"ddrm takes ddim's steps along the singular vectors of A: leave out {task.solver}, and set ddrm(eta=...)"
+            )
         noise, shape = task.noise(), task.shape
         svd = task.operator.svd(shape)
         assert svd is not None  # see check

@@ -26,6 +26,7 @@ class _Loop(Posterior):
     nonlinear: ClassVar[bool] = True
     noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
     differentiates: ClassVar[Literal["", "model", "operator"]] = "operator"
+    budgeted: ClassVar[bool] = False
 
     inner: int
 
@@ -85,7 +86,7 @@ class DAPS(_Loop):
     inner: Count = 5
     langevin: Count = 100
 
-    default_solver: ClassVar[str] = "ddim"
+    solver: ClassVar[str] = "ddim"
 
     def draw(self, task: Task) -> Draws:
         self.check(task.operator, task.shape)
@@ -129,7 +130,7 @@ class SplitGibbs(_Loop):
     langevin: Count = 100
 
     exact_for: ClassVar[str] = "any data and operator, for rho_min to 0 and as many sweeps as mix"
-    default_solver: ClassVar[str] = "ddpm"
+    solver: ClassVar[str] = "ddpm"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -130,6 +130,8 @@ class RePaint(Replace):
     jump: Count = 10
     repeats: Count = 10
 
+    budgeted: ClassVar[bool] = False
+
     def draw(self, task: Task) -> Draws:
         self.check(task.operator, task.shape)
         if task.solver.nodes is not None:

@@ -36,7 +36,7 @@ from .failures import Failure, Watch, check_how, failures_of, lost, report, with
 from .plan import Plan, PlanRequest
 from .restored import Restored
 
-SOLVER, GRID, STEPS = "dpmpp_2m_sde", "logsnr(end=zero)", 100  # noise in the steps mends what a method guesses wrongly
+GRID, STEPS = "logsnr(end=zero)", 100
 
 
 def restore(
@@ -69,8 +69,8 @@ def restore(
         posterior: a method or spec, see ``posterior.names()``. The default is ``mmps`` for linear operators with noise,
             ``pigdm`` without noise, and ``dps`` for others, with a warning.
         samples: the number of draws S for each observation, with the seeds 0 to S - 1; or pass ``seeds``.
-        solver, grid, steps, nfe, forwards: see ``scoresde.plan``. The default is ``dpmpp_2m_sde`` on
-            ``logsnr(end=zero)`` in 100 steps.
+        solver, grid, steps, nfe, forwards: see ``scoresde.plan``. The default is the method's solver, most
+            often ``dpmpp_2m_sde``, on ``logsnr(end=zero)`` in 100 steps.
         condition: conditions of the model, each with one row for each observation (n, *).
         shape: the shape of one sample; by default the model's.
         device, dtype, batch_size, progress, on_failure: as in ``sample``; a batch has ``batch_size`` draws.
@@ -86,17 +86,23 @@ def restore(
     method.check(seen, lengths)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     rows = observations(seen, y, lengths).to(batching.device, batching.dtype)
-    plan = plan_of(model, PlanRequest(solver, grid, steps, nfe, forwards=forwards))
+    plan = plan_of(model, method, PlanRequest(solver, grid, steps, nfe, forwards=forwards))
     conditions = conditions_of(condition, len(rows), batching.device, model.conditions, model.given)
     drawn = seeds_of(samples if seeds is None else seeds)
     return _Restoration(method, model, seen, rows, lengths, plan, drawn, conditions, batching).run(on_failure)
 
 
-def plan_of(model: Model, request: PlanRequest) -> Plan:
-    """The plan of a restoration: by default ``dpmpp_2m_sde`` on ``logsnr(end=zero)`` in 100 steps."""
+def plan_of(model: Model, method: Posterior, request: PlanRequest) -> Plan:
+    """The plan of a restoration: by default the method's solver on ``logsnr(end=zero)`` in 100 steps.
+
+    Raises:
+        InputError: a budget of evaluations is given for a method that makes others than those of the grid.
+    """
+    if not method.budgeted and (request.nfe, request.forwards) != (None, None):
+        raise InputError(f"{method} makes evaluations of its own: set its options, and steps instead of nfe or forwards")
     if request == PlanRequest():
         request = request._replace(steps=STEPS)
-    made = Plan.make(model, request.or_default((SOLVER, GRID) if request.solver is None else (SOLVER, None)))
+    made = Plan.make(model, request.or_default((method.solver, GRID if request.solver is None else None)))
     made.warn_of_width(model.output)
     return made
 
