@@ -42,20 +42,21 @@ def grid(count, high=45.0, low=0.0106, sde=VP):
     return (*sde.nodes_of_lam([-math.log(r) for r in geometric(high, low, count)]), sde.clean)
 
 
-def task(prior, operator, y, nodes, solver="ddpm", sde=VP, seeds=None, dtype=DTYPE):
+def task(prior, operator, y, nodes, solver, sde=VP, seeds=None, dtype=DTYPE):
     y = y.to(dtype)
     shape = tuple(prior.means.shape[1:])
     seeds = range(len(y)) if seeds is None else seeds
     return Task(prior.denoiser(sde), operator, y, shape, solvers.make(solver), nodes, list(seeds))
 
 
-def draw(method, *args, **options):
+def draw(method, prior, operator, y, nodes, solver=None, *args, **options):
+    solver = solver or ("ddim" if method.startswith("ddrm") else "ddpm")
     with torch.no_grad():
-        return posteriors.make(method).draw(task(*args, **options))
+        return posteriors.make(method).draw(task(prior, operator, y, nodes, solver, *args, **options))
 
 
-# ---- Gaussian data: recursions of the mean and the variance. The prior is N(0, I) in two dimensions, of which the first
-# is observed with the singular value S. All levels are those of x / alpha.
+# ---- Gaussian data: recursions of the mean and the variance. The prior is N(0, I) in two dimensions, of which the
+# first is observed with the singular value S. All levels are those of x / alpha.
 S, NOISE, Y, COUNT = 0.8, 0.4, 0.9, 4000
 STANDARD = Gaussian(torch.zeros(2, dtype=DTYPE), 1.0)
 ONE = Matrix(torch.tensor([[S, 0.0]], dtype=DTYPE), sigma=NOISE)
@@ -161,9 +162,9 @@ CHAINS = [
     ("replace", "ddpm", 40, replaced),
     ("repaint(jump=1, repeats=3)", "ddpm", 12, lambda levels, seen: replaced(levels, seen, 3)),
     ("sdedit(level=0.7)", "ddpm", 40, lambda levels, seen: edited(levels, seen, 0.7)),
-    ("ddrm", "ddpm", 40, ddrm),
-    ("ddrm(renoise=fixed)", "ddpm", 40, lambda levels, seen: fixed_ddrm(levels, seen, 0.85)),
-    ("ddrm(renoise=fixed, eta=0.3)", "ddpm", 40, lambda levels, seen: fixed_ddrm(levels, seen, 0.3)),
+    ("ddrm", "ddim", 40, ddrm),
+    ("ddrm(renoise=fixed)", "ddim", 40, lambda levels, seen: fixed_ddrm(levels, seen, 0.85)),
+    ("ddrm(renoise=fixed, eta=0.3)", "ddim", 40, lambda levels, seen: fixed_ddrm(levels, seen, 0.3)),
     ("daps(outer=20)", "ddim", 40, lambda levels, seen: annealed(levels, seen, 20, 5)),
     ("split_gibbs(sweeps=15, inner=8)", "ddpm", 40, lambda levels, seen: gibbs(levels, seen, 15, 8)),
 ]
@@ -177,7 +178,9 @@ def test_draws_of_gaussian_data_follow_the_recursion(method, solver, steps, law)
         wanted = law(geometric(45.0, 0.0106, steps), seen)
         # five standard errors; 1e-6 where the variance is 0
         assert abs(float(found[:, i].mean()) - wanted.mean) < 5 * math.sqrt(wanted.variance / COUNT) + 1e-6
-        assert abs(float(found[:, i].var()) / (wanted.variance or 1.0) - bool(wanted.variance)) < 5 * math.sqrt(2 / COUNT)
+        assert abs(float(found[:, i].var()) / (wanted.variance or 1.0) - bool(wanted.variance)) < 5 * math.sqrt(
+            2 / COUNT
+        )
 
 
 # ---- DDRM
@@ -186,7 +189,9 @@ def test_draws_of_gaussian_data_follow_the_recursion(method, solver, steps, law)
 def deviations(found, covariance, operator, y):
     """Errors of the mean, in posterior deviations, and of the covariance, against N(m + K y, C - K A C)."""
     a = operator.matrix(tuple(found.shape[1:]))
-    gain = covariance @ a.T @ torch.linalg.inv(a @ covariance @ a.T + operator.sigma**2 * torch.eye(len(a), dtype=DTYPE))
+    gain = (
+        covariance @ a.T @ torch.linalg.inv(a @ covariance @ a.T + operator.sigma**2 * torch.eye(len(a), dtype=DTYPE))
+    )
     left = covariance - gain @ a @ covariance
     return (
         float((found.mean(0) - gain @ y).norm() / left.trace().sqrt()),
@@ -300,9 +305,7 @@ def test_a_batch_is_its_rows_and_a_path_is_its_levels(method, solver, operator):
             assert whole.x.dtype == dtype
             assert torch.isfinite(whole.x).all()
             for i in (0, 2) if dtype == DTYPE else (1,) if path == "vp" else ():
-                alone = draw(
-                    method, PRIOR, operator, y[i : i + 1], nodes, solver, sde, seeds[i : i + 1], dtype
-                )
+                alone = draw(method, PRIOR, operator, y[i : i + 1], nodes, solver, sde, seeds[i : i + 1], dtype)
                 assert torch.equal(alone.x[0], whole.x[i])
                 assert alone.nfe == whole.nfe[i]
             found[path, dtype] = whole.x
@@ -317,7 +320,7 @@ def test_a_batch_is_its_rows_and_a_path_is_its_levels(method, solver, operator):
 def test_observations_without_noise_are_reproduced(method):
     clean = Matrix(PROBLEM.operator.matrix((8,)))
     y = clean(PROBLEM.x)
-    found = draw(method, PROBLEM.prior, clean, y, grid(10), "ddpm").x
+    found = draw(method, PROBLEM.prior, clean, y, grid(10)).x
     assert float((clean(found) - y).abs().max()) < 1e-12
 
 
@@ -351,7 +354,7 @@ def test_the_groups_of_repaint_are_counted_from_the_last_noisy_node():
 
 @pytest.mark.quick
 def test_hooks_of_the_user_see_every_step():
-    for method, solver, steps in (("replace", "ddpm", 6), ("ddrm", "ddpm", 6), ("daps(outer=4)", "ddim", 4)):
+    for method, solver, steps in (("replace", "ddpm", 6), ("ddrm", "ddim", 6), ("daps(outer=4)", "ddim", 4)):
         seen = []
         job = task(PROBLEM.prior, PROBLEM.operator, PROBLEM.y, grid(6), solver)
         hooked = Task(**{**vars(job), "hooks": [lambda x, node, seen=seen: seen.append((x, node))]})
@@ -480,7 +483,7 @@ class Unknown(Operator):
 @pytest.mark.quick
 @pytest.mark.parametrize("method", ["replace", "ilvr(factor=2)", "repaint", "sdedit", "ddrm"])
 def test_nonlinear_operators_are_refused(method):
-    with pytest.raises(InputError, match="needs a linear operator, which .* is not; these take it: .*daps"):
+    with pytest.raises(InputError, match=r"needs a linear operator, which .* is not; these take it: .*daps"):
         draw(method, PROBLEM.prior, TANH, PROBLEM.y, grid(12))
 
 
@@ -490,6 +493,7 @@ def test_nonlinear_operators_are_refused(method):
     [
         ("daps", "ddim", Matrix(PROBLEM.operator.matrix((8,))), "daps divides by the noise .* sigma above 0"),
         ("split_gibbs", "ddpm", Matrix(PROBLEM.operator.matrix((8,))), "split_gibbs divides by the noise"),
+        ("ddrm", "heun", None, r"leave out heun, and set ddrm\(eta="),
         ("daps", "ddpm", None, "daps solves an ODE from each level, and ddpm draws noise: take ddim"),
         ("split_gibbs", "ddim", None, "split_gibbs draws x0 given .* ddim is deterministic: take ddpm"),
         ("split_gibbs(rho_min=0.001)", "ddpm", None, r"rho_min=0.001 is outside \[0.0106, 45\]"),
@@ -514,9 +518,24 @@ def test_operators_without_what_a_method_needs_are_refused():
         draw("replace", PROBLEM.prior, Unknown(), y, grid(5))
     with pytest.raises(InputError, match="gradient of the residual, which is 0 for quantise"):
         draw("daps", PROBLEM.prior, Quantise(4, sigma=0.1), torch.zeros(1, 8, dtype=DTYPE), grid(5), "ddim")
-    with pytest.raises(InputError, match="rho_min=1 is above rho_max=0.5"):
+    with pytest.raises(InputError, match=r"rho_min=1 is above rho_max=0.5"):
         posteriors.make("split_gibbs(rho_min=1, rho_max=0.5)")
     # without singular values daps takes Langevin steps
     assert torch.isfinite(draw("daps(outer=3)", PROBLEM.prior, Unknown(sigma=0.1), y, grid(5), "ddim").x).all()
     with pytest.raises(InputError, match="boolean"):
         Inpaint(torch.ones(8))
+
+
+@pytest.mark.quick
+def test_restore_takes_the_solver_of_each_method_and_refuses_budgets_of_others():
+    model = PRIOR.denoiser(VP)
+    for method, solver in (("ddrm", "ddim"), ("daps(outer=3)", "ddim"), ("split_gibbs(sweeps=2)", "ddpm")):
+        found = scoresde.restore(model, PROBLEM.operator, PROBLEM.y, method, samples=2, steps=6, dtype=DTYPE)
+        alone = scoresde.restore(model, PROBLEM.operator, PROBLEM.y[2], method, seeds=[1], steps=6, dtype=DTYPE)
+        assert found.solver == solver
+        assert torch.equal(found.x[2, 1], alone.x[0, 0])
+    for method in ("repaint", "daps", "split_gibbs"):
+        with pytest.raises(InputError, match=f"{method} makes evaluations of its own"):
+            scoresde.restore(model, PROBLEM.operator, PROBLEM.y, method, nfe=50)
+    with pytest.raises(InputError, match=r"scoresde\.restore"):
+        scoresde.condition(model, PROBLEM.operator, PROBLEM.y[0], "repaint")

@@ -15,7 +15,6 @@ from solvers.noise.seeded import SeededNoise
 from solvers.registry.ranges import Count, Positive
 
 from ..models.problem import Diffusion
-from ..operators.base import Operator
 from .base import Draws, Posterior, Task, posteriors
 from .conditional import conditional
 
@@ -92,7 +91,9 @@ class DAPS(_Loop):
         self.check(task.operator, task.shape)
         self.check_solver(task)
         if task.solver.stochastic:
-            raise InputError(f"daps solves an ODE from each level, and {task.solver} draws noise: take ddim or dpmpp_2m")
+            raise InputError(
+                f"daps solves an ODE from each level, and {task.solver} draws noise: take ddim or dpmpp_2m"
+            )
         noise, nodes = task.noise(), ladder(task, task.nodes[0], last_noisy(task), self.outer)
         z, found = task.start(noise) / nodes[0].alpha, None
         for node, following in zip(nodes, (*nodes[1:], task.model.sde.clean), strict=True):
@@ -141,9 +142,7 @@ class SplitGibbs(_Loop):
         self.check(task.operator, task.shape)
         self.check_solver(task)
         if not task.solver.stochastic:
-            raise InputError(
-                f"split_gibbs draws x0 given a noisy state, and {task.solver} is deterministic: take ddpm or dpmpp_2m_sde"
-            )
+            raise InputError(f"split_gibbs draws x0 given a noisy state, and {task.solver} is deterministic: take ddpm")
         noise, clean = task.noise(), task.model.sde.clean
         x, z, found = noise.initial(), None, None
         for node in self.levels(task):
@@ -163,7 +162,7 @@ class SplitGibbs(_Loop):
         high, low = task.nodes[0], last_noisy(task)
         if not low.ratio <= self.rho_min <= high.ratio:
             raise InputError(
-                f"split_gibbs: rho_min={self.rho_min:g} is outside [{low.ratio:g}, {high.ratio:g}], the levels of the grid"
+                f"split_gibbs: rho_min={self.rho_min:g} is outside [{low.ratio:g}, {high.ratio:g}], the grid's levels"
             )
         sde = task.model.sde
         top = sde.node_of_lam(-math.log(min(self.rho_max, high.ratio)))

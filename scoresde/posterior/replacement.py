@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from solvers import InputError, Node, solve
+from solvers import Hook, InputError, Node, solve
 from solvers.loop import Solution
 from solvers.noise.seeded import SeededNoise
 from solvers.registry.ranges import Count, NonNegative, Positive, Range
@@ -78,7 +78,7 @@ class Replace(_WithoutNoise):
     def draw(self, task: Task) -> Draws:
         self.check(task.operator, task.shape)
         noise = task.noise()
-        hooks = (self.known(task, noise), *task.hooks)
+        hooks: list[Hook] = [self.known(task, noise), *task.hooks]
         problem = Diffusion(task.model, task.conditions)
         found = solve(task.solver, problem, task.start(noise), task.nodes, noise, hooks, strict=False)
         return Draws(found.x, found.nfe)
@@ -137,7 +137,7 @@ class RePaint(Replace):
         if task.solver.nodes is not None:
             raise InputError(f"repaint goes back to noisier nodes, and {task.solver} has fixed steps: take another one")
         noise = task.noise()
-        hooks = (self.known(task, noise), *task.hooks)
+        hooks: list[Hook] = [self.known(task, noise), *task.hooks]
         problem, x, found = Diffusion(task.model, task.conditions), task.start(noise), None
         for nodes, repeats in self.groups(task.nodes):
             for k in range(repeats):

@@ -99,7 +99,9 @@ def plan_of(model: Model, method: Posterior, request: PlanRequest) -> Plan:
         InputError: a budget of evaluations is given for a method that makes others than those of the grid.
     """
     if not method.budgeted and (request.nfe, request.forwards) != (None, None):
-        raise InputError(f"{method} makes evaluations of its own: set its options, and steps instead of nfe or forwards")
+        raise InputError(
+            f"{method} makes evaluations of its own: set its options, and steps instead of nfe or forwards"
+        )
     if request == PlanRequest():
         request = request._replace(steps=STEPS)
     made = Plan.make(model, request.or_default((method.solver, GRID if request.solver is None else None)))

@@ -50,7 +50,7 @@ def posterior(t: Node[T], s: Node[T]) -> Posterior[T]:
     return Posterior(alpha_ts * keep, s.alpha * var_ts / t.sigma**2, keep * var_ts)
 
 
-def split_variance(eta: float, fall: float) -> tuple[float, float]:
+def split_variance(eta: float, fall: T) -> tuple[T, T]:
     """The fractions of the variance at s that a step draws afresh, eta^2 (1 - fall^2), and keeps.
 
     ``fall`` is ratio_s / ratio_t. The two fractions sum to one; each is computed separately, since the kept one is tiny
