@@ -54,8 +54,8 @@ class DDRM(Posterior):
 
     With r = sigma_t / alpha_t, a coordinate of V^T x / alpha with the singular value s is observed as y' = x0 +
     (sigma / s) n. Where r >= sigma / s its state is (1 - eta_b) x0 + eta_b y' plus noise of the rest of r; at
-    r = sigma / s, with eta_b = 1, it is y'. Below, and where nothing is observed, it goes on as without y. ``eta`` is
-    the share of noise that is drawn anew, in the sense of ``ddim(eta)``: it has a limit of many steps, and keeps the
+    r = sigma / s, with eta_b = 1, it is y'. Below, and where nothing is observed, it continues as without y. ``eta`` is
+    the share of noise that is drawn again, in the sense of ``ddim(eta)``: it has a limit of many steps, and keeps the
     variance of data that are not observed. The default eta = 1, the reverse SDE, is exact for N(0, v I): less noise
     makes draws given y' too narrow.
 

@@ -124,7 +124,7 @@ class RePaint(Replace):
 
     The groups of steps are counted from the last node of sigma > 0, as in the release: a rest of fewer steps at the
     start, and the step to sigma = 0, are made once. A group is a solve of its own, so solvers of several steps start
-    anew in it.
+    again in it.
     """
 
     jump: Count = 10
