@@ -1,7 +1,7 @@
 """What guided solves sample, and the order that they keep, on exact scores: python benchmarks/guidance.py
 
 Data are 1/2 N(-1, 1/4) + 1/2 N(1, 1/4), and the condition is the right half, on VP. The tilted law p(x) p(c|x)^s comes
-from quadrature; the ODE from 2001 quantiles of the start, in 400 steps of heun; the SDE from 40,000 seeds in 200 steps
+from quadrature; the ODE from 2001 quantiles of the start, in 200 steps of heun; the SDE from 40,000 seeds in 100 steps
 of dpmpp_2m_sde. Orders are those of the root mean square error of 16 starts. Takes about a minute.
 Writes benchmarks/results/guidance.json.
 """
@@ -64,7 +64,7 @@ def of_ode(model: Any) -> dict[str, float]:
     u = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
     start = torch.special.ndtri(u).unsqueeze(1) * math.hypot(VP(VP.t_max).alpha, VP(VP.t_max).sigma)
     found = scoresde.sample(
-        model, solver="heun", grid="logsnr(end=zero)", steps=400, x_init=start, dtype=torch.float64,
+        model, solver="heun", grid="logsnr(end=zero)", steps=200, x_init=start, dtype=torch.float64,
         condition={"y": torch.ones(QUANTILES)},
     )  # fmt: skip
     return {**facts(found.x[:, 0]), "nfe": found.nfe, "forwards": found.forwards}
@@ -72,7 +72,7 @@ def of_ode(model: Any) -> dict[str, float]:
 
 def of_sde(model: Any) -> dict[str, float]:
     found = scoresde.sample(
-        model, seeds=SEEDS, solver="dpmpp_2m_sde", grid="logsnr(end=zero)", steps=200, dtype=torch.float64,
+        model, seeds=SEEDS, solver="dpmpp_2m_sde", grid="logsnr(end=zero)", steps=100, dtype=torch.float64,
         condition={"y": torch.ones(SEEDS)},
     )  # fmt: skip
     return facts(found.x[:, 0])

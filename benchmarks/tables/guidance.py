@@ -11,7 +11,7 @@ def sampled(document: dict[str, Any]) -> str:
     """Mean and deviation of the tilted law and of what solves sample, by scale."""
     rows = document["rows"]
     intervals = [tuple(each["interval"]) for each in rows[0]["intervals"]]
-    head = ("s", "p(x) p(c|x)^s", "ODE", "SDE", *(f"ODE, r in ({low:g}, {high:g})" for low, high in intervals))
+    head = ("s", "p_u^(1-s) p_c^s", "ODE", "SDE", *(f"ODE, r in ({low:g}, {high:g})" for low, high in intervals))
 
     def cell(found: dict[str, float]) -> str:
         return f"{found['mean']:.3f}, {found['deviation']:.3f}"
