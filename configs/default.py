@@ -20,6 +20,10 @@ def get_config() -> ConfigDict:
     config.model.round_labels = False  # round labels that count steps to those of the training
     config.model.learned_variance = False  # the network also returns a variance, for ddpm(variance=learned)
     config.model.condition_dropout = 0.0  # share of the samples that are trained without their conditions, for guidance
+    config.model.condition_dropout_each = 0.0  # of several conditions: share that is trained without one alone
+    # noise of conditions that are vectors or images: none, same, scaled(c=0.1), geometric(largest=1), decay(start, end,
+    # steps); by the names of their paper: cde, cdiffe, cmde, vs_cmde
+    config.model.condition_noise = "none"
     # the network receives its own first estimate; each evaluation of the model is then two of the network
     config.model.self_conditioning = False
     config.model.sigma_data = placeholder(float)  # for predicts = "edm"; default: the deviation of the data, two digits
@@ -80,6 +84,7 @@ def get_config() -> ConfigDict:
     config.sampling.guidance = placeholder(str)  # cfg(scale=3, interval=[0.2, 5]), see `scoresde guidances`
     config.sampling.condition = placeholder(str)  # y=7, or the path of a .npz file with rows by name
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps
+    config.sampling.fresh_conditions = False  # with condition_noise: new noise at each evaluation, not one path
     config.sampling.batch_size = 512  # samples computed together; does not change their values
     # the width of the power average of the weights, also for the likelihood; default: the first of training.averages
     config.sampling.ema = placeholder(float)

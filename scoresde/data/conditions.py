@@ -144,15 +144,21 @@ def check_names(given: Mapping[str, Tensor], names: Sequence[str]) -> None:
 
 
 def dropped(
-    given: Mapping[str, Tensor], known: Sequence[Condition], probability: float, draws: Draws
+    given: Mapping[str, Tensor], known: Sequence[Condition], probability: float, draws: Draws, each: float = 0.0
 ) -> dict[str, Tensor]:
-    """The conditions (B, *) of a batch, of which each sample loses all its own with a probability.
+    """The conditions (B, *) of a batch, of which each sample loses some with given probabilities.
 
-    This trains a network with and without conditions, as classifier-free guidance needs (Ho and Salimans 2022,
-    arXiv:2207.12598, algorithm 1). Each sample has a number of its own in the stream "conditions" of ``draws``.
+    It loses all together with ``probability``, and each one alone with ``each``, independently. This trains a network
+    with and without conditions, as classifier-free guidance needs (Ho and Salimans 2022, arXiv:2207.12598, algorithm
+    1), and with some of several, as their composition does (Liu et al. 2022, arXiv:2206.01714). Each sample has numbers
+    of its own in the stream "conditions" of ``draws``: the first is that of all together, and those of single
+    conditions follow after the second.
     """
-    if not probability or not known:
+    if not (probability or each) or not known:
         return dict(given)
-    lost = draws.uniform("conditions", 2)[:, 0] < probability
-    emptied = {c.name: c.emptied(given[c.name], lost) for c in known if c.name in given}
-    return {**given, **emptied}
+    numbers = draws.uniform("conditions", 2 + len(known) if each else 2)
+    found, lost = dict(given), numbers[:, 0] < probability
+    for i, c in enumerate(known):
+        if c.name in given:
+            found[c.name] = c.emptied(given[c.name], lost | (numbers[:, 2 + i] < each) if each else lost)
+    return found

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from solvers import InputError, Node, Prediction
+from solvers import InputError, Node, Prediction, Solver
 from solvers.errors import positive_integer
 from solvers.time_grids.network_steps import train_timesteps
 from solvers.types.answers import call, fault
@@ -20,6 +20,7 @@ from solvers.types.model_output import Output
 from ..data.conditions import Condition
 from ..paths.base import SDE, as_sde
 from . import time_labels as labels
+from .condition_noise import KEYS, ConditionNoise, missing_keys, noise_of, noised, of_keys
 from .counting import add_forwards
 from .known_networks import default_label, evaluations
 from .model import Model, condition_error
@@ -56,6 +57,8 @@ class Denoiser(Model):
         shape: the shape of one sample, if it is known.
         data_range: the least and the greatest number of its training data, if they are known.
         conditions: the conditions that the network takes, if they are known: those that are passed are checked.
+        condition_noise: the noise of its conditions, or its spec; a prediction then needs the condition ``KEYS`` of
+            ``models.condition_noise``, which ``sample`` makes from the seeds.
         dtype: the dtype in which the network receives x, for a network with parameters of several dtypes. The default
             is the dtype of most of its numbers, or that of x if it has no parameters.
 
@@ -78,6 +81,7 @@ class Denoiser(Model):
     shape: tuple[int, ...] | None = None
     data_range: tuple[float, float] | None = None
     conditions: tuple[Condition, ...] = ()
+    condition_noise: ConditionNoise | None = None
     dtype: torch.dtype | None = None
 
     def __post_init__(self) -> None:
@@ -100,6 +104,9 @@ class Denoiser(Model):
             raise InputError(f"dtype must be a float type, such as torch.bfloat16, got {self.dtype!r}")
         if self.shape is not None:
             object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "condition_noise", noise_of(self.condition_noise))
+        if self.condition_noise is not None:
+            self.condition_noise.check(self.sde, self.conditions)
         if self.compile and not hasattr(self.network, "_orig_mod"):
             object.__setattr__(self, "network", torch.compile(self.network))
 
@@ -162,6 +169,8 @@ class Denoiser(Model):
     ) -> tuple[Tensor, Tensor | None]:
         """The network's output of the kind ``output``, and nu or None: each (B, *) in the dtype of x."""
         dtype, scaled, nu = self._dtype(x), x, None
+        if self.condition_noise is not None:
+            conditions = self._noised(self.condition_noise, node, conditions)
         if self.predicts == "edm":
             wide = node.like(x)
             scaled = x / (wide.alpha * (wide.ratio**2 + self.sigma_data**2) ** 0.5)
@@ -174,6 +183,22 @@ class Denoiser(Model):
         if self.clip is not None:
             out = self._native.read(out, x, node.like(x)).x0.clamp(-self.clip, self.clip)
         return out, nu
+
+    def _noised(self, noise: ConditionNoise, node: Any, conditions: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The conditions as the network receives them: with noise, and without the keys that it follows from."""
+        given = dict(conditions)
+        if (keys := given.pop(KEYS, None)) is None:
+            raise missing_keys(noise)
+        dtype = next((given[c.name].dtype for c in self.conditions if c.kind != "class"), torch.float32)
+        return noised(noise, given, self.conditions, node, self.sde, of_keys(noise, keys, dtype))
+
+    def check_solver(self, solver: Solver) -> None:
+        if self.condition_noise is not None:
+            self.condition_noise.check_solver(solver)
+
+    def check_density(self) -> None:
+        if self.condition_noise is not None:
+            raise missing_keys(self.condition_noise)
 
     def evaluate_network(self, x: Tensor, label: Tensor, conditions: dict[str, Tensor]) -> Tensor:
         """The network's own output (B, *) at x (B, *) and label (B,), without a learned variance, in the dtype of x."""

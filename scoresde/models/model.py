@@ -27,6 +27,7 @@ from solvers.types.problem import natural
 
 from ..data.conditions import Condition
 from ..paths.base import SDE, ModelLike
+from .condition_noise import ConditionNoise
 from .counting import add_forwards, counted
 from .reachable import reachable_modules
 
@@ -45,6 +46,7 @@ class Model:
         given: conditions that the model brings along, by name: rows (B, *), or one row (1, *) for all samples. The
             functions that solve add them to the conditions of the samples.
         density: what the density along the model's ODE is the density of.
+        condition_noise: the noise that the model adds to its conditions; None if it adds none.
         modules: the modules of the network, which a solve runs in evaluation mode.
 
     A model that is not made of other models calls ``counting.add_forwards`` when it evaluates its network.
@@ -59,6 +61,7 @@ class Model:
     conditions: tuple[Condition, ...] = ()
     given: Mapping[str, Tensor] = MappingProxyType({})
     density: str = "model"
+    condition_noise: ConditionNoise | None = None
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:
@@ -180,6 +183,7 @@ class ModelWrapper(Model):
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
         self.shape, self.data_range = self.model.shape, self.model.data_range
         self.conditions, self.given, self.density = self.model.conditions, self.model.given, self.model.density
+        self.condition_noise = self.model.condition_noise
 
     @property
     def modules(self) -> tuple[nn.Module, ...]:

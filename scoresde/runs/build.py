@@ -24,6 +24,7 @@ from ..data.storage import ImageOptions
 from ..guidance.base import NULL
 from ..guidance.guide import with_label
 from ..guidance.guided import Guided
+from ..models.condition_noise import noise_of
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
 from ..models.networks import networks
@@ -97,6 +98,7 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
         shape=shape,
         data_range=(card.low, card.high),
         conditions=card.conditions,
+        condition_noise=noise_of(model.condition_noise),
     )
     return denoiser, network
 
@@ -191,8 +193,9 @@ def changes_of(config: ConfigDict, card: DataCard) -> list[Change]:
     if not isinstance(augmentation, Unchanged):
         augmentation.check(card.shape)
         changes.append(augmentation)
-    if model.condition_dropout or model.self_conditioning:
-        changes.append(Conditioning(card.conditions, model.condition_dropout, model.self_conditioning))
+    dropout, each = model.condition_dropout, model.condition_dropout_each
+    if dropout or each or model.self_conditioning:
+        changes.append(Conditioning(card.conditions, dropout, model.self_conditioning, each))
     return changes
 
 

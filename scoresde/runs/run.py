@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -79,4 +79,7 @@ def load_run(
     except RuntimeError as error:
         raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None
     network.eval().requires_grad_(False)
+    if (noise := denoiser.condition_noise) is not None:
+        path = noise.path and not config.sampling.fresh_conditions
+        denoiser = replace(denoiser, condition_noise=replace(noise.after(kept.step), path=path))
     return Run(config, denoiser, card, kept.step, origin, chosen)

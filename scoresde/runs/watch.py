@@ -13,7 +13,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..data.conditions import Condition
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows
 from ..likelihood.result import LogProb, uncertainty
+from ..models.condition_noise import keyed
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network
 from ..result_files import writable
@@ -86,6 +87,8 @@ class Watcher:
             return
         assert isinstance(training.denoiser, Denoiser)
         denoiser = with_network(training.denoiser, training.averages.first.module.eval())
+        if denoiser.condition_noise is not None:
+            denoiser = replace(denoiser, condition_noise=denoiser.condition_noise.after(step))
         record: dict[str, Any] = {"step": step}
         with global_seed(training.options.seed, training.device):  # for networks that draw in evaluation mode as well
             for part in (self._losses, self._likelihood, self._picture):
@@ -112,6 +115,8 @@ class Watcher:
         if self.width is not None:
             noise = torch.special.ndtr(draws.normal_like(batch.x, "bins"))
             batch = Batch(spread(batch.x, self.width, noise), batch.conditions)
+        own = keyed(denoiser.condition_noise, range(len(batch)), training.device)
+        batch = Batch(batch.x, {**batch.conditions, **own})
         found = error_by_noise(denoiser, batch, options.seed, batch_size=options.batch_size)
         parts = []
         for rows in batches_of(len(batch), options.batch_size):

@@ -27,6 +27,7 @@ from solvers.loop import parts_of
 from ..guidance.base import Guidance
 from ..guidance.guide import with_label
 from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
+from ..models.condition_noise import keyed
 from ..models.counting import counted
 from ..models.evaluation import evaluation
 from ..models.faults import checked_model
@@ -186,6 +187,7 @@ def sample(
     check_start(x_init, len(given), lengths, made.nodes[0])
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device, model.conditions, model.given)
+    conditions |= keyed(model.condition_noise, given, batching.device)
     solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph, on_failure)
     made.warn_of_width(model.output)
     return solve.run(len(given), solve.starts(given, lengths, check_source(noise), x_init), given)
@@ -222,6 +224,7 @@ def encode(
     model, request = checked_model(denoiser), PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards)
     states, conditions = batch_of("x", x, condition, model)
     made = choose_plan(plan, model, request, default=("heun", None), end_at_t_min=True)
+    conditions |= keyed(model.condition_noise, range(len(states)), states.device)
     batching = Batching(batch_size, progress=progress)
     solve = _Solve(model, made.reversed(), conditions, batching, hooks_of(hooks), on_failure=on_failure)
     solve.plan.warn_of_width(model.output)

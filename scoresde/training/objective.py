@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,10 @@ from torch import Tensor, nn
 from solvers import InputError, Node
 from solvers.noise.draws import Draws
 
+from ..models.condition_noise import noised
+from ..models.denoiser import Denoiser
 from ..models.known_networks import unwrapped
+from ..models.model import as_model
 from ..paths.base import ModelLike
 from .losses import Loss
 
@@ -37,6 +41,9 @@ class Objective(nn.Module):
         self.learned = loss.state(denoiser.sde)
         if self.learned is not None:
             self.learned.to(next(network.parameters()).device)
+        self.condition_noise = as_model(denoiser).condition_noise
+        if self.condition_noise is not None and isinstance(denoiser, Denoiser):
+            denoiser = replace(denoiser, condition_noise=None)  # it receives conditions that have their noise already
         # in a tuple: a denoiser that is a module itself would enter its weights a second time
         self.asked = (denoiser, loss)
         self.precision = precision
@@ -50,10 +57,23 @@ class Objective(nn.Module):
             draws: the random numbers of these rows.
         """
         denoiser, loss = self.asked
+        conditions = self._noised(denoiser, conditions, draws)
         if self.precision is None:
             return loss(denoiser, x0, draws, self.learned, **conditions)
         with torch.autocast(x0.device.type, self.precision):
             return loss(denoiser, x0, draws, self.learned, **conditions).float()
+
+    def _noised(self, denoiser: ModelLike, conditions: Mapping[str, Tensor], draws: Draws) -> Mapping[str, Tensor]:
+        """The conditions with the noise of this update, at the nodes of the loss."""
+        if self.condition_noise is None:
+            return conditions
+        noise, known = self.condition_noise.after(draws.step), as_model(denoiser).conditions
+
+        def numbers(levels: Tensor, count: int) -> Tensor:
+            like = next(conditions[c.name] for c in known if c.kind != "class" and c.name in conditions)
+            return draws.normal("condition_noise", (count,), like.dtype, like.device)
+
+        return noised(noise, conditions, known, self.nodes(draws), denoiser.sde, numbers)
 
     def nodes(self, draws: Draws) -> Node[Tensor]:
         """The nodes (B,) at which the loss is computed with these numbers."""

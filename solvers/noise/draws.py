@@ -14,11 +14,11 @@ from .counter import fill, keys_of, room, uniforms
 
 STREAMS = {
     "times": 1, "noise": 2, "bins": 3, "dropout": 4, "conditions": 5, "augmentation": 6, "probes": 7,
-    "decoder": 8, "bound": 9,
+    "decoder": 8, "bound": 9, "condition_noise": 10,
 }  # fmt: skip
 """The streams, which are independent of one another."""
 Stream = Literal[
-    "times", "noise", "bins", "dropout", "conditions", "augmentation", "probes", "decoder", "bound"
+    "times", "noise", "bins", "dropout", "conditions", "augmentation", "probes", "decoder", "bound", "condition_noise"
 ]  # fmt: skip
 _SHARED = 2**40  # the place of numbers that all rows of a batch share
 _STEPS, _NUMBERS = 64, 1 << 14  # numbers of so many steps are computed together, if they are no more than these
