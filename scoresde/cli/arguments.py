@@ -136,6 +136,8 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
     likelihood.add_argument("--out", type=folder_of, help="folder for the results; by default WORKDIR/likelihood")
     likelihood.add_argument("--split", choices=("train", "test"), default="test", help="which part of the data")
     likelihood.add_argument("--limit", type=count_of, help="score only this many samples, from the first")
+    every = "the likelihood under each class: prints how often the most probable class is the data's"
+    likelihood.add_argument("--class", dest="classes", choices=("all",), help=every)
     _method(likelihood, "likelihood")
     likelihood.add_argument("--tolerance", help="total error, bits/dim or nats; replaces the steps")
     shards = "k/n: score every n-th batch, from the k-th, together with n - 1 other processes on the same --out"

@@ -15,10 +15,12 @@ from solvers.libraries import without_traces
 from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
 from ..data.dataset import DataCard
+from ..data.rows import Batch
 from ..guidance.guided import Guided
 from ..likelihood.result import LogProb
-from ..result_files import environment, fingerprint, replacing, writable, write_json
+from ..result_files import environment, fingerprint, replacing, writable, write_arrays, write_json
 from ..runs import build, conditions, config
+from ..runs.class_posterior import class_posterior
 from ..runs.run import Run, load_run
 from ..runs.score import Unfinished, evaluate, summary, write_results
 from ..sampling.pictures import is_image
@@ -129,6 +131,9 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
         ) from None
     x = rows.x
     out = writable(arguments.out or arguments.workdir / "likelihood")
+    if arguments.classes:
+        of_classes(run, rows, arguments, out, command)
+        return
     import_drawing()
     found = evaluate(run, x, arguments.split, out / "shards", arguments.shards, rows.conditions)
     if isinstance(found, Unfinished):
@@ -137,6 +142,17 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     write_results(out, run, x, arguments.split, found, command, rows.conditions)
     print(summary(run, x, arguments.split, found))
     print(out / "likelihood.html")
+
+
+def of_classes(run: Run, rows: Batch, arguments: argparse.Namespace, out: Path, command: str) -> None:
+    """Computes p(c | x) of a split from the likelihood under each class; writes classes.npz and classes.json."""
+    found = class_posterior(run, rows, arguments.split, out / "classes", arguments.shards)
+    if isinstance(found, Unfinished):
+        print(f"{found.done} of {found.total} shards are in {out / 'classes'}: the last process joins them")
+        return
+    write_arrays(out / "classes.npz", **found.arrays())
+    record(out / "classes.json", command, run, split=arguments.split, samples=len(rows), **found.facts())
+    print(found, out / "classes.json", sep="\n")
 
 
 def _say_if_other(card: DataCard, trained: DataCard) -> None:

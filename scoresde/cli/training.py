@@ -8,7 +8,6 @@ import copy
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from ..data.rows import Batch
 from ..data.sources import source_of
 from ..likelihood.log_prob import log_prob
 from ..likelihood.result import LogProb
+from ..models.classifier import Classifier
 from ..models.denoiser import Denoiser
 from ..runs import build, choices, config, saved, watch
 from ..runs.run import Run
@@ -61,6 +61,8 @@ def train(arguments: argparse.Namespace, overrides: list[str], command: str) -> 
     job = _job(arguments, overrides)
     _check_used(job.config, overrides)
     then = f"next: scoresde sample --workdir={arguments.workdir} --seeds=64 --out=samples/"
+    if build.is_classifier(job.config):
+        then = f"next, in Python: scoresde.load({str(arguments.workdir)!r}), a classifier of noisy samples"
     try:
         complete = fit(job, arguments.workdir, command, arguments.continue_with_other_data, then)
     except Elsewhere:  # the process that found the error reports it
@@ -115,7 +117,7 @@ def fit(job: Job, workdir: Path, command: str = "", other_data: bool = False, th
     with launched(build.device_of(cfg), cfg.training.precision) as processes, processes.holding(workdir):
         there, data = processes.each(lambda: _read_data(job, workdir, other_data))
         card, say = data.card, print if processes.main else _silent
-        run, network, loss, options = processes.each(lambda: _build(job, card, workdir))
+        model, network, loss, options = processes.each(lambda: _build(job, card, workdir))
         say(data, *([job.chosen.summary()] if job.chosen else []), sep="\n")
         last = checkpoint.latest(workdir)
         weights = sum(p.numel() for p in network.parameters())
@@ -123,7 +125,7 @@ def fit(job: Job, workdir: Path, command: str = "", other_data: bool = False, th
         start += f", {processes.count} processes" if processes.count > 1 else ""
         say(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
         changes = build.changes_of(cfg, card)
-        training = prepared(run.denoiser, network, data.train, loss, options, processes, changes)
+        training = prepared(model, network, data.train, loss, options, processes, changes)
         complete = there is not None and training.step == options.steps
         if there and complete and there.card.differences(card):
             error = f"{workdir} is complete: to continue with other data, raise --config.training.steps"
@@ -131,22 +133,22 @@ def fit(job: Job, workdir: Path, command: str = "", other_data: bool = False, th
         # no update of a complete run uses what is given now, so its record stays as it is
         if not complete:
             processes.first(lambda: _record(job, workdir, data, there, command))
-        result = _watched(training, run, data, processes)
+        result = _watched(training, job, data, processes)
     note = f"already complete; {saved.NAME} stays as it is" if math.isnan(result.loss) else f"loss {result.loss:.4f}"
     note += "" if result.complete else f"; the {options.max_minutes:g} minutes are over, the same command resumes"
     say(f"{workdir}: step {result.step}, {note}", *([then] if then else []), sep="\n")
     return result.complete
 
 
-def _watched(training: Training, run: Run, data: Dataset, processes: Processes) -> TrainResult:
+def _watched(training: Training, job: Job, data: Dataset, processes: Processes) -> TrainResult:
     """Runs a training with its evaluations and its page, unless the config wants none."""
     workdir = training.workdir
     assert workdir is not None
     watchers: list[Watcher] = []
-    if run.config.training.evaluate_every:
+    if job.config.training.evaluate_every:
         if processes.main:
             import_drawing()
-        watchers = [_watcher(run, data, training), lambda _: write_page(workdir)]
+        watchers = [_watcher(job, data, training), lambda _: write_page(workdir)]
     try:
         return training.run(watchers=watchers)
     except KeyboardInterrupt:
@@ -159,14 +161,14 @@ def _watched(training: Training, run: Run, data: Dataset, processes: Processes) 
                 write_page(workdir)
 
 
-def _watcher(run: Run, data: Dataset, training: Training) -> watch.Watcher:
-    """Evaluates a run: it samples and scores as the sections of its config say."""
-    cfg, card, most = run.config, run.card, training.options.batch_size
+def _watcher(job: Job, data: Dataset, training: Training) -> watch.Watcher:
+    """Evaluates a run: a denoiser samples and scores as the sections of its config say."""
+    cfg, card, most = job.config, data.card, training.options.batch_size
     assert training.workdir is not None
 
     def drawn(denoiser: Denoiser, count: int, conditions: Mapping[str, Tensor]) -> Tensor:
         section = cfg.sampling
-        with run.origin.limits():
+        with job.origin.limits():
             plan = build.plan_of(denoiser, section)
         return sample(
             denoiser, card.shape, range(count), plan=plan, noise=section.noise, condition=conditions or None,
@@ -174,20 +176,21 @@ def _watcher(run: Run, data: Dataset, training: Training) -> watch.Watcher:
         ).x  # fmt: skip
 
     def scored(denoiser: Denoiser, batch: Batch) -> LogProb:
-        options = options_of(replace(run, denoiser=denoiser))
+        options = options_of(Run(cfg, denoiser, card, training.step, job.origin))
         options |= {"error": False} if "plan" in options else {}  # its coarser solves would not change the value
         return log_prob(
             denoiser, batch.x, seeds=range(len(batch)), batch_size=cfg.likelihood.batch_size,
             condition=batch.conditions or None, on_failure="keep", **options,
         )  # fmt: skip
 
+    alone = isinstance(training.denoiser, Classifier)  # which draws and scores nothing
     return watch.Watcher(
         workdir=training.workdir,
         held_out=data.test,
         limits=(card.low, card.high),
         width=training.options.bin_width,
-        draw=drawn,
-        score=scored,
+        draw=None if alone else drawn,
+        score=None if alone else scored,
         rows=cfg.training.evaluate_likelihood,
         start=training.step,
         known=card.conditions,
@@ -207,15 +210,15 @@ def _read_data(job: Job, workdir: Path, other_data: bool) -> tuple[saved.Saved |
     return there, data
 
 
-def _build(job: Job, card: DataCard, workdir: Path) -> tuple[Run, nn.Module, Loss, TrainingOptions]:
+def _build(job: Job, card: DataCard, workdir: Path) -> tuple[Denoiser | Classifier, nn.Module, Loss, TrainingOptions]:
     """What the training needs; also checks what only later commands need."""
     cfg = job.config
     with job.origin.limits():
-        denoiser, network = build.build_denoiser(cfg, card)
+        model, network = build.build_model(cfg, card)
         loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
-        run = Run(cfg, denoiser, card, 0, job.origin)
-        _check_later(run)
-    return run, network, loss, options
+        if isinstance(model, Denoiser):
+            _check_later(Run(cfg, model, card, 0, job.origin))
+    return model, network, loss, options
 
 
 def _record(job: Job, workdir: Path, data: Dataset, there: saved.Saved | None, command: str) -> None:

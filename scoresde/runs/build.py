@@ -17,6 +17,7 @@ from solvers.noise.seeded import global_seed
 from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
 from ..data.augmentations import Unchanged, augmentations
+from ..data.conditions import Condition
 from ..data.dataset import DataCard, Dataset
 from ..data.images import size_of
 from ..data.loading import load
@@ -24,10 +25,11 @@ from ..data.storage import ImageOptions
 from ..guidance.base import NULL
 from ..guidance.guide import with_label
 from ..guidance.guided import Guided
+from ..models.classifier import Classifier, Pooled
 from ..models.condition_noise import noise_of
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
-from ..models.networks import networks
+from ..models.networks import Network, networks
 from ..models.networks.conditioning import Augmented, SelfConditioned, own_estimate
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
@@ -35,7 +37,7 @@ from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.conditioning import Conditioning
 from ..training.loop import Change
-from ..training.losses import Loss, losses
+from ..training.losses import CrossEntropy, Loss, losses
 from ..training.options import TrainingOptions
 from ..training.weightings import weightings
 from ..training.weights import state_of
@@ -70,13 +72,13 @@ def device_of(config: ConfigDict) -> torch.device:
     return inputs.device_of(config.device)
 
 
-def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Module]:
-    """The denoiser of a config and the network inside it, with weights initialised from the seed.
+def build_model(config: ConfigDict, card: DataCard) -> tuple[Denoiser | Classifier, nn.Module]:
+    """The denoiser of a config, or its classifier, and the network inside it, with weights drawn from the seed.
 
     If the config has no ``sigma_data``, it is the standard deviation of the data, rounded to two digits.
 
     Raises:
-        InputError: see ``Denoiser``; also for data that are constant.
+        InputError: see ``Denoiser``; also for data that are constant, and for settings that a classifier does not have.
     """
     if config.model.sigma_data is None and not card.deviation:
         raise InputError(f"all numbers of the training data are equal, {card.mean:g} after scaling: nothing to learn")
@@ -86,12 +88,15 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
     with global_seed(config.seed, device):
         network, sde = _bare_network(config, card), make_sde(config.sde)
     network = with_schedule(network, sde).to(device)
+    sigma_data = float(f"{card.deviation:.2g}") if model.sigma_data is None else model.sigma_data
+    if is_classifier(config):
+        return Classifier(network, sde, _classes(card), sigma_data, shape, (card.low, card.high)), network
     denoiser = Denoiser(
         network,
         sde,
         model.predicts,
         model.time_label,
-        float(f"{card.deviation:.2g}") if model.sigma_data is None else model.sigma_data,
+        sigma_data,
         model.num_train_timesteps,
         round_labels=model.round_labels,
         learned_variance=model.learned_variance,
@@ -103,8 +108,47 @@ def build_denoiser(config: ConfigDict, card: DataCard) -> tuple[Denoiser, nn.Mod
     return denoiser, network
 
 
+def is_classifier(config: ConfigDict) -> bool:
+    """Whether the model of a config is a classifier, which its loss decides."""
+    return isinstance(losses.make(config.training.loss), CrossEntropy)
+
+
+def _classes(card: DataCard) -> Condition:
+    """The condition whose classes a classifier learns.
+
+    Raises:
+        InputError: the data have none, or more than one.
+    """
+    found = [condition for condition in card.conditions if condition.kind == "class"]
+    if len(found) != 1:
+        there = "; ".join(map(str, card.conditions)) or "none"
+        raise InputError(f"a classifier needs data with one condition of classes; theirs: {there} (set data.labels)")
+    return found[0]
+
+
+def _classifier_network(config: ConfigDict, card: DataCard) -> nn.Module:
+    """The network of a classifier: that of the config, with a channel for each class, and a mean over the places.
+
+    Raises:
+        InputError: the config has settings that only a denoiser has, or a network of the user's.
+    """
+    model, recipe = config.model, networks.make(config.model.network)
+    for name in ("condition_dropout", "condition_dropout_each", "self_conditioning", "learned_variance"):
+        if model[name]:
+            raise InputError(f"training.loss is classifier, which has no model.{name}, got {model[name]!r}")
+    if noise_of(model.condition_noise) is not None:
+        raise InputError("training.loss is classifier, which has no model.condition_noise: leave it at none")
+    if type(recipe).backbone is Network.backbone:
+        names = ", ".join(networks.names())
+        raise InputError(f"the network {model.network} cannot be a classifier: use one of {names}")
+    recipe.check(card.shape)
+    return Pooled(recipe.backbone(card.shape, _classes(card).classes, []))
+
+
 def _bare_network(config: ConfigDict, card: DataCard) -> nn.Module:
     """The network of a config without the schedule of a learned path."""
+    if is_classifier(config):
+        return _classifier_network(config, card)
     recipe, given = networks.make(config.model.network), dict[str, Any]()
     own, done = own_estimate(card.shape), augmentations.make(config.data.augmentation).condition
     conditions = (*card.conditions, *([done] if done else []), *([own] if config.model.self_conditioning else []))

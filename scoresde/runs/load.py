@@ -6,11 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from solvers import InputError
 from solvers.libraries import without_traces
 
+from ..models.classifier import Classifier
 from ..models.denoiser import Denoiser
 from ..models.faults import blind, report_faults, setting_faults
 
@@ -23,16 +24,8 @@ DIFFUSERS = "diffusers:"
 _SIDE = 16  # of the latents at which a network is looked at
 
 
-@overload
-def load(source: Path, trust: bool = False, ema: float | None = None) -> Denoiser: ...
-
-
-@overload
-def load(source: str, trust: bool = False, ema: float | None = None) -> Any: ...  # a Denoiser or a LatentPipeline
-
-
-def load(source: str | Path, trust: bool = False, ema: float | None = None) -> Denoiser | LatentPipeline:
-    """The denoiser of a trained model, with averaged weights and in evaluation mode.
+def load(source: str | Path, trust: bool = False, ema: float | None = None) -> Any:
+    """The denoiser of a trained model, or a run's classifier, with averaged weights and in evaluation mode.
 
     It is on the device of the run's config, or on the CPU. ``denoiser.shape`` is the shape of a sample if the folder
     states it; ``denoiser.network`` is a module. Nothing is downloaded, and files of diffusers are never unpickled.
@@ -71,10 +64,11 @@ def load(source: str | Path, trust: bool = False, ema: float | None = None) -> D
         raise InputError(f"{path} is a pipeline of diffusers: load('{DIFFUSERS}{path}')")
     if not path.is_dir():
         raise InputError(f"no folder {text!r}; load takes the folder of a run, or {DIFFUSERS}FOLDER")
-    from .run import load_run  # here, because it imports the packages of the command line
+    from .run import FREE, load_model  # here, because it imports the packages of the command line
 
     overrides = [] if ema is None else [f"--config.sampling.ema={ema}"]
-    return _looked_at(load_run(path, overrides, trust=trust).denoiser, text)
+    model, _ = load_model(path, overrides, FREE, trust)
+    return model if isinstance(model, Classifier) else _looked_at(model, text)
 
 
 def _small(pipeline: LatentPipeline) -> Denoiser:

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -14,12 +15,16 @@ from solvers.registry.outside import Origin
 from solvers.registry.registry import outside_names
 
 from ..data.dataset import DataCard
+from ..models.classifier import Classifier
 from ..models.denoiser import Denoiser
 from ..training import checkpoint, posthoc
 from ..training.weights import load_state
-from .build import build_denoiser, refuse_other_shapes
+from .build import build_model, refuse_other_shapes
 from .config import line, override
 from .saved import refuse_other_config, saved
+
+FREE = ("sampling", "likelihood", "device", "data.path")
+"""The fields and sections of a config that may change after the training."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,12 @@ class Run:
 def load_run(
     workdir: Path,
     overrides: Sequence[str] = (),
-    free: Sequence[str] = ("sampling", "likelihood", "device", "data.path"),
+    free: Sequence[str] = FREE,
     trust: bool = False,
 ) -> Run:
-    """Loads a run from its folder: the config, the data card, and the averaged weights of the last checkpoint.
+    """Loads the run of a denoiser from its folder: the config, the data card, and the averaged weights.
+
+    They are those of the last checkpoint.
 
     The config's ``sampling.ema`` chooses the average, see ``posthoc.average_of``.
 
@@ -53,6 +60,23 @@ def load_run(
         free: the fields and sections that the overrides may change.
         trust: import the modules of the classes that the config names, which runs their code; those that the overrides
             name are imported anyway.
+
+    Raises:
+        InputError: see ``load_model``; also if the run is a classifier.
+    """
+    model, rest = load_model(workdir, overrides, free, trust)
+    if isinstance(model, Classifier):
+        raise InputError(
+            f"{workdir} is a classifier, which draws no samples and has no density: scoresde.load({str(workdir)!r}) "
+            "returns it for guidance"
+        )
+    return Run(denoiser=model, **rest)
+
+
+def load_model(
+    workdir: Path, overrides: Sequence[str], free: Sequence[str], trust: bool
+) -> tuple[Denoiser | Classifier, dict[str, Any]]:
+    """The model of a run, and the other fields of its ``Run``; see ``load_run``.
 
     Raises:
         InputError: the folder is not a run, or contains no checkpoint, or its checkpoint is damaged or does not fit its
@@ -74,12 +98,12 @@ def load_run(
     try:
         with origin.limits():
             refuse_other_shapes(config, card, average)
-            denoiser, network = build_denoiser(config, card)
+            model, network = build_model(config, card)
         load_state(network, average)
     except RuntimeError as error:
         raise InputError(f"{folder} does not fit the network {config.model.network!r}: {line(error)}") from None
     network.eval().requires_grad_(False)
-    if (noise := denoiser.condition_noise) is not None:
+    if isinstance(model, Denoiser) and (noise := model.condition_noise) is not None:
         path = noise.path and not config.sampling.fresh_conditions
-        denoiser = replace(denoiser, condition_noise=replace(noise.after(kept.step), path=path))
-    return Run(config, denoiser, card, kept.step, origin, chosen)
+        model = replace(model, condition_noise=replace(noise.after(kept.step), path=path))
+    return model, {"config": config, "card": card, "step": kept.step, "origin": origin, "average": chosen}

@@ -31,6 +31,7 @@ from ..data.conditions import Condition
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows
 from ..likelihood.result import LogProb, uncertainty
+from ..models.classifier import Classifier
 from ..models.condition_noise import keyed
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network
@@ -85,15 +86,12 @@ class Watcher:
         there = log.remove_later(self.workdir, self.start, log.EVALUATIONS)
         if any(line["step"] == step for line in there):
             return
-        assert isinstance(training.denoiser, Denoiser)
-        denoiser = with_network(training.denoiser, training.averages.first.module.eval())
-        if denoiser.condition_noise is not None:
-            denoiser = replace(denoiser, condition_noise=denoiser.condition_noise.after(step))
+        model = _averaged(training)
         record: dict[str, Any] = {"step": step}
         with global_seed(training.options.seed, training.device):  # for networks that draw in evaluation mode as well
             for part in (self._losses, self._likelihood, self._picture):
                 try:
-                    record |= part(training, denoiser)
+                    record |= part(training, model)
                 except Exception as error:  # of any kind: the training itself may be sound
                     record["fault"] = clipped(" ".join(str(error).split()) or type(error).__name__, 300)
                     warnings.warn(f"the evaluation of step {step} is incomplete: {record['fault']}", stacklevel=2)
@@ -106,7 +104,7 @@ class Watcher:
         """Held-out samples, or of those trained on, evenly spaced, on the device of the network."""
         return (training.rows if self.held_out is None else self.held_out).some(count).to(training.device)
 
-    def _losses(self, training: Training, denoiser: Denoiser) -> dict[str, Any]:
+    def _losses(self, training: Training, model: Denoiser | Classifier) -> dict[str, Any]:
         """The run's own loss and the error of eps by the noise level, on spread data if the training spreads them."""
         if self.held_out is None:
             return {}
@@ -115,36 +113,40 @@ class Watcher:
         if self.width is not None:
             noise = torch.special.ndtr(draws.normal_like(batch.x, "bins"))
             batch = Batch(spread(batch.x, self.width, noise), batch.conditions)
-        own = keyed(denoiser.condition_noise, range(len(batch)), training.device)
+        own = keyed(model.condition_noise, range(len(batch)), training.device)
         batch = Batch(batch.x, {**batch.conditions, **own})
-        found = error_by_noise(denoiser, batch, options.seed, batch_size=options.batch_size)
         parts = []
         for rows in batches_of(len(batch), options.batch_size):
             part = batch.part(rows)
             with torch.enable_grad():  # a loss may contain derivatives
                 value = training.loss(
-                    denoiser, part.x, draws.part(rows), training.objective.learned, **part.conditions
+                    model, part.x, draws.part(rows), training.objective.learned, **part.conditions
                 )  # fmt: skip
             parts.append(value.detach().double())
         losses = torch.cat(parts)
-        return {
+        record = {
             "loss": float(losses.mean()),
             "loss_stderr": float(losses.std()) / math.sqrt(len(losses)),
             "samples": len(batch),
+        }
+        if isinstance(model, Classifier):
+            return record
+        found = error_by_noise(model, batch, options.seed, batch_size=options.batch_size)
+        return record | {
             "log_snr": found.log_snr,
             "error": found.error,
             "error_stderr": found.stderr,
             "trivial": found.trivial,
         }
 
-    def _likelihood(self, training: Training, denoiser: Denoiser) -> dict[str, Any]:
+    def _likelihood(self, training: Training, model: Denoiser | Classifier) -> dict[str, Any]:
         """The mean likelihood, in bits/dim of levels and else in nats, with its standard error over the samples.
 
         They are the first ones, as in ``scoresde likelihood --limit``.
         """
-        if self.score is None or self.rows < 1 or self.held_out is None:
+        if self.score is None or self.rows < 1 or self.held_out is None or isinstance(model, Classifier):
             return {}
-        result = self.score(denoiser, self.held_out.first(self.rows).to(training.device)).finite
+        result = self.score(model, self.held_out.first(self.rows).to(training.device)).finite
         error, bits = uncertainty(result)["samples"], result.dimensions * math.log(2)
         if result.bin_width is None:
             found = {"nats": float(result.nats.mean()), "nats_stderr": error}
@@ -152,9 +154,9 @@ class Watcher:
             found = {"bits_per_dim": float(result.bits_per_dim.mean()), "bits_per_dim_stderr": error / bits}
         return {**found, "scored": len(result.nats)}
 
-    def _picture(self, training: Training, denoiser: Denoiser) -> dict[str, Any]:
+    def _picture(self, training: Training, model: Denoiser | Classifier) -> dict[str, Any]:
         """Draws samples and writes their picture."""
-        if self.draw is None:
+        if self.draw is None or isinstance(model, Classifier):
             return {}
         count = _PICTURES if math.prod(training.rows.shape) > 2 else _POINTS
         given, columns = self._batch(training, count), None
@@ -164,7 +166,7 @@ class Watcher:
             columns = max(_FEWEST, count // classes)
             conditions = {name: torch.arange(classes, device=training.device).repeat_interleave(columns)}
         count = len(next(iter(conditions.values()))) if conditions else count
-        x = self.draw(denoiser, count, conditions).detach().cpu()
+        x = self.draw(model, count, conditions).detach().cpu()
         folder = writable(self.workdir / GRIDS)
         for step, path in pictures(self.workdir):
             if step > self.start:
@@ -208,6 +210,17 @@ class Watcher:
                     writer.add_image("samples", np.array(picture.convert("RGB")), step, dataformats="HWC")
         writer.flush()
         self._logged = step
+
+
+def _averaged(training: Training) -> Denoiser | Classifier:
+    """The model of a training with its averaged weights, as it is after the updates made."""
+    network = training.averages.first.module.eval()
+    if isinstance(training.denoiser, Classifier):
+        return replace(training.denoiser, network=network)
+    assert isinstance(training.denoiser, Denoiser)
+    denoiser = with_network(training.denoiser, network)
+    noise = denoiser.condition_noise
+    return denoiser if noise is None else replace(denoiser, condition_noise=noise.after(training.step))
 
 
 def _tensorboard(workdir: Path, step: int) -> Any:

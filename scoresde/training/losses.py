@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from solvers import Node, Registry
+from solvers import InputError, Node, Registry
 from solvers.noise.draws import Draws
 from solvers.registry.options import Options
 from solvers.registry.ranges import Range
 from solvers.types.answers import predicted, raw_output
 
+from ..models.classifier import Classifier
 from ..models.model import Model, as_model
 from ..paths import importance  # noqa: F401  (registers its time samplers)
 from ..paths.base import SDE, ModelLike
@@ -186,3 +187,39 @@ class Sliced(WeightedLoss):
             trace = torch.stack(traces).mean(0)
             error = eps.square().flatten(1).mean(1) - 2 * wide.sigma.flatten() * trace + 1
         return self.weighted(error if wanted else error.detach(), 1.0, model, node, factor, state)
+
+
+@losses.register("classifier", reference="Dhariwal and Nichol 2021, arXiv:2105.05233, section 4; arXiv:2011.13456")
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """-log p(c | x_t) in nats of a ``Classifier``, at x = alpha x0 + sigma eps; 0 of a sample without a class.
+
+    In a run, this loss makes the network a classifier of the data's condition of classes.
+
+    Args:
+        times: the sampler of times on the path; one without a memory.
+    """
+
+    times: TimeSampler = field(default=Uniform())
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.times.state() is not None:
+            raise InputError(f"classifier: times={self.times} remembers losses; use uniform, lognormal or logsnr")
+
+    def nodes(self, sde: SDE, draws: Draws, state: nn.Module | None = None) -> Node[Tensor]:
+        return sde(self.times.sample(sde, draws))
+
+    def __call__(
+        self, denoiser: Any, x0: Tensor, draws: Draws, state: nn.Module | None = None, **conditions: Tensor
+    ) -> Tensor:
+        """See ``Loss``; ``denoiser`` is the classifier.
+
+        Raises:
+            InputError: it is not a ``Classifier``.
+        """
+        if not isinstance(denoiser, Classifier):
+            raise InputError(f"the loss classifier trains a scoresde.Classifier, got a {type(denoiser).__name__}")
+        node = self.nodes(denoiser.sde, draws)
+        wide = node.like(x0)
+        return -denoiser(wide.alpha * x0 + wide.sigma * draws.normal_like(x0), node, **conditions)
