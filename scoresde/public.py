@@ -18,6 +18,7 @@ from .likelihood.result import LogProb
 from .likelihood.sample_with_log_prob import sample_with_log_prob
 from .models import targets
 from .models.check import Check, check
+from .models.classifier import Classifier
 from .models.denoiser import Denoiser, label_shift, time_labels
 from .paths import chains
 from .paths.base import SDE, make_sde, sdes
@@ -38,6 +39,7 @@ __all__ = [
     "VE",
     "VP",
     "Check",
+    "Classifier",
     "Cosine",
     "Denoiser",
     "Guided",

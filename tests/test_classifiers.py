@@ -208,7 +208,7 @@ def test_the_command_prints_the_accuracy_of_bayes_classifier(denoiser_run, tmp_p
     x = rows.x.double()
     right = (-(torch.cdist(x, MEANS) ** 2) / (2 * SPREAD**2)).log_softmax(1)
     divergence = (right.exp() * (right - found["log_posterior"])).sum(1)
-    # nats between Bayes' posterior and that of a network trained for 600 updates: 0.005; not knowing the class costs 0.9
+    # nats between Bayes' posterior and that of a network trained for 600 updates: 0.005; without the class it is 0.9
     assert float(divergence.mean()) < 0.03
     accuracy = float((found["predicted"] == rows.conditions[next(iter(rows.conditions))]).double().mean())
     assert facts["accuracy"] == pytest.approx(accuracy)

@@ -1,6 +1,7 @@
 """Noise of conditions: the four estimators of arXiv:2111.13606 on Gaussians, in training, sampling and saved runs."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -279,6 +280,23 @@ def test_a_run_knows_its_noise_and_its_null(run, tmp_path, capsys):
     assert main(["sample", *out, *fresh, "--solver=ddim", f"--out={tmp_path / 'b'}"]) == 0
     with pytest.raises(InputError, match="log_prob and bounds need condition_noise=none"):
         scoresde.log_prob(loaded.denoiser, torch.zeros(1, 1), condition={name: torch.zeros(1, 1)})
+
+
+def test_a_run_with_noise_resumes_to_the_same_bits(run, tmp_path):
+    data = json.loads((run / "config.json").read_text())["config"]["data"]
+    given = [
+        "train", "--config=digits_vp", "--config.data.name=file", f"--config.data.path={data['path']}",
+        "--config.data.labels=seen", "--config.model.network=mlp(width=16, depth=1)",
+        "--config.model.condition_noise=decay(start=4, end=0.2, steps=8)", "--config.training.evaluate_every=0",
+        "--config.training.batch_size=8", "--config.model.condition_dropout=0.3",
+    ]  # fmt: skip
+    assert main([*given, f"--workdir={tmp_path / 'whole'}", "--config.training.steps=6"]) == 0
+    for steps in (2, 6):
+        assert main([*given, f"--workdir={tmp_path / 'parts'}", f"--config.training.steps={steps}"]) == 0
+    whole, parts = (load_run(tmp_path / name).denoiser for name in ("whole", "parts"))
+    ours, theirs = whole.network.state_dict(), parts.network.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert whole.condition_noise == parts.condition_noise
 
 
 @pytest.mark.parametrize(

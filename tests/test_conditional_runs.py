@@ -10,8 +10,10 @@ import torch
 import scoresde
 from scoresde.cli import main
 from scoresde.data.conditions import Condition
+from scoresde.models.learned_path import with_network
 from scoresde.runs.conditions import choose, pictures_by_class
 from scoresde.runs.run import load_run
+from scoresde.training.loop import Training
 from solvers import InputError
 
 MEANS = np.array([[-1.5, 0.5], [1.0, 1.0], [0.3, -1.4]], dtype=np.float32)
@@ -65,6 +67,37 @@ def test_samples_have_the_class_that_was_asked_for(run, tmp_path, capsys):
     by_default, facts = drawn(run, tmp_path / "d", "--seeds=300")
     assert torch.allclose(by_default, x, atol=1e-5)
     assert "of all 3 classes (--class=3 chooses one)" in capsys.readouterr().out
+
+
+def test_the_null_is_saved_with_the_run(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.standard_normal((80, 2)), "angle": rng.standard_normal((80, 3)), "kind": rng.integers(0, 4, 80)}
+    np.savez(tmp_path / "data.npz", **{n: v if n == "kind" else v.astype(np.float32) for n, v in arrays.items()})
+    results, run = [], Training.run
+
+    def watched(self, *args, **kwargs):
+        results.append((self, run(self, *args, **kwargs)))
+        return results[-1][1]
+
+    monkeypatch.setattr(Training, "run", watched)
+    arguments = [
+        "train", "--config=digits_vp", f"--workdir={tmp_path / 'run'}", "--config.data.name=file",
+        f"--config.data.path={tmp_path / 'data.npz'}", "--config.data.labels=kind,angle", *FEW,
+        "--config.model.condition_dropout=0.2", "--config.model.condition_dropout_each=0.2",
+        "--config.training.steps=20", "--config.training.evaluate_every=0",
+    ]  # fmt: skip
+    assert main(arguments) == 0
+    (training, result), loaded = results[0], scoresde.load(tmp_path / "run")
+    assert loaded.conditions == training.denoiser.conditions
+    null = {condition.name: condition.empty(5) for condition in loaded.conditions}
+    x, node = torch.randn(5, 2), loaded.sde(0.4)
+    trained = with_network(training.denoiser, result.ema)
+    assert torch.equal(loaded.predict(x, node, **null).x0, trained.predict(x, node, **null).x0)
+    # another row is not the null: neither a class nor a vector of zeros
+    rows = {"class": torch.zeros(5).long(), "vector": torch.zeros(5, 3)}
+    for condition in loaded.conditions:
+        given = {**null, condition.name: rows[condition.kind]}
+        assert not torch.equal(loaded.predict(x, node, **null).x0, loaded.predict(x, node, **given).x0)
 
 
 def test_a_file_gives_the_conditions(run, tmp_path):

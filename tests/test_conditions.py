@@ -1,5 +1,6 @@
 """Conditions: their checks, dropout for guidance, networks that depend on them, and runs that know theirs."""
 
+import copy
 import math
 
 import pytest
@@ -102,6 +103,34 @@ def test_dropout_takes_the_samples_that_the_draws_name():
     assert dropped(rows, [CLASS], 0.0, draws) == rows
 
 
+def test_conditions_are_dropped_together_and_one_by_one():
+    count, p, each = 6000, 0.1, 0.3
+    rows, draws = {"digit": some(CLASS, count), "angle": some(VECTOR, count)}, Draws.of(seed=3, step=5, count=count)
+    conditioning = Conditioning((CLASS, VECTOR), p, dropout_each=each)
+    found = conditioning(Batch(torch.zeros(count, 2), rows), draws).conditions
+    lost = torch.stack([found["digit"] == 3, found["angle"].isnan().all(1)])
+    # joint shares of none, the first, the second and both, each to three deviations
+    alone, both = (1 - p) * each * (1 - each), p + (1 - p) * each**2
+    for what, share in ((~lost.any(0), (1 - p) * (1 - each) ** 2), (lost[0] & ~lost[1], alone), (lost.all(0), both)):
+        assert abs(float(what.double().mean()) - share) < 3 * math.sqrt(share * (1 - share) / count)
+    # together with the coin of the samples that lose all, which is that of a run without single rates
+    together = dropped(rows, [CLASS, VECTOR], p, draws)["digit"] == 3
+    assert lost.all(0)[together].all()
+    # a row has the same fate alone
+    for i in (0, 1, 4321):
+        own = Batch(torch.zeros(1, 2), {name: value[i : i + 1] for name, value in rows.items()})
+        made = conditioning(own, Draws(3, 5, range(i, i + 1), count)).conditions
+        assert torch.equal(made["digit"][0], found["digit"][i])
+        assert torch.equal(made["angle"][0].isnan(), found["angle"][i].isnan())
+    # a batch of one can lose its condition and can keep it
+    ones = [dropped({"digit": torch.tensor([1])}, [CLASS], 0.5, Draws.of(0, step, 1))["digit"] for step in range(40)]
+    assert 8 <= sum(int(one) == 3 for one in ones) <= 32
+    with pytest.raises(InputError, match=r"condition_dropout_each=0\.1 is for several conditions"):
+        Conditioning((CLASS,), 0.1, dropout_each=0.1)
+    with pytest.raises(InputError, match=r"condition_dropout_each must lie in \[0, 1\)"):
+        Conditioning((CLASS, VECTOR), dropout_each=1.0)
+
+
 @pytest.mark.parametrize("condition", [CLASS, VECTOR, IMAGE, TOKENS], ids=lambda c: c.kind)
 @pytest.mark.parametrize("spec", ["mlp(width=16, depth=1)", SMALL, "dit(tiny, depth=2, width=16)"])
 def test_a_network_depends_on_its_condition_row_by_row(spec, condition):
@@ -161,6 +190,7 @@ def test_a_conditional_network_learns_the_means_of_the_classes():
     means, spread, p = torch.tensor([[-1.5, 0.5], [1.0, 1.0], [0.3, -1.4]]), 0.3, 0.2
     network = networks.make("mlp(width=64, depth=2)").build((2,), 1, [CLASS])
     denoiser = scoresde.Denoiser(network, "vp", predicts="edm", sigma_data=1.0, conditions=(CLASS,))
+    untrained = scoresde.Denoiser(copy.deepcopy(network), "vp", predicts="edm", sigma_data=1.0, conditions=(CLASS,))
     conditioning, optimiser = Conditioning((CLASS,), p), torch.optim.Adam(network.parameters(), 4e-3)
     source, count, steps = torch.Generator().manual_seed(1), 256, 400
     for step in range(steps):
@@ -177,19 +207,31 @@ def test_a_conditional_network_learns_the_means_of_the_classes():
         optimiser.zero_grad()
         error.square().mean().backward()
         optimiser.step()
-    node, digit = denoiser.sde(0.5), torch.arange(3).repeat_interleave(200)
-    x0 = means[digit] + spread * torch.randn(600, 2, generator=source)
-    x = node.alpha * x0 + node.sigma * torch.randn(600, 2, generator=source)
+    digit = torch.arange(3).repeat_interleave(200)
+    x0, noise = means[digit] + spread * torch.randn(600, 2, generator=source), torch.randn(600, 2, generator=source)
+    mixture = scoresde.targets.GaussianMixture(means, torch.tensor(spread**2)).denoiser(denoiser.sde)
+    node = denoiser.sde(0.5)
+    x = node.alpha * x0 + node.sigma * noise
     gain = node.alpha * spread**2 / (node.alpha**2 * spread**2 + node.sigma**2)
     exact = means[digit] + gain * (x - node.alpha * means[digit])
-    mixture = scoresde.targets.GaussianMixture(means, torch.tensor(spread**2)).denoiser(denoiser.sde)
     with torch.no_grad():
         given = denoiser.predict(x, node, digit=digit).x0
         without = denoiser.predict(x, node, digit=CLASS.empty(600)).x0
+        at_first = untrained.predict(x, node, digit=digit).x0
     # root mean squares; five seeds gave at most 0.04 and 0.07, against 0.98 at least between the two
     assert float((given - exact).square().mean().sqrt()) < 0.1
     assert float((without - mixture.predict(x, node).x0).square().mean().sqrt()) < 0.15
+    # a network that ignores the class, or is untrained, fails the first
     assert float((without - exact).square().mean().sqrt()) > 0.7
+    assert float((at_first - exact).square().mean().sqrt()) > 0.7
+    # in eps, at a level where the classes are apart; an untrained network fails at the null, too
+    node = denoiser.sde(0.2)
+    x, null = node.alpha * x0 + node.sigma * noise, CLASS.empty(600)
+    with torch.no_grad():
+        right, found, at_first = (m.predict(x, node, digit=null).eps for m in (mixture, denoiser, untrained))
+    print(float((found - right).square().mean().sqrt()), float((at_first - right).square().mean().sqrt()))
+    assert float((found - right).square().mean().sqrt()) < 0.15
+    assert float((at_first - right).square().mean().sqrt()) > 0.3
 
 
 def test_self_conditioning_is_two_evaluations_of_one_network():
