@@ -62,7 +62,8 @@ def trained(workdir: Path, *more: str) -> tuple[Checkpoint, Any]:
     """The last checkpoint of a run on the digits, and its held-out loss as a function of weights."""
     cfg = config.read_config("digits_vp", [*SETTINGS, *more])
     data = build.load_data(cfg)
-    denoiser, network = build.build_denoiser(cfg, data.card)
+    denoiser, network = build.build_model(cfg, data.card)
+    assert isinstance(denoiser, Denoiser)
     loss = build.build_loss(cfg, data.card)
     train(denoiser, network, data.train, loss, build.build_options(cfg, data.card, workdir), progress=False)
     x = data.test.tensor().repeat(DRAWS, *[1] * len(data.card.shape))

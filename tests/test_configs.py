@@ -17,7 +17,7 @@ import solvers
 from scoresde.cli.parser import main
 from scoresde.models.networks import networks
 from scoresde.paths.base import make_sde
-from scoresde.runs.build import build_denoiser, build_loss, build_options, load_data, plan_of
+from scoresde.runs.build import build_model, build_loss, build_options, load_data, plan_of
 from scoresde.runs.config import read_config
 from scoresde.training import checkpoint
 from scoresde.training.averages import decays
@@ -53,7 +53,7 @@ def losses_around_training(name, predicts, updates=150, width=64, **fields):
         {"steps": updates, "batch_size": 64, "learning_rate": 5e-3, "warmup": 10, "evaluate_every": 0, **fields}
     )
     data = load_data(config)
-    denoiser, network = build_denoiser(config, data.card)
+    denoiser, network = build_model(config, data.card)
     loss = build_loss(config, data.card)
     x = data.test.tensor()[:256]
 

@@ -289,7 +289,7 @@ def test_a_run_has_these_options(tmp_path, capsys):
     cfg = config.read_config(
         "default", [network, "--config.model.predicts=eps", *(f"--config.model.{o}" for o in options)]
     )
-    model, module = build.build_denoiser(cfg, load("digits").card)
+    model, module = build.build_model(cfg, load("digits").card)
     assert (model.round_labels, model.learned_variance, model.train_timesteps) == (True, True, 20)
     assert model.shape == (1, 8, 8)
     torch.nn.init.normal_(module.leave.weight)
