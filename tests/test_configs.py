@@ -17,7 +17,7 @@ import solvers
 from scoresde.cli.parser import main
 from scoresde.models.networks import networks
 from scoresde.paths.base import make_sde
-from scoresde.runs.build import build_model, build_loss, build_options, load_data, plan_of
+from scoresde.runs.build import build_loss, build_model, build_options, load_data, plan_of
 from scoresde.runs.config import read_config
 from scoresde.training import checkpoint
 from scoresde.training.averages import decays
