@@ -227,9 +227,9 @@ def test_measurements_without_noise_are_refused(method):
 
 def test_observations_of_another_shape_are_refused():
     prior, seen = Gaussian(MEAN, 1.0).denoiser(scoresde.VP()), OPERATORS["dense"]
-    with pytest.raises(InputError, match=r"as \(3,\): the observation has the shape \(4,\)"):
+    with pytest.raises(InputError, match=r"as y \(3,\), or \(n, 3,\) for n of them; got the shape \(4,\)"):
         Conditioned(prior, seen, normal(4), posteriors.make("mmps"))
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="finite real numbers only"):
         Conditioned(prior, seen, Y / 0, posteriors.make("mmps"))
 
 
