@@ -1,0 +1,341 @@
+"""Methods that move K particles for each sample, with weights: right in the limit of many, for every prior.
+
+The particles follow a stochastic solver whose prediction is guided. A particle's weight makes up for what the guidance
+does wrong; where few particles have most of the weight, all are drawn again from the weighted ones, inside of each
+sample alone. One particle of each sample is the draw; draws of different seeds are independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from solvers import InputError, Node, Prediction, Solver
+from solvers.loop import run_hooks
+from solvers.registry.ranges import Fraction, Positive, Range
+from solvers.types.schedule import Schedule
+
+from ..guidance.guide import guide
+from ..guidance.linear import CFG
+from ..models.evaluation import gradients, recordable
+from ..models.model import Model
+from ..operators.base import Operator, log_likelihood
+from .base import Ask, Draws, Posterior, Task, posteriors
+from .denoisers import spread
+from .kernel import Answer, advance, check_solver, kernel
+from .rows import row_sums
+
+
+class View(NamedTuple):
+    """What a method sees at particles (n, *), where n = B K.
+
+    Attributes:
+        found: the prediction that a step without guidance has; with the correction below it is the guided one.
+        log_target: how much the method likes them at this node (n,), a log-density up to a constant; None if it does
+            not say.
+        dx0: the correction of x0, whose effect on the density of the step is weighed; None if there is none.
+        rate: the growth (n,) of the log-weight for each unit of log(alpha / sigma); None if there is none.
+    """
+
+    found: Prediction
+    log_target: Tensor | None = None
+    dx0: Tensor | None = None
+    rate: Tensor | None = None
+
+    def at(self, rows: Tensor) -> View:
+        """The view at some particles."""
+        found, *others = self
+        nu = None if found.nu is None else found.nu[rows]
+        return View(
+            Prediction(found.x0[rows], found.eps[rows], nu), *(None if part is None else part[rows] for part in others)
+        )
+
+
+Look = Callable[[Tensor, Node], View]
+
+
+class Cloud(NamedTuple):
+    """All particles of B samples at the end of a run.
+
+    Attributes:
+        x: (B, K, *).
+        log_weights: (B, K), float64, up to a constant of each sample.
+        log_evidence: the log (B,) of the mean weight, over the whole run, in nats.
+        effective: the least effective number of particles (B,), from 1 to K.
+        steps: how many steps a particle made.
+    """
+
+    x: Tensor
+    log_weights: Tensor
+    log_evidence: Tensor
+    effective: Tensor
+    steps: int
+
+    def chosen(self, uniform: Tensor) -> Tensor:
+        """Particles (B, n, *) drawn from the weighted ones, at numbers (B, n) in [0, 1]."""
+        return torch.stack([x[i] for x, i in zip(self.x, places(self.log_weights, uniform), strict=True)])
+
+
+def places(log_weights: Tensor, uniform: Tensor) -> Tensor:
+    """The places (B, n) of numbers (B, n) in [0, 1] among weights (B, K) laid end to end."""
+    ends = torch.softmax(log_weights, 1).cumsum(1)
+    return torch.searchsorted(ends / ends[:, -1:], uniform).clamp_max(log_weights.shape[1] - 1)
+
+
+class Weights:
+    """The log-weights (B, K) of particles, float64, which are drawn again where the effective number is small."""
+
+    def __init__(self, name: str, seeds: tuple[int, ...], particles: int, device: torch.device) -> None:
+        self.name, self.seeds = name, seeds
+        self.log = torch.zeros(len(seeds), particles, dtype=torch.float64, device=device)
+        self.evidence = self.log.new_zeros(len(seeds))
+        self.least = self.log.new_full((len(seeds),), float(particles))
+
+    def add(self, change: Tensor) -> None:
+        """Adds a change (B K,) of the log-weights; one that is not a number ends the particle."""
+        self.log = torch.nan_to_num(self.log + change.double().view_as(self.log), -math.inf, -math.inf, -math.inf)
+
+    def effective(self, node: Node) -> Tensor:
+        """The effective number (B,) of particles, (sum w)^2 / sum w^2.
+
+        Raises:
+            InputError: all particles of a sample are dead.
+        """
+        dead = (self.log == -math.inf).all(1)
+        if bool(dead.any()):
+            row = int(dead.nonzero()[0, 0])
+            raise InputError(
+                f"{self.name}: all {self.log.shape[1]} particles of seed {self.seeds[row]} are dead at "
+                f"sigma/alpha={node.ratio:.4g}: every weight is 0 or not a number"
+            )
+        found = torch.exp(2 * torch.logsumexp(self.log, 1) - torch.logsumexp(2 * self.log, 1))
+        self.least = torch.minimum(self.least, found)
+        return found
+
+    def drawn_again(self, share: float, uniform: Tensor, node: Node) -> Tensor | None:
+        """The particles (B K,) that go on, if the effective number of a sample is below ``share`` of them; else None.
+
+        Systematic resampling with one uniform number (B,) for each sample. Their weights become equal, and the mean of
+        those before is a factor of the evidence.
+        """
+        count = self.log.shape[1]
+        few = self.effective(node) < share * count
+        if not bool(few.any()):
+            return None
+        own = torch.arange(count, device=self.log.device)
+        chosen = places(self.log, (own + uniform[:, None]) / count)
+        chosen = torch.where(few[:, None], chosen, own)
+        self.evidence = torch.where(few, self.evidence + self.log_mean(), self.evidence)
+        self.log = torch.where(few[:, None], 0.0, self.log)
+        return (chosen + count * torch.arange(len(chosen), device=chosen.device)[:, None]).flatten()
+
+    def log_mean(self) -> Tensor:
+        """The log (B,) of the mean weight of each sample."""
+        return torch.logsumexp(self.log, 1) - math.log(self.log.shape[1])
+
+
+@dataclass(frozen=True)
+class Particles(Posterior):
+    """A method that moves ``particles`` particles for each sample, and draws one of them.
+
+    Attributes:
+        particles: K, their number.
+        resample: particles are drawn again where the effective number is below this share of K.
+    """
+
+    particles: Annotated[int, Range(2)] = 64
+    resample: Fraction = field(default=0.5, kw_only=True)
+
+    nonlinear: ClassVar[bool] = True
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
+
+    def look(self, task: Task, model: Model) -> Look:
+        """The function that views the particles of a task, with a model of a part of its nodes."""
+        raise NotImplementedError
+
+    def log_end(self, task: Task, x: Tensor) -> Tensor | None:
+        """The log-density (n,) that the last states x (n, *) have beyond that of the prior; None for 0."""
+        raise NotImplementedError
+
+    def draw(self, task: Task) -> Draws:
+        cloud, uniform = self._run(task)
+        x = cloud.chosen(uniform[:, None])[:, 0]
+        asked = torch.full((len(x),), self.particles * cloud.steps)
+        return Draws(x, asked, cloud.log_evidence, cloud.effective)
+
+    def cloud(self, task: Task) -> Cloud:
+        """All particles of a task, of which ``draw`` returns one for each sample."""
+        return self._run(task)[0]
+
+    def _run(self, task: Task) -> tuple[Cloud, Tensor]:
+        """The particles, and a uniform number (B,) for each sample.
+
+        The source has numbers for one particle more, of which the first decides which particles are drawn.
+
+        Raises:
+            InputError: the steps of the solver have no density; all particles of a sample are dead.
+        """
+        name, k, path = posteriors.info_of(self).name, self.particles, task.model.sde
+        check_solver(name, task.solver, task.nodes, path)
+        task.model.check_solver(task.solver)
+        noise = task.noise(k + 1)
+        x = task.start(noise)[:, :k].flatten(0, 1)
+        weights, steps = Weights(name, tuple(task.seeds), k, x.device), 0
+        for model, nodes in task.model.pieces(task.nodes):
+            look = self.look(task, model)
+            for t, s in pairwise(nodes):
+                view, numbers = look(x, t), noise(t, s)
+                if view.log_target is not None:
+                    weights.add(view.log_target)
+                rows = weights.drawn_again(self.resample, _uniform(numbers), t)
+                if rows is not None:
+                    x, view = x[rows], view.at(rows)
+                x, change = stepped(task.solver, path, view, x, t, s, numbers[:, :k].flatten(0, 1))
+                weights.add(change)
+                x, replaced = run_hooks(x.unflatten(0, (-1, k)), s, task.hooks)
+                if replaced:
+                    raise InputError(f"{name}: a hook replaced the particles, whose weights are then wrong")
+                x, steps = x.flatten(0, 1), steps + 1
+        end = self.log_end(task, x)
+        if end is not None:
+            weights.add(end)
+        weights.effective(task.nodes[-1])
+        evidence = weights.evidence + weights.log_mean()
+        cloud = Cloud(x.unflatten(0, (-1, k)), weights.log, evidence, weights.least, steps)
+        return cloud, _uniform(noise.draw())
+
+
+def _uniform(numbers: Tensor) -> Tensor:
+    """A uniform number (B,), float64, from the first normal one (B, K + 1, *) after those of the K particles."""
+    return torch.special.ndtr(numbers[:, -1].flatten(1)[:, 0].double())
+
+
+def stepped(
+    solver: Solver, path: Schedule, view: View, x: Tensor, t: Node, s: Node, z: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The particles (n, *) at s, and the change (n,) of their log-weights without that of the next view.
+
+    A step is the solver's plus c dx0, so that with the deviation d of its noise z the density of the particle without
+    guidance, divided by that with it, is exp(-z . e - |e|^2 / 2) with e = c dx0 / d.
+    """
+    x, _ = advance(solver, Answer(path, view.found), x, t, s, z)
+    change = x.new_zeros(len(x), dtype=torch.float64)
+    if view.log_target is not None:
+        change = change - view.log_target.double()
+    if view.rate is not None:
+        # to the data, log(alpha / sigma) grows without end, but eps_c - eps_u falls like sigma: the integral is 1 / 2
+        change = change + view.rate.double() * (0.5 if s.clean else s.lam - t.lam)
+    law = kernel(solver, path, t, s)
+    if view.dx0 is None or law.deviation == 0:
+        return x, change
+    moved = (law.on_x0 / law.deviation) * view.dx0
+    lost = row_sums(moved * (z + 0.5 * moved))
+    return x + law.deviation * moved, change - lost.double()
+
+
+def repeated(given: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
+    """Conditions (B, *) of samples as those (B K, *) of their particles."""
+    return {name: value.repeat_interleave(times, 0) for name, value in given.items()}
+
+
+@posteriors.register(
+    "tds", kind="particles", reference="Wu et al. 2023, arXiv:2306.17775, algorithm 1",
+    formula="w *= p(x_s | x_t) / p~(x_s | x_t) p^(y | x_s) / p^(y | x_t), p^(y | x_t) = N(y; A D, s^2 I + rho^2 A A^T)",
+    note="exact for every prior and operator in the limit of many particles; reports log p(y)",
+)  # fmt: skip
+@dataclass(frozen=True)
+class TDS(Particles):
+    """Twisted diffusion sampling: particles that are guided by p^(y | x_t) and weighted by what that is wrong.
+
+    Of linear operators, p^(y | x_t) is N(y; A D, s^2 I + rho^2 A A^T), where rho^2 is the variance of x0 given x_t for
+    data of variance v; of others N(y; A(D), (s^2 + rho^2) I). With twist="point" rho is 0, as in ``naive_dps``. The
+    last weight is the true likelihood, whatever the twist.
+
+    Attributes:
+        twist: whether p^(y | x_t) knows of the spread of x0.
+        variance: v.
+    """
+
+    twist: Literal["gaussian", "point"] = field(default="gaussian", kw_only=True)
+    variance: Positive = field(default=1.0, kw_only=True)
+
+    def look(self, task: Task, model: Model) -> Look:
+        conditions, y = repeated(task.conditions, self.particles), task.y.repeat_interleave(self.particles, 0)
+        told: set[str] = set()
+
+        def look(x: Tensor, node: Node) -> View:
+            with gradients(True):
+                ask = Ask(
+                    model, task.operator, y, recordable(x).detach().requires_grad_(), node, conditions, False, told
+                )
+                log_twist = self.log_twist(task.operator, y, ask.found.x0, node)
+                g = ask.gradient(log_twist, torch.ones_like(log_twist))
+            found = Prediction(ask.found.x0.detach(), ask.found.eps.detach())
+            return View(found, log_twist.detach(), node.sigma**2 / node.alpha * g)
+
+        return look
+
+    def log_twist(self, operator: Operator, y: Tensor, d: Tensor, node: Node) -> Tensor:
+        """log p^(y | x_t) (n,) in nats, of the model's x0 d (n, *)."""
+        rho2 = 0.0 if self.twist == "point" else float(spread(node, self.variance))
+        noise, res = operator.sigma**2, (y - operator(d)).flatten(1)
+        variances = torch.full((res.shape[1],), noise + rho2, dtype=res.dtype, device=res.device)
+        if operator.linear and rho2:
+            svd = operator.svd(tuple(d.shape[1:]))
+            if svd is None:
+                raise InputError(f"tds: {operator} has no known singular values; tds(twist=point) needs none")
+            res = svd.left(y - operator(d))
+            variances[len(svd.values) :] = noise
+            variances[: len(svd.values)] = noise + rho2 * svd.values.to(res) ** 2
+        return -0.5 * row_sums(res**2 / variances) - 0.5 * torch.log(2 * math.pi * variances).sum()
+
+    def log_end(self, task: Task, x: Tensor) -> Tensor:
+        return log_likelihood(task.operator, task.y.repeat_interleave(self.particles, 0), x)
+
+
+@posteriors.register(
+    "tilt", kind="particles", reference="Skreta et al. 2025, arXiv:2503.02819, proposition 3.1",
+    formula="d log w = s (s - 1) |eps_c - eps_u|^2 d log(alpha / sigma), under cfg(scale=s)",
+    note="guidance: samples p(x) p(c|x)^s, which cfg does not; scoresde.sample(..., guidance='tilt(scale=3)')",
+)  # fmt: skip
+@dataclass(frozen=True)
+class Tilt(Particles):
+    """Samples p(x) p(c|x)^s: particles under classifier-free guidance, with weights that correct it.
+
+    Nothing is observed: c are the conditions of the samples.
+
+    Attributes:
+        scale: s.
+        null: one row for each condition that means that there is none; models that know their conditions know it.
+    """
+
+    particles: Annotated[int, Range(2)] = field(default=64, kw_only=True)
+    scale: float = 3.0
+    null: Mapping[str, Any] | None = field(default=None, kw_only=True)
+
+    def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
+        raise InputError(
+            f"tilt has no observation, so {operator} is of no use: scoresde.sample(..., guidance='{self}')"
+        )
+
+    def look(self, task: Task, model: Model) -> Look:
+        conditions = repeated(task.conditions, self.particles)
+        free = guide(model, CFG(0.0), null=self.null)
+
+        def look(x: Tensor, node: Node) -> View:
+            c, u = model.predict(x, node, **conditions), free.predict(x, node, **conditions)
+            gap = c.eps - u.eps
+            rate = self.scale * (self.scale - 1) * row_sums(gap.square())
+            found = Prediction(u.x0 + self.scale * (c.x0 - u.x0), u.eps + self.scale * gap, c.nu)
+            return View(found, rate=rate)
+
+        return look
+
+    def log_end(self, task: Task, x: Tensor) -> None:
+        return None
