@@ -1,25 +1,24 @@
-"""Posterior methods with particles, against exact posteriors and evidence, and tilted guidance against its exact law.
+"""Posterior methods with particles, against exact posteriors and evidence.
 
 Runs with thousands of particles are marked ``slow``; the quick ones are the same checks with fewer.
 """
 
 import math
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 import scoresde
 from scoresde.benchmark.posterior_problems import digits_problem, mixture_problem
-from scoresde.models.counting import counted
 from scoresde.models.model import Model, as_model
 from scoresde.models.targets import Gaussian, GaussianMixture
 from scoresde.operators.linear import Inpaint, Matrix
 from scoresde.operators.nonlinear import Custom, Quantise
 from scoresde.posterior.base import Task, posteriors
 from scoresde.posterior.kernel import kernel
-from scoresde.posterior.particles import TDS, Cloud, Tilt
-from solvers import InputError, Prediction, generator, make
+from scoresde.posterior.particles import TDS, Cloud
+from solvers import InputError, Prediction, generator, make, solve
 
 DTYPE = torch.float64
 VP = scoresde.VP()
@@ -98,10 +97,8 @@ def test_a_row_of_the_reference(m):
 def digits(kind, particles, variance=None, **options):
     problem = digits_problem(kind)
     variance = float(problem.prior.data.flatten(1).var(0).mean())
-    cloud = run(
-        TDS(particles, variance=variance, **options), problem.prior.denoiser(VP), problem.operator, problem.y, (1, 8, 8),
-        nodes(60),
-    )  # fmt: skip
+    method, prior = TDS(particles, variance=variance, **options), problem.prior.denoiser(VP)
+    cloud = run(method, prior, problem.operator, problem.y, (1, 8, 8), nodes(60))
     return scored(problem, cloud, 50)
 
 
@@ -120,3 +117,195 @@ def test_observations_that_are_not_linear(kind, few, many):
     found = [digits(kind, k)[0]["sw"] for k in (50, 400)]
     assert found[1] < found[0], found
     assert found == pytest.approx([few, many], rel=0.4)
+
+
+# Gaussian data, whose posterior is Gaussian
+
+D, M, NOISE = 6, 3, 0.3
+FACTOR = normal(D, D, seed=1)
+COVARIANCE = FACTOR @ FACTOR.T / D + 0.1 * torch.eye(D, dtype=DTYPE)
+MEAN, Y, SEEN = normal(D, seed=3), normal(M, seed=4), Matrix(normal(M, D, seed=2), sigma=NOISE)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("sde", PATHS)
+def test_the_posterior_of_gaussian_data(sde):
+    path, prior, k = scoresde.make_sde(sde), Gaussian(MEAN, COVARIANCE), 2000
+    exact = prior.posterior(SEEN, Y)
+    cloud = run(f"tds({k})", prior.denoiser(path), SEEN, Y[None], (D,), nodes(60, 40.0, 0.02, path))
+    w = torch.softmax(cloud.log_weights[0], 0)
+    x = cloud.x[0] - exact.means[0]
+    truth = exact.vectors[0] @ torch.diag(exact.values[0]) @ exact.vectors[0].T
+    # four standard errors of K draws, doubled for particles with common ancestors
+    assert bool(((w @ x).abs() < 8 * (truth.diagonal() / k).sqrt()).all())
+    covariance = (w[:, None] * x).T @ x
+    assert float((covariance - truth).norm() / truth.norm()) < 0.15
+    assert float(cloud.log_evidence[0]) == pytest.approx(prior.log_evidence(SEEN, Y), abs=0.25)
+
+
+@pytest.mark.quick
+def test_a_draw_of_each_run_is_a_draw_of_the_posterior():
+    """One particle of each of 500 independent runs of 32."""
+    prior, n = Gaussian(MEAN, COVARIANCE), 500
+    exact = prior.posterior(SEEN, Y)
+    method = posteriors.make("tds(32)")
+    with torch.no_grad():
+        drawn = method.draw(task(prior.denoiser(VP), SEEN, Y.expand(n, M), (D,), nodes(30, 40.0, 0.02)))
+    variances = (exact.vectors[0] @ torch.diag(exact.values[0]) @ exact.vectors[0].T).diagonal()
+    # four standard errors of the mean and of the variance, and a tenth for 32 particles
+    assert bool(((drawn.x.mean(0) - exact.means[0]).abs() < (4 / math.sqrt(n) + 0.1) * variances.sqrt()).all())
+    assert torch.allclose(drawn.x.var(0), variances, rtol=4 * math.sqrt(2 / n) + 0.1)
+    assert torch.equal(drawn.nfe, torch.full((n,), 32 * 30))
+
+
+@pytest.mark.quick
+def test_an_observation_that_says_nothing_leaves_the_particles_alone():
+    """With infinite noise the particles are draws of the prior: the states of the solver, with equal weights."""
+    prior, seen = Gaussian(MEAN, COVARIANCE).denoiser(VP), Matrix(normal(M, D, seed=2), sigma=1e9)
+    job = task(prior, seen, Y.expand(2, M), (D,), nodes(20))
+    with torch.no_grad():
+        cloud = posteriors.make("tds(8)").cloud(job)
+        noise = job.noise(9)
+        start = job.start(noise).flatten(0, 1)
+        found = solve(make("ddpm"), prior, start, job.nodes, lambda t, s: noise(t, s).flatten(0, 1))
+    assert torch.allclose(cloud.x, found.x.view(2, 9, D)[:, :8], rtol=0, atol=1e-9)
+    assert torch.allclose(cloud.effective, torch.full((2,), 8.0, dtype=DTYPE))
+
+
+@pytest.mark.quick
+def test_a_twist_is_the_law_of_the_observation_given_the_state():
+    """For data N(0, v I) the twist is p(y | x_t) itself, so that fine steps leave the weights equal."""
+    prior = Gaussian(torch.zeros(D), 0.5)
+    cloud = run("tds(64, variance=0.5, resample=0)", prior.denoiser(VP), SEEN, Y[None], (D,), nodes(800, 40.0, 0.001))
+    assert float(cloud.effective) > 60
+    assert float(cloud.log_evidence) == pytest.approx(prior.log_evidence(SEEN, Y), abs=0.05)
+    wrong = run("tds(64, resample=0)", prior.denoiser(VP), SEEN, Y[None], (D,), nodes(100, 40.0, 0.01))
+    assert float(wrong.effective) < 40
+
+
+@pytest.mark.quick
+def test_the_weights_alone_find_what_the_guidance_does_not():
+    """Rounding has gradient 0, so the particles are not guided; the right half of the data is found nevertheless."""
+    prior = GaussianMixture(torch.tensor([[-1.0], [1.0]]), 0.05, [0.5, 0.5])
+    seen = Quantise(2, sigma=0.3)
+    cloud = run("tds(500)", prior.denoiser(VP), seen, torch.ones(1, 1, dtype=DTYPE), (1,), nodes(30))
+    right = float((torch.softmax(cloud.log_weights[0], 0) * (cloud.x[0, :, 0] > 0)).sum())
+    assert right > 0.99  # the exact value is 1 - exp(-2^2 / (2 0.3^2)), to ten digits 1
+    # p(y) is half of the density of y at its level
+    assert float(cloud.log_evidence) == pytest.approx(math.log(0.5 / (0.3 * math.sqrt(2 * math.pi))), abs=0.2)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("operator", ["linear", "nonlinear"])
+def test_a_batch_equals_its_rows_alone(operator, dtype):
+    seen = SEEN if operator == "linear" else Custom(lambda x: x[:, :M].abs(), sigma=NOISE)
+    prior, ys = Gaussian(MEAN, COVARIANCE).denoiser(VP), (2 * normal(3, M, seed=7)).to(dtype)
+    method = posteriors.make("tds(16)")
+    with torch.no_grad():
+        together = method.draw(task(prior, seen, ys, (D,), nodes(20), seeds=(5, 6, 7)))
+        alone = [method.draw(task(prior, seen, ys[i : i + 1], (D,), nodes(20), seeds=(5 + i,))) for i in range(3)]
+    assert together.x.dtype == dtype
+    for part in ("x", "log_evidence", "effective"):
+        assert torch.equal(getattr(together, part), torch.cat([getattr(one, part) for one in alone]))
+    assert bool((together.effective < 8).any())  # some were drawn again
+    other = method.draw(task(prior, seen, ys, (D,), nodes(20), seeds=(5, 6, 8)))
+    assert torch.equal(other.x[:2], together.x[:2])
+    assert not torch.equal(other.x[2], together.x[2])
+
+
+# the solver
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("solver", ["ddim(eta=1)", "smld", "euler_ancestral"])
+def test_equal_solvers_move_equal_particles(solver):
+    problem = mixture_problem(4, 0.1, observations=2)
+    args = ("tds(16)", problem.prior.denoiser(VP), problem.operator, problem.y, (8,), nodes(30))
+    assert torch.allclose(run(*args).x, run(*args, solver=solver).x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("solver", ["ddpm(variance=beta)", "ddim(eta=0.5)", "euler_maruyama"])
+def test_every_solver_with_a_density_has_the_evidence(solver):
+    prior = Gaussian(MEAN, COVARIANCE)
+    places = (*map(VP, torch.linspace(1, 1e-3, 120, dtype=DTYPE).tolist()), VP.clean)
+    cloud = run("tds(1000)", prior.denoiser(VP), SEEN, Y[None], (D,), places, solver=solver)
+    assert float(cloud.log_evidence) == pytest.approx(prior.log_evidence(SEEN, Y), abs=0.5)
+
+
+@pytest.mark.quick
+def test_the_law_of_a_step_is_that_of_the_paper():
+    t, s = VP(0.5), VP(0.4)
+    left = (s.ratio / t.ratio) ** 2
+    wanted = (s.alpha * (1 - left), s.sigma * math.sqrt(1 - left))
+    for solver in ("ddpm", "ddim(eta=1)", "smld"):
+        assert kernel(make(solver), VP, t, s) == pytest.approx(wanted, rel=1e-12)
+    step = 0.5 - 0.4
+    # x + (f x + g^2 eps / sigma) (s - t) + g sqrt(t - s) z, and eps moves by -(alpha / sigma) dx0
+    euler = kernel(make("euler_maruyama"), VP, t, s)
+    assert euler == pytest.approx((t.g2 * t.alpha / t.sigma**2 * step, math.sqrt(t.g2 * step)), rel=1e-12)
+    assert kernel(make("ddpm"), VP, t, VP.clean) == (1.0, 0.0)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("solver", "message"),
+    [
+        ("ddim", "needs a solver that draws noise"),
+        ("heun", "needs a solver that draws noise"),
+        ("dpmpp_2m_sde", "one step at a time"),
+        ("churn(heun, amount=20)", "density"),
+        ("gotta_go_fast", "one step at a time"),
+        ("ddpm(variance=learned)", "one step at a time"),
+        ("seeds_3", "density"),
+    ],
+)
+def test_solvers_without_a_density_are_refused(solver, message):
+    with pytest.raises(InputError, match=f"{message}.*ddpm or ddim"):
+        run("tds(4)", Gaussian(MEAN, 1.0).denoiser(VP), SEEN, Y[None], (D,), nodes(5), solver=solver)
+
+
+class Broken(Model):
+    """A model without a prediction below a noise level."""
+
+    sde = VP
+
+    def predict(self, x, node, **_):
+        return Prediction(x / (0 if node.ratio < 1 else 1), x)
+
+
+@pytest.mark.quick
+def test_dead_particles_are_named():
+    with pytest.raises(
+        InputError, match=r"tds: all 4 particles of seed 3 are dead at sigma/alpha=0\.\d+: every weight"
+    ):
+        run("tds(4)", Broken(), SEEN, Y.expand(2, M), (D,), nodes(20), seeds=(3, 4))
+
+
+@pytest.mark.quick
+def test_bad_input():
+    with pytest.raises(InputError, match="particles must be an integer of at least 2, got 1"):
+        posteriors.make("tds(particles=1)")
+    with pytest.raises(InputError, match="sigma above 0"):
+        posteriors.make("tds").check(Inpaint(torch.arange(D) % 2 == 0), (D,))
+    with pytest.raises(InputError, match=r"use scoresde\.restore"):
+        scoresde.condition(Gaussian(MEAN, 1.0).denoiser(VP), SEEN, Y, "tds")
+    job = task(Gaussian(MEAN, 1.0).denoiser(VP), SEEN, Y[None], (D,), nodes(5))
+    with pytest.raises(InputError, match="a hook replaced the particles"), torch.no_grad():
+        posteriors.make("tds(4)").draw(replace(job, hooks=(lambda x, node: x + 1,)))
+
+
+@pytest.mark.quick
+def test_restore_draws_by_particles():
+    prior = Gaussian(MEAN, COVARIANCE)
+    found = scoresde.restore(
+        prior.denoiser(VP), SEEN, torch.stack([Y, -Y]), "tds(16)", samples=8, steps=30, dtype=DTYPE
+    )
+    assert found.solver == "ddpm"
+    assert found.x.shape == (2, 8, D)
+    assert found.forwards == found.vjps == found.nfe == 16 * 30
+    wanted = torch.tensor([prior.log_evidence(SEEN, y) for y in (Y, -Y)], dtype=DTYPE)
+    assert torch.allclose(found.log_evidence, wanted, atol=1.0)
+    assert bool((found.effective >= 1).all())
+    assert bool((found.effective <= 16).all())

@@ -9,8 +9,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from solvers import InputError, Node, Solver
+from solvers.registry.ranges import Fraction, Range
 
 from .base import BAD, CLASSIFIED, CONDITION, NEGATIVE, NULL, Guidance, Linear, finite, guidances, only
 
@@ -172,6 +174,38 @@ class CFGPPOnGrid(CFGPP):
         k = self.step(ratio)
         s = self.scale / (1 - self.ratios[k + 1] / self.ratios[k])
         return {role: w for role, w in ((CONDITION, s), (NULL, 1 - s)) if w != 0}
+
+
+@guidances.register(
+    "tilt", kind="particles", formula="d log w = s (s - 1) |eps_c - eps_u|^2 d log(alpha / sigma), under cfg(scale=s)",
+    evaluations=2, reference="Skreta et al. 2025, arXiv:2503.02819, proposition 3.1",
+    note="samples p(x) p(c|x)^s, which cfg does not; particles times the evaluations; for scoresde.sample alone",
+)  # fmt: skip
+@dataclass(frozen=True)
+class Tilt(Guidance):
+    """Samples p(x) p(c|x)^s: particles under cfg, with weights for what it does wrong, and one drawn for each sample.
+
+    Attributes:
+        particles: how many for each sample.
+        resample: particles are drawn again where their effective number is below this share of them.
+    """
+
+    scale: float = 3.0
+    particles: Annotated[int, Range(2)] = 64
+    resample: Fraction = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite(self, "scale")
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return (CONDITION, NULL)
+
+    def weights(self, ratio: float) -> Mapping[str, float]:
+        raise InputError(
+            "tilt weighs particles, so it is no denoiser: pass it alone to scoresde.sample, or use cfg instead"
+        )
 
 
 _SAME = 1e-9  # noise levels closer than this, relative to their size, are those of one node

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +22,6 @@ from solvers.loop import run_hooks
 from solvers.registry.ranges import Fraction, Positive, Range
 from solvers.types.schedule import Schedule
 
-from ..guidance.guide import guide
-from ..guidance.linear import CFG
 from ..models.evaluation import gradients, recordable
 from ..models.model import Model
 from ..operators.base import Operator, log_likelihood
@@ -66,6 +65,7 @@ class Cloud(NamedTuple):
     Attributes:
         x: (B, K, *).
         log_weights: (B, K), float64, up to a constant of each sample.
+        uniform: a number in (0, 1) for each sample (B,), a function of its seed.
         log_evidence: the log (B,) of the mean weight, over the whole run, in nats.
         effective: the least effective number of particles (B,), from 1 to K.
         steps: how many steps a particle made.
@@ -73,6 +73,7 @@ class Cloud(NamedTuple):
 
     x: Tensor
     log_weights: Tensor
+    uniform: Tensor
     log_evidence: Tensor
     effective: Tensor
     steps: int
@@ -80,6 +81,11 @@ class Cloud(NamedTuple):
     def chosen(self, uniform: Tensor) -> Tensor:
         """Particles (B, n, *) drawn from the weighted ones, at numbers (B, n) in [0, 1]."""
         return torch.stack([x[i] for x, i in zip(self.x, places(self.log_weights, uniform), strict=True)])
+
+    def draws(self) -> Draws:
+        """One particle of each sample, drawn with its own number."""
+        asked = torch.full((len(self.x),), self.x.shape[1] * self.steps)
+        return Draws(self.chosen(self.uniform[:, None])[:, 0], asked, self.log_evidence, self.effective)
 
 
 def places(log_weights: Tensor, uniform: Tensor) -> Tensor:
@@ -140,75 +146,54 @@ class Weights:
         return torch.logsumexp(self.log, 1) - math.log(self.log.shape[1])
 
 
-@dataclass(frozen=True)
-class Particles(Posterior):
-    """A method that moves ``particles`` particles for each sample, and draws one of them.
+def run_particles(
+    task: Task,
+    name: str,
+    count: int,
+    resample: float,
+    look: Callable[[Model], Look],
+    log_end: Callable[[Tensor], Tensor] | None = None,
+) -> Cloud:
+    """Moves ``count`` particles of each sample along the nodes of a task.
 
-    Attributes:
-        particles: K, their number.
+    Their noise source has numbers for one particle more, of which the first decides which particles go on.
+
+    Args:
+        name: what messages call the method.
+        count: K.
         resample: particles are drawn again where the effective number is below this share of K.
+        look: the function that views the particles, with a model of a part of the nodes.
+        log_end: the log-density (n,) of the last states x (n, *) beyond that of the prior; by default 0.
+
+    Raises:
+        InputError: the steps of the solver have no density; all particles of a sample are dead; a hook replaces them.
     """
-
-    particles: Annotated[int, Range(2)] = 64
-    resample: Fraction = field(default=0.5, kw_only=True)
-
-    nonlinear: ClassVar[bool] = True
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
-
-    def look(self, task: Task, model: Model) -> Look:
-        """The function that views the particles of a task, with a model of a part of its nodes."""
-        raise NotImplementedError
-
-    def log_end(self, task: Task, x: Tensor) -> Tensor | None:
-        """The log-density (n,) that the last states x (n, *) have beyond that of the prior; None for 0."""
-        raise NotImplementedError
-
-    def draw(self, task: Task) -> Draws:
-        cloud, uniform = self._run(task)
-        x = cloud.chosen(uniform[:, None])[:, 0]
-        asked = torch.full((len(x),), self.particles * cloud.steps)
-        return Draws(x, asked, cloud.log_evidence, cloud.effective)
-
-    def cloud(self, task: Task) -> Cloud:
-        """All particles of a task, of which ``draw`` returns one for each sample."""
-        return self._run(task)[0]
-
-    def _run(self, task: Task) -> tuple[Cloud, Tensor]:
-        """The particles, and a uniform number (B,) for each sample.
-
-        The source has numbers for one particle more, of which the first decides which particles are drawn.
-
-        Raises:
-            InputError: the steps of the solver have no density; all particles of a sample are dead.
-        """
-        name, k, path = posteriors.info_of(self).name, self.particles, task.model.sde
-        check_solver(name, task.solver, task.nodes, path)
-        task.model.check_solver(task.solver)
-        noise = task.noise(k + 1)
-        x = task.start(noise)[:, :k].flatten(0, 1)
-        weights, steps = Weights(name, tuple(task.seeds), k, x.device), 0
-        for model, nodes in task.model.pieces(task.nodes):
-            look = self.look(task, model)
-            for t, s in pairwise(nodes):
-                view, numbers = look(x, t), noise(t, s)
-                if view.log_target is not None:
-                    weights.add(view.log_target)
-                rows = weights.drawn_again(self.resample, _uniform(numbers), t)
-                if rows is not None:
-                    x, view = x[rows], view.at(rows)
-                x, change = stepped(task.solver, path, view, x, t, s, numbers[:, :k].flatten(0, 1))
-                weights.add(change)
-                x, replaced = run_hooks(x.unflatten(0, (-1, k)), s, task.hooks)
-                if replaced:
-                    raise InputError(f"{name}: a hook replaced the particles, whose weights are then wrong")
-                x, steps = x.flatten(0, 1), steps + 1
-        end = self.log_end(task, x)
-        if end is not None:
-            weights.add(end)
-        weights.effective(task.nodes[-1])
-        evidence = weights.evidence + weights.log_mean()
-        cloud = Cloud(x.unflatten(0, (-1, k)), weights.log, evidence, weights.least, steps)
-        return cloud, _uniform(noise.draw())
+    solver, path = task.solver, task.model.sde
+    check_solver(name, solver, task.nodes, path)
+    task.model.check_solver(solver)
+    noise = task.noise(count + 1)
+    x = task.start(noise)[:, :count].flatten(0, 1)
+    weights, steps = Weights(name, tuple(task.seeds), count, x.device), 0
+    for model, nodes in task.model.pieces(task.nodes):
+        seen = look(model)
+        for t, s in pairwise(nodes):
+            view, numbers = seen(x, t), noise(t, s)
+            if view.log_target is not None:
+                weights.add(view.log_target)
+            rows = weights.drawn_again(resample, _uniform(numbers), t)
+            if rows is not None:
+                x, view = x[rows], view.at(rows)
+            x, change = stepped(solver, path, view, x, t, s, numbers[:, :count].flatten(0, 1))
+            weights.add(change)
+            x, replaced = run_hooks(x.unflatten(0, (-1, count)), s, task.hooks)
+            if replaced:
+                raise InputError(f"{name}: a hook replaced the particles, whose weights are then wrong")
+            x, steps = x.flatten(0, 1), steps + 1
+    if log_end is not None:
+        weights.add(log_end(x))
+    weights.effective(task.nodes[-1])
+    evidence = weights.evidence + weights.log_mean()
+    return Cloud(x.unflatten(0, (-1, count)), weights.log, _uniform(noise.draw()), evidence, weights.least, steps)
 
 
 def _uniform(numbers: Tensor) -> Tensor:
@@ -250,36 +235,60 @@ def repeated(given: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
     note="exact for every prior and operator in the limit of many particles; reports log p(y)",
 )  # fmt: skip
 @dataclass(frozen=True)
-class TDS(Particles):
+class TDS(Posterior):
     """Twisted diffusion sampling: particles that are guided by p^(y | x_t) and weighted by what that is wrong.
 
     Of linear operators, p^(y | x_t) is N(y; A D, s^2 I + rho^2 A A^T), where rho^2 is the variance of x0 given x_t for
     data of variance v; of others N(y; A(D), (s^2 + rho^2) I). With twist="point" rho is 0, as in ``naive_dps``. The
-    last weight is the true likelihood, whatever the twist.
+    last weight is the true likelihood, whatever the twist. The draw is one of the weighted particles.
 
     Attributes:
+        particles: K for each draw. Draws of different seeds are independent.
         twist: whether p^(y | x_t) knows of the spread of x0.
         variance: v.
+        resample: particles are drawn again where their effective number is below this share of K.
     """
 
-    twist: Literal["gaussian", "point"] = field(default="gaussian", kw_only=True)
-    variance: Positive = field(default=1.0, kw_only=True)
+    particles: Annotated[int, Range(2)] = 64
+    twist: Literal["gaussian", "point"] = "gaussian"
+    variance: Positive = 1.0
+    resample: Fraction = 0.5
 
-    def look(self, task: Task, model: Model) -> Look:
-        conditions, y = repeated(task.conditions, self.particles), task.y.repeat_interleave(self.particles, 0)
-        told: set[str] = set()
+    exact_for: ClassVar[str] = "all data and operators, in the limit of many particles"
+    nonlinear: ClassVar[bool] = True
+    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
+    differentiates: ClassVar[Literal["", "model"]] = "model"
+    solver: ClassVar[str] = "ddpm"
 
-        def look(x: Tensor, node: Node) -> View:
-            with gradients(True):
-                ask = Ask(
-                    model, task.operator, y, recordable(x).detach().requires_grad_(), node, conditions, False, told
-                )
-                log_twist = self.log_twist(task.operator, y, ask.found.x0, node)
-                g = ask.gradient(log_twist, torch.ones_like(log_twist))
-            found = Prediction(ask.found.x0.detach(), ask.found.eps.detach())
-            return View(found, log_twist.detach(), node.sigma**2 / node.alpha * g)
+    def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
+        operator.shape(shape)  # any operator will do: without a gradient, the weights alone know of y
+        if operator.sigma == 0:
+            raise InputError(f"tds divides by the noise of the observation: give {operator} a sigma above 0")
+        if self.twist == "gaussian" and operator.linear and operator.svd(shape) is None:
+            raise InputError(f"tds needs the singular values of {operator}, unknown for {shape}; twist=point does not")
 
-        return look
+    def draw(self, task: Task) -> Draws:
+        return self.cloud(task).draws()
+
+    def cloud(self, task: Task) -> Cloud:
+        """All particles of a task, of which ``draw`` returns one for each sample."""
+        self.check(task.operator, task.shape)
+        y, conditions = task.y.repeat_interleave(self.particles, 0), repeated(task.conditions, self.particles)
+
+        def look(model: Model) -> Look:
+            return lambda x, node: self.view(Ask(model, task.operator, y, x, node, conditions, False, set()))
+
+        end = partial(log_likelihood, task.operator, y)
+        return run_particles(task, "tds", self.particles, self.resample, look, end)
+
+    def view(self, ask: Ask) -> View:
+        """The model's prediction, the twist at it, and the correction that follows the gradient of the twist."""
+        with gradients(True):
+            ask = replace(ask, x=recordable(ask.x).detach().requires_grad_())
+            log_twist = self.log_twist(ask.operator, ask.y, ask.found.x0, ask.node)
+            g = ask.gradient(log_twist, torch.ones_like(log_twist))
+        found = Prediction(ask.found.x0.detach(), ask.found.eps.detach())
+        return View(found, log_twist.detach(), ask.node.sigma**2 / ask.node.alpha * g)
 
     def log_twist(self, operator: Operator, y: Tensor, d: Tensor, node: Node) -> Tensor:
         """log p^(y | x_t) (n,) in nats, of the model's x0 d (n, *)."""
@@ -288,54 +297,8 @@ class TDS(Particles):
         variances = torch.full((res.shape[1],), noise + rho2, dtype=res.dtype, device=res.device)
         if operator.linear and rho2:
             svd = operator.svd(tuple(d.shape[1:]))
-            if svd is None:
-                raise InputError(f"tds: {operator} has no known singular values; tds(twist=point) needs none")
+            assert svd is not None
             res = svd.left(y - operator(d))
             variances[len(svd.values) :] = noise
             variances[: len(svd.values)] = noise + rho2 * svd.values.to(res) ** 2
         return -0.5 * row_sums(res**2 / variances) - 0.5 * torch.log(2 * math.pi * variances).sum()
-
-    def log_end(self, task: Task, x: Tensor) -> Tensor:
-        return log_likelihood(task.operator, task.y.repeat_interleave(self.particles, 0), x)
-
-
-@posteriors.register(
-    "tilt", kind="particles", reference="Skreta et al. 2025, arXiv:2503.02819, proposition 3.1",
-    formula="d log w = s (s - 1) |eps_c - eps_u|^2 d log(alpha / sigma), under cfg(scale=s)",
-    note="guidance: samples p(x) p(c|x)^s, which cfg does not; scoresde.sample(..., guidance='tilt(scale=3)')",
-)  # fmt: skip
-@dataclass(frozen=True)
-class Tilt(Particles):
-    """Samples p(x) p(c|x)^s: particles under classifier-free guidance, with weights that correct it.
-
-    Nothing is observed: c are the conditions of the samples.
-
-    Attributes:
-        scale: s.
-        null: one row for each condition that means that there is none; models that know their conditions know it.
-    """
-
-    particles: Annotated[int, Range(2)] = field(default=64, kw_only=True)
-    scale: float = 3.0
-    null: Mapping[str, Any] | None = field(default=None, kw_only=True)
-
-    def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
-        raise InputError(
-            f"tilt has no observation, so {operator} is of no use: scoresde.sample(..., guidance='{self}')"
-        )
-
-    def look(self, task: Task, model: Model) -> Look:
-        conditions = repeated(task.conditions, self.particles)
-        free = guide(model, CFG(0.0), null=self.null)
-
-        def look(x: Tensor, node: Node) -> View:
-            c, u = model.predict(x, node, **conditions), free.predict(x, node, **conditions)
-            gap = c.eps - u.eps
-            rate = self.scale * (self.scale - 1) * row_sums(gap.square())
-            found = Prediction(u.x0 + self.scale * (c.x0 - u.x0), u.eps + self.scale * gap, c.nu)
-            return View(found, rate=rate)
-
-        return look
-
-    def log_end(self, task: Task, x: Tensor) -> None:
-        return None

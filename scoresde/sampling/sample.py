@@ -34,6 +34,7 @@ from ..models.faults import checked_model
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
+from ..posterior.tilted import tilt_of, tilted
 from . import cuda_graph as graphs
 from .batches import (
     Batching,
@@ -181,8 +182,11 @@ def sample(
     """
     denoiser, solver = with_label(denoiser, guidance, solver)
     model = checked_model(denoiser, x_init is None)
-    made = choose_plan(plan, model, PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards), default=None)
+    default = None if tilt_of(model) is None else ("ddpm", "logsnr(end=zero)")
+    made = choose_plan(plan, model, PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards), default=default)
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
+    if x_init is not None and tilt_of(model) is not None:
+        raise InputError("tilt starts many particles for each sample from the prior: leave out x_init")
     check_start(x_init, len(given), lengths, made.nodes[0])
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device, model.conditions, model.given)
@@ -336,7 +340,12 @@ class _Solve:
         return failures_of(bad, rows.start, found.failed, watch.reasons)
 
     def _solver(self, problem: Diffusion) -> Callable[[Diffusion, Tensor, Source, Sequence[Hook]], Solution]:
-        """The function that solves a batch: a CUDA graph, the solver's program, or the solver itself."""
+        """The function that solves a batch: particles, a CUDA graph, the solver's program, or the solver itself."""
+        if (rule := tilt_of(self.denoiser)) is not None:
+            if self.cuda_graph:
+                raise InputError(f"{rule} draws its particles again, which a CUDA graph cannot: leave out cuda_graph")
+            solver, nodes = self.plan.solver, self.plan.nodes
+            return lambda part, x, noise, hooks: tilted(rule, part, x, solver, nodes, noise, hooks)
         if self.cuda_graph:
             problem.check_solver(self.plan.solver)
             (model, _), *others = self.denoiser.pieces(self.plan.nodes)

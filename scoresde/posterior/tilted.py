@@ -1,0 +1,89 @@
+"""Samples of p(x) p(c|x)^s: particles under classifier-free guidance, with weights for what that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+
+from solvers import Hook, InputError, Node, Prediction, SeededNoise, Solution, Solver
+from solvers.types.solver import Noise
+
+from ..guidance.guided import Guided
+from ..guidance.linear import CFG, Tilt
+from ..models.model import Model, ModelWrapper
+from ..models.problem import Diffusion
+from ..operators.nonlinear import Custom
+from .base import Task
+from .particles import Cloud, Look, View, repeated, run_particles
+from .rows import row_sums
+
+NOTHING = Custom(lambda x: x.flatten(1)[:, :0])  # observes no number
+
+
+def tilt_of(model: Model) -> Tilt | None:
+    """The rule of a model that ``guide`` made with ``tilt``; None of other models."""
+    while isinstance(model, ModelWrapper):
+        if isinstance(model, Guided) and isinstance(model.guidance, Tilt):
+            return model.guidance
+        model = model.model
+    return None
+
+
+def with_cfg(model: Model, scale: float) -> Model:
+    """The model with cfg in the place of ``tilt``."""
+    assert isinstance(model, ModelWrapper)
+    made = copy(model)
+    if isinstance(made, Guided) and isinstance(made.guidance, Tilt):
+        made.guidance = CFG(scale)
+    else:
+        made.model = with_cfg(model.model, scale)
+    return made
+
+
+def tilted_cloud(rule: Tilt, task: Task) -> Cloud:
+    """The particles of a task whose model ``guide`` made with ``tilt``; nothing is observed.
+
+    ``log_evidence`` estimates the log of the integral of p(x) (p(x|c) / p(x))^s.
+    """
+    conditions, s = repeated(task.conditions, rule.particles), rule.scale
+
+    def look(model: Model) -> Look:
+        with_c, without = with_cfg(model, 1.0), with_cfg(model, 0.0)
+
+        def view(x: Tensor, node: Node) -> View:
+            c, u = with_c.predict(x, node, **conditions), without.predict(x, node, **conditions)
+            gap = c.eps - u.eps
+            found = Prediction(u.x0 + s * (c.x0 - u.x0), u.eps + s * gap, c.nu)
+            return View(found, rate=s * (s - 1) * row_sums(gap.square()))
+
+        return view
+
+    return run_particles(task, "tilt", rule.particles, rule.resample, look)
+
+
+def tilted(
+    rule: Tilt,
+    problem: Diffusion,
+    x: Tensor,
+    solver: Solver,
+    nodes: Sequence[Node],
+    noise: Noise,
+    hooks: Sequence[Hook],
+) -> Solution:
+    """One sample for each row of x (B, *), which gives their number, shape and dtype alone.
+
+    Raises:
+        InputError: the noise is not seeded; see also ``run_particles``.
+    """
+    if not isinstance(noise, SeededNoise):
+        raise InputError("tilt draws noise for each particle: leave out noise='brownian'")
+    task = Task(
+        problem.model, NOTHING, x.new_zeros(len(x), 0), tuple(x.shape[1:]), solver, tuple(nodes), noise.seeds,
+        problem.conditions, hooks,
+    )  # fmt: skip
+    cloud = tilted_cloud(rule, task)
+    drawn, none = cloud.draws(), torch.zeros(len(x), dtype=torch.long)
+    return Solution(drawn.x, nodes[-1], drawn.nfe, cloud.steps, None, none, none)
