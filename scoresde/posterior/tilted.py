@@ -8,8 +8,7 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from solvers import Hook, InputError, Node, Prediction, SeededNoise, Solution, Solver
-from solvers.types.solver import Noise
+from solvers import BrownianNoise, Hook, InputError, Node, Prediction, SeededNoise, Solution, Solver
 
 from ..guidance.guided import Guided
 from ..guidance.linear import CFG, Tilt
@@ -70,15 +69,15 @@ def tilted(
     x: Tensor,
     solver: Solver,
     nodes: Sequence[Node],
-    noise: Noise,
+    noise: SeededNoise,
     hooks: Sequence[Hook],
 ) -> Solution:
     """One sample for each row of x (B, *), which gives their number, shape and dtype alone.
 
     Raises:
-        InputError: the noise is not seeded; see also ``run_particles``.
+        InputError: the noise is that of Brownian paths; see also ``run_particles``.
     """
-    if not isinstance(noise, SeededNoise):
+    if isinstance(noise, BrownianNoise):
         raise InputError("tilt draws noise for each particle: leave out noise='brownian'")
     task = Task(
         problem.model, NOTHING, x.new_zeros(len(x), 0), tuple(x.shape[1:]), solver, tuple(nodes), noise.seeds,
