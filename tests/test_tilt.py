@@ -129,6 +129,7 @@ def test_the_tilt_is_no_denoiser():
         (lambda: scoresde.sample(model, seeds=1, solver="heun", steps=3, condition=ones), "draws noise"),
         (lambda: scoresde.sample(model, seeds=1, steps=3, condition=ones, noise="brownian"), "noise='brownian'"),
         (lambda: scoresde.sample(model, x_init=torch.zeros(1, 1), seeds=1, steps=3, condition=ones), "x_init"),
+        (lambda: scoresde.sample(model, seeds=1, nfe=40, condition=ones), "leave out x_init, nfe"),
         (lambda: Tilt(particles=1), "at least 2"),
         (lambda: Tilt(scale=math.inf), "scale must be finite"),
     ):

@@ -257,8 +257,9 @@ class TDS(Posterior):
     exact_for: ClassVar[str] = "all data and operators, in the limit of many particles"
     nonlinear: ClassVar[bool] = True
     noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
-    differentiates: ClassVar[Literal["", "model"]] = "model"
+    differentiates: ClassVar[Literal["", "model", "operator"]] = "model"
     solver: ClassVar[str] = "ddpm"
+    budgeted: ClassVar[bool] = False
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         operator.shape(shape)  # any operator will do: without a gradient, the weights alone know of y

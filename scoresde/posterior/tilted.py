@@ -31,6 +31,21 @@ def tilt_of(model: Model) -> Tilt | None:
     return None
 
 
+def tilt_default(model: Model, x_init: object, nfe: int | None, forwards: int | None) -> tuple[str, str] | None:
+    """The default solver and grid of a model that ``guide`` made with ``tilt``; None for other models.
+
+    Raises:
+        InputError: its particles are to start from one state, or evaluations are limited for one of them.
+    """
+    if tilt_of(model) is None:
+        return None
+    if any(given is not None for given in (x_init, nfe, forwards)):
+        raise InputError(
+            "tilt moves many particles for each sample, from the prior: leave out x_init, nfe and forwards"
+        )
+    return "ddpm", "logsnr(end=zero)"
+
+
 def with_cfg(model: Model, scale: float) -> Model:
     """The model with cfg in the place of ``tilt``."""
     assert isinstance(model, ModelWrapper)

@@ -34,7 +34,7 @@ from ..models.faults import checked_model
 from ..models.model import LabelShiftRecorder, Model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
-from ..posterior.tilted import tilt_of, tilted
+from ..posterior.tilted import tilt_default, tilt_of, tilted
 from . import cuda_graph as graphs
 from .batches import (
     Batching,
@@ -182,11 +182,9 @@ def sample(
     """
     denoiser, solver = with_label(denoiser, guidance, solver)
     model = checked_model(denoiser, x_init is None)
-    default = None if tilt_of(model) is None else ("ddpm", "logsnr(end=zero)")
-    made = choose_plan(plan, model, PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards), default=default)
+    request = PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards)
+    made = choose_plan(plan, model, request, default=tilt_default(model, x_init, nfe, forwards))
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
-    if x_init is not None and tilt_of(model) is not None:
-        raise InputError("tilt starts many particles for each sample from the prior: leave out x_init")
     check_start(x_init, len(given), lengths, made.nodes[0])
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device, model.conditions, model.given)
