@@ -229,7 +229,6 @@ def test_a_conditional_network_learns_the_means_of_the_classes():
     x, null = node.alpha * x0 + node.sigma * noise, CLASS.empty(600)
     with torch.no_grad():
         right, found, at_first = (m.predict(x, node, digit=null).eps for m in (mixture, denoiser, untrained))
-    print(float((found - right).square().mean().sqrt()), float((at_first - right).square().mean().sqrt()))
     assert float((found - right).square().mean().sqrt()) < 0.15
     assert float((at_first - right).square().mean().sqrt()) > 0.3
 
