@@ -47,7 +47,7 @@ def tilt_default(model: Model, x_init: object, nfe: int | None, forwards: int | 
 
 
 def with_cfg(model: Model, scale: float) -> Model:
-    """The model with cfg in the place of ``tilt``."""
+    """The model with cfg instead of ``tilt``."""
     assert isinstance(model, ModelWrapper)
     made = copy(model)
     if isinstance(made, Guided) and isinstance(made.guidance, Tilt):

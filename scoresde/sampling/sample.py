@@ -163,8 +163,7 @@ def sample(
     Args:
         shape: the shape of one sample; by default that of ``x_init``, or of the model if it states one.
         seeds: integers of at least 0, or their number n for 0 to n - 1; by default one for each state of ``x_init``.
-        solver, grid, steps, nfe, forwards, t_min, t_max: see ``scoresde.plan``.
-        plan: instead of these, the result of ``scoresde.plan``.
+        solver, grid, steps, nfe, forwards, t_min, t_max: see ``scoresde.plan``, whose result ``plan`` replaces them.
         x_init: the states (B, *) to start from at t_max, instead of draws of the prior.
         noise: ``seeded``; or ``brownian``, where a seed is one Brownian path for any number of steps and any grid.
         condition: keyword arguments of the network, each (B, *).
