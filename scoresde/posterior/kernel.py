@@ -30,8 +30,12 @@ class Answer(Problem):
     """A problem whose prediction is known already; it notes where it was asked."""
 
     def __init__(self, path: Schedule, found: Prediction) -> None:
-        self.path, self.found = path, found
+        self._path, self.found = path, found
         self.asked: list[tuple[Tensor, Any]] = []
+
+    @property
+    def path(self) -> Schedule:
+        return self._path
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         self.asked.append((x, node))

@@ -125,7 +125,7 @@ class Weights:
         return found
 
     def drawn_again(self, share: float, uniform: Tensor, node: Node) -> Tensor | None:
-        """The particles (B K,) that go on, if the effective number of a sample is below ``share`` of them; else None.
+        """The particles (B K,) that continue, if the effective number of a sample is below ``share`` of them; else None.
 
         Systematic resampling with one uniform number (B,) for each sample. Their weights become equal, and the mean of
         those before is a factor of the evidence.
@@ -156,7 +156,7 @@ def run_particles(
 ) -> Cloud:
     """Moves ``count`` particles of each sample along the nodes of a task.
 
-    Their noise source has numbers for one particle more, of which the first decides which particles go on.
+    Their noise source has numbers for one particle more, of which the first decides which particles continue.
 
     Args:
         name: what messages call the method.
@@ -185,7 +185,7 @@ def run_particles(
                 x, view = x[rows], view.at(rows)
             x, change = stepped(solver, path, view, x, t, s, numbers[:, :count].flatten(0, 1))
             weights.add(change)
-            x, replaced = run_hooks(x.unflatten(0, (-1, count)), s, task.hooks)
+            x, replaced = run_hooks(x.view(-1, count, *x.shape[1:]), s, task.hooks)
             if replaced:
                 raise InputError(f"{name}: a hook replaced the particles, whose weights are then wrong")
             x, steps = x.flatten(0, 1), steps + 1
@@ -193,12 +193,13 @@ def run_particles(
         weights.add(log_end(x))
     weights.effective(task.nodes[-1])
     evidence = weights.evidence + weights.log_mean()
-    return Cloud(x.unflatten(0, (-1, count)), weights.log, _uniform(noise.draw()), evidence, weights.least, steps)
+    return Cloud(x.view(-1, count, *x.shape[1:]), weights.log, _uniform(noise.draw()), evidence, weights.least, steps)
 
 
 def _uniform(numbers: Tensor) -> Tensor:
     """A uniform number (B,), float64, from the first normal one (B, K + 1, *) after those of the K particles."""
-    return torch.special.ndtr(numbers[:, -1].flatten(1)[:, 0].double())
+    found: Tensor = torch.special.ndtr(numbers[:, -1].flatten(1)[:, 0].double())
+    return found
 
 
 def stepped(
@@ -240,7 +241,7 @@ class TDS(Posterior):
 
     Of linear operators, p^(y | x_t) is N(y; A D, s^2 I + rho^2 A A^T), where rho^2 is the variance of x0 given x_t for
     data of variance v; of others N(y; A(D), (s^2 + rho^2) I). With twist="point" rho is 0, as in ``naive_dps``. The
-    last weight is the true likelihood, whatever the twist. The draw is one of the weighted particles.
+    last weight is the true likelihood, for any twist. The draw is one of the weighted particles.
 
     Attributes:
         particles: K for each draw. Draws of different seeds are independent.
