@@ -125,7 +125,7 @@ class Weights:
         return found
 
     def drawn_again(self, share: float, uniform: Tensor, node: Node) -> Tensor | None:
-        """The particles (B K,) that continue, if the effective number of a sample is below ``share`` of them; else None.
+        """The particles (B K,) that continue, where few of a sample count, below ``share``; else None.
 
         Systematic resampling with one uniform number (B,) for each sample. Their weights become equal, and the mean of
         those before is a factor of the evidence.
