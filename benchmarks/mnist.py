@@ -16,7 +16,10 @@ import only
 import trained
 from features import mnist_classifier
 
-VARIANTS = (trained.Variant("mnist_vp"), trained.Variant("mnist_class", classes=10))
+VARIANTS = (
+    trained.Variant("mnist_vp"),
+    trained.Variant("mnist_class", classes=10, guidance=("cfg(scale=1.5)",)),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

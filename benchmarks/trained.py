@@ -55,10 +55,12 @@ class Variant:
     Attributes:
         config: the name of its config.
         classes: draw equal numbers of samples of so many classes; None for a model without classes.
+        guidance: also draw samples under these rules, to read their classes.
     """
 
     config: str
     classes: int | None = None
+    guidance: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,14 @@ def measured(
         read = images.logits(found).argmax(1)
         asked = None if variant.classes is None else classes_of(len(x), variant.classes)
         row["read_as"] = readings(read, asked)
+        for rule in variant.guidance:
+            others, facts = samples_of(workdir, run, variant.classes, given.samples, device, commands, rule)
+            seen = in_batches(images.features, others)
+            near = distances(seen, in_batches(images.features, real["held out"]))
+            shares = readings(images.logits(seen).argmax(1), asked)
+            row.setdefault("guided", []).append(
+                {"guidance": rule, "samples": facts, "read_as": shares, "frechet": near}
+            )
     return row, x
 
 
@@ -216,16 +226,24 @@ def classes_of(count: int, classes: int) -> Tensor:
 
 
 def samples_of(
-    workdir: Path, run: Run, classes: int | None, count: int, device: str, commands: Commands
+    workdir: Path,
+    run: Run,
+    classes: int | None,
+    count: int,
+    device: str,
+    commands: Commands,
+    guidance: str | None = None,
 ) -> tuple[Tensor, dict[str, Any]]:
     """The samples of the seeds 0 .. count - 1, in order, as images, and their facts; drawn where they are not there."""
+    folder = workdir / (f"samples_{run.step}" if guidance is None else f"samples_{run.step}_{guidance}")
+    guided = [] if guidance is None else [f"--guidance={guidance}"]
     asked: list[tuple[list[str], str]] = [([], f"0-{count - 1}")]
     if classes is not None:
         each = len(classes_of(count, classes)) // classes
         asked = [([f"--class={k}"], f"{k * each}-{(k + 1) * each - 1}") for k in range(classes)]
     parts, records = [], []
     for options, seeds in asked:
-        out = workdir / f"samples_{run.step}" / seeds
+        out = folder / seeds
         arguments = (
             "sample",
             f"--workdir={workdir}",
@@ -233,6 +251,7 @@ def samples_of(
             f"--nfe={NFE}",
             f"--seeds={seeds}",
             *options,
+            *guided,
             device,
         )
         if (out / "samples.json").exists():  # it is written last
@@ -241,7 +260,7 @@ def samples_of(
             commands.run(*arguments)
         records.append(json.loads((out / "samples.json").read_text(encoding="utf-8")))
         parts.append(torch.from_numpy(read_arrays(out / "samples.npz")["x"]))
-    facts = {name: records[0][name] for name in ("solver", "grid", "nfe")}
+    facts = {name: records[0][name] for name in ("solver", "grid", "nfe", "forwards")}
     seconds = round(sum(record["seconds"] for record in records), 1)
     return as_images(torch.cat(parts), run.card), {
         "count": count,
