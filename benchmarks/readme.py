@@ -1,6 +1,6 @@
 """Writes the README's table of solvers, docs/solvers.md and the figures of docs/start.md, docs/programs.md,
-docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/guidance.md, docs/interop.md and docs/reliability.md from
-the registry and the committed results: python benchmarks/readme.py
+docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/training.md, docs/guidance.md, docs/interop.md and
+docs/reliability.md from the registry and the committed results: python benchmarks/readme.py
 
 With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
@@ -19,6 +19,7 @@ import tables.guidance
 import tables.likelihood
 import tables.losses
 import tables.reliability
+import tables.trained
 import tables.which_solver
 
 import solvers
@@ -293,49 +294,33 @@ def updated(text: str, parts: Mapping[str, str]) -> str:
     return text
 
 
+def marked() -> dict[str, dict[str, str]]:
+    """The marked parts of each page."""
+    return {
+        "README.md": {"solvers": table(), "best": leaders()},
+        "docs/programs.md": {"overhead": overhead()},
+        "docs/ddpm_and_sde.md": tables.ddpm_and_sde.tables(results("ddpm_and_sde.json")[1])
+        | tables.ddpm_and_sde.digits(read("digits_chains.json"))
+        | tables.ddpm_and_sde.learned(read("learned_schedule.json")),
+        "docs/likelihood.md": tables.likelihood.tables(read("likelihood.json"), read("trace_estimators.json")),
+        "docs/interop.md": tables.diffusers.tables(results("diffusers_tests.json")[1]),
+        "docs/start.md": {
+            "which solver": tables.which_solver.table(read("defaults.json"), read("steps_vs_quality.json"))
+        },
+        "docs/reliability.md": tables.reliability.tables(read("reliability.json")),
+        "docs/guidance.md": tables.guidance.tables(read("guidance.json")),
+        "docs/losses.md": tables.losses.tables(read("loss_choices.json")),
+        "docs/training.md": tables.trained.tables({name: read(f"{name}.json") for name in ("mnist", "cifar10")}),
+    }
+
+
 def main(check: bool = False) -> int:
     """Writes the pages and returns 0; with ``check`` writes nothing and returns 1 if a page is not up to date."""
-    names = (
-        "README.md",
-        "docs/programs.md",
-        "docs/ddpm_and_sde.md",
-        "docs/likelihood.md",
-        "docs/interop.md",
-        "docs/start.md",
-        "docs/reliability.md",
-        "docs/losses.md",
-        "docs/guidance.md",
-    )
-    readme, programs, chains, likelihood, interop, start, reliability, losses, guidance = (
-        ROOT / name for name in names
-    )
     fresh = {
-        readme: updated(readme.read_text(encoding="utf-8"), {"solvers": table(), "best": leaders()}),
-        programs: updated(programs.read_text(encoding="utf-8"), {"overhead": overhead()}),
-        chains: updated(
-            chains.read_text(encoding="utf-8"),
-            tables.ddpm_and_sde.tables(results("ddpm_and_sde.json")[1])
-            | tables.ddpm_and_sde.digits(read("digits_chains.json"))
-            | tables.ddpm_and_sde.learned(read("learned_schedule.json")),
-        ),
-        likelihood: updated(
-            likelihood.read_text(encoding="utf-8"),
-            tables.likelihood.tables(read("likelihood.json"), read("trace_estimators.json")),
-        ),
-        interop: updated(
-            interop.read_text(encoding="utf-8"), tables.diffusers.tables(results("diffusers_tests.json")[1])
-        ),
-        start: updated(
-            start.read_text(encoding="utf-8"),
-            {"which solver": tables.which_solver.table(read("defaults.json"), read("steps_vs_quality.json"))},
-        ),
-        reliability: updated(
-            reliability.read_text(encoding="utf-8"), tables.reliability.tables(read("reliability.json"))
-        ),
-        guidance: updated(guidance.read_text(encoding="utf-8"), tables.guidance.tables(read("guidance.json"))),
-        losses: updated(losses.read_text(encoding="utf-8"), tables.losses.tables(read("loss_choices.json"))),
-        ROOT / "docs" / "solvers.md": page(),
+        path: updated(path.read_text(encoding="utf-8"), parts)
+        for path, parts in ((ROOT / name, parts) for name, parts in marked().items())
     }
+    fresh[ROOT / "docs" / "solvers.md"] = page()
     if check:
         return int(any(not path.exists() or path.read_text("utf-8") != wanted for path, wanted in fresh.items()))
     for path, wanted in fresh.items():

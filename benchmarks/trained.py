@@ -260,7 +260,8 @@ def samples_of(
             commands.run(*arguments)
         records.append(json.loads((out / "samples.json").read_text(encoding="utf-8")))
         parts.append(torch.from_numpy(read_arrays(out / "samples.npz")["x"]))
-    facts = {name: records[0][name] for name in ("solver", "grid", "nfe", "forwards")}
+    names = ("solver", "grid", "nfe", "forwards")  # the last since it is counted
+    facts = {name: records[0][name] for name in names if name in records[0]}
     seconds = round(sum(record["seconds"] for record in records), 1)
     return as_images(torch.cat(parts), run.card), {
         "count": count,
