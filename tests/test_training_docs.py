@@ -60,12 +60,14 @@ def test_the_page_runs_as_printed(tmp_path, monkeypatch):
             statuses.append(run(line))
             assert statuses[-1] == (75 if "exit status 75" in line else 0), line
     assert statuses.count(75) == 1
-    assert len(statuses) == 9
+    assert len(statuses) == 11
     # the files that the page lists
     for name in ("training.html", "config.json", "config.py", "train.jsonl", "evaluations.jsonl", "grids"):
         assert (tmp_path / "runs" / "photos" / name).exists()
     assert np.load("samples/photos/samples.npz")["x"].shape == (8, 3, 16, 16)
     assert '"label": [' in (tmp_path / "samples" / "both" / "samples.json").read_text()
+    assert (tmp_path / "likelihood" / "points" / "classes.json").exists()
+    assert names["log_p"].shape == (3,)
     assert names["samples"].x.shape == (16, 2)
     assert names["likelihood"].nats.isfinite().all()
 
