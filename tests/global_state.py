@@ -121,6 +121,7 @@ def calls(folder, given, denoiser, network):
     law, levels = folder / "law.safetensors", torch.zeros(8, 2).double()
     scoresde.save_dequantiser(flow, law)
     sigmas = torch.tensor([2.0, 1.0, 0.0])
+    seen, y = scoresde.operators.Matrix(torch.tensor([[1.0, 1.0]]), sigma=0.5), torch.zeros(1)
 
     def tune():
         reference = solvers.trajectory(problem, start, SDE, steps=12)
@@ -138,6 +139,10 @@ def calls(folder, given, denoiser, network):
         "sample, noise": lambda: scoresde.sample(denoiser, (2,), 4, "ddpm", steps=3, noise="brownian"),
         "sample, scipy": lambda: scoresde.sample(denoiser, (2,), 4, "scipy(method=RK45, rtol=0.1)"),
         "sample, torchdiffeq": lambda: scoresde.sample(denoiser, (2,), 4, "torchdiffeq(method=dopri5, rtol=0.1)"),
+        "guide": lambda: scoresde.sample(scoresde.guide(denoiser, "rescale(cfg(scale=1))"), (2,), 4, steps=3),
+        "condition": lambda: scoresde.sample(scoresde.condition(exact, seen, y, "mmps", shape=(2,)), seeds=4, steps=3),
+        "restore": lambda: scoresde.restore(denoiser, seen, y, "mmps", samples=2, steps=3, shape=(2,)),
+        "restore, particles": lambda: scoresde.restore(exact, seen, y, "tds(particles=4)", samples=2, steps=3),
         "encode": lambda: scoresde.encode(denoiser, x, "heun", steps=3),
         "log_prob": lambda: scoresde.log_prob(denoiser, x, steps=4),
         "log_prob, adaptive": lambda: scoresde.log_prob(denoiser, x),
@@ -195,6 +200,7 @@ def calls(folder, given, denoiser, network):
         "benchmark": ["benchmark", run, fast, "--solvers=ddim", "--nfe=5", f"--out={folder / 'bench'}"],
         "solvers": ["solvers", "heun", "--steps=2", "--show", f"--out={folder / 'heun.png'}"],
         "check-solver": ["check-solver", "euler"],
+        "guidances": ["guidances", "cfg"],
     }
     return public | {f"scoresde {name}": lambda argv=argv: command(argv) for name, argv in commands.items()}
 

@@ -87,7 +87,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_bits(run, tmp_path, monke
     assert main(command(run, halves)) == 0
     assert len(done) == 1
     ours, theirs = (json.loads((out / "likelihood.json").read_text()) for out in (halves, whole))
-    for key in ("means", "standard_errors", "uncertainty", "evaluation", "nfe", "products", "samples"):
+    for key in ("means", "standard_errors", "uncertainty", "evaluation", "nfe", "forwards", "vjps", "samples"):
         assert ours[key] == theirs[key]
 
 
@@ -134,7 +134,7 @@ def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
     spread = ours["nats"].std(ddof=1) / math.sqrt(10)
     assert record["standard_errors"]["nats"] == pytest.approx(spread, rel=1e-12)
     assert record["solver_error_max"] == ours["solver_error"].max()
-    assert (record["nfe"], record["products"], record["means"]["nfe"]) == (
+    assert (record["nfe"], record["vjps"], record["means"]["nfe"]) == (
         14,
         28,
         14,

@@ -136,7 +136,7 @@ def plain_with(name, value):
 @pytest.mark.parametrize(
     "change",
     [
-        *(plain_with(name, [1]) for name in ("solver", "nfe", "seconds", "bin_width", "kind", "failures", "products")),
+        *(plain_with(name, [1]) for name in ("solver", "nfe", "seconds", "bin_width", "kind", "failures", "vjps")),
         *(plain_with("failures", value) for value in (None, 7, [[1]], [["1", "why"]], [[9, "why"]], [[-1, "why"]])),
         *(plain_with("nfe", value) for value in (None, True, 1.5, "14")),
         plain_with("strange", 1),

@@ -149,7 +149,7 @@ SMALL = ("--config.model.network=mlp(width=8, depth=1)", "--config.training.batc
 def test_one_command_measures_and_resumes(folder, tmp_path, capsys):
     runs, out = tmp_path / "runs", tmp_path / "out"
     out.mkdir()
-    places = (f"--data={folder}", f"--workdir={runs}", f"--out={out}")
+    places = (f"--data={folder}", f"--workdir={runs}", f"--out={out}", "--model=mnist_vp")
     mnist.main([*places, "--steps=3", *SMALL])
     first = json.loads((out / "mnist.json").read_text())
     drawn = runs / "mnist_vp" / "samples_3" / "0-23" / "samples.npz"

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from solvers import Hook, InputError, Node, Prediction, Registry, Solver, solve
+from solvers.libraries import library
 from solvers.noise.seeded import SeededNoise
 from solvers.registry.options import Options
 
@@ -210,6 +211,7 @@ class Ask:
                 "result, or runs under no_grad; ddnm and jfps need none"
             )
         add_vjps(len(self.x))
+        library("torch.fx.experimental.symbolic_shapes")  # which the first product would import, with sympy
         (found,) = torch.autograd.grad(out, self.x, v, retain_graph=True, create_graph=self.graph)
         # autograd may return a single row with another order in memory, in which later sums round differently
         return found.clone(memory_format=torch.contiguous_format)
