@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import scoresde
+from scoresde.models.per_sample import row_sums
 from scoresde.models.targets import Gaussian
 from scoresde.operators.base import Operator
 from scoresde.operators.linear import Inpaint, Matrix
 from scoresde.operators.nonlinear import Custom, Quantise
 from scoresde.posterior.base import OBSERVATION, Conditioned, DenoiserPosterior, posteriors
-from scoresde.posterior.rows import conjugate_gradients, row_sums
+from scoresde.posterior.conjugate_gradients import conjugate_gradients
 from solvers import InputError, Node, Prediction
 
 pytestmark = pytest.mark.quick

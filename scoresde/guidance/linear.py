@@ -16,6 +16,8 @@ from solvers.registry.ranges import Fraction, Range
 
 from .base import BAD, CLASSIFIED, CONDITION, NEGATIVE, NULL, Guidance, Linear, finite, guidances, only
 
+_SAME = 1e-9  # noise levels closer than this, relative to their size, are those of one node
+
 
 @dataclass(frozen=True)
 class Scaled(Linear):
@@ -206,6 +208,3 @@ class Tilt(Guidance):
         raise InputError(
             "tilt weighs particles, so it is no denoiser: pass it alone to scoresde.sample, or use cfg instead"
         )
-
-
-_SAME = 1e-9  # noise levels closer than this, relative to their size, are those of one node

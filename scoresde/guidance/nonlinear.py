@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from solvers import InputError, Node, Solver
+from solvers import InputError, Node, Prediction, Solver
 from solvers.registry.ranges import AnyPositive, Fraction, Range, Share
 
+from ..models.per_sample import row_sums, rows
 from .base import CONDITION, NULL, Ask, Guidance, Interval, finite, guidances
 from .linear import CFG
 
@@ -90,29 +91,19 @@ class Threshold(Around):
     def x0(self, ask: Ask, x: Tensor, node: Node | Node[Tensor], ratio: float) -> Tensor:
         g = self.inner.x0(ask, x, node, ratio)
         sizes = g.abs().flatten(1).to(torch.promote_types(g.dtype, torch.float32))
-        q = _broadcast(torch.quantile(sizes, self.quantile, dim=1).clamp_min(1.0).to(g), g)
+        q = rows(torch.quantile(sizes, self.quantile, dim=1).clamp_min(1.0).to(g), g)
         return g.clamp(-q, q) / q
 
 
-@guidances.register(
-    "apg", kind="nonlinear", formula="c + (s - 1) (d_perp + eta d_par), d = c - u", evaluations=2,
-    reference="Sadat et al. 2024, arXiv:2410.02416, algorithm 1", note="on x0, with d projected on c",
-)  # fmt: skip
 @dataclass(frozen=True)
-class APG(Interval):
-    """Adaptive projected guidance: the part of c - u along c is scaled by eta, and its length limited to ``radius``.
-
-    With ``momentum`` beta, d is d + beta times that of the step before.
-    """
+class Pair(Interval):
+    """A rule of the conditional and the unconditional prediction, with one scale, of which 1 is the conditional one."""
 
     scale: float = 1.0
-    eta: float = 0.0
-    radius: AnyPositive = math.inf
-    momentum: Annotated[float, Range(-1, 1, "()")] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        finite(self, "scale", "eta")
+        finite(self, "scale")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -122,15 +113,40 @@ class APG(Interval):
         return self.roles if self.acts(ratio) else (CONDITION,)
 
     def x0(self, ask: Ask, x: Tensor, node: Node | Node[Tensor], ratio: float) -> Tensor:
-        c = ask(CONDITION).x0
         if not self.acts(ratio) or self.scale == 1:
-            return c
-        d = self._remembered(c - ask(NULL).x0, ratio)
+            return ask(CONDITION).x0
+        return self.combined(ask(CONDITION), ask(NULL), x, node, ratio)
+
+    def combined(self, c: Prediction, u: Prediction, x: Tensor, node: Node | Node[Tensor], ratio: float) -> Tensor:
+        """The x0 (B, *) inside the interval, from the predictions with the conditions and without."""
+        raise NotImplementedError
+
+
+@guidances.register(
+    "apg", kind="nonlinear", formula="c + (s - 1) (d_perp + eta d_par), d = c - u", evaluations=2,
+    reference="Sadat et al. 2024, arXiv:2410.02416, algorithm 1", note="on x0, with d projected on c",
+)  # fmt: skip
+@dataclass(frozen=True)
+class APG(Pair):
+    """Adaptive projected guidance: the part of c - u along c is scaled by eta, and its length limited to ``radius``.
+
+    With ``momentum`` beta, d is d + beta times that of the step before.
+    """
+
+    eta: float = 0.0
+    radius: AnyPositive = math.inf
+    momentum: Annotated[float, Range(-1, 1, "()")] = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        finite(self, "eta")
+
+    def combined(self, c: Prediction, u: Prediction, x: Tensor, node: Node | Node[Tensor], ratio: float) -> Tensor:
+        d = self._remembered(c.x0 - u.x0, ratio)
         if math.isfinite(self.radius):
-            d = (self.radius / _sum(d * d).clamp_min(self.radius**2).sqrt()) * d
-        square = _sum(c * c)
-        along = torch.where(square > 0, _sum(d * c) / torch.where(square > 0, square, 1.0), 0.0) * c
-        return c + (self.scale - 1) * ((d - along) + self.eta * along)
+            d = (self.radius / rows(row_sums(d * d), d).clamp_min(self.radius**2).sqrt()) * d
+        along = _share(d, c.x0) * c.x0
+        return c.x0 + (self.scale - 1) * ((d - along) + self.eta * along)
 
     def _remembered(self, d: Tensor, ratio: float) -> Tensor:
         """d at a noise level with the momentum of the steps before."""
@@ -172,34 +188,19 @@ class APGInSolve(APG):
     reference="Fan et al. 2025, arXiv:2503.18886, algorithm 1", note="for flows; the first step has no velocity",
 )  # fmt: skip
 @dataclass(frozen=True)
-class ZeroStar(Interval):
+class ZeroStar(Pair):
     """CFG-Zero*: on velocities, with the unconditional one scaled to the conditional one, for each sample.
 
     The velocity is 0 in the first ``zero_init`` steps from noise, where nothing is evaluated.
     """
 
-    scale: float = 1.0
     zero_init: Annotated[int, Range(0)] = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        finite(self, "scale")
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return (CONDITION,) if self.scale == 1 else (CONDITION, NULL)
-
-    def asked(self, ratio: float) -> tuple[str, ...]:
-        return self.roles if self.acts(ratio) else (CONDITION,)
-
-    def x0(self, ask: Ask, x: Tensor, node: Node | Node[Tensor], ratio: float) -> Tensor:
-        if not self.acts(ratio) or self.scale == 1:
-            return ask(CONDITION).x0
+    def combined(self, c: Prediction, u: Prediction, x: Tensor, node: Node | Node[Tensor], ratio: float) -> Tensor:
         wide: Any = node.like(x)
-        c, u = ask(CONDITION).velocity(wide), ask(NULL).velocity(wide)
-        square = _sum(u * u)
-        k = torch.where(square > 0, _sum(c * u) / torch.where(square > 0, square, 1.0), 0.0)
-        return _x0_of(k * u + self.scale * (c - k * u), x, wide)
+        conditional, other = c.velocity(wide), u.velocity(wide)
+        scaled = _share(conditional, other) * other
+        return _x0_of(scaled + self.scale * (conditional - scaled), x, wide)
 
     def on(self, nodes: Sequence[Node]) -> Guidance:
         if self.zero_init == 0:
@@ -244,15 +245,13 @@ def _x0_of(velocity: Tensor, x: Tensor, wide: Any) -> Tensor:
     return found
 
 
-def _broadcast(numbers: Tensor, like: Tensor) -> Tensor:
-    return numbers.view(-1, *(1,) * (like.ndim - 1))
-
-
-def _sum(x: Tensor) -> Tensor:
-    """The sum of each sample of x (B, *), as (B, 1, ..., 1)."""
-    return _broadcast(x.flatten(1).sum(1), x)
+def _share(x: Tensor, y: Tensor) -> Tensor:
+    """<x, y> / |y|^2 of each sample of x and y (B, *), as (B, 1, ..., 1); 0 where y is 0."""
+    square = row_sums(y * y)
+    return rows(torch.where(square > 0, row_sums(x * y) / torch.where(square > 0, square, 1.0), 0.0), y)
 
 
 def _deviation(x: Tensor) -> Tensor:
     """The deviation of each sample of x (B, *) over its numbers, as (B, 1, ..., 1)."""
-    return _broadcast(x.flatten(1).std(1, correction=0), x)
+    gaps = x - rows(row_sums(x) / x[0].numel(), x)
+    return rows((row_sums(gaps * gaps) / x[0].numel()).sqrt(), x)

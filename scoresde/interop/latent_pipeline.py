@@ -57,7 +57,7 @@ class LatentPipeline:
     @property
     def null(self) -> dict[str, Tensor]:
         """The condition without a prompt, one row: that of the empty text, or of no class."""
-        return self.prompts.null
+        return {condition.name: condition.empty(1, self.device) for condition in self.denoiser.conditions}
 
     def encode_text(self, prompts: Prompt | Iterable[Prompt]) -> dict[str, Tensor]:
         """The conditions of prompts: texts, or classes by number or name; one row for each.
@@ -113,10 +113,10 @@ class LatentPipeline:
             return self.denoiser
         rule = guidances.make(guidance)
         if negative_prompt is None:
-            return guide(self.denoiser, rule, null=self.null)
+            return guide(self.denoiser, rule)
         prompts = _listed(negative_prompt)
         if NEGATIVE in rule.roles:
-            return guide(self.denoiser, rule, null=self.null, negative=self.encode_text(prompts))
+            return guide(self.denoiser, rule, negative=self.encode_text(prompts))
         if len(set(prompts)) > 1:
             raise InputError(
                 f"{rule} takes one negative prompt for all seeds; guidance='negative(scale=7)' takes several"

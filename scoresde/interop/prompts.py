@@ -17,6 +17,7 @@ from ..data.conditions import Condition
 from ..inputs import shown
 
 Prompt = str | int
+TEXT = "encoder_hidden_states"  # the condition that a text becomes
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,8 @@ class Texts:
     @property
     def condition(self) -> Condition:
         """``encoder_hidden_states``, tokens (L, n)."""
-        return Condition("encoder_hidden_states", "tokens", (self.length, int(self.encoder.config.hidden_size)))
-
-    @property
-    def null(self) -> dict[str, Tensor]:
-        """The condition of the empty text, one row."""
-        return self.encode([""])
+        (null,) = self.encode([""]).values()
+        return Condition(TEXT, "tokens", tuple(null.shape[1:]), null=null)
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The condition (B, L, n) of B texts, in the dtype of the encoder.
@@ -62,7 +59,7 @@ class Texts:
         texts = list(dict.fromkeys(prompts))
         with torch.no_grad():
             rows = torch.cat([self.encoder(self._tokens(str(text)))[0] for text in texts])
-        return {self.condition.name: rows[[texts.index(prompt) for prompt in prompts]]}
+        return {TEXT: rows[[texts.index(prompt) for prompt in prompts]]}
 
     def _tokens(self, text: str) -> Tensor:
         """The numbers (1, L) of the text's tokens, on the device of the encoder."""
@@ -106,11 +103,6 @@ class Classes:
     def condition(self) -> Condition:
         """``class_labels``, a class."""
         return Condition("class_labels", "class", classes=self.count)
-
-    @property
-    def null(self) -> dict[str, Tensor]:
-        """The condition of no class, one row."""
-        return {self.condition.name: self.condition.empty(1, self._device)}
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The condition (B,), int64, of B classes.

@@ -9,8 +9,8 @@ from solvers import InputError
 from solvers.noise.seeded import SeededNoise
 
 from ..models.evaluation import gradients, recordable
+from ..models.per_sample import row_sums, rows
 from ..operators.base import SVD, Operator, log_likelihood
-from .rows import row_sums, rows
 
 WANTED = 0.574  # the share of accepted proposals at which Langevin steps of many dimensions move furthest
 

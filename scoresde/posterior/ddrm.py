@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,8 +69,8 @@ class DDRM(Posterior):
     eta_b: Fraction = 1.0
     renoise: Literal["ddim", "fixed"] = "ddim"
 
-    exact_for: ClassVar[str] = "Gaussian data of one variance, linear operators, with the default options"
-    solver: ClassVar[str] = "ddim"
+    exact_for = "Gaussian data of one variance, linear operators, with the default options"
+    solver = "ddim"
 
     @property
     def fresh(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,10 @@ from torch import Tensor
 from solvers import InputError, Node, Prediction
 from solvers.registry.ranges import Count, Positive
 
+from ..models.per_sample import column, row_sums, rows
 from ..operators.base import Operator
 from .base import Ask, DenoiserPosterior, posteriors
-from .rows import column, conjugate_gradients, row_sums, rows
+from .conjugate_gradients import conjugate_gradients
 
 Number = float | Tensor
 
@@ -62,9 +63,9 @@ class NaiveDPS(DenoiserPosterior):
 
     scale: Positive = 1.0
 
-    nonlinear: ClassVar[bool] = True
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
-    differentiates: ClassVar[Literal["", "model"]] = "model"
+    nonlinear = True
+    noise = "needed"
+    differentiates = "model"
 
     def predict(self, ask: Ask) -> Prediction:
         mean = ask.operator(ask.found.x0)
@@ -91,9 +92,9 @@ class DPS(DenoiserPosterior):
 
     scale: Positive = 0.3
 
-    nonlinear: ClassVar[bool] = True
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "any"
-    differentiates: ClassVar[Literal["", "model"]] = "model"
+    nonlinear = True
+    noise = "any"
+    differentiates = "model"
 
     def predict(self, ask: Ask) -> Prediction:
         mean = ask.operator(ask.found.x0)
@@ -128,8 +129,8 @@ class PiGDM(_Decomposed):
 
     variance: Positive = 1.0
 
-    exact_for: ClassVar[str] = "Gaussian data of this variance in every direction, linear operators"
-    differentiates: ClassVar[Literal["", "model"]] = "model"
+    exact_for = "Gaussian data of this variance in every direction, linear operators"
+    differentiates = "model"
 
     def predict(self, ask: Ask) -> Prediction:
         node, shape = ask.node, tuple(ask.x0.shape[1:])
@@ -150,8 +151,8 @@ class JFPS(_Decomposed):
 
     variance: Positive = 1.0
 
-    exact_for: ClassVar[str] = "Gaussian data of this variance in every direction, linear operators"
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
+    exact_for = "Gaussian data of this variance in every direction, linear operators"
+    noise = "needed"
 
     def predict(self, ask: Ask) -> Prediction:
         rho2, shape = spread(ask.node, self.variance), tuple(ask.x0.shape[1:])
@@ -172,9 +173,9 @@ class TMPD(DenoiserPosterior):
     Negative row sums, which no variance has, count as 0, and a warning says so once in a solve.
     """
 
-    exact_for: ClassVar[str] = "Gaussian data and operators for which A S A^T is diagonal"
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
-    differentiates: ClassVar[Literal["", "model"]] = "model"
+    exact_for = "Gaussian data and operators for which A S A^T is diagonal"
+    noise = "needed"
+    differentiates = "model"
 
     def predict(self, ask: Ask) -> Prediction:
         node, operator, shape = ask.node, ask.operator, tuple(ask.x0.shape[1:])
@@ -208,10 +209,10 @@ class MMPS(DenoiserPosterior):
     iterations: Count = 5
     linearise: bool = False
 
-    exact_for: ClassVar[str] = "Gaussian data, linear operators, with as many iterations as y has numbers"
-    nonlinear: ClassVar[bool] = True
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
-    differentiates: ClassVar[Literal["", "model"]] = "model"
+    exact_for = "Gaussian data, linear operators, with as many iterations as y has numbers"
+    nonlinear = True
+    noise = "needed"
+    differentiates = "model"
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         super().check(operator, shape)
@@ -247,7 +248,7 @@ class DiffPIR(_Decomposed):
 
     lam: Positive = 8.0
 
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
+    noise = "needed"
 
     def predict(self, ask: Ask) -> Prediction:
         shape, share = tuple(ask.x0.shape[1:]), self.lam * ask.operator.sigma**2 / ask.node.ratio**2
@@ -265,7 +266,7 @@ class DDNM(_Decomposed):
     The noise of a step is the solver's, not a fixed share of it.
     """
 
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "ignored"
+    noise = "ignored"
 
     def predict(self, ask: Ask) -> Prediction:
         return ask.moved(ask.operator.pinv(ask.y - ask.operator(ask.x0), tuple(ask.x0.shape[1:])))

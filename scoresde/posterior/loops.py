@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,10 +21,10 @@ from .conditional import conditional
 class _Loop(Posterior):
     """A method that solves p(x0) many times, on short grids of its own, with the solver of the task."""
 
-    nonlinear: ClassVar[bool] = True
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
-    differentiates: ClassVar[Literal["", "model", "operator"]] = "operator"
-    budgeted: ClassVar[bool] = False
+    nonlinear = True
+    noise = "needed"
+    differentiates = "operator"
+    budgeted = False
 
     inner: int
 
@@ -85,7 +84,7 @@ class DAPS(_Loop):
     inner: Count = 5
     langevin: Count = 100
 
-    solver: ClassVar[str] = "ddim"
+    solver = "ddim"
 
     def draw(self, task: Task) -> Draws:
         self.check(task.operator, task.shape)
@@ -130,8 +129,8 @@ class SplitGibbs(_Loop):
     inner: Count = 20
     langevin: Count = 100
 
-    exact_for: ClassVar[str] = "any data and operator, for rho_min to 0 and as many sweeps as mix"
-    solver: ClassVar[str] = "ddpm"
+    exact_for = "any data and operator, for rho_min to 0 and as many sweeps as mix"
+    solver = "ddpm"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,11 @@ from solvers.types.schedule import Schedule
 
 from ..models.evaluation import gradients, recordable
 from ..models.model import Model
+from ..models.per_sample import row_sums
 from ..operators.base import Operator, log_likelihood
 from .base import Ask, Draws, Posterior, Task, posteriors
 from .denoisers import spread
 from .kernel import Answer, advance, check_solver, kernel
-from .rows import row_sums
 
 
 class View(NamedTuple):
@@ -255,12 +255,12 @@ class TDS(Posterior):
     variance: Positive = 1.0
     resample: Fraction = 0.5
 
-    exact_for: ClassVar[str] = "all data and operators, in the limit of many particles"
-    nonlinear: ClassVar[bool] = True
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "needed"
-    differentiates: ClassVar[Literal["", "model", "operator"]] = "model"
-    solver: ClassVar[str] = "ddpm"
-    budgeted: ClassVar[bool] = False
+    exact_for = "all data and operators, in the limit of many particles"
+    nonlinear = True
+    noise = "needed"
+    differentiates = "model"
+    solver = "ddpm"
+    budgeted = False
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         operator.shape(shape)  # any operator will do: without a gradient, the weights alone know of y

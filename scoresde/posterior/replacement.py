@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Known:
 class _WithoutNoise(Posterior):
     """A method that uses A^+ y, as if y had no noise."""
 
-    noise: ClassVar[Literal["any", "needed", "ignored"]] = "ignored"
+    noise = "ignored"
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         super().check(operator, shape)
@@ -130,7 +130,7 @@ class RePaint(Replace):
     jump: Count = 10
     repeats: Count = 10
 
-    budgeted: ClassVar[bool] = False
+    budgeted = False
 
     def draw(self, task: Task) -> Draws:
         self.check(task.operator, task.shape)

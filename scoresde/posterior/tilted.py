@@ -13,11 +13,11 @@ from solvers import BrownianNoise, Hook, InputError, Node, Prediction, SeededNoi
 from ..guidance.guided import Guided
 from ..guidance.linear import CFG, Tilt
 from ..models.model import Model, ModelWrapper
+from ..models.per_sample import row_sums
 from ..models.problem import Diffusion
 from ..operators.nonlinear import Custom
 from .base import Task
 from .particles import Cloud, Look, View, repeated, run_particles
-from .rows import row_sums
 
 NOTHING = Custom(lambda x: x.flatten(1)[:, :0])  # observes no number
 
