@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 from solvers import Node, SeededNoise
 from solvers.noise.brownian import BrownianNoise
 

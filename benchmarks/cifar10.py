@@ -18,8 +18,8 @@ import trained
 from features import resnet20
 from features.mnist_classifier import digests
 
-from scoresde.array_files import read_arrays
-from scoresde.result_files import writable, write_arrays
+from scoresde.io.array_files import read_arrays
+from scoresde.io.result_files import writable, write_arrays
 from solvers import InputError
 
 VARIANTS = (trained.Variant("cifar10_small"),)

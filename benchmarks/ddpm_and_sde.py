@@ -23,9 +23,9 @@ import scoresde
 import solvers
 from scoresde.bounds.chain import prior_term, step_terms
 from scoresde.bounds.decoders import Gaussian as GaussianDecoder
+from scoresde.io.result_files import environment, write_figure, write_json
 from scoresde.models.targets import Gaussian, GaussianMixture
 from scoresde.paths.chain import Chain
-from scoresde.result_files import environment, write_figure, write_json
 from solvers import Node
 from solvers.one_step.ancestral import DDPM, forward_kernel, posterior
 

@@ -35,7 +35,7 @@ import solvers
 from scoresde.benchmark.metrics import frechet
 from scoresde.benchmark.runner import ode_solution
 from scoresde.cli.training import Job, fit
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 from scoresde.runs import config
 from scoresde.runs.run import load_run
 from scoresde.sampling.width import WrongWidth

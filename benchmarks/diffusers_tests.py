@@ -23,7 +23,7 @@ import torch
 
 import solvers
 from scoresde.interop import DiffusersScheduler
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 from solvers import Node
 from solvers.foreign import diffusers as labels
 

@@ -29,8 +29,8 @@ from scoresde.benchmark.runner import benchmark
 from scoresde.bounds.chain import chain_bound
 from scoresde.bounds.continuous import continuous_bound
 from scoresde.cli.training import Job, fit
+from scoresde.io.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.likelihood.result import LogProb
-from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import build, config
 from scoresde.runs.run import Run, load_run
 from scoresde.sampling.pictures import image_grid

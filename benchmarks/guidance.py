@@ -18,8 +18,8 @@ from torch import Tensor
 
 import scoresde
 import solvers
+from scoresde.io.result_files import environment, write_json
 from scoresde.models.problem import Diffusion
-from scoresde.result_files import environment, write_json
 from solvers import Node, Prediction
 
 RESULTS = Path(__file__).parent / "results"

@@ -31,13 +31,13 @@ import scoresde
 from scoresde import data
 from scoresde.bounds.continuous import continuous_bound
 from scoresde.bounds.decoders import Levels
+from scoresde.io.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.likelihood.result import LogProb
 from scoresde.models.learned_path import with_network, with_schedule
 from scoresde.models.networks import networks
 from scoresde.paths.base import make_sde
 from scoresde.paths.learned_vp import LearnedVP
 from scoresde.paths.time_samplers import Uniform
-from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.training.bound_losses import ContinuousBound
 from scoresde.training.loop import train
 from scoresde.training.options import TrainingOptions

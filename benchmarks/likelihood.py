@@ -47,11 +47,11 @@ from torch import Tensor
 import scoresde
 import solvers
 from scoresde.cli.training import Job, fit
+from scoresde.io.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.likelihood.divergence import Divergence, divergences
 from scoresde.models.model import ModelObserver
 from scoresde.models.targets import GaussianMixture
 from scoresde.paths.base import ModelLike
-from scoresde.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import build, config
 from scoresde.runs.run import Run, load_run
 from solvers import Node

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
+from scoresde.io.result_files import environment, write_json
 from scoresde.models.networks import networks
-from scoresde.result_files import environment, write_json
 from scoresde.training.losses import Loss, losses
 from solvers.noise.draws import Draws
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 from solvers import BrownianNoise, Node, SeededNoise, generator
 
 RESULTS = Path(__file__).parent / "results"

@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.io.result_files import environment, write_json
 from scoresde.models.denoiser import Denoiser
-from scoresde.result_files import environment, write_json
 from scoresde.runs import build, config
 from scoresde.training import checkpoint, posthoc
 from scoresde.training.averages import gamma_of

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import scoresde
 import solvers
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE, STEPS = (4, 3, 512, 512), (20, 1000)

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "reliability.json"

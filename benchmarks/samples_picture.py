@@ -22,7 +22,7 @@ from torch import Tensor
 import scoresde
 from scoresde.benchmark.runner import ode_solution
 from scoresde.cli.training import Job, fit
-from scoresde.result_files import environment, fingerprint, write_figure, write_json
+from scoresde.io.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import config
 from scoresde.runs.run import load_run
 

@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 import solvers
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 from solvers.conformance.convergence import measured_order, reaches
 from solvers.conformance.problems import PATHS, VE, VP
 from solvers.files import write_atomically

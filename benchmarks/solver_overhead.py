@@ -26,7 +26,7 @@ from torch import Tensor
 
 import scoresde
 import solvers
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 from solvers import Output, Prediction
 
 RESULTS = Path(__file__).parent / "results"

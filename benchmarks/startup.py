@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from scoresde.result_files import environment, write_json
+from scoresde.io.result_files import environment, write_json
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDS = 9

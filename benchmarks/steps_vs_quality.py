@@ -38,7 +38,7 @@ import scoresde
 import solvers
 from scoresde.benchmark.metrics import compare
 from scoresde.benchmark.runner import Truth, benchmark, ode_solution, record
-from scoresde.result_files import environment, write_csv, write_figure, write_json
+from scoresde.io.result_files import environment, write_csv, write_figure, write_json
 from scoresde.show import solver_cards
 
 RESULTS = Path(__file__).parent / "results"

@@ -30,9 +30,9 @@ import torch
 from likelihood import held_out, trained
 from torch import Tensor
 
+from scoresde.io.result_files import environment, fingerprint, write_json
 from scoresde.likelihood.divergence import Divergence, Hutchinson, HutchPP, Orthogonal, Products
 from scoresde.paths.base import ModelLike
-from scoresde.result_files import environment, fingerprint, write_json
 
 RESULTS = Path(__file__).parent / "results"
 RATIOS = (0.03, 0.1, 0.3, 1.0, 3.0)

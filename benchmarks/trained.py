@@ -26,11 +26,11 @@ import torch
 from features.mnist_classifier import in_batches
 from torch import Tensor
 
-from scoresde.array_files import read_arrays
 from scoresde.benchmark.metrics import frechet
 from scoresde.cli import main as scoresde_command
 from scoresde.data import DataCard
-from scoresde.result_files import environment, write_json
+from scoresde.io.array_files import read_arrays
+from scoresde.io.result_files import environment, write_json
 from scoresde.runs import build
 from scoresde.runs.run import Run, load_run
 from scoresde.sampling.pictures import image_grid

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 import scoresde
 from scoresde.data.rows import TensorRows
+from scoresde.io.result_files import environment, write_json
 from scoresde.models.networks import networks
-from scoresde.result_files import environment, write_json
 from scoresde.training.loop import Training
 from scoresde.training.losses import DSM
 from scoresde.training.options import TrainingOptions

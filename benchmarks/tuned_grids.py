@@ -31,8 +31,8 @@ from tqdm.auto import tqdm
 import scoresde
 import solvers
 from scoresde.cli.training import Job, fit
+from scoresde.io.result_files import environment, fingerprint, write_csv, write_json
 from scoresde.models.problem import Diffusion
-from scoresde.result_files import environment, fingerprint, write_csv, write_json
 from scoresde.runs import config
 from scoresde.runs.run import load_run
 

@@ -11,7 +11,7 @@ import scoresde
 import solvers
 from scoresde.benchmark.metrics import Estimate, compare
 from scoresde.benchmark.runner import Row, Truth, benchmark, ode_solution, read, write
-from scoresde.result_files import environment, fingerprint
+from scoresde.io.result_files import environment, fingerprint
 from solvers import InputError, generator
 
 TARGET = scoresde.targets.GaussianMixture(torch.tensor([[1.0, 1.0], [-1.0, 0.5], [0.3, -1.0]]), 0.05)

@@ -33,7 +33,7 @@ def test_training_leaves_a_whole_run(run):
     assert saved["data"].pop("deviation") == pytest.approx(0.7526, abs=1e-4)
     data = scoresde.data.load("digits")
     assert saved["data"].pop("mean") == pytest.approx(float(data.train.tensor().mean()), abs=1e-6)
-    fingerprints = [scoresde.result_files.fingerprint(split) for split in (data.train.tensor(), data.test.tensor())]
+    fingerprints = [scoresde.io.result_files.fingerprint(split) for split in (data.train.tensor(), data.test.tensor())]
     assert saved["data"] == {
         **{"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125, "levels": [0, 16]},
         **{"samples": [1497, 300], "fingerprints": fingerprints, "conditions": []},

@@ -299,7 +299,7 @@ def test_hugging_face_data_sets(tmp_path, monkeypatch):
 
 
 def test_a_file_array_reads_what_is_asked_for(tmp_path):
-    from scoresde.array_files import array_place
+    from scoresde.io.array_files import array_place
 
     x = RNG.normal(size=(20, 3))
     np.save(tmp_path / "x.npy", x)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 
 from scoresde import array_files, data
-from scoresde.array_files import read_array, read_arrays, read_images, read_tensors
+from scoresde.io.array_files import read_array, read_arrays, read_images, read_tensors
 from solvers import InputError
 
 pytestmark = pytest.mark.quick

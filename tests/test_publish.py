@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scoresde.result_files import write_json
+from scoresde.io.result_files import write_json
 from solvers import InputError
 
 ROOT = Path(__file__).parent.parent

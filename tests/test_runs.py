@@ -21,7 +21,7 @@ from test_train import run as train_network
 
 import scoresde
 from scoresde.cli.parser import main
-from scoresde.result_files import exclusive, writable
+from scoresde.io.result_files import exclusive, writable
 from scoresde.runs.run import load_run
 from scoresde.runs.saved import saved
 from scoresde.training import checkpoint

@@ -139,7 +139,7 @@ def test_every_sample_once_with_the_values_of_the_library(run, tmp_path):
         28,
         14,
     )  # 8 + 4 + 2 evaluations, 2 probes
-    assert record["evaluation"]["the data"] == scoresde.result_files.fingerprint(x)
+    assert record["evaluation"]["the data"] == scoresde.io.result_files.fingerprint(x)
 
 
 def test_shards_of_another_evaluation_are_refused_and_named(run, tmp_path, monkeypatch, capsys):

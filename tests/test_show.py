@@ -14,7 +14,7 @@ from PIL import Image
 import scoresde
 import solvers
 from scoresde.cli.parser import main
-from scoresde.result_files import write_figure
+from scoresde.io.result_files import write_figure
 from scoresde.show import program_view
 from solvers import Program
 from solvers.conformance.problems import VP

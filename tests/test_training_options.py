@@ -16,8 +16,8 @@ from trained_together import LEARNED, Mishap
 
 import scoresde
 from scoresde.data.rows import Rows, TensorRows
+from scoresde.io.progress import memory_of
 from scoresde.models.networks import MLP
-from scoresde.progress import memory_of
 from scoresde.training import checkpoint
 from scoresde.training.loop import prepared, train
 from scoresde.training.losses import DSM, losses

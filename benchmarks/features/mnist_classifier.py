@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from scoresde.array_files import read_images
-from scoresde.result_files import environment, fingerprint, write_json
+from scoresde.io.array_files import read_images
+from scoresde.io.result_files import environment, fingerprint, write_json
 from solvers import InputError, generator
 from solvers.files import write_atomically
 from solvers.noise.seeded import global_seed

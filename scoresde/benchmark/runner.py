@@ -30,13 +30,13 @@ from solvers import Grid, InputError, Node, Solver, generator, grids, make, reso
 from solvers.errors import positive_integer, shown
 from solvers.files import read_json
 
-from ..inputs import Array, Seeds, seeds_of, shape_of, tensor_of
+from ..io.inputs import Array, Seeds, seeds_of, shape_of, tensor_of
+from ..io.progress import bar as progress_bar
+from ..io.result_files import environment, write_csv, write_json
 from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
-from ..progress import bar as progress_bar
-from ..result_files import environment, write_csv, write_json
 from ..sampling.batches import batches_of
 from ..sampling.plan import NAMED, Plan, PlanRequest
 from ..sampling.sample import Sample, sample

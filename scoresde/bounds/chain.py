@@ -33,7 +33,7 @@ from solvers.one_step.ancestral import DDPM, posterior
 from solvers.time_grids.network_steps import train_timesteps
 from solvers.types.answers import predicted
 
-from ..inputs import Array, Seeds
+from ..io.inputs import Array, Seeds
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb, with_counts
 from ..models.counting import counted

@@ -33,7 +33,7 @@ from solvers.errors import positive_integer
 from solvers.noise.draws import Draws
 from solvers.types.answers import predicted
 
-from ..inputs import Array, Seeds
+from ..io.inputs import Array, Seeds
 from ..likelihood.inputs import seeds_of
 from ..likelihood.result import LogProb, degrees, standard_error, with_counts
 from ..models.counting import counted

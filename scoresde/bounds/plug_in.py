@@ -57,7 +57,7 @@ import solvers
 from solvers import Grid, InputError, Node, SeededNoise
 from solvers.errors import positive_integer
 
-from ..inputs import Array, Seeds
+from ..io.inputs import Array, Seeds
 from ..likelihood.density_ode import DensitySolve, WithLogDensity
 from ..likelihood.divergence import Divergence, divergences
 from ..likelihood.inputs import check_end, positive, prior_at, seeds_of

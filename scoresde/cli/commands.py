@@ -17,8 +17,8 @@ from ..benchmark.runner import benchmark as run_benchmark
 from ..data.dataset import DataCard
 from ..data.rows import Batch
 from ..guidance.guided import Guided
+from ..io.result_files import environment, fingerprint, replacing, writable, write_arrays, write_json
 from ..likelihood.result import LogProb
-from ..result_files import environment, fingerprint, replacing, writable, write_arrays, write_json
 from ..runs import build, conditions, config
 from ..runs.class_posterior import class_posterior
 from ..runs.run import Run, load_run

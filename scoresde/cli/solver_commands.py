@@ -12,8 +12,8 @@ from solvers.files import write_atomically
 from solvers.program import json_format
 from solvers.program.from_file import File
 
+from ..io.result_files import writable, write_figure
 from ..paths.base import make_sde
-from ..result_files import writable, write_figure
 from ..sampling.plan import NAMED
 from ..show import guidance_cards, program_view, solver_cards
 from .current_folder import import_drawing

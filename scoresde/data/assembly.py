@@ -18,7 +18,7 @@ from torch import Tensor
 
 from solvers import InputError, generator
 
-from ..result_files import fingerprint
+from ..io.result_files import fingerprint
 from .columns import Described, described, named
 from .dataset import DataCard, Dataset
 from .levels import channels_place, floats_of, levels_of, scaling_of

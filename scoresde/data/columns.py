@@ -12,7 +12,7 @@ import torch
 from solvers import InputError
 from solvers.errors import positive_integer, unknown
 
-from ..array_files import read_array
+from ..io.array_files import read_array
 from .conditions import Condition
 from .levels import channels_place, floats_of
 from .rows import Column

@@ -15,7 +15,7 @@ import numpy as np
 from solvers import InputError
 from solvers.files import open_regular
 
-from ..array_files import ArrayPlace
+from ..io.array_files import ArrayPlace
 from .storage import Array, Stored
 
 _PIECE = 2**24  # bytes that are read at once

@@ -14,7 +14,7 @@ from torch import Tensor
 from solvers import InputError
 from solvers.libraries import library
 
-from ..inputs import shown
+from ..io.inputs import shown
 from .columns import ALIASES, CLASS, is_file, pick
 from .storage import Array, Numbers, Part, Raw, Request, Stored
 

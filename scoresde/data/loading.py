@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers import InputError
 from solvers.errors import unknown
 
-from ..inputs import tensor_of
+from ..io.inputs import tensor_of
 from .assembly import assembled
 from .columns import is_file, picked, requested, with_files
 from .dataset import DataCard, Dataset

@@ -12,7 +12,7 @@ from solvers import InputError
 from solvers.errors import near
 from solvers.libraries import library
 
-from ..array_files import array_place, read_array, read_arrays, read_images, read_labels, tensor_places
+from ..io.array_files import array_place, read_array, read_arrays, read_images, read_labels, tensor_places
 from .cifar import cifar, kind_of
 from .columns import ALIASES, CLASS, is_file, pick, picked
 from .file_arrays import FileArray, whole

@@ -11,7 +11,7 @@ import numpy as np
 
 from solvers import InputError
 
-from ..progress import bar
+from ..io.progress import bar
 from .prefetch import read_ahead
 from .storage import Array, DamagedSample, Numbers
 

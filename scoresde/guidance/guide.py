@@ -13,7 +13,7 @@ from solvers import InputError, Solver
 from solvers.errors import unknown
 from solvers.registry.normalise import normalise
 
-from ..inputs import shown
+from ..io.inputs import shown
 from ..models.model import Model, as_model
 from ..paths.base import SDE, ModelLike
 from .base import BAD, CLASSIFIED, CONDITION, NEGATIVE, NULL, Guidance, Interval, guidances, only

@@ -22,7 +22,7 @@ from solvers.libraries import without_traces
 from solvers.noise.seeded import global_seed
 from solvers.registry.outside import Origin
 
-from ..array_files import read_shapes
+from ..io.array_files import read_shapes
 from ..paths.chain_paths import ChainSDE
 from .diffusers_config import Reading, config_of
 

@@ -16,8 +16,8 @@ from solvers.program.instructions import Evaluate
 from solvers.program.program import evaluator
 from solvers.types.answers import call, drawn, fault
 
+from ..io.progress import bar as progress_bar
 from ..paths.standard import EDM
-from ..progress import bar as progress_bar
 from ..sampling.failures import Seen
 from ..sampling.width import Entry, warn_of_width
 

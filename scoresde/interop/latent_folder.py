@@ -17,7 +17,7 @@ from solvers import InputError
 from solvers.libraries import library
 from solvers.noise.seeded import global_seed
 
-from ..array_files import read_tensors
+from ..io.array_files import read_tensors
 from ..models.denoiser import Denoiser
 from .diffusers_config import Reading
 from .diffusers_parts import config_file, has, read_network, refuse_claims, weights_in

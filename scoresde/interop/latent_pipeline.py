@@ -17,7 +17,7 @@ from solvers import Grid, InputError, Solver
 
 from ..guidance.base import NEGATIVE, Guidance, guidances
 from ..guidance.guide import guide
-from ..inputs import Seeds, device_of, dtype_of, seeds_of, shown, tensor_of
+from ..io.inputs import Seeds, device_of, dtype_of, seeds_of, shown, tensor_of
 from ..models.denoiser import Denoiser
 from ..models.model import Model
 from ..sampling.sample import Sample, sample

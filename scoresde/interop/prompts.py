@@ -14,7 +14,7 @@ from solvers import InputError
 from solvers.errors import unknown
 
 from ..data.conditions import Condition
-from ..inputs import shown
+from ..io.inputs import shown
 
 Prompt = str | int
 TEXT = "encoder_hidden_states"  # the condition that a text becomes

@@ -14,7 +14,7 @@ from solvers import InputError, Solver
 from solvers.adaptive.other_libraries import BlackBox, Scipy
 from solvers.types.answers import stopped
 
-from .. import inputs
+from ..io import inputs
 from ..paths.base import SDE
 from ..sampling.failures import lost, without
 

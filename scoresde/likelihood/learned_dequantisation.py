@@ -46,8 +46,8 @@ from solvers.errors import positive_integer
 from solvers.files import parse_json, write_atomically
 from solvers.noise.seeded import global_seed
 
-from ..array_files import read_tensors
-from ..inputs import Array
+from ..io.array_files import read_tensors
+from ..io.inputs import Array
 from ..models.evaluation import gradients
 from ..paths.base import ModelLike
 from ..sampling.batches import batch_of

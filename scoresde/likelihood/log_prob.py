@@ -34,7 +34,7 @@ import solvers
 from solvers import Grid, InputError, Solver
 
 from ..data.dataset import spread
-from ..inputs import Array, Seeds
+from ..io.inputs import Array, Seeds
 from ..models.counting import counted
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.faults import checked_model, density_faults, report_faults

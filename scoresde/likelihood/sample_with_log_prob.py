@@ -26,7 +26,7 @@ from torch import Tensor
 
 from solvers import Grid, InputError, SeededNoise, Solver
 
-from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of
+from ..io.inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of
 from ..models.counting import counted
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.faults import checked_model

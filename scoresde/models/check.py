@@ -22,7 +22,7 @@ from solvers import InputError
 from solvers.types.answers import predicted
 from solvers.types.model_output import PREDICTS
 
-from ..inputs import Array, conditions_of, tensor_of
+from ..io.inputs import Array, conditions_of, tensor_of
 from .denoiser import Denoiser
 from .evaluation import evaluation
 from .faults import Fault, data_faults, setting_faults, state_faults

@@ -23,8 +23,8 @@ from solvers.registry.options import Options
 from solvers.registry.ranges import NonNegative
 from solvers.registry.spec import write
 
-from ..array_files import read_array
-from ..inputs import tensor_of
+from ..io.array_files import read_array
+from ..io.inputs import tensor_of
 
 Array = str | Tensor | np.ndarray[Any, Any]  # the name of a .npy file, or the numbers themselves
 LARGEST = 4096  # the largest sample whose singular value decomposition is computed from a dense matrix

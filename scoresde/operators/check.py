@@ -7,7 +7,7 @@ from torch import Tensor
 
 from solvers import InputError, generator
 
-from ..inputs import shape_of
+from ..io.inputs import shape_of
 from .base import Operator
 
 TOLERANCE = 1e-10  # of an identity in float64, relative to the size of its terms

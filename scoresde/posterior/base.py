@@ -25,7 +25,7 @@ from solvers.libraries import library
 from solvers.noise.seeded import SeededNoise
 from solvers.registry.options import Options
 
-from ..inputs import Array, shape_of, tensor_of
+from ..io.inputs import Array, shape_of, tensor_of
 from ..models.counting import add_vjps
 from ..models.evaluation import gradients, recordable
 from ..models.model import Model, ModelWrapper

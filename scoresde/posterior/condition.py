@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from solvers import InputError
 
-from ..inputs import Array
+from ..io.inputs import Array
 from ..operators.base import Operator, operators
 from ..paths.base import ModelLike
 from .base import Conditioned, DenoiserPosterior, Posterior, posteriors

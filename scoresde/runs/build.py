@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from solvers import InputError
 from solvers.noise.seeded import global_seed
 
-from .. import inputs
 from ..bounds.decoders import Decoder, Discretised, Gaussian
 from ..data.augmentations import Unchanged, augmentations
 from ..data.conditions import Condition
@@ -25,6 +24,7 @@ from ..data.storage import ImageOptions
 from ..guidance.base import NULL
 from ..guidance.guide import with_label
 from ..guidance.guided import Guided
+from ..io import inputs
 from ..models.classifier import Classifier, Pooled
 from ..models.condition_noise import noise_of
 from ..models.denoiser import Denoiser

@@ -13,10 +13,10 @@ from torch import Tensor
 from solvers import InputError
 from solvers.errors import unknown
 
-from ..array_files import read_arrays
 from ..data.conditions import Condition
 from ..data.rows import Rows
-from ..result_files import fingerprint
+from ..io.array_files import read_arrays
+from ..io.result_files import fingerprint
 
 NONE = "none"  # samples without a class
 _NAMED = re.compile(r"\w+=(?!.*\.npz$)")  # values by name, no file

@@ -18,7 +18,7 @@ from solvers.files import read_json, remove_unfinished
 from ..configs import default
 from ..data.conditions import Condition
 from ..data.dataset import DataCard
-from ..result_files import write_json
+from ..io.result_files import write_json
 from ..training import checkpoint
 from .config import flat, line
 

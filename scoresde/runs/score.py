@@ -29,13 +29,13 @@ from ..bounds.chain import chain_bound
 from ..bounds.continuous import continuous_bound
 from ..bounds.decoders import Discretised
 from ..data.dataset import DataCard
+from ..io.progress import bar as progress_bar
+from ..io.result_files import environment, fingerprint, write_arrays, write_json
 from ..likelihood.dequantisation import dequantisers
 from ..likelihood.divergence import divergences
 from ..likelihood.inputs import deterministic, positive
 from ..likelihood.log_prob import GRID, default_solver, dequantise, log_prob
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
-from ..progress import bar as progress_bar
-from ..result_files import environment, fingerprint, write_arrays, write_json
 from ..sampling.batches import batches_of
 from ..sampling.failures import report
 from . import build

@@ -22,9 +22,9 @@ from torch import Tensor
 from solvers import InputError
 from solvers.files import parse_json
 
-from ..array_files import read_arrays
+from ..io.array_files import read_arrays
+from ..io.result_files import write_arrays
 from ..likelihood.result import LogProb
-from ..result_files import write_arrays
 from ..sampling.failures import Failure
 from .config import line
 

@@ -29,14 +29,14 @@ from solvers.errors import positive_integer, unknown
 
 from ..data.loading import load
 from ..data.rows import Batch, Rows, TensorRows
-from ..inputs import Array, conditions_of, device_of, samples_of, shown
+from ..io.inputs import Array, conditions_of, device_of, samples_of, shown
+from ..io.result_files import fingerprint, write_json
 from ..likelihood.log_prob import log_prob
 from ..likelihood.result import LogProb
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network, with_schedule
 from ..models.networks.mlp import MLP  # noqa: F401  (of the example above)
 from ..paths.base import SDE, as_sde
-from ..result_files import fingerprint, write_json
 from ..sampling.sample import sample
 from ..training import checkpoint, loop
 from ..training.loop import Training, TrainResult, prepared

@@ -11,7 +11,7 @@ from solvers import InputError
 from solvers.files import read_bytes, write_atomically
 from solvers.libraries import without_traces
 
-from ..result_files import environment
+from ..io.result_files import environment
 from ..training import log
 from .saved import NAME, Saved, saved
 from .settings import read_settings

@@ -30,12 +30,12 @@ from solvers.noise.seeded import global_seed
 from ..data.conditions import Condition
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows
+from ..io.result_files import writable
 from ..likelihood.result import LogProb, uncertainty
 from ..models.classifier import Classifier
 from ..models.condition_noise import keyed
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network
-from ..result_files import writable
 from ..sampling.batches import batches_of
 from ..sampling.pictures import image_grid, is_image
 from ..training import log

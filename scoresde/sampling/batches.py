@@ -12,8 +12,8 @@ import solvers
 from solvers import BrownianNoise, InputError, Node, SeededNoise
 from solvers.errors import unknown
 
-from .. import progress
-from ..inputs import conditions_of, tensor_of
+from ..io import progress
+from ..io.inputs import conditions_of, tensor_of
 from ..models.faults import report_faults, start_faults
 from ..models.model import Model
 

@@ -11,7 +11,7 @@ from solvers.errors import positive_integer
 from solvers.types.answers import predicted
 from solvers.types.schedule import as_schedule
 
-from ..inputs import Array
+from ..io.inputs import Array
 from ..models.evaluation import evaluation
 from ..models.model import as_model
 from ..paths.base import ModelLike

@@ -14,7 +14,7 @@ from torch import Tensor
 from solvers import InputError
 from solvers.files import write_atomically
 
-from ..result_files import write_arrays
+from ..io.result_files import write_arrays
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from solvers import Grid, Hook, InputError, Node, Solver
 
-from ..inputs import Array, Seeds, conditions_of, device_of, dtype_of, seeds_of
+from ..io.inputs import Array, Seeds, conditions_of, device_of, dtype_of, seeds_of
 from ..models.counting import counted
 from ..models.evaluation import evaluation
 from ..models.faults import checked_model

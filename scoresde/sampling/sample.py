@@ -26,7 +26,7 @@ from solvers.loop import parts_of
 
 from ..guidance.base import Guidance
 from ..guidance.guide import with_label
-from ..inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
+from ..io.inputs import Array, Seeds, conditions_of, device_of, draws_of, dtype_of, hooks_of
 from ..models.condition_noise import keyed
 from ..models.counting import counted
 from ..models.evaluation import evaluation

@@ -19,8 +19,8 @@ from solvers import InputError
 from solvers.files import write_atomically
 
 from ..benchmark.runner import Row
+from ..io.result_files import environment
 from ..likelihood.result import LogProb, typical_error
-from ..result_files import environment
 from ..sampling.pictures import image_grid, is_image
 from .figures import NAMES, curves, drawing, groups_of, histogram, inline, number, score_of, scores_of
 

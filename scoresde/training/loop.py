@@ -34,12 +34,12 @@ from solvers.noise.seeded import global_seed
 
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows, TensorRows
-from ..inputs import Array, samples_of
+from ..io.inputs import Array, samples_of
+from ..io.progress import bar as progress_bar
+from ..io.progress import memory_of
 from ..models.faults import Fault, data_faults, report_faults, setting_faults, time_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
-from ..progress import bar as progress_bar
-from ..progress import memory_of
 from . import checkpoint, log, posthoc
 from .averages import Averages
 from .losses import Loss

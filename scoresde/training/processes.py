@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from solvers import InputError
 
-from ..result_files import exclusive
+from ..io.result_files import exclusive
 
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")  # of torch's launcher, of MPI's
 T = TypeVar("T")

@@ -29,7 +29,7 @@ from torch import Tensor
 from solvers import InputError
 from solvers.files import flush_folder, read_bytes, read_json
 
-from ..array_files import LARGEST, tensors_in
+from ..io.array_files import LARGEST, tensors_in
 
 FORMAT = 3
 STATE = "state.json"

@@ -19,7 +19,7 @@ from solvers import Hook, InputError, errors
 from solvers.errors import positive_integer, unknown
 
 if TYPE_CHECKING:
-    from .data.conditions import Condition
+    from ..data.conditions import Condition
 
 Seeds = int | Iterable[int] | Tensor | np.ndarray[Any, Any]
 Array = Tensor | np.ndarray[Any, Any]
