@@ -30,7 +30,7 @@ def normal(*shape, seed=0):
 
 
 def nodes(count, largest=100.0, least=0.0106, sde=VP):
-    """Equal steps of log(alpha / sigma), then the data: the grid of the reference."""
+    """Equal steps of log(alpha / sigma), then the data: the grid of the measured rows."""
     lams = torch.linspace(-math.log(largest), -math.log(least), count, dtype=DTYPE).tolist()
     return (*map(sde.node_of_lam, lams), sde.clean)
 

@@ -102,9 +102,8 @@ def test_tmpd_is_exact_where_its_matrix_is_diagonal():
     assert error("tmpd", "full", "mask") > WRONG
 
 
-# the largest error of x0, relative to the largest number of the truth, from programs that share no code with ours
-# (shared/reference/conditional.md, 4.4); 0 is rounding. There, negative variances of tmpd did not count as 0: its two
-# errors on dense A are ours.
+# the largest error of x0, relative to the largest number of the truth, from programs that share no code with ours; 0
+# is rounding. There, negative variances of tmpd did not count as 0: its two errors on dense A are ours.
 CASES = ("unit, dense", "unit, mask", "diagonal, mask", "full, dense")
 TABLE = {
     "naive_dps": (1.4e1, 1.1e1, 6.2, 3.0e1),

@@ -164,18 +164,18 @@ def test_the_truth_of_the_mixture_problems(m, sigma):
     source = generator(0)
     truth, other = problem.draws(250, source), problem.draws(250, source)
     found = problem.scores(other, truth)
-    # distances of random sets vary by a third; the reference's numbers are one such draw each
+    # distances of random sets vary by a third; these numbers of another program are one such draw each
     for name, wanted in zip(("sw", "tv"), TRUTH[m, sigma], strict=True):
         assert wanted / 2.5 < found[name] < 1.6 * wanted
     assert found["chi2"] == pytest.approx(1, abs=4 * math.sqrt(2 / 8 / 2000))
     # the expectation is 0; log p varies by sqrt(d / 2) = 2 nats within a component: 4 errors of a difference of means
     assert abs(found["dlogp"]) < 4 * 2 * math.sqrt(2 / 2000)
-    # a sample from the prior scores as in the reference's unconditional rows: 1.154, .953, 29.7 and .918, .880, 25.7
+    # a sample from the prior scores as another program's: 1.154, .953, 29.7 and .918, .880, 25.7
     prior = torch.stack([problem.prior.sample(250, source) for _ in problem.y])
     far = problem.scores(prior, truth)
     wanted = {4: (1.154, 0.953, 29.7, 246), 1: (0.918, 0.880, 25.7, 198)}[m]
     for name, value in zip(("sw", "tv", "chi2", "dlogp"), wanted, strict=True):
-        assert far[name] == pytest.approx(value, rel=0.1)  # 10 %: the reference's are one draw of 2000 samples
+        assert far[name] == pytest.approx(value, rel=0.1)  # 10 %: those are one draw of 2000 samples
     again = mixture_problem(m, sigma)
     assert torch.equal(again.y, problem.y)
 
