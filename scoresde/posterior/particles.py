@@ -125,7 +125,7 @@ class Weights:
         return found
 
     def drawn_again(self, share: float, uniform: Tensor, node: Node) -> Tensor | None:
-        """The particles (B K,) that continue, where few of a sample count, below ``share``; else None.
+        """The particles (B K,) that continue, if a sample has fewer effective ones than ``share`` of K; else None.
 
         Systematic resampling with one uniform number (B,) for each sample. Their weights become equal, and the mean of
         those before is a factor of the evidence.
