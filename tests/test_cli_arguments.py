@@ -16,9 +16,9 @@ from commands import SMALL, fails, forked
 
 import scoresde
 import solvers
-from scoresde import progress
 from scoresde.cli import arguments, commands
 from scoresde.cli.parser import main
+from scoresde.io import progress
 from scoresde.runs.run import load_run
 from scoresde.training import checkpoint
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from scoresde import array_files, data
+from scoresde import data
+from scoresde.io import array_files
 from scoresde.io.array_files import read_array, read_arrays, read_images, read_tensors
 from solvers import InputError
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import scoresde
 import solvers
-from scoresde import inputs
+from scoresde.io import inputs
 from scoresde.likelihood.log_prob import dequantise
 from solvers import InputError
 

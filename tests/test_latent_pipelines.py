@@ -208,6 +208,15 @@ def test_conditions_serve_the_denoiser(pipe):
     assert torch.equal(twice, condition["encoder_hidden_states"][[0, 1, 0]])
 
 
+def test_the_denoiser_knows_the_empty_text(pipe):
+    x, node = noise(), pipe.denoiser.sde(0.5)
+    guided = scoresde.guide(pipe.denoiser, "cfg(scale=7)")
+    found = guided.predict(x, node, **pipe.encode_text(PROMPTS)).x0
+    c, u = (pipe.denoiser.predict(x, node, **pipe.encode_text(texts)).x0 for texts in (PROMPTS, ["", ""]))
+    assert torch.allclose(found, u + 7 * (c - u), rtol=0, atol=1e-5 * float(found.abs().max()))  # float32
+    assert float((c - u).abs().max()) > 1e-3 * float(c.abs().max())
+
+
 def test_half_precision(folder):
     pipe = scoresde.load(f"diffusers:{folder}")
     wide = pipe.sample(PROMPTS, SEEDS, "ddim", steps=4)

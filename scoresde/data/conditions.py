@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -32,8 +32,6 @@ class Condition:
             floats (B, L, n).
         shape: the shape of one row: () of a class.
         classes: how many classes there are; 0 for the other kinds.
-        null: the empty row, of a network that was trained with another one than this library's, such as the tokens of
-            the empty text.
 
     Raises:
         InputError: a name that is no argument of a function, an unknown kind, a shape that does not suit it, or no
@@ -44,7 +42,6 @@ class Condition:
     kind: Literal["class", "vector", "image", "tokens"]
     shape: tuple[int, ...] = ()
     classes: int = 0
-    null: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -79,8 +76,6 @@ class Condition:
         >>> Condition("digit", "class", classes=10).empty(2).tolist()
         [10, 10]
         """
-        if self.null is not None:
-            return self.null.to(device).expand(count, *self.shape)
         if self.kind == "class":
             return torch.full((count,), self.classes, dtype=torch.long, device=device)
         return torch.full((count, *self.shape), torch.nan, device=device)

@@ -103,7 +103,7 @@ def _null_of(model: Model, null: Rows | None) -> dict[str, Tensor]:
         InputError: a name is not one of the model's conditions.
     """
     known = {condition.name: condition for condition in model.conditions}
-    found = {name: condition.empty(1) for name, condition in known.items()}
+    found = {**{name: condition.empty(1) for name, condition in known.items()}, **model.null}
     if null is None:
         return found
     if not isinstance(null, Mapping):

@@ -129,6 +129,7 @@ def _denoiser(folder: Path, network: Any, vae: Any, reading: Reading, prompts: T
         learned_variance=learned,
         shape=None if sides is None else (inputs, *map(int, sides)),
         conditions=(prompts.condition,),
+        null=prompts.null,
     )
 
 

@@ -57,7 +57,7 @@ class LatentPipeline:
     @property
     def null(self) -> dict[str, Tensor]:
         """The condition without a prompt, one row: that of the empty text, or of no class."""
-        return {condition.name: condition.empty(1, self.device) for condition in self.denoiser.conditions}
+        return self.prompts.null
 
     def encode_text(self, prompts: Prompt | Iterable[Prompt]) -> dict[str, Tensor]:
         """The conditions of prompts: texts, or classes by number or name; one row for each.

@@ -43,8 +43,12 @@ class Texts:
     @property
     def condition(self) -> Condition:
         """``encoder_hidden_states``, tokens (L, n)."""
-        (null,) = self.encode([""]).values()
-        return Condition(TEXT, "tokens", tuple(null.shape[1:]), null=null)
+        return Condition(TEXT, "tokens", (self.length, int(self.encoder.config.hidden_size)))
+
+    @property
+    def null(self) -> dict[str, Tensor]:
+        """The condition of the empty text, one row."""
+        return self.encode([""])
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The condition (B, L, n) of B texts, in the dtype of the encoder.
@@ -103,6 +107,11 @@ class Classes:
     def condition(self) -> Condition:
         """``class_labels``, a class."""
         return Condition("class_labels", "class", classes=self.count)
+
+    @property
+    def null(self) -> dict[str, Tensor]:
+        """The condition of no class, one row."""
+        return {self.condition.name: self.condition.empty(1, self._device)}
 
     def encode(self, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
         """The condition (B,), int64, of B classes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -57,6 +57,7 @@ class Denoiser(Model):
         shape: the shape of one sample, if it is known.
         data_range: the least and the greatest number of its training data, if they are known.
         conditions: the conditions that the network takes, if they are known: those that are passed are checked.
+        null: the rows (1, *) that mean "no condition", by name, if they are others than ``Condition.empty``.
         condition_noise: the noise of its conditions, or its spec; a prediction then needs the condition ``KEYS`` of
             ``models.condition_noise``, which ``sample`` makes from the seeds.
         dtype: the dtype in which the network receives x, for a network with parameters of several dtypes. The default
@@ -81,6 +82,7 @@ class Denoiser(Model):
     shape: tuple[int, ...] | None = None
     data_range: tuple[float, float] | None = None
     conditions: tuple[Condition, ...] = ()
+    null: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     condition_noise: ConditionNoise | None = None
     dtype: torch.dtype | None = None
 

@@ -43,6 +43,8 @@ class Model:
         shape: the shape of one sample; None if it is not known.
         data_range: the least and the greatest number of the training data; None if they are not known.
         conditions: the conditions that the network takes; empty if it takes none or they are not known.
+        null: the rows (1, *) that mean "no condition", by name, of a network that was trained with others than
+            ``Condition.empty``.
         given: conditions that the model brings along, by name: rows (B, *), or one row (1, *) for all samples. The
             functions that solve add them to the conditions of the samples.
         density: what the density along the model's ODE is the density of.
@@ -59,6 +61,7 @@ class Model:
     shape: tuple[int, ...] | None = None
     data_range: tuple[float, float] | None = None
     conditions: tuple[Condition, ...] = ()
+    null: Mapping[str, Tensor] = MappingProxyType({})
     given: Mapping[str, Tensor] = MappingProxyType({})
     density: str = "model"
     condition_noise: ConditionNoise | None = None
@@ -182,7 +185,8 @@ class ModelWrapper(Model):
         self.model = as_model(model)
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
         self.shape, self.data_range = self.model.shape, self.model.data_range
-        self.conditions, self.given, self.density = self.model.conditions, self.model.given, self.model.density
+        self.conditions, self.null, self.given = self.model.conditions, self.model.null, self.model.given
+        self.density = self.model.density
         self.condition_noise = self.model.condition_noise
 
     @property
