@@ -3,7 +3,7 @@
 This package does not depend on networks or training.
 """
 
-from . import adaptive, multistep, one_step, program, time_grids, wrappers  # noqa: F401  (imports register classes)
+from . import adaptive, discrete, multistep, one_step, program, time_grids, wrappers  # noqa: F401  (imports register classes)
 from .budget import evaluations, startup, steps_of_nfe
 from .errors import InputError
 from .foreign.eta import convert_eta

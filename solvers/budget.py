@@ -1,6 +1,6 @@
 """Model evaluations (NFE), counted before a solve: the cost of a solver on a grid, and the steps for a given cost.
 
-Only solvers of Gaussian states can be counted: the dummy model has no discrete states.
+A solver of discrete states is counted on one token.
 """
 
 from __future__ import annotations
@@ -16,21 +16,29 @@ from .loop import solve
 from .time_grids.base import Grid, grid
 from .types.node import Node, Prediction
 from .types.problem import Problem
+from .types.process import DiscretePrediction, Process
 from .types.schedule import Schedule
 from .types.solver import Solver
 
 
 class FreeModel(Problem):
-    """A model that predicts x0 = 0 at no cost, for counting evaluations before a solve."""
+    """A model that costs nothing, for counting evaluations before a solve.
+
+    It predicts x0 = 0; of discrete states, that all clean tokens are alike.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
+        self.space = "discrete" if isinstance(schedule, Process) else "gaussian"
 
     @property
     def path(self) -> Schedule:
         return self.schedule
 
-    def predict(self, x: Tensor, node: Any) -> Prediction:
+    def predict(self, x: Tensor, node: Any) -> Any:
+        if isinstance(self.schedule, Process):
+            law = torch.ones(*x.shape, self.schedule.values, dtype=torch.float64)
+            return DiscretePrediction(self.schedule.possible(law, x, node))
         node = node.like(x)
         return Prediction(0 * x, (1 / node.sigma) * x, 0 * x)
 
@@ -38,9 +46,9 @@ class FreeModel(Problem):
         return torch.zeros(len(x), dtype=x.dtype)
 
 
-def _ones(t: Node, s: Node) -> Tensor:
-    """Noise (1, 1) that costs nothing to draw."""
-    return torch.ones(1, 1, dtype=torch.float64)
+def _half(t: Node, s: Node) -> Tensor:
+    """Noise (1, 1) that costs nothing to draw: a number that a normal and a uniform one can be."""
+    return torch.full((1, 1), 0.5, dtype=torch.float64)
 
 
 def evaluations(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> int:
@@ -51,7 +59,9 @@ def evaluations(solver: Solver, schedule: Schedule, nodes: Sequence[Node]) -> in
 def evaluations_of(solver: Solver, model: FreeModel, nodes: Sequence[Node]) -> int:
     """Model evaluations (NFE) of one sample on these nodes, as a free model counts or divides the solve."""
     start = torch.ones(1, 1, dtype=torch.float64)
-    return int(solve(solver, model, start, nodes, _ones).nfe.item())
+    if isinstance(model.schedule, Process):
+        start = torch.full((1, 1), int(model.schedule.prior.argmax()))
+    return int(solve(solver, model, start, nodes, _half).nfe.item())
 
 
 def startup(solver: Solver, schedule: Schedule) -> int:

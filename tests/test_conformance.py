@@ -77,7 +77,7 @@ def cases():
     """Every solver and variant on every path. ``make test`` runs the registered ones on VP and VE, those that choose
     their own steps on VP, and of other libraries' integrators one; the rest is slow."""
     made = []
-    for spec, path in product(solvers.names() + VARIANTS, PATHS):
+    for spec, path in product(solvers.names("gaussian") + VARIANTS, PATHS):
         quick = spec not in VARIANTS + LIBRARIES and (path is VP or (path is VE and not solvers.make(spec).adaptive))
         marks = [] if quick else [pytest.mark.slow]
         marks += [pytest.mark.quick] if spec in QUICK and path is VP else []

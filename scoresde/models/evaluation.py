@@ -23,7 +23,7 @@ def evaluation(denoiser: Any) -> Iterator[None]:
     Raises:
         InputError: the object is not a denoiser.
     """
-    training = [part for module in as_model(denoiser).modules for part in module.modules() if part.training]
+    training = [part for module in as_model(denoiser, None).modules for part in module.modules() if part.training]
     try:
         for part in training:
             part.training = False

@@ -224,14 +224,16 @@ def known_deviation(model: Model) -> float | None:
     return None if isinstance(model, Denoiser) and model.predicts != "edm" else model.sigma_data
 
 
-def checked_model(denoiser: Any, prior: bool = False) -> Model:
+def checked_model(denoiser: Any, prior: bool = False, space: str | None = "gaussian") -> Model:
     """The denoiser as a ``Model``, after a warning if its settings do not suit its network; or, where the path's
     ``prior`` is used, if that does not fit the data's deviation.
 
     Raises:
         InputError: see ``as_model``.
     """
-    model = as_model(denoiser)
+    model = as_model(denoiser, space)
+    if model.space == "discrete":
+        return model
     report_faults(setting_faults(model) + (prior_faults(model.sde, known_deviation(model)) if prior else []))
     return model
 

@@ -54,6 +54,8 @@ class Model:
     A model that is not made of other models calls ``counting.add_forwards`` when it evaluates its network.
     """
 
+    space = "gaussian"
+    """The space of its states, ``solvers.types.solver.SPACES``."""
     sde: SDE
     sigma_data: float | None = None
     log_prob: Callable[[Tensor, Node], Tensor] | None = None
@@ -263,13 +265,22 @@ class LabelShiftRecorder(ModelObserver):
         self._shifts[0] = max(self._shifts[0], self.label_shift(node))
 
 
-def as_model(denoiser: Any) -> Model:
+def as_model(denoiser: Any, space: str | None = "gaussian") -> Model:
     """Any object with ``sde`` and ``predict`` as a ``Model``; a ``Model`` is returned unchanged.
 
+    Args:
+        space: the space of states that the caller needs; None for any.
+
     Raises:
-        InputError: the object has no ``sde`` or no ``predict``.
+        InputError: the object has no ``sde`` or no ``predict``, or its states are of another space.
     """
     if isinstance(denoiser, Model):
+        if space not in (None, denoiser.space):
+            raise InputError(
+                f"{type(denoiser).__name__} has {denoiser.space} states, but {space} states are needed here; of "
+                "discrete states there are sample and discrete_bound, and no probability-flow ODE, encoding or exact "
+                "likelihood"
+            )
         return denoiser
     if isinstance(denoiser, type):
         raise InputError(f"a denoiser is an object, got the class {denoiser.__name__}")

@@ -25,7 +25,12 @@ class Diffusion(Problem):
     @cached_property
     def model(self) -> Model:
         """The denoiser as a ``Model``."""
-        return as_model(self.denoiser)
+        return as_model(self.denoiser, None)
+
+    @property
+    def space(self) -> str:  # type: ignore[override]
+        """The space of the denoiser's states."""
+        return self.model.space
 
     @property
     def path(self) -> SDE:

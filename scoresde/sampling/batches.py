@@ -11,11 +11,13 @@ from torch import Tensor
 import solvers
 from solvers import BrownianNoise, InputError, Node, SeededNoise
 from solvers.errors import unknown
+from solvers.noise.uniform import UniformNoise
 
 from ..io import progress
 from ..io.inputs import conditions_of, tensor_of
 from ..models.faults import report_faults, start_faults
 from ..models.model import Model
+from .discrete import tokens_of
 
 Source = SeededNoise | BrownianNoise
 SOURCES: dict[str, type[SeededNoise] | type[BrownianNoise]] = {"seeded": SeededNoise, "brownian": BrownianNoise}
@@ -57,7 +59,9 @@ class Batching:
         return progress.bar(total=steps, desc=label, disable=not self.progress)
 
 
-def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...], node: Node | None = None) -> None:
+def check_start(
+    x_init: Tensor | None, count: int, shape: tuple[int, ...], node: Node | None = None, model: Model | None = None
+) -> None:
     """Rejects starting states that are not ``count`` states of ``shape``; warns if they do not suit their ``node``.
 
     Raises:
@@ -67,6 +71,9 @@ def check_start(x_init: Tensor | None, count: int, shape: tuple[int, ...], node:
         return
     if tuple(x_init.shape) != (count, *shape):
         raise InputError(f"x_init must have shape {(count, *shape)}, a state per seed, got {tuple(x_init.shape)}")
+    if model is not None and model.space == "discrete":
+        tokens_of("x_init", x_init, model.sde)
+        return
     batch_of("x_init", x_init)
     if node is not None:
         report_faults(start_faults(x_init, node))
@@ -101,12 +108,16 @@ def batches_of(count: int, batch_size: int | None) -> list[slice]:
     return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
 
-def check_source(noise: str) -> type[Source]:
+def check_source(noise: str, space: str = "gaussian") -> type[Source]:
     """The class of a kind of noise, from its name.
 
     Raises:
-        InputError: it is neither ``seeded`` nor ``brownian``.
+        InputError: it is neither ``seeded`` nor ``brownian``; or ``brownian`` for discrete states.
     """
+    if space == "discrete":
+        if noise != "seeded":
+            raise InputError(f"discrete states have seeded noise only, got {noise!r}")
+        return UniformNoise
     if noise not in SOURCES:
         raise unknown("noise", noise, SOURCES)
     return SOURCES[noise]

@@ -28,7 +28,8 @@ class _Priced(FreeModel):
 
     def predict(self, x: Tensor, node: Any) -> Prediction:
         self.bill[0] += sum(map(self.model.cost, _each(node)))
-        return super().predict(x, node)
+        found: Prediction = super().predict(x, node)
+        return found
 
     def pieces(self, nodes: Sequence[Node]) -> Sequence[tuple[_Priced, Sequence[Node]]]:
         return [(_Priced(model, self.bill), places) for model, places in self.model.pieces(nodes)]

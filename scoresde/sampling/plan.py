@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import solvers
 from solvers import Grid, InputError, Node, Program, Solver
@@ -29,6 +29,7 @@ from .width import PLAN, PLANS, program_of, warn_of_width
 
 SAMPLER = ("ipndm", "logsnr(end=zero)")  # the default solver and its grid, measured as a pair (benchmarks/defaults.py)
 NAMED = "karras"  # the grid of a solver that is named without one
+DISCRETE = ("tweedie", "uniform")  # the default solver of discrete states, and its grid
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
 STEPS = 20  # of a sampler, by default
 
@@ -102,7 +103,7 @@ class Plan:
             end_at_t_min: end at t_min even if the grid would continue to sigma = 0. With ``nfe``, that budget is then
                 spent on the steps to t_min.
         """
-        denoiser = as_model(denoiser)
+        denoiser = as_model(denoiser, None)
         solver, grid, steps, nfe, t_min, t_max, forwards = request
         if isinstance(solver, Plan):
             raise InputError("the solver is a plan: pass it by name, plan=...")
@@ -112,6 +113,11 @@ class Plan:
         if isinstance(solver, str):
             solver, named = solvers.resolve(solver)
         method = solvers.make(solver)
+        if method.space != denoiser.space:
+            raise InputError(
+                f"{method} solves for {method.space} states, but the model has {denoiser.space} states; use one of "
+                f"{', '.join(solvers.names(space=denoiser.space))}"
+            )
         if method.nodes is not None:
             if end_at_t_min:
                 raise _has_its_own(method)
@@ -120,7 +126,7 @@ class Plan:
                     f"{method} has fixed nodes, from noise to data: leave out grid, steps, nfe, t_min and t_max"
                 )
             return cls(method, None, method.nodes, denoiser.sde).on(denoiser.sde)
-        rule = solvers.grids.make(grid or named or NAMED)
+        rule = solvers.grids.make(grid or named or (DISCRETE[1] if denoiser.space == "discrete" else NAMED))
         if end_at_t_min:
             rule = replace(rule, end="t_min")
         if nfe is not None or forwards is not None:
@@ -187,6 +193,8 @@ class Plan:
         Raises:
             InputError: the alpha or sigma of a node differs from that of ``sde`` at the same t.
         """
+        if self.solver.space == "discrete":
+            return self._on_process(sde)
         placed = self.rule is not None and sde is self.sde
         if placed and type(sde).__eq__ is not object.__eq__:  # a path that learns may have changed
             return self
@@ -201,19 +209,28 @@ class Plan:
                 )
         return self
 
+    def _on_process(self, process: Any) -> Plan:
+        for node in self.nodes:
+            if process(node.t) != node:
+                raise InputError(
+                    f"{self.solver} was made for another process than {process}: their clocks differ at t={node.t:g}"
+                )
+        return self
+
     def program(self, output: str | Output = "x0") -> Program | None:
         """The solver's program for a network with this output; equal plans return the same object, from a cache.
 
         None if the solver has no program, or if it evaluates the model at several steps at once.
         """
-        if self.solver.parallel:
+        if self.solver.parallel or self.solver.space == "discrete":
             return None
         return program_of(self.solver, self.nodes, self.sde, Output(output) if isinstance(output, str) else output)
 
     def warn_of_width(self, output: Output) -> None:
         """Warns if samples, or the noise that data are encoded to, would be far too wide or too narrow; once for equal
         plans."""
-        warn_of_width(self.solver, self.nodes, self.sde, output, PLAN)
+        if self.solver.space == "gaussian":
+            warn_of_width(self.solver, self.nodes, self.sde, output, PLAN)
 
     def __str__(self) -> str:
         return f"{self.solver} on {self.grid}, {self.steps} steps"
@@ -261,7 +278,13 @@ def plan(
         InputError: a name or an option is unknown; several of steps, nfe and forwards are given, or one for an adaptive
             solver; nfe is too small; the range leaves that of the SDE.
     """
-    return Plan.make(denoiser, PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards).or_default())
+    request = PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards)
+    return Plan.make(denoiser, request.or_default(default_of(denoiser)))
+
+
+def default_of(denoiser: ModelLike) -> tuple[str, str] | None:
+    """The default solver and grid of a model of discrete states; None for any other model."""
+    return DISCRETE if as_model(denoiser, None).space == "discrete" else None
 
 
 def choose_plan(
@@ -281,7 +304,7 @@ def choose_plan(
         InputError: both a plan and a request are given; the plan is for a different path; see ``plan``.
     """
     if given is None:
-        return Plan.make(denoiser, request.or_default(default), end_at_t_min)
+        return Plan.make(denoiser, request.or_default(default_of(denoiser) or default), end_at_t_min)
     if both := [name for name, value in request._asdict().items() if value is not None]:
         raise InputError(f"a plan contains its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
     if not isinstance(given, Plan):

@@ -43,6 +43,7 @@ from .batches import (
     check_source,
     check_start,
 )
+from .discrete import discrete_starts
 from .failures import Failure, Watch, check_how, failures_of, lost, report, without
 from .pictures import save_samples
 from .plan import Plan, PlanRequest, choose_plan
@@ -180,17 +181,17 @@ def sample(
             or all samples fail.
     """
     denoiser, solver = with_label(denoiser, guidance, solver)
-    model = checked_model(denoiser, x_init is None)
+    model = checked_model(denoiser, x_init is None, space=None)
     request = PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards)
     made = choose_plan(plan, model, request, default=tilt_default(model, x_init, nfe, forwards))
     given, lengths, x_init = draws_of(seeds, shape, x_init, model.shape)
-    check_start(x_init, len(given), lengths, made.nodes[0])
+    check_start(x_init, len(given), lengths, made.nodes[0], model)
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device, model.conditions, model.given)
     conditions |= keyed(model.condition_noise, given, batching.device)
     solve = _Solve(model, made, conditions, batching, hooks_of(hooks), cuda_graph, on_failure)
     made.warn_of_width(model.output)
-    return solve.run(len(given), solve.starts(given, lengths, check_source(noise), x_init), given)
+    return solve.run(len(given), solve.starts(given, lengths, check_source(noise, model.space), x_init), given)
 
 
 def encode(
@@ -254,9 +255,11 @@ class _Solve:
     def starts(self, seeds: list[int], shape: tuple[int, ...], kind: type[Source], x_init: Tensor | None) -> Start:
         """The function that starts a batch: from ``x_init``, or from draws of the law of unit data at the first node.
 
-        These draws are normal with variance alpha^2 + sigma^2.
+        These draws are normal with variance alpha^2 + sigma^2; of discrete states, draws of the process's prior.
         """
         first, dtype, device = self.plan.nodes[0], self.batching.dtype, torch.device(self.batching.device)
+        if self.denoiser.space == "discrete":
+            return discrete_starts(self.denoiser.sde, seeds, shape, device, x_init)
         scale = float((first.alpha**2 + first.sigma**2) ** 0.5)
 
         def start(rows: slice) -> tuple[Tensor, Source]:

@@ -27,7 +27,7 @@ from solvers.registry.normalise import normalise
 from solvers.registry.options import REGISTRIES
 from solvers.registry.ranges import marks
 
-from ..sampling.plan import NAMED, OWN, SAMPLER
+from ..sampling.plan import DISCRETE, NAMED, OWN, SAMPLER
 
 GROUPS = {
     "one-step": "One-step methods of the ODE",
@@ -36,6 +36,7 @@ GROUPS = {
     "wrapper": "Wrappers around other solvers; numbers are for the default options",
     "adaptive": "Adaptive methods, with different steps for each sample; order and NFE are per inner step",
     "black box": "Integrators of other libraries; order and NFE are per inner step",
+    "discrete": "Methods for discrete states: tokens such as letters, levels and bits",
 }
 STEPS = 20
 WIDTH = 118
@@ -89,6 +90,8 @@ def group(solver: Solver) -> str:
     A method whose nominal order exceeds its evaluations per step must use earlier predictions.
     """
     info = solvers.solvers.info_of(solver)
+    if solver.space == "discrete":
+        return "discrete"
     if info.kind.startswith("black box"):
         return "black box"
     if any(hint is Solver for hint in typing.get_type_hints(info.cls).values()):
@@ -134,7 +137,9 @@ def measured_text(spec: str) -> str:
 def row(name: str) -> Row:
     """The row of a solver in the table."""
     solver, info = solvers.make(name), solvers.info(name)
-    start = "-" if solver.adaptive else f"{solvers.startup(solver, VP):+d}".replace("+0", "0")
+    start = (
+        "-" if solver.adaptive or solver.space == "discrete" else f"{solvers.startup(solver, VP):+d}".replace("+0", "0")
+    )
     noise = "yes" if solver.stochastic else "eta" if "eta" in info.options else "no"
     kind = re.sub(r"^(black box|adaptive) ", "", info.kind).replace(" + ", "+")
     return Row(
@@ -257,6 +262,8 @@ def declared(solver: Solver) -> str:
 
 def cost(solver: Solver) -> str:
     """The evaluations of one step, of 20 steps and of the start-up, in words."""
+    if solver.space == "discrete":
+        return f"{solver.evaluations} per step"
     if solver.adaptive:
         nodes, noise = solvers.grid("uniform", VP, 1), SeededNoise(range(4), (2,))
         x = nodes[0].sigma * noise.initial()
@@ -281,7 +288,7 @@ def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[s
     budget = {"nfe": STEPS}
     if solver.adaptive:
         budget = {}
-    else:
+    elif solver.space == "gaussian":
         try:
             solvers.steps_of_nfe(solver, solvers.grids.make(grid or NAMED), VP, STEPS)
         except InputError:
@@ -296,6 +303,8 @@ def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[s
 def grid_text(solver: Solver, grid: str | None) -> str:
     """The grid that a card's solver runs on if the user names none, in words; ``grid`` is the one in its label."""
     other = "--grid=NAME chooses another"
+    if solver.space == "discrete":
+        return f"{DISCRETE[1]}, in the time of the process; {other}"
     if solver.nodes is not None:
         return OWN
     if grid is not None:

@@ -75,12 +75,13 @@ def uniforms(keys: Tensor, draws: Tensor, count: int) -> Tensor:
 
     Args:
         keys: two rows (2, B) of ``keys_of``, on the CPU.
-        draws: the numbers of the draws, int32 (K,), on the CPU.
+        draws: the numbers of the draws, int32, on the CPU: (K,), or (K, B) if they differ between the samples.
     """
     places = -(-count // 2)
     words = torch.empty((4, len(draws), keys.shape[1], places), dtype=torch.int32)
     place = _spread(torch.arange(places, dtype=torch.int32))
-    draw = _spread(draws)[:, None, None]
+    draw = _spread(draws)
+    draw = draw[:, :, None] if draw.ndim == 2 else draw[:, None, None]
     _rounds(words, torch.empty_like(words), place, draw, keys[0, :, None], keys[1, :, None])
     high, low = words.bitwise_and_(0x3FFFFFF).double().chunk(2)
     numbers = (high * 2.0**26 + low + 0.5) * 2.0**-52

@@ -1,0 +1,139 @@
+"""Schedules of discrete processes: alpha(t), the probability that a token has not been drawn again by time t.
+
+A schedule has the integral of its rate, clock(t) = -log alpha(t), and its inverse. Times run over [0, t_max]; alpha(0)
+is 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from solvers import InputError, Registry
+from solvers.registry.options import Options
+from solvers.registry.ranges import Inside, Positive
+
+
+class ProcessSchedule(Options):
+    """alpha(t) of a discrete process. A subclass has ``clock`` and ``time_of``."""
+
+    t_max: float = 1.0
+
+    def clock(self, t: Tensor) -> Tensor:
+        """-log alpha(t) at times t; infinite where alpha is 0."""
+        raise NotImplementedError
+
+    def time_of(self, clock: float) -> float:
+        """The time at which -log alpha is ``clock``."""
+        raise NotImplementedError
+
+    def rate(self, t: Tensor) -> Tensor:
+        """The rate at times t, d clock / dt."""
+        with torch.enable_grad():
+            time = t.detach().double().requires_grad_()
+            (found,) = torch.autograd.grad(self.clock(time).sum(), time)
+        return found
+
+    def __str__(self) -> str:
+        return process_schedules.format(self)
+
+
+process_schedules: Registry[ProcessSchedule] = Registry("process schedule", ProcessSchedule)
+
+
+@process_schedules.register("linear", formula="alpha = 1 - t", reference="Sahoo et al. 2024, arXiv:2406.07524")
+@dataclass(frozen=True)
+class Linear(ProcessSchedule):
+    """alpha = 1 - t: equal times mask the same share of tokens. A chain of N steps has beta_i = 1 / (N - i + 1)."""
+
+    def clock(self, t: Tensor) -> Tensor:
+        return -torch.log1p(-t)
+
+    def time_of(self, clock: float) -> float:
+        return -math.expm1(-clock)
+
+
+@process_schedules.register(
+    "cosine",
+    formula="alpha = cos(pi/2 (t + s) / (1 + s)) / cos(pi/2 s / (1 + s)), to the given power",
+    reference="Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 17; Hoogeboom et al. 2021, arXiv:2102.05379",
+)
+@dataclass(frozen=True)
+class Cosine(ProcessSchedule):
+    """A cosine that starts slowly; ``power`` 2 is the alpha-bar of Nichol and Dhariwal, 1 the one of multinomial
+    diffusion."""
+
+    offset: float = 0.008
+    power: Positive = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.offset < 1:
+            raise InputError(f"cosine: offset must lie in [0, 1), got {self.offset:g}")
+
+    def _angle(self, t: float) -> float:
+        return 0.5 * math.pi * (t + self.offset) / (1 + self.offset)
+
+    def clock(self, t: Tensor) -> Tensor:
+        # cos a / cos b = 1 - 2 sin((a + b) / 2) sin((a - b) / 2) / cos b, which keeps its digits at t = 0
+        start = self._angle(0.0)
+        half = 0.25 * math.pi * t / (1 + self.offset)
+        fall = 2 * torch.sin(start + half) * torch.sin(half) / math.cos(start)
+        return -self.power * torch.log1p(-fall.clamp_max(1.0))
+
+    def time_of(self, clock: float) -> float:
+        share = math.exp(-clock / self.power) * math.cos(self._angle(0.0))
+        return max(0.0, math.acos(min(1.0, share)) * 2 / math.pi * (1 + self.offset) - self.offset)
+
+
+@process_schedules.register("constant", formula="alpha = exp(-speed t), t up to t_max")
+@dataclass(frozen=True)
+class Constant(ProcessSchedule):
+    """A constant rate: alpha falls to exp(-speed t_max)."""
+
+    speed: Positive = 1.0
+    t_max: Positive = 8.0
+
+    def clock(self, t: Tensor) -> Tensor:
+        return self.speed * t
+
+    def time_of(self, clock: float) -> float:
+        return clock / self.speed
+
+
+@process_schedules.register(
+    "geometric",
+    formula="-log alpha = low (high / low)^t - low",
+    reference="Lou et al. 2023, arXiv:2310.16834, section 5.1",
+)
+@dataclass(frozen=True)
+class Geometric(ProcessSchedule):
+    """The integral of the rate grows geometrically in t, from 0 to ``high``."""
+
+    low: Positive = 1e-3
+    high: Positive = 20.0
+
+    def clock(self, t: Tensor) -> Tensor:
+        return self.low * torch.expm1(t * math.log(self.high / self.low))
+
+    def time_of(self, clock: float) -> float:
+        return math.log1p(clock / self.low) / math.log(self.high / self.low)
+
+
+@process_schedules.register(
+    "loglinear", formula="alpha = 1 - (1 - least) t", reference="Lou et al. 2023, arXiv:2310.16834, section 5.1"
+)
+@dataclass(frozen=True)
+class LogLinear(ProcessSchedule):
+    """alpha = 1 - (1 - least) t: linear, but a share ``least`` is left at t = 1, where the clock is then finite."""
+
+    least: Inside = 1e-3
+
+    def clock(self, t: Tensor) -> Tensor:
+        return -torch.log1p(-(1 - self.least) * t)
+
+    def time_of(self, clock: float) -> float:
+        return -math.expm1(-clock) / (1 - self.least)

@@ -1,0 +1,9 @@
+"""Solvers of discrete states: tokens such as letters, levels and bits.
+
+A step yields laws of the next state; drawing from them makes samples, and summing over them exact kernels.
+"""
+
+from . import one_step
+from .base import DiscreteSolver, OneOf, Product
+
+__all__ = ["DiscreteSolver", "OneOf", "Product", "one_step"]
