@@ -17,6 +17,7 @@ from solvers.conformance.problems import EDM, PATHS, RECTIFIED_FLOW, SUB_VP, VE,
 
 ODE = ["rk45", "rk23", "tsit5", "dpm_adaptive", "dpm_adaptive(order=2)", "adams_adaptive", "adams_adaptive(order=3)"]
 ALL = [*ODE, "gotta_go_fast"]
+LOOSE = "gotta_go_fast(rtol=0.05, atol=0.05)"  # for what its tolerance has no part in: a fraction of the steps
 
 
 def start(nodes, count=9):
@@ -50,7 +51,7 @@ class Uneven:
 # samples are their own
 
 
-@pytest.mark.parametrize("spec", ALL)
+@pytest.mark.parametrize("spec", [*ODE, LOOSE])
 @pytest.mark.parametrize("steps", [1, 3])
 def test_a_sample_has_the_same_steps_and_bits_alone_and_among_64(spec, steps):
     solver, nodes = solvers.make(spec), grid("logsnr", VP, steps)
@@ -122,7 +123,7 @@ def test_conditions_follow_their_rows_and_a_float32_network_is_asked_in_float32(
 
     denoiser = scoresde.Denoiser(Network(), scoresde.VP(), predicts="x0")
     shift = torch.tensor([-3.0, 0.5, 40.0])
-    for spec in ALL:
+    for spec in (*ODE, LOOSE):
         whole = scoresde.sample(denoiser, (2,), range(3), solver=spec, condition={"shift": shift})
         assert whole.x.dtype == torch.float32
         assert whole.accepted.shape == whole.rejected.shape == whole.error.shape == (3,)

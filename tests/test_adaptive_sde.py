@@ -57,7 +57,10 @@ def test_increments_of_any_splitting_are_brownian():
 # the noise that it chose: with fresh draws after a rejection (VP, 100, 24) gives -0.138 instead of -0.093
 @pytest.mark.parametrize(
     ("path", "count", "width"),
-    [(VP, 100, 24), (EDM, 50, 192), *(pytest.param(path, 400, 24, marks=pytest.mark.slow) for path in (VP, EDM))],
+    [
+        (VP, 100, 24),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((EDM, 50, 192), (VP, 400, 24), (EDM, 400, 24))),
+    ],
     ids=str,
 )
 def test_gotta_go_fast_converges_weakly_as_its_tolerance_falls(path, count, width):

@@ -1,7 +1,7 @@
 """Likelihood against exact densities, always those at t_min, so that truncation is not counted as solver error."""
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -40,8 +40,12 @@ def test_dopri5_agrees_with_rk45():
     assert (found.nats - exact(target, sde, x)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("d", [2, 16])
-@pytest.mark.parametrize("path", PATHS)
+# each path and each number of dimensions once; the other pairs are slow
+@pytest.mark.parametrize(
+    ("d", "path"),
+    [pytest.param(d, path, marks=() if (d, path) in ((2, "ve"), (16, "vp")) else pytest.mark.slow)
+     for d, path in product((2, 16), PATHS)],
+)  # fmt: skip
 @pytest.mark.parametrize(
     ("solver", "order"), [("ddim", 1), ("heun", 2), ("dpmpp_2m", 2), ("dpmpp_2m(variant=heun)", 2)]
 )

@@ -53,8 +53,8 @@ def of_dimensions(d):
         (16, "adams_adaptive(rtol=1e-2,atol=1e-2)", None),
         (16, None, None),
         (64, "heun", 20),
-        (64, "uni_pc", 40),
-        (64, "rk45(rtol=1e-2,atol=1e-2)", None),
+        pytest.param(64, "uni_pc", 40, marks=pytest.mark.slow),
+        pytest.param(64, "rk45(rtol=1e-2,atol=1e-2)", None, marks=pytest.mark.slow),
         (64, None, None),
     ],
 )
@@ -112,8 +112,8 @@ RULES, TIGHT = ("exact", "hutchinson(probes=2)", "hutchpp(vectors=1)"), "rk45(rt
     ("solver", "steps", "divergence"),
     [
         *((solver, 12, rule) for solver in ("heun", "dpmpp_2m") for rule in RULES),
-        *((TIGHT, None, rule) for rule in RULES[:2]),
-        pytest.param(TIGHT, None, RULES[2], marks=pytest.mark.slow),
+        (TIGHT, None, RULES[0]),
+        *(pytest.param(TIGHT, None, rule, marks=pytest.mark.slow) for rule in RULES[1:]),
     ],
 )
 def test_gradients_of_log_p(solver, steps, divergence):

@@ -150,13 +150,13 @@ def test_intervals_cover_the_expectation(name, shift):
     def pair(k):
         return shift + (1 + shift / 2) * normal(n, d, 2 * k), normal(m, d, 2 * k + 1)
 
-    expectation = np.mean([metric(*pair(10_000 + k)) for k in range(1500)])
+    values = [metric(*pair(10_000 + k)) for k in range(1500)]
+    expectation, spread = np.mean(values), np.std(values)
     estimates = [bootstrap(metric, *pair(k), repeats=30, seed=k) for k in range(trials)]
     covered = sum(e.low <= expectation <= e.high for e in estimates)
     # 0.9 rather than 0.95: the metrics are skewed at these sizes; below, the chance of a false alarm is 1e-4
     assert covered >= binom.ppf(1e-4, trials, 0.9)
     # and not by being wide: for different laws the half-width is what a normal interval of the known spread has
-    spread = np.std([metric(*pair(20_000 + k)) for k in range(400)])
     width = np.mean([e.high - e.low for e in estimates]) / (2 * 1.96 * spread)
     assert 0.8 < width < (1.35 if shift else 2.0)
 

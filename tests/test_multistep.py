@@ -385,6 +385,9 @@ def test_without_its_noise_an_sde_is_not_the_ode_and_cannot_encode(spec):
         solvers.solve(solvers.make(spec), Mixture(VP), torch.ones(1, 1, dtype=torch.float64), nodes)
 
 
+LOOSE = {"gotta_go_fast": "gotta_go_fast(rtol=0.05, atol=0.05)"}  # a fraction of the steps of its default
+
+
 @pytest.mark.parametrize("name", solvers.names("gaussian"))
 def test_long_steps_over_wide_ranges_stay_finite(name):
     # six more orders of magnitude than conformance's paths: what a step keeps of the noise is lost to rounding there
@@ -393,5 +396,5 @@ def test_long_steps_over_wide_ranges_stay_finite(name):
     target = scoresde.targets.GaussianMixture(torch.tensor([[-1.0, 0.2], [1.0, 0.4]]), 0.05)
     denoiser = target.denoiser(scoresde.EDM(t_min=1e-5, t_max=1e4))
     for grid in ("logsnr", "karras"):
-        result = scoresde.sample(denoiser, (2,), range(2), name, grid, 2, dtype=torch.float64)
+        result = scoresde.sample(denoiser, (2,), range(2), LOOSE.get(name, name), grid, 2, dtype=torch.float64)
         assert bool(torch.isfinite(result.x).all())

@@ -82,7 +82,7 @@ def test_adaptive_methods_hold_their_tolerance_in_both_directions(spec, path):
 @pytest.mark.parametrize(
     "spec",
     [
-        "scipy(method=RK23)",
+        pytest.param("scipy(method=RK23)", marks=pytest.mark.slow),  # of the default, see test_conformance
         pytest.param("torchdiffeq(method=bosh3)", marks=pytest.mark.slow),
         pytest.param("torchdiffeq(method=adaptive_heun)", marks=pytest.mark.slow),
     ],

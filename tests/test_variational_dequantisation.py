@@ -68,7 +68,7 @@ def test_in_one_dimension_it_comes_close_to_the_exact_mass_and_never_above():
     torch.manual_seed(0)
     made = VariationalDequantiser((1,), layers=0, width=32)
     trained = fit_dequantiser(
-        denoiser, LEVELS, WIDTH, made, iterations=200, batch=64, rate=0.01, steps=15, divergence="exact"
+        denoiser, LEVELS, WIDTH, made, iterations=100, batch=64, rate=0.02, steps=15, divergence="exact"
     )
     assert trained is made
     n, gaps = 60, {}
@@ -78,7 +78,7 @@ def test_in_one_dimension_it_comes_close_to_the_exact_mass_and_never_above():
         assert (gap > -4 * error - 2e-3).all()  # 2e-3: heun in 60 steps
         gaps[name] = float((exact * gap).sum())
     assert gaps["uniform"] == pytest.approx(0.46, abs=0.1)
-    assert gaps["learned"] < 0.12  # measured 0.05
+    assert gaps["learned"] < 0.12  # measured 0.04
     # importance weights tighten a learned bound as well, and exp of one draw is unbiased
     found = log_prob(denoiser, LEVELS.repeat(20, 1), dequantiser=trained, draws=4, **OPTIONS).nats.view(20, 8)
     assert float((exact * (exact.log() - found.mean(0))).sum()) < gaps["learned"]
@@ -96,9 +96,7 @@ def test_couplings_learn_what_one_number_says_of_another():
     for layers in (0, 2):
         torch.manual_seed(1)
         made = VariationalDequantiser((2,), layers=layers, width=16)
-        fit_dequantiser(
-            denoiser, levels, WIDTH, made, iterations=100, batch=48, rate=0.02, steps=15, divergence="exact"
-        )
+        fit_dequantiser(denoiser, levels, WIDTH, made, iterations=50, batch=48, rate=0.04, steps=15, divergence="exact")
         found = log_prob(denoiser, levels.expand(300, 2), dequantiser=made, **OPTIONS).nats
         gaps.append(exact - float(found.mean()))
         assert gaps[-1] > -4 * float(found.std()) / math.sqrt(300) - 2e-3

@@ -246,23 +246,17 @@ ENTRANCES = (
 )
 
 
-def prepared(folder: Path) -> Path:
-    """Makes a folder with a valid file for every entrance, and modules that leave a marker if they are imported."""
-    folder.mkdir(parents=True)
-    for arguments in (
-        ("train", "--workdir=run", *MODEL),
-        ("likelihood", "--workdir=run", "--out=scores", "--limit=6", "--steps=4", "--config.likelihood.batch_size=3"),
-        ("benchmark", "--workdir=run", "--out=bench", "--solvers=ddim", "--nfe=4", "--seeds=6"),
-        ("solvers", "dpmpp_2m", "--steps=4", "--json=program.json"),
-    ):
-        ended = run(command_line, folder, *arguments)
-        assert ended.status == 0, ended.output
-    for function in (tune, _make_files):
-        ended = run(function, folder, 0)
-        assert ended.status == 0, ended.output
-    (folder / "path").mkdir()
+def prepared(folder: Path, entrance: Entrance) -> Path:
+    """Makes the valid files of an entrance in a folder, those that are not there yet, and modules that leave a marker
+    if they are imported."""
     for place in (folder, folder / "path"):
+        place.mkdir(parents=True, exist_ok=True)
         (place / "evil.py").write_text(EVIL.format(marker=str(folder / MARKER)), encoding="utf-8")
+    for name in ("run", *(Path(file).parts[0] for file in entrance.files or ("program.json",))):
+        if not (folder / name).exists():
+            function, arguments = MAKERS.get(name, (_make_files, (0,)))
+            ended = run(function, folder, *arguments)
+            assert ended.status == 0, ended.output
     return folder
 
 
@@ -303,6 +297,10 @@ def _make_files(seed: int) -> int:
     Path("labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + struct.pack(">I", 4) + bytes(range(4)))
     _make_data(rows, torch.arange(6))
     save_dequantiser(VariationalDequantiser((1, 4), 1, 4), "noise.safetensors")
+    return 0
+
+
+def _make_pipeline() -> int:
     diffusers: Any = import_module("diffusers")
     unet = diffusers.UNet2DModel(
         sample_size=8, in_channels=1, out_channels=1, layers_per_block=1, block_out_channels=(8,), norm_num_groups=2,
@@ -311,3 +309,15 @@ def _make_files(seed: int) -> int:
     pipeline = diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(num_train_timesteps=20, clip_sample=False))
     pipeline.save_pretrained("pipeline")
     return 0
+
+
+LIKELIHOOD = ("--out=scores", "--limit=6", "--steps=4", "--config.likelihood.batch_size=3")
+MAKERS: dict[str, tuple[Callable[..., int], tuple[Any, ...]]] = {
+    "run": (command_line, ("train", "--workdir=run", *MODEL)),
+    "scores": (command_line, ("likelihood", "--workdir=run", *LIKELIHOOD)),
+    "bench": (command_line, ("benchmark", "--workdir=run", "--out=bench", "--solvers=ddim", "--nfe=4", "--seeds=6")),
+    "program.json": (command_line, ("solvers", "dpmpp_2m", "--steps=4", "--json=program.json")),
+    "tuned.json": (tune, (0,)),
+    "pipeline": (_make_pipeline, ()),
+}
+"""What makes a file or folder; all others are made by one function, at once."""

@@ -32,7 +32,7 @@ class Scratch:
         self.folder = folder
         self.known = cache(self._known)
         self.base = cache(lambda: long_commands.prepared(folder / "commands"))
-        self.files = cache(lambda: entrances.prepared(folder / "files"))
+        self.files = partial(entrances.prepared, folder / "files")
 
     def _known(self, name: str) -> kills.Measured:
         command = next(command for command in long_commands.COMMANDS if command.name == name)
@@ -67,5 +67,5 @@ def attacks(scratch: Scratch, fraction: float = 1.0, seed: int = 0) -> Iterator[
     yield Attack("together", "likelihood --shards", sum(sizes) * some(ROUNDS), shards)
     for entrance in entrances.ENTRANCES:
         count = hostile.shares(round(INPUTS * fraction))[entrance.name]
-        call = partial(lambda e, n: hostile.hostile(e, scratch.files(), n, seed), entrance, count)
+        call = partial(lambda e, n: hostile.hostile(e, scratch.files(e), n, seed), entrance, count)
         yield Attack("inputs", entrance.name, count, call)
