@@ -18,6 +18,11 @@ torch.set_num_threads(1)
 collect_ignore = ["attacks"]  # it has no doctests, and a part of it changes the process that imports it
 
 
+def pytest_collection_modifyitems(items):
+    """What takes long comes first: a process that has nothing left to do then waits for a short test."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """A run of forty steps on the digits and the VP path, trained once a process; tests must not change it."""

@@ -13,6 +13,8 @@ from attacks.guard import Case, Guard
 from attacks.kills import kills, measured
 from attacks.processes import run
 
+pytestmark = pytest.mark.long
+
 FEW, ALL = 0.01, float(os.environ.get("ATTACKS", "1"))  # fractions of the full counts
 # what stands for the rest: a command that resumes and one that replaces; JSON, tensors, an archive, text
 FILES = ("a run's config", "a checkpoint, train", "a program", "an archive .npz", "a spec", "an argument")

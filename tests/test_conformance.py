@@ -81,6 +81,7 @@ def cases():
         quick = spec not in VARIANTS + LIBRARIES and (path is VP or (path is VE and spec in QUICK and spec != "rk23"))
         marks = [] if quick else [pytest.mark.slow]
         marks += [pytest.mark.quick] if spec in QUICK and path is VP else []
+        marks += [pytest.mark.long] if solvers.make(spec).adaptive else []
         made.append(pytest.param(spec, path, marks=marks, id=f"{spec}-{path}"))
     return made
 

@@ -33,6 +33,7 @@ def measured(run, given):
 
 
 # one test, so that one process measures: a fixture would be made again in every process that got one of its tests
+@pytest.mark.long
 def test_no_function_and_no_command_changes_the_process_or_its_network(run, tmp_path):
     found = measured(run, tmp_path)
     every_public_function_and_every_command_is_called(found)

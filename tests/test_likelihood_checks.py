@@ -127,6 +127,7 @@ def test_the_bound_of_a_chain_becomes_the_continuous_one(path, kernel):
         assert (coarse / fine).tolist() == pytest.approx([2, 2, 2], abs=0.15)
 
 
+@pytest.mark.long
 def test_per_sample_errors_on_a_mixture_fitted_to_the_digits():
     target, sde = digits_mixture(), scoresde.EDM(t_min=0.01, t_max=80.0)
     x = target.sample(4, generator(3))
@@ -244,6 +245,7 @@ def test_intervals_of_several_draws_cover_as_often_as_they_say(divergence):
     assert float(truth.budget["importance"].mean()) > 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("d", "tolerance", "solver", "tighter"),
     # the loosest trial of rk45 meets a tenth of it too: its first step is short

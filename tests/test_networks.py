@@ -307,6 +307,7 @@ def test_a_network_that_is_blind_to_time_is_told_before_training():
         train(scoresde.Denoiser(net, "vp"), net, torch.randn(8, *shape), DSM(), options, progress=False)
 
 
+@pytest.mark.long
 def test_a_broken_package_is_named_with_its_remedy(tmp_path):
     # as a torchvision for another torch fails; transformers and diffusers import it where it is installed
     package, facts = tmp_path / "torchvision", tmp_path / "torchvision-0.21.0.dist-info"

@@ -44,6 +44,7 @@ def patterns():
     return means
 
 
+@pytest.mark.long
 @pytest.mark.quick
 def test_images_of_three_classes_are_drawn_by_class_and_scored(tmp_path):
     rng, means, deviation = np.random.default_rng(0), patterns(), 12.0
@@ -202,6 +203,7 @@ def loads(path):
 
 
 @LINUX
+@pytest.mark.long
 def test_an_array_larger_than_the_memory(tmp_path, capfd):
     file, room = tmp_path / "large.npy", 100 * 2**20
     written_modes(file, 2**14)

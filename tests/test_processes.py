@@ -14,6 +14,8 @@ from scoresde.training import checkpoint
 from scoresde.training.processes import Processes, launched
 from solvers import InputError
 
+pytestmark = pytest.mark.long
+
 # a package that raises on import, as a torchvision of another version of torch does
 BROKEN = 'raise RuntimeError("operator torchvision::nms does not exist")'
 

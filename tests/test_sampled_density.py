@@ -22,6 +22,7 @@ def start(target, sde, n):
     return node.alpha * x0 + node.sigma * torch.randn(x0.shape, generator=g, dtype=torch.float64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("solver", "order", "together", "path"),
     [

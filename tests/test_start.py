@@ -37,6 +37,7 @@ def run(text, changes=()):
 CHANGES = ["--config.training.evaluate_every=0", "--config.model.network=mlp(width=64, depth=2)"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("changes", [CHANGES, pytest.param([], marks=pytest.mark.slow)], ids=["small", "as printed"])
 def test_the_page_to_start_from_runs_as_printed(changes, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -38,6 +38,7 @@ class Normal:
         )  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spreads", [[1.0], pytest.param([0.5, 1.0, 1.5, 3.0], marks=pytest.mark.slow)])
 def test_standard_errors_and_totals_over_repetitions(spreads):
     counts, errors, stderrs, covered = [], [], [], []

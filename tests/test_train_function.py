@@ -45,6 +45,7 @@ def network(seed=0, **options):
 QUICK = {"batch_size": 64, "learning_rate": 3e-3, "progress": False, "averages": "ema(decay=0.98)"}
 
 
+@pytest.mark.long
 def test_ten_lines_from_points_to_samples_and_densities():
     """The density of a Gaussian: after 1500 updates, the log-likelihood of fresh points is near that of the truth."""
     data = points(4000)

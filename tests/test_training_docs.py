@@ -46,6 +46,7 @@ def run(line):
     return main(words[1:])
 
 
+@pytest.mark.long
 def test_the_page_runs_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(choices, "_device", lambda: "cpu")

@@ -63,6 +63,7 @@ def test_the_law_is_the_density_of_the_noise():
     assert float((moved - noise).detach().abs().max()) > 1e-3  # the levels are seen
 
 
+@pytest.mark.long
 def test_in_one_dimension_it_comes_close_to_the_exact_mass_and_never_above():
     denoiser, exact = PEAKED.denoiser(SDE), masses(PEAKED)
     torch.manual_seed(0)
@@ -85,6 +86,7 @@ def test_in_one_dimension_it_comes_close_to_the_exact_mass_and_never_above():
     assert float((exact * (exact.log() - found.mean(0))).sum()) > -0.02
 
 
+@pytest.mark.long
 def test_couplings_learn_what_one_number_says_of_another():
     """Two numbers almost equal within a square bin: elementwise noise loses their mutual information."""
     covariance = torch.tensor([[0.0050, 0.0045], [0.0045, 0.0050]], dtype=torch.float64)
