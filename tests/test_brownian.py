@@ -205,7 +205,7 @@ CASES += [("ddim(eta=0.5)", "ddim(eta=0.5)"), ("er_sde", "er_sde")]
 def cases():
     """Every case on both paths; on the second one most are slow."""
     for (spec, limit), schedule in product(CASES, (VP, RECTIFIED_FLOW)):
-        quick = schedule is VP or spec in ("ddpm", "dpmpp_sde", "er_sde")
+        quick = schedule is VP or spec == "dpmpp_sde"
         yield pytest.param(spec, limit, schedule, marks=() if quick else pytest.mark.slow, id=f"{spec}-{schedule}")
 
 

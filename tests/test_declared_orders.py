@@ -15,19 +15,19 @@ from solvers.conformance.problems import VP, Mixture
 @pytest.mark.parametrize(
     ("options", "declared"),
     [
-        ("1, 1", 1),
+        pytest.param("1, 1", 1, marks=pytest.mark.slow),
         ("2, 1", 1),  # the corrector, of order 1, overwrites what the predictor did
-        ("3, 1", 1),
+        pytest.param("3, 1", 1, marks=pytest.mark.slow),
         ("1, 2", 2),
-        ("2, 2", 2),
+        pytest.param("2, 2", 2, marks=pytest.mark.slow),
         ("3, 0", 2),
-        ("3, 4", 2),
+        pytest.param("3, 4", 2, marks=pytest.mark.slow),
         ("3, 1, eta=0", 1),
         ("1, 3, eta=0", 2),  # a corrector is one order better than its predictor, at most
-        ("2, 0, eta=0", 2),
+        pytest.param("2, 0, eta=0", 2, marks=pytest.mark.slow),
         ("2, 3, eta=0", 3),
         ("4, 3, eta=0", 3),
-        ("3, 4, eta=0", 3),
+        pytest.param("3, 4, eta=0", 3, marks=pytest.mark.slow),
     ],
 )
 def test_sa_solver_has_the_order_of_its_last_word(options, declared):
