@@ -217,7 +217,7 @@ BAD = [
     (lambda: Inpaint(MASK).shape((4, 2)), r"mask has the shape \(2, 4\), which is neither that of the samples, \(4, 2"),
     (lambda: Inpaint(MASK)(normal(3, 5)), "neither"),
     (lambda: operators.make("inpaint(mask=gone.npy)"), "cannot read the mask 'gone.npy'"),
-    (lambda: operators.make("inpaint"), "mask"),
+    (lambda: operators.make("inpaint"), r"inpaint needs the option 'mask': inpaint\(mask=...\)"),
     (lambda: Downsample(2).shape((3, 5, 4)), r"factor 2 does not divide samples of shape \(3, 5, 4\)"),
     (lambda: Downsample(1), "factor must be an integer of at least 2"),
     (lambda: Blur(torch.ones(2, 3)), r"odd lengths, with its centre; got \(2, 3\)"),

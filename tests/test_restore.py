@@ -14,6 +14,7 @@ from scoresde.models.targets import Gaussian
 from scoresde.operators.linear import Inpaint, Matrix, Sense
 from scoresde.operators.nonlinear import Custom, Quantise
 from scoresde.posterior.base import Draws, Posterior
+from scoresde.sampling.parts import Parts
 from solvers import InputError, Prediction
 
 pytestmark = pytest.mark.quick
@@ -249,3 +250,68 @@ def test_scores_against_exact_posteriors(method):
     scores = problem.scores(found.x, problem.draws(250, torch.Generator().manual_seed(1)))
     for name, (low, high) in zip(("sw", "tv"), ROWS[method], strict=True):
         assert low < scores[name] < high, scores
+
+
+class Counted:
+    """The model of the tests, which ends the process's patience after some evaluations."""
+
+    sde, shape = MODEL.sde, (D,)
+
+    def __init__(self, most=math.inf):
+        self.calls, self.most = 0, most
+
+    def predict(self, x, node):
+        self.calls += 1
+        if self.calls > self.most:
+            raise KeyboardInterrupt
+        return MODEL.predict(x, node)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["mmps", "tds(particles=4)"])
+def test_finished_batches_are_not_drawn_again(method, dtype, tmp_path):
+    how = {"samples": 3, "steps": 8, "batch_size": 2, "dtype": dtype, "parts": Parts(tmp_path / "p", {"model": 1})}
+    whole = scoresde.restore(MODEL, SEEN, Y, method, **{**how, "parts": None})
+    with pytest.raises(KeyboardInterrupt):
+        scoresde.restore(Counted(20), SEEN, Y, method, **how)  # in the third of five batches
+    assert [path.name for path in sorted((tmp_path / "p").iterdir())] == ["00000.npz", "00001.npz"]
+    model = Counted()
+    found = scoresde.restore(model, SEEN, Y, method, **how)
+    assert model.calls == 3 * 8
+    for name in ("x", "log_evidence", "effective"):
+        mine, other = getattr(found, name), getattr(whole, name)
+        assert (mine is other is None) or (torch.equal(mine, other) and mine.dtype == other.dtype), name
+    assert (found.nfe, found.forwards, found.vjps) == (whole.nfe, whole.forwards, whole.vjps)
+    again = scoresde.restore(Counted(0), SEEN, Y, method, **how)
+    assert torch.equal(again.x, whole.x)
+    assert again.seconds == found.seconds
+    how["parts"].remove()
+    assert not (tmp_path / "p").exists()
+
+
+def test_batches_of_another_restoration_are_refused(tmp_path):
+    parts = Parts(tmp_path, {"the model": "a"})
+    how = {"samples": 2, "steps": 3, "parts": parts}
+    scoresde.restore(MODEL, SEEN, Y[0], "mmps", **how)
+    other = Matrix(SEEN.values + 1e-9, sigma=0.5)  # the same text
+    for name, call in {
+        "the operator": lambda: scoresde.restore(MODEL, other, Y[0], "mmps", **how),
+        "the observations": lambda: scoresde.restore(MODEL, SEEN, Y[1], "mmps", **how),
+        "the method": lambda: scoresde.restore(MODEL, SEEN, Y[0], "jfps", **how),
+        "the solver": lambda: scoresde.restore(MODEL, SEEN, Y[0], "mmps", **{**how, "steps": 4}),
+        "the seeds": lambda: scoresde.restore(MODEL, SEEN, Y[0], "mmps", **{**how, "samples": 3}),
+        "the model": lambda: scoresde.restore(
+            MODEL, SEEN, Y[0], "mmps", **{**how, "parts": Parts(tmp_path, {"the model": "b"})}
+        ),
+    }.items():
+        with pytest.raises(InputError, match=f"batches of another restoration: {name} is .* use a different folder"):
+            call()
+    path = tmp_path / "00000.npz"
+    with np.load(path) as arrays:
+        content = dict(arrays)
+    np.savez(path, **{**content, "x": content["x"] + 1})
+    with pytest.raises(InputError, match=r"00000.npz is damaged \(its digest is not the recorded one\): remove it"):
+        scoresde.restore(MODEL, SEEN, Y[0], "mmps", **how)
+    path.write_bytes(b"no array")
+    with pytest.raises(InputError, match="is damaged"):
+        scoresde.restore(MODEL, SEEN, Y[0], "mmps", **how)

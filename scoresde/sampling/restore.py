@@ -17,22 +17,25 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from solvers import Grid, Hook, InputError, Node, Solver
+from solvers import Grid, Hook, InputError, Node, Solver, generator
 
 from ..io.inputs import Array, Seeds, conditions_of, device_of, dtype_of, seeds_of
+from ..io.result_files import fingerprint
 from ..models.counting import counted
 from ..models.evaluation import evaluation
 from ..models.faults import checked_model
 from ..models.model import Model
 from ..operators.base import Operator, operators
 from ..paths.base import ModelLike
-from ..posterior.base import Draws, Posterior, Task, observations, posteriors, sample_shape
+from ..posterior.base import Posterior, Task, observations, posteriors, sample_shape
 from .batches import Batching
-from .failures import Failure, Watch, check_how, failures_of, lost, report, without
+from .failures import Watch, check_how, failures_of, lost, report, without
+from .parts import Part, Parts, joined
 from .plan import Plan, PlanRequest
 from .restored import Restored
 
@@ -59,6 +62,7 @@ def restore(
     dtype: torch.dtype | str = torch.float32,
     progress: bool = False,
     on_failure: str = "warn",
+    parts: Parts | None = None,
 ) -> Restored:
     """Draws of p(x0 | y) for each of n observations; draw k depends on seed k and its observation only.
 
@@ -74,10 +78,12 @@ def restore(
         condition: conditions of the model, each with one row for each observation (n, *).
         shape: the shape of one sample; by default the model's.
         device, dtype, batch_size, progress, on_failure: as in ``sample``; a batch has ``batch_size`` draws.
+        parts: where finished batches are written, and from where the same call resumes; its facts must contain what
+            identifies the model.
 
     Raises:
         InputError: see ``scoresde.plan``; the observation is not what the operator makes of samples; the method does
-            not take the operator; all draws fail.
+            not take the operator; all draws fail; ``parts`` contains batches of another restoration.
     """
     check_how(on_failure)
     model, seen = checked_model(denoiser, True), operators.make(operator)
@@ -89,7 +95,7 @@ def restore(
     plan = plan_of(model, method, PlanRequest(solver, grid, steps, nfe, forwards=forwards))
     conditions = conditions_of(condition, len(rows), batching.device, model.conditions, model.given)
     drawn = seeds_of(samples if seeds is None else seeds)
-    return _Restoration(method, model, seen, rows, lengths, plan, drawn, conditions, batching).run(on_failure)
+    return _Restoration(method, model, seen, rows, lengths, plan, drawn, conditions, batching).run(on_failure, parts)
 
 
 def plan_of(model: Model, method: Posterior, request: PlanRequest) -> Plan:
@@ -153,35 +159,63 @@ class _Restoration:
             hooks,
         )
 
-    def run(self, on_failure: str) -> Restored:
+    def facts(self) -> dict[str, Any]:
+        """What decides the draws beside the model, as JSON types."""
+        probe = torch.randn(1, *self.shape, dtype=torch.float64, generator=generator(0))  # whose A x identifies A
+        return {
+            "the operator": [str(self.operator), fingerprint(self.operator(probe))],
+            "the observations": fingerprint(self.y),
+            "the method": str(self.method),
+            "the solver": f"{self.plan.solver} on {self.plan.grid}, {self.plan.steps} steps",
+            "the seeds": list(self.seeds),
+            "the shape": list(self.shape),
+            "the size of a batch": self.batching.batch_size,
+            "the device and dtype": f"{self.y.device.type} {self.y.dtype}",
+            **{f"the condition {name}": fingerprint(rows) for name, rows in sorted(self.conditions.items())},
+        }
+
+    def part(self, rows: slice, advance: Hook) -> Part:
+        """The draws of one batch."""
+        began, watch = time.perf_counter(), Watch(self.plan)
+        with counted() as count:
+            found = self.method.draw(self.task(rows, (watch, advance)))
+        failures = failures_of(lost(found.x), rows.start, watch.reasons)
+        if failures:
+            found = found._replace(x=without(found.x, lost(found.x), torch.nan))
+        named = tuple(one._replace(seed=self.seeds[one.sample % len(self.seeds)]) for one in failures)
+        return Part(found, named, count.forwards, count.vjps, time.perf_counter() - began)
+
+    def run(self, on_failure: str, parts: Parts | None) -> Restored:
         """All draws, in batches."""
         if not self.seeds:
             raise InputError("there are no seeds: at least one draw is needed")
         n, draws, plan = len(self.y), len(self.seeds), self.plan
-        batches = self.batching.rows(n * draws)
+        kept = parts.knowing(self.facts()) if parts else None
+        batches, done = self.batching.rows(n * draws), list[Part]()
         bar = self.batching.bar(plan.steps * len(batches), str(self.method))
 
         def advance(x: Tensor, node: Node) -> None:
             bar.update()
 
-        parts, failures, began = list[Draws](), list[Failure](), time.perf_counter()
-        with evaluation(self.model), bar, torch.no_grad(), counted() as count:
-            for rows in batches:
-                watch = Watch(plan)
-                part = self.method.draw(self.task(rows, (watch, advance)))
-                failed = failures_of(lost(part.x), rows.start, watch.reasons)
-                failures += [one._replace(seed=self.seeds[one.sample % draws]) for one in failed]
-                parts.append(part._replace(x=without(part.x, lost(part.x), torch.nan)) if failed else part)
+        with evaluation(self.model), bar, torch.no_grad():
+            for number, rows in enumerate(batches):
+                if (part := kept.read(number) if kept else None) is not None:
+                    bar.update(plan.steps)
+                else:
+                    part = self.part(rows, advance)
+                    if kept:
+                        kept.write(number, part)
+                done.append(part)
+        found, failures, forwards, vjps, seconds = joined(done, self.y)
         report(failures, n * draws, on_failure, f"{self.method} with {plan.solver} on {plan.grid}")
-        found = Draws.of(parts)
         evidence, effective = (None if v is None else v.view(n, draws) for v in (found.log_evidence, found.effective))
         return Restored(
             x=found.x.view(n, draws, *self.shape),
             y=self.y,
             seeds=tuple(self.seeds),
             nfe=int(found.nfe.max()),
-            forwards=count.forwards / (n * draws),
-            vjps=count.vjps / (n * draws),
+            forwards=forwards / (n * draws),
+            vjps=vjps / (n * draws),
             log_evidence=None if evidence is None else torch.logsumexp(evidence, 1) - math.log(draws),
             effective=None if effective is None else effective.amin(1),
             posterior=str(self.method),
@@ -189,6 +223,6 @@ class _Restoration:
             solver=str(plan.solver),
             grid=plan.grid,
             steps=plan.steps,
-            seconds=time.perf_counter() - began,
-            failures=tuple(failures),
+            seconds=seconds,
+            failures=failures,
         )

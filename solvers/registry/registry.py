@@ -285,6 +285,9 @@ class Registry(Generic[T]):
             if key in given:
                 raise InputError(f"{info.name} got the option {key!r} twice")
             given[key] = value
+        for key, field in fields.items():
+            if field.init and key not in given and field.default is field.default_factory is dataclasses.MISSING:
+                raise InputError(f"{info.name} needs the option {key!r}: {info.name}({key}=...)")
         hints = type_hints(info.cls)
         values = {
             fields[key].name: coerce(value, hints[fields[key].name], f"option {key!r} of {info.name}")

@@ -63,7 +63,8 @@ def parse(text: str, label: str = "") -> Spec:
     except InputError:
         raise
     except (SyntaxError, ValueError, MemoryError, RecursionError):  # recursion: a chain of thousands of dots
-        raise InputError(f"cannot read the spec {text!r}; expected name or name(option=value, ...)") from None
+        expected = _quotes(text) or "; expected name or name(option=value, ...)"
+        raise InputError(f"cannot read the spec {text!r}{expected}") from None
     if not isinstance(value, Spec):
         raise InputError(f"the spec {text!r} is a value, not a name; expected name or name(option=value, ...)")
     return value
@@ -124,7 +125,12 @@ def _value(node: ast.expr, text: str) -> Any:
             named = tuple((k.arg, _value(k.value, text)) for k in keywords if k.arg is not None)
             if len(named) == len(keywords):
                 return Spec(_name(function, text), tuple(_value(a, text) for a in args), named)
-    raise InputError(f"cannot read {ast.unparse(node)!r} in the spec {text!r}")
+    raise InputError(f"cannot read {ast.unparse(node)!r} in the spec {text!r}{_quotes(text)}")
+
+
+def _quotes(text: str) -> str:
+    """The end of a message about a text with a path, whose slashes, spaces and dashes a spec reads as other signs."""
+    return "; write the path of a file in quotes: 'folder/file.npy'" if re.search(r"[/\\]|\.np[yz]\b", text) else ""
 
 
 def _name(node: ast.expr, text: str) -> str:
