@@ -83,6 +83,9 @@ def get_config() -> ConfigDict:
     config.sampling.forwards = placeholder(int)  # instead of nfe: a budget of evaluations of the network
     config.sampling.guidance = placeholder(str)  # cfg(scale=3, interval=[0.2, 5]), see `scoresde guidances`
     config.sampling.condition = placeholder(str)  # y=7, or the path of a .npz file with rows by name
+    config.sampling.operator = placeholder(str)  # of scoresde restore: inpaint(mask=mask.npy, sigma=0.05), ...
+    config.sampling.observation = placeholder(str)  # a .npy file with one observation, or one in each row
+    config.sampling.posterior = placeholder(str)  # mmps(iterations=5), see `scoresde posteriors`
     config.sampling.noise = "seeded"  # or brownian: a seed gives the same Brownian path at any number of steps
     config.sampling.fresh_conditions = False  # with condition_noise: new noise at each evaluation, not one path
     config.sampling.batch_size = 512  # samples computed together; does not change their values

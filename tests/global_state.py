@@ -196,11 +196,17 @@ def calls(folder, given, denoiser, network):
         "demo": ["demo", "--fast", f"--out={folder / 'demo'}", *SMALL],
         "train": ["train", "--config=digits_vp", f"--workdir={folder / 'again'}", *SMALL],
         "sample": ["sample", run, fast, "--steps=3", f"--out={folder / 'samples'}"],
+        "restore": [
+            *("restore", run, "--operator=downsample(2, sigma=0.1)", "--measure=test", "--samples=2", "--steps=3"),
+            f"--out={folder / 'restored'}",
+        ],
         "likelihood": ["likelihood", run, "--limit=4", "--steps=4", f"--out={folder / 'likelihood'}"],
         "benchmark": ["benchmark", run, fast, "--solvers=ddim", "--nfe=5", f"--out={folder / 'bench'}"],
         "solvers": ["solvers", "heun", "--steps=2", "--show", f"--out={folder / 'heun.png'}"],
         "check-solver": ["check-solver", "euler"],
         "guidances": ["guidances", "cfg"],
+        "posteriors": ["posteriors", "tds"],
+        "operators": ["operators", "inpaint"],
     }
     return public | {f"scoresde {name}": lambda argv=argv: command(argv) for name, argv in commands.items()}
 

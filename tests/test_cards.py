@@ -1,5 +1,6 @@
 """The table and the cards say what the registry and the measurements say, and their examples run."""
 
+import dataclasses
 import re
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 
 import scoresde
 import solvers
-from scoresde.show import solver_cards
+from scoresde.cli.parser import main
+from scoresde.operators.base import operators
+from scoresde.posterior import posteriors
+from scoresde.show import posterior_cards, solver_cards
 from solvers import InputError, SeededNoise
 from solvers.conformance.convergence import reaches
 from solvers.conformance.problems import VP, Mixture
@@ -218,3 +222,51 @@ def test_costs_are_counted():
     pndm = "take 29 to sigma > 0 and 29 to sigma = 0; 9 of them are start-up cost"
     assert solver_cards.cost(solvers.make("pndm")).endswith(pndm)
     assert solver_cards.cost(solvers.make("rk45")).startswith("6 per inner step; the tolerances decide how many")
+
+
+def test_every_method_and_operator_has_a_row_and_a_card():
+    for registry, table, card in (
+        (posteriors, posterior_cards.posterior_table(), posterior_cards.posterior_card),
+        (operators, posterior_cards.operator_table(), posterior_cards.operator_card),
+    ):
+        lines = table.partition("\n\n")[0].splitlines()
+        assert [line.split()[0] for line in lines[1:]] == registry.names()
+        assert max(map(len, table.splitlines())) <= 150
+        for name in registry.names():
+            info, text = registry.info(name), card(name)
+            words = " ".join(text.split())
+            assert " ".join(info.formula.split()) in words
+            for option, field in info.fields.items():
+                required = field.default is dataclasses.MISSING
+                assert f"{option}, required" in text if required else f"{option} = " in text, (name, option)
+            assert max(map(len, text.splitlines())) <= solver_cards.WIDTH
+
+
+def test_cards_of_methods_say_what_they_promise():
+    rows = {line.split()[0]: line for line in posterior_cards.posterior_table().splitlines() if line}
+    assert re.split(" {2,}", rows["dps"])[:6] == ["dps", "denoiser", "-", "any", "any", "model"]
+    assert re.split(" {2,}", rows["ddnm"])[3:6] == ["ignored", "linear", "-"]
+    assert re.split(" {2,}", rows["tds"])[2] == "all data and operators"
+    card = posterior_cards.posterior_card("tds(particles=9)")
+    assert "particles = 64     integer, 2 or more: K for each draw." in card
+    assert "exact for all data and operators, in the limit of many particles" in card
+    assert "sigma above 0: the method divides by it" in card
+    assert "exact for nothing" in posterior_cards.posterior_card("dps")
+    card = posterior_cards.operator_card("mask")
+    assert "mask, required   a .npy file: True where a number is seen" in card
+    assert "gradients 0 everywhere" in posterior_cards.operator_card("quantise")
+    assert "SVD       known" in card
+    assert "SVD       computed, of samples of at most 4096" in posterior_cards.operator_card("matrix")
+    for text, make in (("mmsp", posterior_cards.posterior_card), ("inpant", posterior_cards.operator_card)):
+        with pytest.raises(InputError, match="did you mean"):
+            make(text)
+
+
+def test_the_command_line_prints_the_cards(capsys):
+    assert (
+        main(["posteriors"]) == main(["operators"]) == main(["posteriors", "tds"]) == main(["operators", "blur"]) == 0
+    )
+    assert capsys.readouterr().out.split("\n") == "\n".join([
+        posterior_cards.posterior_table(), posterior_cards.operator_table(), posterior_cards.posterior_card("tds"),
+        posterior_cards.operator_card("blur"), "",
+    ]).split("\n")  # fmt: skip

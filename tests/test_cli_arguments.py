@@ -201,6 +201,7 @@ def test_a_resumed_run_says_and_records_what_has_changed(own, capsys):
     ("field", "words"),
     [
         ("sampling.solver=dppm_2m", ("config.sampling, which later commands use", "dpmpp_2m?")),
+        ("sampling.posterior=mmsp", ("config.sampling", "no posterior 'mmsp'; did you mean mmps?")),
         ("sampling.noise=brownain", ("config.sampling", "did you mean brownian")),
         ("likelihood.divergence=exakt", ("config.likelihood", "did you mean exact")),
         ("likelihood.solver=ddpm", ("config.likelihood", "draws noise")),

@@ -129,7 +129,7 @@ def test_nothing_is_fetched_and_hostile_text_is_shown_and_not_obeyed():
 def test_a_curve_goes_through_the_means_of_its_lines():
     """Of 24 lines in 6 groups, the means and the range of each."""
     x = np.arange(24.0)
-    figure, axes = training_figures._panel("t", "x")
+    figure, axes = training_figures.panel("t", "x")
     training_figures._smoothed(axes, x, x**2, "#0072b2")
     means = [float(part.mean()) for part in np.split(x**2, 6)]
     assert axes.lines[0].get_ydata() == pytest.approx(means)

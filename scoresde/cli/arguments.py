@@ -13,22 +13,26 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from .readers import classes_of, count_of, counts_of, folder_of, seeds_of, share_of, specs_of
+from .readers import classes_of, count_of, counts_of, folder_of, seed_of, seeds_of, share_of, specs_of
 
 HELP = {
     "demo": "train on real digits, sample, score, and write a report; about a minute, offline",
     "train": "train a model, or resume its training",
     "sample": "draw samples from a trained model",
+    "restore": "draw samples given an observation: a masked, blurred, small, ... picture; mean, deviation and a page",
     "likelihood": "log-likelihood of data under a trained model; resumes if started again",
     "benchmark": "steps versus quality: every solver at every number of evaluations",
     "solvers": "the table of solvers, one solver's card, or its program on a grid",
     "guidances": "the table of guidance, or the card of one kind",
+    "posteriors": "the table of methods for scoresde restore, or the card of one method",
+    "operators": "the table of observations for scoresde restore, or the card of one operator",
     "check-solver": "measure a solver: order, batch invariance, evaluations, dtype, spec",
 }
 FIELDS = {
     "demo": ("--config.training.steps=1000", "--config.sde=edm"),
     "train": ("--config.sde=edm", "--config.model.network='mlp(width=512, depth=4)'", "--config.device=cuda"),
     "sample": ("--config.sampling.noise=brownian", "--config.sampling.batch_size=64", "--config.device=cuda"),
+    "restore": ("--config.sampling.batch_size=64", "--config.device=cuda"),
     "likelihood": ("--config.likelihood.divergence=exact", "--config.likelihood.batch_size=64", "--config.device=cuda"),
     "benchmark": ("--config.sampling.batch_size=64", "--config.device=cuda"),
 }
@@ -39,6 +43,9 @@ SIGTERM, both with a checkpoint from which the same command resumes; 2 for an er
 # flags that other commands have, and what to use instead
 INSTEAD = {
     ("benchmark", "--steps"): "a benchmark compares solvers at equal numbers of evaluations: use --nfe=5,10,20",
+    ("sample", "--operator"): "use scoresde restore, which draws samples given an observation",
+    ("sample", "--observation"): "use scoresde restore, which draws samples given an observation",
+    ("sample", "--posterior"): "use scoresde restore, which draws samples given an observation",
     ("likelihood", "--seeds"): "the seed of a sample is its place in the split: use --limit=4 for the first four",
     ("likelihood", "--seed"): "the seed of a sample is its place in the split: use --limit=4 for the first four",
     ("train", "--solver"): "a solver does not matter in training; the commands sample and benchmark take --solver",
@@ -47,6 +54,9 @@ INSTEAD = {
 }
 
 _METHOD = ("solver", "grid", "steps", "nfe", "forwards", "tolerance")  # flags that set the config's fields
+
+
+_SAMPLING = ("guidance", "condition", "operator", "observation", "posterior")  # likewise
 
 
 class Usage(Exception):
@@ -121,12 +131,41 @@ def _making(commands: argparse._SubParsersAction[Parser]) -> None:
     _out(sample)
     sample.add_argument("--seeds", type=seeds_of, default="64", help="one sample per seed: 64 means 0-63; or 0,5,9")
     chosen = "the classes to draw, equally many of each in the order of the seeds: 3, 0-9, or none; by default all"
-    sample.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help=chosen)
-    rows = "a condition, such as y=7 or angle=0.5,1; or a .npz file with rows by name, one per sample or one for all"
-    sample.add_argument("--condition", action="append", metavar="NAME=VALUE", help=rows)
-    sample.add_argument("--guidance", help="a name or spec, see scoresde guidances; sets --config.sampling.guidance")
-    sample.add_argument("--forwards", type=count_of, help="instead of nfe: the most evaluations of the network")
+    _conditions(sample, chosen)
     _method(sample, "sampling")
+
+
+def _conditions(sub: Parser, chosen: str) -> None:
+    """The flags of what a sample is drawn given."""
+    sub.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help=chosen)
+    rows = "a condition, such as y=7 or angle=0.5,1; or a .npz file with rows by name, one per sample or one for all"
+    sub.add_argument("--condition", action="append", metavar="NAME=VALUE", help=rows)
+    sub.add_argument("--guidance", help="a name or spec, see scoresde guidances; sets --config.sampling.guidance")
+    sub.add_argument("--forwards", type=count_of, help="instead of nfe: the most evaluations of the network")
+
+
+def _restoring(commands: argparse._SubParsersAction[Parser]) -> None:
+    """The command that draws samples given observations."""
+    restore = _command(commands, "restore")
+    _workdir(restore)
+    _out(restore)
+    name = "how the observation was made, a name or spec, see scoresde operators; sets --config.sampling.operator"
+    restore.add_argument("--operator", help=name)
+    file = "a .npy file with one observation, or one in each row; sets --config.sampling.observation"
+    restore.add_argument("--observation", type=folder_of, metavar="FILE", help=file)
+    data = "instead: make the observations from samples by the operator; a .npy file, or test for held-out data"
+    restore.add_argument("--measure", metavar="FILE", help=data)
+    seed = "the seed of the noise of --measure, 0 by default"
+    restore.add_argument("--measure-seed", type=seed_of, default=0, metavar="SEED", help=seed)
+    restore.add_argument("--limit", type=count_of, help="only the first observations; 4 with --measure=test")
+    shown = "a .npy file with the sample that was observed, or one for each observation, to show next to the draws"
+    restore.add_argument("--truth", type=folder_of, metavar="FILE", help=shown)
+    method = "the method, a name or spec, see scoresde posteriors; sets --config.sampling.posterior"
+    restore.add_argument("--posterior", help=method)
+    each = "one draw of each observation per seed: 16 means 0-15; or 0,5,9"
+    restore.add_argument("--samples", "--seeds", dest="seeds", type=seeds_of, default="16", metavar="SEEDS", help=each)
+    _conditions(restore, "the class of the observed samples, such as 3; by default none, which fits every class")
+    _method(restore, "sampling")
 
 
 def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
@@ -171,6 +210,11 @@ def _solvers(commands: argparse._SubParsersAction[Parser]) -> None:
     guidances = _command(commands, "guidances")
     guidances.add_argument("name", nargs="?", help="a guidance's name or spec")
 
+    posteriors = _command(commands, "posteriors")
+    posteriors.add_argument("name", nargs="?", help="a method's name or spec")
+    operators = _command(commands, "operators")
+    operators.add_argument("name", nargs="?", help="an operator's name or spec")
+
     check = _command(commands, "check-solver")
     check.add_argument("name", help="a spec, or package.module:Class")
 
@@ -183,7 +227,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"scoresde {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_making, _measuring, _solvers):
+    for add in (_making, _restoring, _measuring, _solvers):
         add(commands)
     return made, dict(commands.choices)
 
@@ -234,8 +278,10 @@ def _refuse_unknown(sub: Parser, command: str, argv: Sequence[str]) -> None:
 
 def _overrides(parsed: argparse.Namespace) -> list[str]:
     """The flags that set fields of the config, as overrides."""
-    section = {"sample": "sampling", "likelihood": "likelihood", "benchmark": "sampling"}.get(parsed.command)
-    names = ("grid",) if parsed.command == "benchmark" else (*_METHOD, "guidance", "condition")
+    section = {"sample": "sampling", "restore": "sampling", "likelihood": "likelihood", "benchmark": "sampling"}.get(
+        parsed.command
+    )
+    names = ("grid",) if parsed.command == "benchmark" else (*_METHOD, *_SAMPLING)
     section, names = ("training", ("max_minutes",)) if parsed.command == "train" else (section, names)
     given = {name: value for name in names if section and (value := vars(parsed).get(name)) is not None}
     if isinstance(given.get("condition"), list):

@@ -17,7 +17,7 @@ from ..benchmark.runner import benchmark as run_benchmark
 from ..data.dataset import DataCard
 from ..data.rows import Batch
 from ..guidance.guided import Guided
-from ..io.result_files import environment, fingerprint, replacing, writable, write_arrays, write_json
+from ..io.result_files import environment, fingerprint, replacing, writable, write_arrays
 from ..likelihood.result import LogProb
 from ..runs import build, conditions, config
 from ..runs.class_posterior import class_posterior
@@ -28,43 +28,18 @@ from ..sampling.sample import PICTURES
 from ..sampling.sample import sample as draw
 from .current_folder import import_drawing
 from .readers import split
+from .restoring import restore
+from .results import record, results_folder, say_average
 from .training import Job, fit, train
 
 REFERENCES = 10_000  # samples with which a benchmark compares, of a data set that has more
 
 
-def record(path: Path, command: str, run: Run, **facts: Any) -> None:
-    """Writes a JSON file with everything that a reader needs to make the same files again."""
-    document = {
-        "command": command,
-        **facts,
-        "step": run.step,
-        "average": run.average and run.average.facts(),
-        "config": run.config.to_dict(),
-        "environment": environment(device=build.device_of(run.config)),
-    }
-    write_json(path, document)
-
-
-def results_folder(arguments: argparse.Namespace, *names: str) -> Path:
-    """The folder ``--out``, in which a command writes files of these names; created if needed.
-
-    Raises:
-        InputError: it already contains one of them, and ``--overwrite`` is not given.
-    """
-    out: Path = arguments.out
-    if (there := [name for name in names if (out / name).exists()]) and not arguments.overwrite:
-        raise InputError(
-            f"{out} already contains {', '.join(there)}: use a different --out, or add --overwrite to replace what is "
-            "there"
-        )
-    return writable(out)
-
-
 def sample(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Draws samples into samples.npz, samples.json and grid.png."""
+    _refuse_unused(overrides)
     run = load_run(arguments.workdir, overrides, ("sampling", "device"))
-    _say_average(run)
+    say_average(run)
     out = results_folder(arguments, "samples.npz", "samples.json", "grid.png")
     section = run.config.sampling
     with run.origin.limits():
@@ -100,10 +75,15 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     print(f"{len(x)} samples by {result.solver} on the grid {result.grid}{_choice(section)}{given.note}, {cost}: {out}")
 
 
-def _say_average(run: Run) -> None:
-    """A note on the average of the weights, if one was named."""
-    if run.config.sampling.ema is not None:
-        print(f"weights: {run.average}")
+def _refuse_unused(overrides: Sequence[str]) -> None:
+    """Rejects fields of the config that only ``scoresde restore`` uses.
+
+    Raises:
+        InputError: such a field is given.
+    """
+    names = ("operator", "observation", "posterior")
+    for name in (n for n in names for o in overrides if o.startswith(f"--config.sampling.{n}=")):
+        raise InputError(f"sampling.{name} is used by scoresde restore, which draws samples given an observation")
 
 
 def _choice(section: Any) -> str:
@@ -118,7 +98,7 @@ def _choice(section: Any) -> str:
 def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Computes the log-likelihood of a split, or of this process's share of it."""
     run = load_run(arguments.workdir, overrides, ("likelihood", "sampling.ema", "device", "data.path"))
-    _say_average(run)
+    say_average(run)
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)
     whole = {"train": data.train, "test": data.test}[arguments.split]
@@ -164,7 +144,7 @@ def _say_if_other(card: DataCard, trained: DataCard) -> None:
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Compares solvers at several budgets; writes results.csv, results.json and report.html."""
     run = load_run(arguments.workdir, overrides, ("sampling", "device", "data.path"))
-    _say_average(run)
+    say_average(run)
     named = [name for spec in arguments.solvers for name in (solvers.names("gaussian") if spec == "all" else [spec])]
     _check_commas(named)
     out = results_folder(arguments, "results.csv", "results.json", "report.html")
@@ -280,6 +260,7 @@ COMMANDS = {
     "demo": demo,
     "train": train,
     "sample": sample,
+    "restore": restore,
     "likelihood": likelihood,
     "benchmark": benchmark,
 }

@@ -40,6 +40,17 @@ def _whole(text: str) -> int | None:
     return int(text if len(text) <= 20 else "9" * 20) if text.isdecimal() else None
 
 
+def seed_of(text: str) -> int:
+    """Reads one seed, an integer of at least 0.
+
+    Raises:
+        ArgumentTypeError: any other text.
+    """
+    if (number := _whole(text.strip())) is None or number >= 2**63:
+        raise ArgumentTypeError(f"must be a seed, an integer of at least 0, got {text}")
+    return number
+
+
 def classes_of(text: str) -> list[int | None]:
     """Reads classes: single numbers and ranges separated by commas; None for ``none``, samples without a class.
 

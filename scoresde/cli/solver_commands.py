@@ -1,4 +1,4 @@
-"""The commands that need no run: solvers, guidances and check-solver."""
+"""The commands that need no run: solvers, guidances, posteriors, operators and check-solver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from solvers.program.from_file import File
 from ..io.result_files import writable, write_figure
 from ..paths.base import make_sde
 from ..sampling.plan import NAMED
-from ..show import guidance_cards, program_view, solver_cards
+from ..show import guidance_cards, posterior_cards, program_view, solver_cards
 from .current_folder import import_drawing
 
 
@@ -110,4 +110,22 @@ def list_guidances(arguments: argparse.Namespace, overrides: list[str], command:
     print(guidance_cards.table() if arguments.name is None else guidance_cards.card(arguments.name))
 
 
-COMMANDS = {"solvers": list_solvers, "guidances": list_guidances, "check-solver": check_solver}
+def list_posteriors(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Prints the table of methods that draw from p(x0 | y), or one card."""
+    print(
+        posterior_cards.posterior_table() if arguments.name is None else posterior_cards.posterior_card(arguments.name)
+    )
+
+
+def list_operators(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Prints the table of measurement operators, or one card."""
+    print(posterior_cards.operator_table() if arguments.name is None else posterior_cards.operator_card(arguments.name))
+
+
+COMMANDS = {
+    "solvers": list_solvers,
+    "guidances": list_guidances,
+    "posteriors": list_posteriors,
+    "operators": list_operators,
+    "check-solver": check_solver,
+}

@@ -25,6 +25,7 @@ from ..likelihood.log_prob import log_prob
 from ..likelihood.result import LogProb
 from ..models.classifier import Classifier
 from ..models.denoiser import Denoiser
+from ..posterior.base import posteriors
 from ..runs import build, choices, config, saved, watch
 from ..runs.run import Run
 from ..runs.score import options_of
@@ -245,5 +246,7 @@ def _check_later(run: Run) -> None:
 
 
 def _check_sampling(run: Run) -> None:
+    if run.config.sampling.posterior:
+        posteriors.make(run.config.sampling.posterior)
     build.plan_of(run.denoiser, run.config.sampling)
     check_source(run.config.sampling.noise)

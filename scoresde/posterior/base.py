@@ -136,6 +136,10 @@ class Posterior(Options):
         """Draws one sample for each row of the task's observations."""
         raise NotImplementedError
 
+    def rows(self) -> int:
+        """How many samples the model gets at a time for one draw: the number of particles, where there are some."""
+        return 1
+
     def __str__(self) -> str:
         return posteriors.format(self)
 

@@ -272,6 +272,9 @@ class TDS(Posterior):
     def draw(self, task: Task) -> Draws:
         return self.cloud(task).draws()
 
+    def rows(self) -> int:
+        return self.particles
+
     def cloud(self, task: Task) -> Cloud:
         """All particles of a task, of which ``draw`` returns one for each sample."""
         self.check(task.operator, task.shape)

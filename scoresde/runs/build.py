@@ -11,7 +11,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from solvers import InputError
+from solvers import InputError, Solver
 from solvers.noise.seeded import global_seed
 
 from ..bounds.decoders import Decoder, Discretised, Gaussian
@@ -258,12 +258,12 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
     return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
 
 
-def guided_plan(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> tuple[ModelLike, Plan]:
-    """The denoiser with the guidance of a config's section ``sampling``, if it names one, and the plan.
+def guided_by(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> tuple[ModelLike, str | Solver | None]:
+    """The denoiser with the guidance of a config's section ``sampling``, if it names one, and the solver's name.
 
     Raises:
         InputError: the guidance needs predictions without conditions, which the network was not trained for; see also
-            ``scoresde.guide`` and ``scoresde.plan``.
+            ``scoresde.guide``.
     """
     guided, solver = with_label(denoiser, section.get("guidance") or None, section.solver or None)
     if isinstance(guided, Guided) and NULL in guided.roles and not config.model.condition_dropout:
@@ -271,8 +271,17 @@ def guided_plan(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> 
             f"{guided.guidance} needs predictions without conditions, but this run was trained with "
             "model.condition_dropout=0: train with 0.1"
         )
-    section = ConfigDict({**section, "solver": solver})
-    return guided, plan_of(guided, section)
+    return guided, solver
+
+
+def guided_plan(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> tuple[ModelLike, Plan]:
+    """The denoiser and the plan of a config's section ``sampling``, with its guidance.
+
+    Raises:
+        InputError: see ``guided_by`` and ``scoresde.plan``.
+    """
+    guided, solver = guided_by(denoiser, section, config)
+    return guided, plan_of(guided, ConfigDict({**section, "solver": solver}))
 
 
 def plan_of(

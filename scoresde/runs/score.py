@@ -232,8 +232,8 @@ def facts_of(run: Run, x: Tensor, split: str, conditions: Mapping[str, Tensor] |
     named = {path for value in given.values() if isinstance(value, str) for path in files_in(value)}
     facts = {
         "the checkpoint's step": run.step,
-        "the weights": _weights(network),
-        **({"the dequantiser's weights": _weights(noise)} if noise is not None else {}),
+        "the weights": weights_of(network),
+        **({"the dequantiser's weights": weights_of(noise)} if noise is not None else {}),
         "the split": split,
         "the number of samples": len(x),
         "the data": fingerprint(x),
@@ -281,7 +281,7 @@ def _content(path: str) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()[:16]
 
 
-def _weights(module: nn.Module) -> str:
+def weights_of(module: nn.Module) -> str:
     """A fingerprint of a network's parameters and buffers."""
     found = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,17 +44,19 @@ class Parts:
     Attributes:
         folder: where they are; created with the first one.
         facts: what decides the draws, as JSON types: a batch of other facts is refused.
+        replace: draw a batch again that is damaged or has other facts.
     """
 
     folder: Path
     facts: Mapping[str, Any]
+    replace: bool = False
 
     def knowing(self, facts: Mapping[str, Any]) -> Parts:
         """The same folder with more facts."""
-        return Parts(self.folder, json.loads(json.dumps({**self.facts, **facts})))
+        return replace(self, facts=json.loads(json.dumps({**self.facts, **facts})))
 
     def read(self, number: int) -> Part | None:
-        """The batch of a number; None if it is not done.
+        """The batch of a number; None if it is to be drawn.
 
         Raises:
             InputError: the file is damaged, or its batch belongs to another restoration.
@@ -62,6 +64,14 @@ class Parts:
         path = self._path(number)
         if not path.exists():
             return None
+        try:
+            return self._read(path)
+        except InputError:
+            if self.replace:
+                return None
+            raise
+
+    def _read(self, path: Path) -> Part:
         try:
             arrays: dict[str, Any] = read_arrays(path, "batch of draws")
             plain = str(arrays.pop("plain")[()])
@@ -99,6 +109,11 @@ class Parts:
                 path.unlink()
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
+
+    def note(self) -> str:
+        """How many batches are done, for a message at the end of a process; empty if there are none."""
+        count = len(list(self.folder.glob("[0-9]*.npz"))) if self.folder.is_dir() else 0
+        return f"{count} finished batches are in {self.folder}; the same command resumes" if count else ""
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:05d}.npz"

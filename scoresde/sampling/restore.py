@@ -160,7 +160,7 @@ class _Restoration:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What decides the draws beside the model, as JSON types."""
+        """All that decides the draws, except for the model, as JSON types."""
         probe = torch.randn(1, *self.shape, dtype=torch.float64, generator=generator(0))  # whose A x identifies A
         return {
             "the operator": [str(self.operator), fingerprint(self.operator(probe))],

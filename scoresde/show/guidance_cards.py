@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from solvers.registry.spec import write
-
 from ..guidance import linear, nonlinear  # noqa: F401  # which register the kinds
 from ..guidance.base import guidances
-from .solver_cards import accepted, entry
+from .cards import aligned, options_of
+from .cards import card as described
 
 HEAD = ("name", "kind", "forwards", "prediction", "paper")
 LEGEND = """\
@@ -23,9 +22,7 @@ def table() -> str:
     for name in guidances.names():
         info = guidances.info(name)
         rows.append((name, info.kind, str(info.evaluations), info.formula, info.reference))
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", LEGEND])
+    return f"{aligned(rows)}\n\n{LEGEND}"
 
 
 def card(name: str) -> str:
@@ -35,18 +32,13 @@ def card(name: str) -> str:
         InputError: an unknown name or an invalid option.
     """
     info = guidances.info_of(guidances.make(name))
-    plain = guidances.make(info.name)
-    values = {key: write(getattr(plain, field.name)) for key, field in info.fields.items()}
-    options = {f"{key} = {value}": accepted(info, key) for key, value in values.items()}
-    width = max(map(len, options), default=0)
     facts = {
         "prediction": info.formula,
         "kind": info.kind,
         "forwards": f"{info.evaluations} for one prediction",
-        "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()),
+        "options": options_of(info),
         "note": info.note,
         "reference": info.reference,
         "Python": f'scoresde.guide(denoiser, "{name}")',
     }
-    lines = (entry(f"  {key}", text) for key, text in facts.items() if text)
-    return "\n".join([entry(info.name, info.summary), *lines])
+    return described(info.name, info.summary, facts)

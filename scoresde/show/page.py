@@ -64,7 +64,7 @@ def write_report(
         curves=inline(curves(rows)) if scores_of(rows) else "",
         command=command,
         config=json.dumps(config, indent=2, default=str) if config else "",
-        facts=[(name, _text(value)) for name, value in header.items()],
+        facts=[(name, text_of(value)) for name, value in header.items()],
         **_table(rows),
         **_pictures(rows, low, high, reference),
     )
@@ -191,7 +191,7 @@ def _mean(values: Tensor) -> str:
     return f"{float(v.mean()):.5g}{spread}"
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
     """A header's value on one line; consecutive integers as "first-last"."""
     if isinstance(value, (list, tuple, range)):
         value = list(value)

@@ -12,7 +12,7 @@ import re
 import shlex
 import textwrap
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -221,6 +221,8 @@ def _accepted(hint: Any) -> str:
         return next((mark.words(parts[0]) for mark in marks(hint)), _accepted(parts[0]))
     if origin is Literal:
         return " | ".join(map(str, parts))
+    if origin is Callable:
+        return "function"
     if hint is bool:
         return "True | False"
     if hint is Corrector:

@@ -16,40 +16,40 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 _SIZE = (4.7, 2.9)  # inches; a page of 400 pixels shows a figure at about this size
 _POINTS = 80  # most points of a smoothed curve
 _SHOWN = 4  # most evaluations whose curves are drawn
-_ONE, _TWO, _SOFT, _EDGE, _GRID = "#0072b2", "#d55e00", "#62676e", "#b4b9c0", "#e6e8eb"
-_VARIABLES = {_ONE: "--one", _TWO: "--two", _SOFT: "--soft", _EDGE: "--edge", _GRID: "--grid"}
+ONE, TWO, SOFT, EDGE, _GRID = "#0072b2", "#d55e00", "#62676e", "#b4b9c0", "#e6e8eb"
+_VARIABLES = {ONE: "--one", TWO: "--two", SOFT: "--soft", EDGE: "--edge", _GRID: "--grid"}
 
 Lines = Sequence[Mapping[str, Any]]
 
 
 def loss(lines: Lines, evaluations: Lines) -> str:
     """The loss against the step: its smoothed values over their range, and the held-out loss."""
-    figure, axes = _panel("loss", "updates")
+    figure, axes = panel("loss", "updates")
     x, y = _columns(lines, "step", "loss")
     held = _columns(evaluations, "step", "loss")
     if len(x):
-        _smoothed(axes, x, y, _ONE, "training")
+        _smoothed(axes, x, y, ONE, "training")
     if len(held[0]):
-        axes.plot(*held, "o-", color=_TWO, ms=3, lw=1.2, label="held out")
+        axes.plot(*held, "o-", color=TWO, ms=3, lw=1.2, label="held out")
     _logarithmic(axes, np.concatenate([y, held[1]]))
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
 def error_by_noise(evaluations: Lines) -> str:
     """The last evaluation's error of eps against log-SNR, next to that of the predictor of mean and variance."""
-    figure, axes = _panel("error of eps", "log-SNR (clean data right)")
+    figure, axes = panel("error of eps", "log-SNR (clean data right)")
     x, y, trivial, spread = _columns(evaluations[-1:], "log_snr", "error", "trivial", "error_stderr")
     if len(x):
-        axes.fill_between(x, np.maximum(y - 2 * spread, y / 10), y + 2 * spread, color=_ONE, alpha=0.2, lw=0)
-        axes.plot(x, y, color=_ONE, lw=1.6, label="model")
-        axes.plot(x, trivial, "--", color=_SOFT, lw=1.2, label="mean and variance")
+        axes.fill_between(x, np.maximum(y - 2 * spread, y / 10), y + 2 * spread, color=ONE, alpha=0.2, lw=0)
+        axes.plot(x, y, color=ONE, lw=1.6, label="model")
+        axes.plot(x, trivial, "--", color=SOFT, lw=1.2, label="mean and variance")
     _logarithmic(axes, np.concatenate([y, trivial]))
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
 def learned_by_noise(evaluations: Lines) -> str:
     """The error over that of the predictor of mean and variance, against log-SNR, as training proceeds."""
-    figure, axes = _panel("error over that of mean and variance", "log-SNR (clean data right)")
+    figure, axes = panel("error over that of mean and variance", "log-SNR (clean data right)")
     places = sorted({round(p) for p in np.linspace(0, len(evaluations) - 1, _SHOWN)}) if evaluations else []
     drawn = []
     for number, place in enumerate(places, 1):
@@ -58,41 +58,41 @@ def learned_by_noise(evaluations: Lines) -> str:
             ratio = y / trivial
         kept = np.isfinite(ratio)
         axes.plot(
-            x[kept], ratio[kept], color=_ONE, lw=1.4, alpha=number / len(places),
+            x[kept], ratio[kept], color=ONE, lw=1.4, alpha=number / len(places),
             label=f"{int(evaluations[place]['step']):,}",
         )  # fmt: skip
         drawn.append(ratio[kept])
-    axes.axhline(1, color=_SOFT, lw=1, ls="--")
+    axes.axhline(1, color=SOFT, lw=1, ls="--")
     _logarithmic(axes, np.concatenate(drawn) if drawn else np.zeros(0))
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
 def likelihood(evaluations: Lines, name: str, label: str) -> str:
     """A held-out likelihood against the step, with error bars of two standard errors."""
-    figure, axes = _panel(label, "updates")
+    figure, axes = panel(label, "updates")
     x, y, spread = _columns(evaluations, "step", name, f"{name}_stderr")
-    axes.errorbar(x, y, 2 * spread, fmt="o-", color=_ONE, ms=3, lw=1.2, elinewidth=1, capsize=2)
-    return _svg(figure, axes)
+    axes.errorbar(x, y, 2 * spread, fmt="o-", color=ONE, ms=3, lw=1.2, elinewidth=1, capsize=2)
+    return svg(figure, axes)
 
 
 def throughput(lines: Lines, evaluations: Lines, batch_size: int) -> str:
     """Samples per second against the step."""
-    figure, axes = _panel("samples per second", "updates")
+    figure, axes = panel("samples per second", "updates")
     x, rate = rates(lines, evaluations, batch_size)
     if len(x):
-        _smoothed(axes, x, rate, _ONE)
+        _smoothed(axes, x, rate, ONE)
         axes.set_ylim(0, 1.15 * float(rate.max()))
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
 def gradient(lines: Lines) -> str:
     """The norm of the gradient before clipping, against the step."""
-    figure, axes = _panel("norm of the gradient", "updates")
+    figure, axes = panel("norm of the gradient", "updates")
     x, y = _columns(lines, "step", "grad_norm")
     if len(x):
-        _smoothed(axes, x, y, _ONE)
+        _smoothed(axes, x, y, ONE)
     _logarithmic(axes, y)
-    return _svg(figure, axes)
+    return svg(figure, axes)
 
 
 def rates(lines: Lines, evaluations: Lines, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,20 +134,20 @@ def _smoothed(axes: Any, x: np.ndarray, y: np.ndarray, color: str, label: str = 
     axes.plot(places, [float(b.mean()) for _, b in groups], color=color, lw=1.4, marker=marker, ms=3, label=label)
 
 
-def _panel(title: str, label: str) -> tuple[Figure, Any]:
+def panel(title: str, label: str) -> tuple[Figure, Any]:
     figure = Figure(figsize=_SIZE)  # with fixed margins: a layout engine draws everything twice
     figure.patch.set_alpha(0)
     axes = figure.add_axes((0.13, 0.16, 0.84, 0.74))
     axes.patch.set_alpha(0)
-    axes.set_title(title, fontsize=10, loc="left", color=_SOFT)
-    axes.set_xlabel(label, fontsize=9, color=_SOFT)
+    axes.set_title(title, fontsize=10, loc="left", color=SOFT)
+    axes.set_xlabel(label, fontsize=9, color=SOFT)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(True, which="major", color=_GRID, lw=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(labelsize=8.5, color=_SOFT, labelcolor=_SOFT, which="both")
+    axes.tick_params(labelsize=8.5, color=SOFT, labelcolor=SOFT, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_EDGE)
+    axes.spines[["left", "bottom"]].set_color(EDGE)
     return figure, axes
 
 
@@ -161,10 +161,10 @@ def _logarithmic(axes: Any, values: np.ndarray) -> None:
         axes.yaxis.set_minor_locator(NullLocator())
 
 
-def _svg(figure: Figure, axes: Any) -> str:
+def svg(figure: Figure, axes: Any) -> str:
     """The figure as an element of a page: its size and colours are those of the page, its text is text."""
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(frameon=False, fontsize=8.5, labelcolor=_SOFT)
+        axes.legend(frameon=False, fontsize=8.5, labelcolor=SOFT)
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": axes.get_title(loc="left")}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -1,0 +1,60 @@
+"""What texts about registered names share: tables in columns, and the options of a card."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from solvers import Info
+from solvers.registry.spec import write
+
+from .solver_cards import accepted, entry
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as lines with columns of one width each."""
+    lines = list(rows)
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in lines)
+
+
+class Documented(NamedTuple):
+    """The parts of a class's docstring: the first sentence, the text, and what it says about each option."""
+
+    summary: str
+    text: str
+    options: dict[str, str]
+
+
+def documented(info: Info) -> Documented:
+    """The parts of the docstring of a registered class."""
+    paragraphs = (inspect.getdoc(info.cls) or "").replace("``", "").split("\n\n")
+    text, options = [" ".join(part.split()) for part in paragraphs if not part.startswith("Attributes:")], {}
+    for part in (part for part in paragraphs if part.startswith("Attributes:")):
+        for name, words in re.findall(r"^    (\w+): ((?:.|\n        )+)", part, flags=re.MULTILINE):
+            options[name] = " ".join(words.split())
+    return Documented(text[0], "\n".join(text[1:]), options)
+
+
+def options_of(info: Info) -> str:
+    """The options of a registered class, a line each: the default, the accepted values, and what it is."""
+    hints, lines, words = typing.get_type_hints(info.cls), dict[str, str](), documented(info).options
+    for name, field in sorted(info.fields.items(), key=lambda item: item[1].kw_only is True):
+        required = field.default is field.default_factory is dataclasses.MISSING
+        shown = f"{name}, required" if required else f"{name} = {write(field.default)}"
+        parts = typing.get_args(hints[field.name])
+        values = "a .npy file" if str in parts and Tensor in parts else accepted(info, name)
+        lines[shown] = f"{values}: {words[field.name]}" if field.name in words else values
+    width = max(map(len, lines), default=0)
+    return "\n".join(f"{shown.ljust(width)}   {values}" for shown, values in lines.items())
+
+
+def card(title: str, summary: str, facts: Mapping[str, str]) -> str:
+    """A title with a sentence, and below it the facts that are not empty."""
+    return "\n".join([entry(title, summary), *(entry(f"  {key}", text) for key, text in facts.items() if text)])
