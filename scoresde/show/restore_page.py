@@ -100,7 +100,7 @@ def _observation(shown: Shown, i: int, back: Tensor | None) -> dict[str, Any]:
     if is_image(y.unsqueeze(0)):
         pictures.append(_picture(y, _limits(y, shown.limits), "y"))
     if back is not None:
-        pictures.append(_picture(_painted(back, shown.limits), shown.limits, "A⁺y"))
+        pictures.append(_picture(_painted(back, shown.limits), shown.limits, "A⁺y" if pictures else "y, as A⁺y"))
     elif not pictures:
         made["figures"] = [figures.numbers(y)]
     if truth is not None:
