@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from ..operators.base import Operator
-from .training_figures import EDGE, ONE, SOFT, TWO, panel, svg
+from .training_figures import ONE, SOFT, TWO, panel, svg
 
 _MOST = 40  # lines of draws in a figure
 
@@ -80,5 +80,5 @@ def _signals(x: np.ndarray, truth: np.ndarray | None, back: np.ndarray | None) -
         axes.plot(places, truth, color=TWO, lw=1.4, ls="--", label="truth")
     if back is not None:
         marker = "o" if x.shape[1] < 200 else "."
-        axes.plot(places, back, ls="", marker=marker, ms=3, color=EDGE, label="observed, A⁺y")
+        axes.plot(places, back, ls="", marker=marker, ms=3, color=SOFT, zorder=4, label="observed, A⁺y")
     return svg(figure, axes)
