@@ -1,5 +1,6 @@
 """Exact targets against densities, integrals and sums done another way."""
 
+import itertools
 import math
 
 import numpy as np
@@ -195,6 +196,29 @@ def test_rows_in_chunks_and_at_times_of_their_own():
             assert torch.allclose(together.x0[i], alone.x0[0], rtol=1e-11, atol=1e-12)
             assert torch.allclose(together.eps[i], alone.eps[0], rtol=1e-11, atol=1e-12)
             assert float(log_prob[i]) == pytest.approx(float(target.log_prob(x[i : i + 1], sde(t))), rel=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(1, 1), (3, 4), (25, 8), (40, 50)])
+def test_a_row_has_the_bits_that_it_has_alone(size, dtype):
+    """Products of matrices round differently for other numbers of rows, which a test of a few rows may miss."""
+    means = torch.randn(*size, generator=generator(3))
+    root = torch.randn(*size, size[1], generator=generator(4))
+    x = torch.randn(70, size[1], generator=generator(5)).to(dtype)
+    targets = (
+        GaussianMixture(means, 0.1),
+        GaussianMixture(means, root @ root.mT + 0.1 * torch.eye(size[1])),
+        Empirical(means.repeat(5, 1) + 0.1),
+    )
+    for target, t in itertools.product(targets, (0.1, 0.9)):
+        node = scoresde.VP()(t)
+        whole, densities = target.predict(x, node), target.log_prob(x, node)
+        for first, count in ((0, 1), (11, 1), (5, 2), (30, 33), (69, 1)):
+            rows = slice(first, first + count)
+            alone = target.predict(x[rows], node)
+            assert torch.equal(alone.x0, whole.x0[rows]), (target, count)
+            assert torch.equal(alone.eps, whole.eps[rows]), (target, count)
+            assert torch.equal(target.log_prob(x[rows], node), densities[rows]), (target, count)
 
 
 def test_draws_of_a_data_set_are_its_rows():

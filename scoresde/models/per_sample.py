@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _DIVIDED = 2**15  # torch divides the sum of a single row of so many numbers among threads, which rounds differently
+_WORK, _ALIGNED = 2**18, 16  # multiplications of one matrix product; its columns are a multiple of so many numbers
 
 
 def row_sums(x: Tensor) -> Tensor:
@@ -24,3 +27,20 @@ def rows(value: Tensor, like: Tensor) -> Tensor:
 def column(value: float | Tensor, like: Tensor) -> Tensor:
     """A number as (1, 1), or one for each sample as (B, 1), in the dtype of ``like``."""
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(-1, 1)
+
+
+def products(x: Tensor, matrices: Tensor) -> Tensor:
+    """The products (B, *, n) of x (B, *, k) with matrices (*, k, n), of which each row has the bits that it has alone.
+
+    A matrix product rounds differently for another number of rows, and where a row begins at another place between
+    multiples of 64 bytes. On the CPU, blocks of rows and of columns are therefore filled up with zeros.
+    """
+    letters = "ij"[: matrices.ndim - 2]
+    rule, n = f"b{letters}k,{letters}kn->b{letters}n", matrices.shape[-1]
+    if x.device.type != "cpu" or not len(x):
+        return torch.einsum(rule, x, matrices)
+    wide = nn.functional.pad(matrices, [0, -n % _ALIGNED]).contiguous()
+    count = min(max(2 ** int(math.log2(_WORK / wide.numel())), 16), 64)  # rows of a block
+    filled = nn.functional.pad(x, [0, 0] * (x.ndim - 1) + [0, -len(x) % count])
+    parts = [torch.einsum(rule, part, wide) if letters else part @ wide for part in filled.split(count)]
+    return torch.cat(parts)[: len(x), ..., :n]

@@ -21,7 +21,9 @@ from solvers import InputError, Node, Prediction
 from ..operators.base import Operator
 from ..paths.base import SDE, as_sde
 from . import exact_posteriors
+from .per_sample import products
 
+_CACHED = 2**15  # numbers of an intermediate result that stays in the processor's cache
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -201,16 +203,19 @@ class GaussianMixture:
         share = torch.softmax(self._isotropic_joint(flat, alpha, sigma), 1)  # (B, K)
         variances = self.values[:, 0].to(x)
         over = share / (alpha**2 * variances + sigma**2)
-        centre = over @ means
-        x0 = alpha * (over @ variances).unsqueeze(1) * flat + sigma**2 * centre
+        centre = products(over, means)
+        x0 = alpha * (over * variances).sum(1, keepdim=True) * flat + sigma**2 * centre
         eps = sigma * (over.sum(1, keepdim=True) * flat - alpha * centre)
         return Prediction(x0.view(x.shape), eps.view(x.shape))
 
     def _isotropic_joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The terms log w_k N(x; alpha m_k, (alpha^2 c_k + sigma^2) I) (B, K)."""
         var = alpha**2 * self.values[:, 0].to(x) + sigma**2
-        y = x.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x)  # not expanded: |x|^2 - 2 x m + |m|^2 would cancel
-        distance = torch.einsum("bkd,bkd->bk", y, y)
+        centres = alpha.unsqueeze(2) * self.means.to(x)  # (B or 1, K, d)
+        rows = max(1, _CACHED // self.means.numel())
+        pairs = zip(x.split(rows), centres.expand(len(x), -1, -1).split(rows), strict=True)
+        # not expanded: |x|^2 - 2 x m + |m|^2 would cancel
+        distance = torch.cat([(part.unsqueeze(1) - of).square().sum(2) for part, of in pairs])
         return self.log_weights.to(x) - 0.5 * (distance / var + x.shape[1] * torch.log(2 * math.pi * var))
 
     def _flat(self, x: Tensor) -> Tensor:
@@ -226,14 +231,14 @@ class GaussianMixture:
         """
         y = x.unsqueeze(1) - alpha.unsqueeze(2) * self.means.to(x)
         if self.vectors is not None:
-            y = torch.einsum("bkd,kde->bke", y, self.vectors.to(x))
+            y = products(y, self.vectors.to(x))
         var = (alpha**2).unsqueeze(2) * self.values.to(x) + (sigma**2).unsqueeze(2)
         log_normal = -0.5 * (y**2 / var + torch.log(2 * math.pi * var)).sum(2)
         return self.log_weights.to(x) + log_normal, y
 
     def _rotate(self, z: Tensor) -> Tensor:
         """Rotates z (B, K, d) from the eigenbases back to the axes of the data."""
-        return z if self.vectors is None else torch.einsum("bke,kde->bkd", z, self.vectors.to(z))
+        return z if self.vectors is None else products(z, self.vectors.to(z).mT)
 
 
 class Gaussian(GaussianMixture):
@@ -322,7 +327,7 @@ class Empirical:
         for i in range(0, len(flat), self.chunk):
             rows = slice(i, i + self.chunk)
             a, s = (v[rows] if len(v) > 1 else v for v in (alpha, sigma))
-            parts.append(torch.softmax(self._exponents(flat[rows], a, s), 1) @ data)
+            parts.append(products(torch.softmax(self._exponents(flat[rows], a, s), 1), data))
         x0 = torch.cat(parts)
         return Prediction(x0.view(x.shape), ((flat - alpha * x0) / sigma).view(x.shape))
 
