@@ -34,6 +34,7 @@ class Solution:
         error: sum of the steps' error estimates (B,); None if the solver makes none.
         accepted, rejected: numbers of inner steps (B,) of solvers that choose their own steps.
         failed: why the solver gave up some of the samples, by row; their states are NaN.
+        effective: the least effective number of particles (B,) of each sample; None if it has no particles.
     """
 
     x: Tensor
@@ -44,6 +45,7 @@ class Solution:
     accepted: Tensor
     rejected: Tensor
     failed: Mapping[int, str] = field(default_factory=dict)
+    effective: Tensor | None = None
 
     def after(self, earlier: Solution) -> Solution:
         """The solution of an earlier part and this one, which went on from there: the sums of both."""

@@ -285,20 +285,34 @@ def test_solvers_without_a_density_are_refused(solver, message):
 
 
 class Broken(Model):
-    """A model without a prediction below a noise level."""
+    """The exact model of Gaussian data, without a prediction for samples at which y has a number above 100."""
 
-    sde = VP
+    sde, shape = VP, (D,)
+    prior = Gaussian(MEAN, COVARIANCE).denoiser(VP)
 
-    def predict(self, x, node, **_):
-        return Prediction(x / (0 if node.ratio < 1 else 1), x)
+    def predict(self, x, node, limit):
+        found = self.prior.predict(x, node)
+        lost = (limit > node.ratio)[:, None]
+        return Prediction(torch.where(lost, math.nan, found.x0), torch.where(lost, math.nan, found.eps))
 
 
 @pytest.mark.quick
-def test_dead_particles_are_named():
-    with pytest.raises(
-        InputError, match=r"tds: all 4 particles of seed 3 are dead at sigma/alpha=0\.\d+: every weight"
+def test_a_sample_of_dead_particles_is_reported_and_the_others_come_back():
+    how = {"seeds": [3, 4], "solver": "ddpm", "steps": 20, "dtype": DTYPE}
+    ys, reason = torch.stack([Y, Y / 2]), r"lost all 4 particles at sigma / alpha = 0\.\d+: every weight is 0 or not a"
+    with pytest.warns(
+        UserWarning, match=rf"2 of 4 samples of tds.*are returned as NaN: samples 0 \(seed 3\).*{reason}"
     ):
-        run("tds(4)", Broken(), SEEN, Y.expand(2, M), (D,), nodes(20), seeds=(3, 4))
+        found = scoresde.restore(Broken(), SEEN, ys, "tds(4)", condition={"limit": torch.tensor([1.0, 0])}, **how)
+    assert found.x[0].isnan().all()
+    assert [(one.sample, one.seed) for one in found.failures] == [(0, 3), (1, 4)]
+    right = scoresde.restore(Broken.prior, SEEN, ys, "tds(4)", **how)
+    assert torch.equal(found.x[1], right.x[1])
+    assert found.log_evidence.isnan().tolist() == found.effective.isnan().tolist() == [True, False]
+    assert torch.equal(found.log_evidence[1], right.log_evidence[1])
+    assert torch.equal(found.effective[1], right.effective[1])
+    with pytest.raises(InputError, match=rf"2 of 2 samples of tds\(particles=4\) with ddpm.* are not finite.*{reason}"):
+        scoresde.restore(Broken(), SEEN, Y, "tds(4)", condition={"limit": torch.ones(1)}, **how)
 
 
 @pytest.mark.quick

@@ -11,7 +11,7 @@ from scoresde.guidance.linear import Tilt
 from scoresde.models.targets import GaussianMixture
 from scoresde.posterior.base import Task
 from scoresde.posterior.tilted import NOTHING, tilted_cloud
-from solvers import InputError, make
+from solvers import InputError, Prediction, make
 
 DTYPE = torch.float64
 VP = scoresde.VP()
@@ -105,7 +105,7 @@ def test_more_particles_are_nearer_to_the_tilt():
 
 
 @pytest.mark.quick
-def test_sample_draws_the_tilt():
+def test_sample_draws_the_tilt(tmp_path):
     _, model = tilt_model(3.0, 32)
     ones = {"label": torch.ones(6, dtype=torch.long)}
     whole = scoresde.sample(model, seeds=6, steps=30, condition=ones, dtype=DTYPE)
@@ -116,6 +116,35 @@ def test_sample_draws_the_tilt():
     assert torch.equal(whole.x, parts.x)
     alone = scoresde.sample(model, seeds=[3], steps=30, condition={"label": ones["label"][:1]}, dtype=DTYPE)
     assert torch.equal(whole.x[3:4], alone.x)
+    assert torch.equal(whole.effective, parts.effective)
+    assert torch.equal(whole.effective[3:4], alone.effective)
+    assert bool((whole.effective >= 1).all() and (whole.effective < 32).all())
+    assert f"at least {float(whole.effective.min()):.1f} effective particles" in repr(whole)
+    assert scoresde.sample(ByClass(), seeds=1, steps=2, condition={"label": ones["label"][:1]}).effective is None
+    whole.save(tmp_path / "s.npz")
+    with np.load(tmp_path / "s.npz") as arrays:
+        assert np.array_equal(arrays["effective"], whole.effective)
+
+
+class Broken(ByClass):
+    """Without a prediction at low noise, of states above 1.8."""
+
+    def predict(self, x, node, *, label):
+        found = super().predict(x, node, label=label)
+        lost = (x > 1.8) & (node.ratio < 0.5)
+        return Prediction(torch.where(lost, math.nan, found.x0), torch.where(lost, math.nan, found.eps))
+
+
+@pytest.mark.quick
+def test_a_tilted_sample_without_particles_is_reported():
+    model = scoresde.guide(Broken(), Tilt(3.0, 2), null={"label": 0})
+    ones = {"label": torch.ones(40, dtype=torch.long)}
+    with pytest.warns(UserWarning, match=r"of 40 samples of ddpm.*lost all 2 particles at sigma / alpha = 0"):
+        found = scoresde.sample(model, seeds=40, steps=20, condition=ones, dtype=DTYPE)
+    failed = [one.sample for one in found.failures]
+    assert 0 < len(failed) < 40
+    assert torch.nonzero(found.x.isnan().flatten()).flatten().tolist() == failed
+    assert torch.nonzero(found.effective.isnan()).flatten().tolist() == failed
 
 
 @pytest.mark.quick

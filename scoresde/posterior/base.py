@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -44,17 +45,21 @@ class Draws(NamedTuple):
         nfe: evaluations that the solver asked for, per sample (B,).
         log_evidence: an estimate of log p(y) (B,) in nats, of methods that have one.
         effective: the least effective number of particles (B,), of methods with particles.
+        failed: why the method gave up some of the samples, by row; these are NaN.
     """
 
     x: Tensor
     nfe: Tensor
     log_evidence: Tensor | None = None
     effective: Tensor | None = None
+    failed: Mapping[int, str] = MappingProxyType({})
 
     @classmethod
     def of(cls, parts: Sequence[Draws]) -> Draws:
-        """The draws of several batches, one after the other."""
-        columns = [[value for value in column if value is not None] for column in zip(*parts, strict=True)]
+        """The draws of several batches, one after the other, without the reasons of those that failed."""
+        columns = [
+            [value for value in column if value is not None] for column in zip(*(p[:4] for p in parts), strict=True)
+        ]
         return cls(*(torch.cat(values) if values else None for values in columns))  # type: ignore[arg-type]
 
 

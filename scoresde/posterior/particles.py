@@ -69,6 +69,7 @@ class Cloud(NamedTuple):
         log_evidence: the log (B,) of the mean weight, over the whole run, in nats.
         effective: the least effective number of particles (B,), from 1 to K.
         steps: how many steps a particle made.
+        failed: why samples have no particle left, by row; their evidence and effective number are NaN.
     """
 
     x: Tensor
@@ -77,15 +78,18 @@ class Cloud(NamedTuple):
     log_evidence: Tensor
     effective: Tensor
     steps: int
+    failed: Mapping[int, str]
 
     def chosen(self, uniform: Tensor) -> Tensor:
         """Particles (B, n, *) drawn from the weighted ones, at numbers (B, n) in [0, 1]."""
         return torch.stack([x[i] for x, i in zip(self.x, places(self.log_weights, uniform), strict=True)])
 
     def draws(self) -> Draws:
-        """One particle of each sample, drawn with its own number."""
+        """One particle of each sample, drawn with its own number; NaN of the samples that failed."""
         asked = torch.full((len(self.x),), self.x.shape[1] * self.steps)
-        return Draws(self.chosen(self.uniform[:, None])[:, 0], asked, self.log_evidence, self.effective)
+        x = self.chosen(self.uniform[:, None])[:, 0]
+        x[list(self.failed)] = math.nan
+        return Draws(x, asked, self.log_evidence, self.effective, self.failed)
 
 
 def places(log_weights: Tensor, uniform: Tensor) -> Tensor:
@@ -95,31 +99,32 @@ def places(log_weights: Tensor, uniform: Tensor) -> Tensor:
 
 
 class Weights:
-    """The log-weights (B, K) of particles, float64, which are drawn again where the effective number is small."""
+    """The log-weights (B, K) of particles, float64, which are drawn again where the effective number is small.
 
-    def __init__(self, name: str, seeds: tuple[int, ...], particles: int, device: torch.device) -> None:
-        self.name, self.seeds = name, seeds
-        self.log = torch.zeros(len(seeds), particles, dtype=torch.float64, device=device)
-        self.evidence = self.log.new_zeros(len(seeds))
-        self.least = self.log.new_full((len(seeds),), float(particles))
+    A sample whose particles are all dead has failed: the reason is kept, and its other numbers mean nothing.
+    """
+
+    def __init__(self, count: int, particles: int, device: torch.device) -> None:
+        self.log = torch.zeros(count, particles, dtype=torch.float64, device=device)
+        self.evidence = self.log.new_zeros(count)
+        self.least = self.log.new_full((count,), float(particles))
+        self.failed: dict[int, str] = {}
 
     def add(self, change: Tensor) -> None:
         """Adds a change (B K,) of the log-weights; one that is not a number ends the particle."""
         self.log = torch.nan_to_num(self.log + change.double().view_as(self.log), -math.inf, -math.inf, -math.inf)
 
     def effective(self, node: Node) -> Tensor:
-        """The effective number (B,) of particles, (sum w)^2 / sum w^2.
-
-        Raises:
-            InputError: all particles of a sample are dead.
-        """
+        """The effective number (B,) of particles, (sum w)^2 / sum w^2, after a look for samples of dead ones only."""
         dead = (self.log == -math.inf).all(1)
-        if bool(dead.any()):
-            row = int(dead.nonzero()[0, 0])
-            raise InputError(
-                f"{self.name}: all {self.log.shape[1]} particles of seed {self.seeds[row]} are dead at "
-                f"sigma/alpha={node.ratio:.4g}: every weight is 0 or not a number"
+        for row in dead.nonzero().flatten().tolist():
+            reason = (
+                f"lost all {self.log.shape[1]} particles at sigma / alpha = {node.ratio:.4g}: every weight is 0 or not "
+                "a number"
             )
+            self.failed.setdefault(row, reason)
+        self.log = torch.where(dead[:, None], 0.0, self.log)
+        self.evidence, self.least = (torch.where(dead, math.nan, part) for part in (self.evidence, self.least))
         found = torch.exp(2 * torch.logsumexp(self.log, 1) - torch.logsumexp(2 * self.log, 1))
         self.least = torch.minimum(self.least, found)
         return found
@@ -166,14 +171,14 @@ def run_particles(
         log_end: the log-density (n,) of the last states x (n, *) beyond that of the prior; by default 0.
 
     Raises:
-        InputError: the steps of the solver have no density; all particles of a sample are dead; a hook replaces them.
+        InputError: the steps of the solver have no density; a hook replaces the particles.
     """
     solver, path = task.solver, task.model.sde
     check_solver(name, solver, task.nodes, path)
     task.model.check_solver(solver)
     noise = task.noise(count + 1)
     x = task.start(noise)[:, :count].flatten(0, 1)
-    weights, steps = Weights(name, tuple(task.seeds), count, x.device), 0
+    weights, steps = Weights(len(task.seeds), count, x.device), 0
     for model, nodes in task.model.pieces(task.nodes):
         seen = look(model)
         for t, s in pairwise(nodes):
@@ -191,9 +196,10 @@ def run_particles(
             x, steps = x.flatten(0, 1), steps + 1
     if log_end is not None:
         weights.add(log_end(x))
+    weights.add(torch.where(torch.isfinite(x.flatten(1)).all(1), 0.0, math.nan))
     weights.effective(task.nodes[-1])
-    evidence = weights.evidence + weights.log_mean()
-    return Cloud(x.view(-1, count, *x.shape[1:]), weights.log, _uniform(noise.draw()), evidence, weights.least, steps)
+    evidence, x = weights.evidence + weights.log_mean(), x.view(-1, count, *x.shape[1:])
+    return Cloud(x, weights.log, _uniform(noise.draw()), evidence, weights.least, steps, weights.failed)
 
 
 def _uniform(numbers: Tensor) -> Tensor:

@@ -100,4 +100,4 @@ def tilted(
     )  # fmt: skip
     cloud = tilted_cloud(rule, task)
     drawn, none = cloud.draws(), torch.zeros(len(x), dtype=torch.long)
-    return Solution(drawn.x, nodes[-1], drawn.nfe, cloud.steps, None, none, none)
+    return Solution(drawn.x, nodes[-1], drawn.nfe, cloud.steps, None, none, none, drawn.failed, drawn.effective)

@@ -179,9 +179,9 @@ class _Restoration:
         began, watch = time.perf_counter(), Watch(self.plan)
         with counted() as count:
             found = self.method.draw(self.task(rows, (watch, advance)))
-        failures = failures_of(lost(found.x), rows.start, watch.reasons)
+        failures = failures_of(lost(found.x), rows.start, found.failed, watch.reasons)
         if failures:
-            found = found._replace(x=without(found.x, lost(found.x), torch.nan))
+            found = found._replace(x=without(found.x, lost(found.x), torch.nan), failed={})
         named = tuple(one._replace(seed=self.seeds[one.sample % len(self.seeds)]) for one in failures)
         return Part(found, named, count.forwards, count.vjps, time.perf_counter() - began)
 
@@ -216,8 +216,8 @@ class _Restoration:
             nfe=int(found.nfe.max()),
             forwards=forwards / (n * draws),
             vjps=vjps / (n * draws),
-            log_evidence=None if evidence is None else torch.logsumexp(evidence, 1) - math.log(draws),
-            effective=None if effective is None else effective.amin(1),
+            log_evidence=None if evidence is None else _log_mean(evidence),
+            effective=None if effective is None else _least(effective),
             posterior=str(self.method),
             operator=str(self.operator),
             solver=str(plan.solver),
@@ -226,3 +226,16 @@ class _Restoration:
             seconds=seconds,
             failures=failures,
         )
+
+
+def _log_mean(values: Tensor) -> Tensor:
+    """The logarithm (n,) of the mean of exp(values) (n, S), without the NaN of draws that failed."""
+    known = ~values.isnan()
+    sums = torch.logsumexp(torch.where(known, values, -math.inf), 1)
+    return torch.where(known.any(1), sums - known.sum(1).log(), math.nan)
+
+
+def _least(values: Tensor) -> Tensor:
+    """The least (n,) of values (n, S), without the NaN of draws that failed."""
+    known = ~values.isnan()
+    return torch.where(known.any(1), torch.where(known, values, math.inf).amin(1), math.nan)

@@ -68,6 +68,7 @@ class Sample:
             counted at the network. Guidance and self-conditioning evaluate it several times for one of the model.
         calls: the number of calls of the network, over all batches.
         error: the solver's own estimate of its error (B,), summed over the steps; None if the solver makes none.
+        effective: the least effective number of particles (B,) of each sample, of guidance by ``tilt``; else None.
         solver, grid: canonical specs.
         nodes: the nodes of the solve.
         seconds: wall-clock time.
@@ -93,6 +94,7 @@ class Sample:
     label_shift: float | None = None
     seeds: tuple[int, ...] = ()
     failures: tuple[Failure, ...] = ()
+    effective: Tensor | None = None
 
     def save(
         self,
@@ -104,8 +106,9 @@ class Sample:
     ) -> None:
         """Writes the samples to a file, whose ending decides the format.
 
-        ``.npz`` contains x (B, *), the seeds and the NFE of each sample; ``.npy`` contains x; ``.png`` is a grid of the
-        first 100 samples, which must be pictures (B, 1, H, W) or (B, 3, H, W).
+        ``.npz`` contains x (B, *), the seeds, the NFE of each sample and the effective numbers of particles where there
+        are some; ``.npy`` contains x; ``.png`` is a grid of the first 100 samples, which must be pictures (B, 1, H, W)
+        or (B, 3, H, W).
 
         Args:
             low, high: the values of black and white in a picture.
@@ -118,6 +121,8 @@ class Sample:
         arrays = {"x": self.x, "nfe": self.nfe_per_sample}
         if self.seeds:
             arrays["seeds"] = torch.tensor(self.seeds)
+        if self.effective is not None:
+            arrays["effective"] = self.effective
         save_samples(path, arrays, self.x[:PICTURES] if pictures is None else self.x[pictures], low, high, columns)
 
     def __repr__(self) -> str:
@@ -125,10 +130,11 @@ class Sample:
             "" if self.forwards == float(self.nfe_per_sample.double().mean()) else f" ({self.forwards:g} forwards)"
         )
         inner = f", {int(self.rejected.sum())} rejected steps" if bool(self.rejected.any()) else ""
+        least = "" if self.effective is None else f"\n  at least {float(self.effective.min()):.1f} effective particles"
         return (
             f"Sample: x {tuple(self.x.shape)}, {self.x.dtype}, on {self.x.device}\n"
             f"  {self.solver} on {self.grid}, {len(self.nodes) - 1} steps, {self.nfe} NFE{network}{inner}, "
-            f"{self.seconds:.2f} s"
+            f"{self.seconds:.2f} s{least}"
         )
 
 
@@ -305,6 +311,7 @@ class _Solve:
             torch.cat([getattr(part, name) for part in parts]) for name in ("x", "nfe", "accepted", "rejected")
         )
         errors = [part.error for part in parts if part.error is not None]
+        effective = [part.effective for part in parts if part.effective is not None]
         failed = tuple(failure for part in failures for failure in part)
         if seeds:
             failed = tuple(failure._replace(seed=seeds[failure.sample]) for failure in failed)
@@ -319,6 +326,7 @@ class _Solve:
             vjps=cost.vjps / count,
             calls=cost.calls,
             error=torch.cat(errors) if errors else None,
+            effective=torch.cat(effective) if effective else None,
             solver=str(plan.solver),
             grid=plan.grid,
             nodes=self.nodes,
