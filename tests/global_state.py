@@ -204,6 +204,7 @@ def calls(folder, given, denoiser, network):
         "benchmark": ["benchmark", run, fast, "--solvers=ddim", "--nfe=5", f"--out={folder / 'bench'}"],
         "solvers": ["solvers", "heun", "--steps=2", "--show", f"--out={folder / 'heun.png'}"],
         "check-solver": ["check-solver", "euler"],
+        "check-posterior": ["check-posterior", "jfps"],
         "guidances": ["guidances", "cfg"],
         "posteriors": ["posteriors", "tds"],
         "operators": ["operators", "inpaint"],

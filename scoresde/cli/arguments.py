@@ -27,6 +27,7 @@ HELP = {
     "posteriors": "the table of methods for scoresde restore, or the card of one method",
     "operators": "the table of observations for scoresde restore, or the card of one operator",
     "check-solver": "measure a solver: order, batch invariance, evaluations, dtype, spec",
+    "check-posterior": "measure a posterior method: exactness, independence of the steps, batch invariance, the prior",
 }
 FIELDS = {
     "demo": ("--config.training.steps=1000", "--config.sde=edm"),
@@ -215,8 +216,8 @@ def _solvers(commands: argparse._SubParsersAction[Parser]) -> None:
     operators = _command(commands, "operators")
     operators.add_argument("name", nargs="?", help="an operator's name or spec")
 
-    check = _command(commands, "check-solver")
-    check.add_argument("name", help="a spec, or package.module:Class")
+    for name in ("check-solver", "check-posterior"):
+        _command(commands, name).add_argument("name", help="a spec, or package.module:Class")
 
 
 def parsers() -> tuple[Parser, dict[str, Parser]]:

@@ -1,5 +1,5 @@
 """The command line: scoresde demo | train | sample | restore | likelihood | benchmark | solvers |
-guidances | posteriors | operators | check-solver.
+guidances | posteriors | operators | check-solver | check-posterior.
 
 Every command that takes a config also takes ``--config.section.field=value``. Invalid input ends with a message of one
 line and exit status 2, Ctrl-C and SIGTERM with exit status 130.
@@ -59,7 +59,7 @@ def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
 
         from .current_folder import named_modules, origin_of
 
-        alone = parsed.command in ("solvers", "guidances", "posteriors", "operators", "check-solver")
+        alone = parsed.command in ("solvers", "guidances", "posteriors", "operators", "check-solver", "check-posterior")
         module = import_module(f"{__package__}.{'solver_commands' if alone else 'commands'}")
     try:
         with _plain_lines(), named_modules(), origin_of(parsed, overrides).limits():

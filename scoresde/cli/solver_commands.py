@@ -1,8 +1,9 @@
-"""The commands that need no run: solvers, guidances, posteriors, operators and check-solver."""
+"""The commands that need no run: solvers, guidances, posteriors, operators, check-solver and check-posterior."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import solvers
@@ -14,6 +15,8 @@ from solvers.program.from_file import File
 
 from ..io.result_files import writable, write_figure
 from ..paths.base import make_sde
+from ..posterior import check, ddrm, denoisers, loops, particles, replacement  # noqa: F401  # which register methods
+from ..posterior.base import posteriors
 from ..sampling.plan import NAMED
 from ..show import guidance_cards, posterior_cards, program_view, solver_cards
 from .current_folder import import_drawing
@@ -96,8 +99,20 @@ def check_solver(arguments: argparse.Namespace, overrides: list[str], command: s
     """Prints the verdict of each check, then how many passed; returns status 1 if one fails."""
     solver = solvers.make(arguments.name if ":" in arguments.name else solvers.resolve(arguments.name)[0])
     print(f"{solver}: {solver_cards.declared(solver)}", flush=True)
+    return _report(checks.verdicts(solver))
+
+
+def check_posterior(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
+    """Prints the verdict of each check, then how many passed; returns status 1 if one fails."""
+    method = posteriors.make(arguments.name)
+    print(f"{method}: {f'exact for {method.exact_for}' if method.exact_for else 'exact for no data'}", flush=True)
+    return _report(check.verdicts(method))
+
+
+def _report(verdicts: Iterable[checks.Check]) -> int:
+    """Prints verdicts as they come, then how many passed; returns 1 if one fails, else 0."""
     passed, skipped = [], 0
-    for verdict in checks.verdicts(solver):
+    for verdict in verdicts:
         print(verdict, flush=True)
         skipped += verdict.skipped
         passed += [] if verdict.skipped else [verdict.passed]
@@ -128,4 +143,5 @@ COMMANDS = {
     "posteriors": list_posteriors,
     "operators": list_operators,
     "check-solver": check_solver,
+    "check-posterior": check_posterior,
 }

@@ -103,6 +103,7 @@ class Posterior(Options):
 
     Attributes:
         exact_for: data and operators for which its limit of many steps is p(x0 | y) itself; empty if there are none.
+        keeps_prior: whether an observation of infinite noise leaves the prior, in the limit of many steps.
         nonlinear: whether it takes operators that are not linear.
         noise: ``any`` sigma of the operator; ``needed``, where it divides by sigma; ``ignored``, where it draws as if
             sigma were 0.
@@ -112,6 +113,7 @@ class Posterior(Options):
     """
 
     exact_for: ClassVar[str] = ""
+    keeps_prior: ClassVar[bool] = True
     nonlinear: ClassVar[bool] = False
     noise: ClassVar[Literal["any", "needed", "ignored"]] = "any"
     differentiates: ClassVar[Literal["", "model", "operator"]] = ""
@@ -136,6 +138,16 @@ class Posterior(Options):
             )
         if operator.sigma == 0 and self.noise == "needed":
             raise InputError(f"{name} divides by the noise of the observation: give {operator} a sigma above 0")
+
+    def exact_version(self, covariance: Tensor, operator: Operator) -> Posterior | None:
+        """The method with the options under which its limit of many steps is p(x0 | y), for Gaussian data and a linear
+        operator; None if there are none. ``check`` measures what this and ``exact_for`` state.
+
+        Args:
+            covariance: (d, d), of data of any mean.
+            operator: for samples (d,).
+        """
+        return None
 
     def draw(self, task: Task) -> Draws:
         """Draws one sample for each row of the task's observations."""

@@ -17,6 +17,7 @@ from solvers.registry.ranges import Fraction
 from ..models.problem import Diffusion
 from ..operators.base import SVD, Operator
 from .base import Draws, Posterior, Task, posteriors
+from .denoisers import one_variance
 
 
 class Observed(NamedTuple):
@@ -76,6 +77,9 @@ class DDRM(Posterior):
     def fresh(self) -> float:
         """eta, or its default."""
         return self.eta if self.eta is not None else 0.85 if self.renoise == "fixed" else 1.0
+
+    def exact_version(self, covariance: Tensor, operator: Operator) -> DDRM | None:
+        return DDRM() if one_variance(covariance) else None
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
         super().check(operator, shape)

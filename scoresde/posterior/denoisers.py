@@ -7,8 +7,9 @@ covariance of x0 given x_t, as the model knows it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +30,12 @@ def spread(node: Node[Any], variance: float) -> Number:
     """rho^2 = v r^2 / (v + r^2), the variance of x0 given x_t, for data of variance v in every coordinate."""
     found: Number = variance * node.sigma**2 / (variance * node.alpha**2 + node.sigma**2)
     return found
+
+
+def one_variance(covariance: Tensor) -> float | None:
+    """v, where a covariance (d, d) is v I; else None."""
+    v = float(covariance[0, 0])
+    return v if torch.equal(covariance, v * torch.eye(len(covariance)).to(covariance)) else None
 
 
 def solved(operator: Operator, shape: tuple[int, ...], res: Tensor, noise: Number, spread: Number) -> Tensor:
@@ -92,6 +99,7 @@ class DPS(DenoiserPosterior):
 
     scale: Positive = 0.3
 
+    keeps_prior = False  # its strength does not depend on the noise of y
     nonlinear = True
     noise = "any"
     differentiates = "model"
@@ -132,6 +140,9 @@ class PiGDM(_Decomposed):
     exact_for = "Gaussian data of this variance in every direction, linear operators"
     differentiates = "model"
 
+    def exact_version(self, covariance: Tensor, operator: Operator) -> PiGDM | None:
+        return replace(self, variance=v) if (v := one_variance(covariance)) else None
+
     def predict(self, ask: Ask) -> Prediction:
         node, shape = ask.node, tuple(ask.x0.shape[1:])
         res, rho2 = ask.y - ask.operator(ask.x0), spread(node, self.variance)
@@ -153,6 +164,9 @@ class JFPS(_Decomposed):
 
     exact_for = "Gaussian data of this variance in every direction, linear operators"
     noise = "needed"
+
+    def exact_version(self, covariance: Tensor, operator: Operator) -> JFPS | None:
+        return replace(self, variance=v) if (v := one_variance(covariance)) else None
 
     def predict(self, ask: Ask) -> Prediction:
         rho2, shape = spread(ask.node, self.variance), tuple(ask.x0.shape[1:])
@@ -176,6 +190,14 @@ class TMPD(DenoiserPosterior):
     exact_for = "Gaussian data and operators for which A S A^T is diagonal"
     noise = "needed"
     differentiates = "model"
+
+    def exact_version(self, covariance: Tensor, operator: Operator) -> TMPD | None:
+        matrix, eye = operator.matrix((len(covariance),)).to(covariance), torch.eye(len(covariance)).to(covariance)
+        for r in (0.1, 1.0, 10.0):
+            spread = matrix @ torch.linalg.inv(torch.linalg.inv(covariance) + eye / r**2) @ matrix.T
+            if not torch.allclose(spread, spread.diagonal().diag(), rtol=0, atol=1e-12 * float(spread.abs().max())):
+                return None
+        return self
 
     def predict(self, ask: Ask) -> Prediction:
         node, operator, shape = ask.node, ask.operator, tuple(ask.x0.shape[1:])
@@ -220,6 +242,9 @@ class MMPS(DenoiserPosterior):
             raise InputError(
                 f"mmps: {operator} is not linear; mmps(linearise=True) uses its derivative at the model's x0"
             )
+
+    def exact_version(self, covariance: Tensor, operator: Operator) -> MMPS | None:
+        return replace(self, iterations=math.prod(operator.shape((len(covariance),))))
 
     def predict(self, ask: Ask) -> Prediction:
         forward, adjoint = derivative(ask)

@@ -95,7 +95,7 @@ class Parts:
     def write(self, number: int, part: Part) -> None:
         """Writes the batch of a number."""
         given = part.draws._asdict().items()
-        tensors = {name: value.detach().cpu() for name, value in given if value is not None}
+        tensors = {name: value.detach().cpu() for name, value in given if isinstance(value, Tensor)}
         # NumPy has no bfloat16, whose numbers are float32 numbers as well
         arrays = {n: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for n, v in tensors.items()}
         plain = json.dumps({"facts": self.facts, **part._asdict(), "draws": sorted(arrays)})
@@ -131,7 +131,7 @@ def _digest(arrays: Mapping[str, np.ndarray[Any, Any]], plain: str) -> str:
 def joined(parts: Sequence[Part], like: Tensor) -> Part:
     """The batches, one after the other, as one; on the device of ``like``, the samples in its dtype."""
     draws, failures, forwards, vjps, seconds = zip(*parts, strict=True)
-    placed = [Draws(*(None if value is None else value.to(like.device) for value in one)) for one in draws]  # type: ignore[arg-type]
+    placed = [Draws(*(value.to(like.device) if isinstance(value, Tensor) else value for value in one)) for one in draws]  # type: ignore[arg-type]
     whole = Draws.of(placed)
     whole = whole._replace(x=whole.x.to(like.dtype))
     return Part(whole, tuple(f for part in failures for f in part), sum(forwards), sum(vjps), sum(seconds))

@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,16 +33,18 @@ from .rounding import LIMIT, outcome, roundings_lost
 TRACED = 1e-12  # relative to the largest state; measured: 2e-14
 UNDECLARED = "measured {:.2f}; declare it by @solvers.register(name, order=...), or a property `order`"
 
+T = TypeVar("T")
+G = TypeVar("G")
 Verify = Callable[[Solver, Sequence[Schedule]], "Iterator[Check]"]
 
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check of a solver.
+    """The result of one check of a solver or of another method.
 
     Attributes:
         name: what was checked.
-        passed: whether the solver passes.
+        passed: whether the method passes.
         detail: the measured numbers; for an order, the error at each NFE.
         hint: where to look if the check fails.
         skipped: whether nothing could be checked because the solver declares no order; ``passed`` is then True.
@@ -64,7 +67,7 @@ class Check:
 def verdicts(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> Iterator[Check]:
     """Runs every check that applies to the solver, and yields each result as soon as it is known."""
     for verify in CHECKS:
-        yield from _verdicts(verify, solver, schedules)
+        yield from attempted(verify, solver, schedules)
 
 
 def check(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> list[Check]:
@@ -77,14 +80,14 @@ def check(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> list[Check]:
     return list(verdicts(solver, schedules))
 
 
-def _verdicts(verify: Verify, solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
-    """The results of one check; an error that the solver raises becomes a failed check."""
+def attempted(verify: Callable[[T, G], Iterator[Check]], subject: T, given: G) -> Iterator[Check]:
+    """The results of one check of a subject; an error that the subject raises becomes a failed check."""
     try:
-        yield from verify(solver, schedules)
+        yield from verify(subject, given)
     except Exception as error:
         name = verify.__name__.removeprefix("check_").replace("_", " ")
         line, frames = str(error).partition("\n")[0], traceback.extract_tb(error.__traceback__)
-        file = getattr(sys.modules.get(type(solver).__module__), "__file__", None)
+        file = getattr(sys.modules.get(type(subject).__module__), "__file__", None)
         frame = ([frame for frame in frames if frame.filename == file] or frames)[-1]
         where = f"line {frame.lineno} of {frame.filename}, in {frame.name}: {frame.line}"
         yield Check(name, False, f"raised {type(error).__name__}: {line}", where)
