@@ -11,6 +11,7 @@ from guided_models import LINEAR, NULL, PATHS, VP, Exact, classes, guided, made,
 import scoresde
 import solvers
 from scoresde import guide, sample
+from scoresde.guidance.base import guidances
 from scoresde.models.targets import GaussianMixture
 from solvers import Node, Prediction
 
@@ -53,7 +54,7 @@ def test_solvers_keep_their_order_under_guidance(solver, spec):
 def deterministic_names():
     for name in solvers.solvers.names("gaussian"):
         method = solvers.make(name)
-        if not (method.stochastic or method.adaptive or method.parallel) and method.nodes is None and method.order >= 1:
+        if not (method.stochastic or method.adaptive) and method.nodes is None and method.order >= 1:
             yield name
 
 
@@ -61,10 +62,13 @@ def deterministic_names():
 @pytest.mark.parametrize("spec", LINEAR)
 @pytest.mark.parametrize("solver", list(deterministic_names()))
 def test_every_solver_keeps_its_order_under_every_linear_guidance(solver, spec):
-    """As the conformance tests do, up to 0.35, or an error of rounding's size."""
-    method, exact = solvers.make(solver), ends(spec, "rk4", 512)
+    """As the conformance tests do, up to 0.35, or an error of rounding's size.
+
+    The second number of steps is for dpm_solver_3m, whose error crosses 0 before: 2.1, 2.2, 2.7 and 2.9 were measured.
+    """
+    wanted, exact = min(solvers.make(solver).order, 4) - 0.35, ends(spec, "rk4", 512)
     error = float((ends(spec, solver, 128) - exact).square().mean().sqrt())
-    assert error < 1e-8 or orders(spec, solver)[-1] > min(method.order, 4) - 0.35
+    assert error < 1e-8 or orders(spec, solver)[-1] > wanted or orders(spec, solver, steps=(128, 256))[0] > wanted
 
 
 def test_what_guidance_samples_is_not_the_tilted_law():
@@ -108,10 +112,10 @@ class Rational:
         return Prediction(x0, (x - wide.alpha * x0) / wide.sigma)
 
 
-def rows_alone(spec, sde=VP, d=3):
+def rows_alone(spec, sde=VP, d=3, dtype=torch.float64):
     """Whether the rows of a batch have the bits that they have alone, at one node and with a node for each."""
     model = guide(Rational(sde), spec, null=NULL)
-    x, y = states(5, d), torch.tensor([0, 1, 1, 0, 1])
+    x, y = states(5, d).to(dtype), torch.tensor([0, 1, 1, 0, 1])
     nodes = [sde(sde.t_min + t * (sde.t_max - sde.t_min)) for t in (0.05, 0.3, 0.5, 0.7, 0.95)]
     mixed = model.predict(x, Node.stack(nodes, 2), y=y)
     for i, node in enumerate(nodes):
@@ -119,29 +123,54 @@ def rows_alone(spec, sde=VP, d=3):
         assert torch.equal(mixed.x0[i : i + 1], alone.x0)
         assert torch.equal(mixed.eps[i : i + 1], alone.eps)
         wanted = model.predict(x[i : i + 1], node, y=y[i : i + 1])
-        assert torch.allclose(wanted.x0, alone.x0, rtol=1e-12, atol=1e-12)
+        assert torch.allclose(wanted.x0, alone.x0, rtol=1e-12 if dtype == torch.float64 else 1e-4, atol=1e-12)
         batch = model.predict(x, node, y=y)
         assert torch.equal(batch.x0[i], wanted.x0[0])
 
 
+KINDS = [*LINEAR, "cfgpp(scale=0.6)", "zero_star(scale=3)", "zero_star(scale=3, zero_init=0)", "apg(scale=4, radius=1)",
+         "apg(scale=3, momentum=-0.5)", "rescale(cfg(scale=5, interval=[0.3, 3]), phi=0.7)",
+         "threshold(cfg(scale=5), quantile=0.9)", "tilt(scale=3, particles=8)", "classifier(scale=2)"]  # fmt: skip
+BY_SDE = {"cfgpp(scale=0.6)": "ddpm", "apg(scale=3, momentum=-0.5)": "ddpm", "tilt(scale=3, particles=8)": "ddpm"}
+
+
+def slope(x, node):
+    """The log-probability of a class that rises along x, of elementwise operations alone."""
+    return -torch.nn.functional.softplus(-x).sum(1)
+
+
+def of_kind(spec, sde):
+    """A model under guidance of any kind, and the condition names that its samples need."""
+    if "classifier" in spec:
+        return guide(Rational(sde), spec, null=NULL, classifier=slope)
+    return guided(spec, Rational(sde)) if "auto" not in spec and "negative" not in spec else made(spec, sde)
+
+
+def test_every_kind_of_guidance_is_among_them():
+    assert {spec.partition("(")[0] for spec in KINDS} == set(guidances.names())
+
+
 @pytest.mark.quick
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("path", PATHS)
-def test_a_sample_does_not_depend_on_its_batch(path):
+def test_a_sample_does_not_depend_on_its_batch(path, dtype):
     for spec in ("cfg(scale=3, interval=[0.3, 3])", "rescale(cfg(scale=5, interval=[0.3, 3]), phi=0.7)",
                  "apg(scale=4, radius=1)",
                  "zero_star(scale=3, zero_init=0)", "threshold(cfg(scale=5), quantile=0.9)"):  # fmt: skip
-        rows_alone(spec, PATHS[path])
-    for spec in (
-        "cfg(scale=3, interval=[0.3, 3])",
-        "cfgpp(scale=0.6)",
-        "zero_star(scale=3)",
-        "apg(scale=3, momentum=-0.5)",
-    ):
-        args = {"solver": "ddim", "steps": 6, "dtype": torch.float64}
-        model = guided(spec, Exact(PATHS[path]))
-        whole = sample(model, seeds=range(5), condition={"y": torch.tensor([0, 1, 1, 0, 1])}, **args).x
-        parts = sample(model, seeds=range(5), condition={"y": torch.tensor([0, 1, 1, 0, 1])}, batch_size=2, **args).x
-        assert torch.equal(whole, parts), spec
+        rows_alone(spec, PATHS[path], dtype=dtype)
+    y = torch.tensor([0, 1, 1, 0, 1])
+    for spec in KINDS:
+        model = of_kind(spec, PATHS[path])
+        for solver in ("ddim", BY_SDE.get(spec, "dpmpp_2m_sde")):
+            if solver == "ddim" and "tilt" in spec:
+                continue  # its particles need noise
+            args = {"shape": (1,), "solver": solver, "steps": 6, "dtype": dtype}
+            whole = sample(model, seeds=range(5), condition={"y": y}, **args).x
+            assert whole.dtype == dtype
+            parts = sample(model, seeds=range(5), condition={"y": y}, batch_size=2, **args).x
+            assert torch.equal(whole, parts), (spec, solver)
+            alone = sample(model, seeds=[3], condition={"y": y[3:4]}, **args).x
+            assert torch.equal(whole[3:4], alone), (spec, solver)
 
 
 @pytest.mark.quick

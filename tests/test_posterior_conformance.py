@@ -3,11 +3,14 @@
 The wrong methods below are each one mistake away from a right one; the check that names the mistake must fail.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+import scoresde
+from scoresde.benchmark.posterior_problems import mixture_problem
 from scoresde.cli import main
 from scoresde.models.per_sample import row_sums, rows
 from scoresde.posterior.base import DenoiserPosterior, Posterior, posteriors
@@ -71,6 +74,36 @@ def test_what_is_stated_is_what_is_checked():
     assert {name: cases for name, cases in stated.items() if cases} == {
         "ddrm": one, "jfps": one, "pigdm": one, "mmps": one + wide, "tmpd": [one[0], wide[0]],
     }  # fmt: skip
+
+
+# every method under a solver of the ODE and one of the SDE, or under the kind that it takes
+BOTH = ("dpmpp_2m", "dpmpp_2m_sde")
+MATRIX = {
+    "ddrm": ("ddim",),
+    "daps(outer=4)": ("heun",),
+    "split_gibbs(sweeps=3, inner=4)": ("dpmpp_2m_sde",),
+    "tds(particles=8)": ("ddpm", "euler_maruyama"),
+    "repaint(jump=3, repeats=2)": BOTH,
+    **dict.fromkeys(sorted({*posteriors.names()} - {"ddrm", "daps", "split_gibbs", "tds", "repaint"}), BOTH),
+}
+
+
+@pytest.mark.parametrize("method", MATRIX)
+@pytest.mark.parametrize("path", ["vp", "ve", "rectified_flow"])
+def test_an_observation_has_the_bits_that_it_has_alone(method, path):
+    """Of a mixture, by ``restore``: each observation with two draws, among others and alone, in both precisions."""
+    problem = mixture_problem(4, 0.1, observations=3)
+    model = problem.prior.denoiser(scoresde.make_sde(path))
+    for solver, dtype in itertools.product(MATRIX[method], (torch.float32, torch.float64)):
+        how = {"posterior": method, "seeds": [7, 2], "solver": solver, "steps": 7, "dtype": dtype}
+        whole = scoresde.restore(model, problem.operator, problem.y, **how)
+        assert whole.x.dtype == dtype
+        assert whole.x.isfinite().all()
+        assert torch.equal(whole.x, scoresde.restore(model, problem.operator, problem.y, batch_size=4, **how).x)
+        alone = scoresde.restore(model, problem.operator, problem.y[1], **how)
+        assert torch.equal(alone.x[0], whole.x[1]), (solver, dtype)
+        for part in ("log_evidence", "effective"):
+            assert (getattr(alone, part) is None) or torch.equal(getattr(alone, part)[0], getattr(whole, part)[1])
 
 
 @dataclass(frozen=True)

@@ -42,5 +42,6 @@ def products(x: Tensor, matrices: Tensor) -> Tensor:
     wide = nn.functional.pad(matrices, [0, -n % _ALIGNED]).contiguous()
     count = min(max(2 ** int(math.log2(_WORK / wide.numel())), 16), 64)  # rows of a block
     filled = nn.functional.pad(x, [0, 0] * (x.ndim - 1) + [0, -len(x) % count])
-    parts = [torch.einsum(rule, part, wide) if letters else part @ wide for part in filled.split(count)]
+    blocks = [filled[i : i + count] for i in range(0, len(filled), count)]
+    parts = [torch.einsum(rule, block, wide) if letters else block @ wide for block in blocks]
     return torch.cat(parts)[: len(x), ..., :n]

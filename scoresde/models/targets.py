@@ -213,9 +213,11 @@ class GaussianMixture:
         var = alpha**2 * self.values[:, 0].to(x) + sigma**2
         centres = alpha.unsqueeze(2) * self.means.to(x)  # (B or 1, K, d)
         rows = max(1, _CACHED // self.means.numel())
-        pairs = zip(x.split(rows), centres.expand(len(x), -1, -1).split(rows), strict=True)
+        centres = centres.expand(len(x), -1, -1)
         # not expanded: |x|^2 - 2 x m + |m|^2 would cancel
-        distance = torch.cat([(part.unsqueeze(1) - of).square().sum(2) for part, of in pairs])
+        distance = torch.cat(
+            [(x[i : i + rows, None] - centres[i : i + rows]).square().sum(2) for i in range(0, max(len(x), 1), rows)]
+        )
         return self.log_weights.to(x) - 0.5 * (distance / var + x.shape[1] * torch.log(2 * math.pi * var))
 
     def _flat(self, x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from solvers import InputError, generator
 from solvers.conformance.checks import Check, attempted
 
 from ..models.model import as_model
-from ..models.targets import Gaussian
+from ..models.targets import Exact, Gaussian, GaussianMixture
 from ..operators.base import Operator, measure
 from ..operators.linear import Downsample, Inpaint, Matrix
 from ..operators.nonlinear import Tanh
@@ -163,9 +163,9 @@ def check_exactness(method: Posterior, effort: Effort) -> Iterator[Check]:
         yield Check("exact_for", False, f"{stated}, and exact_version returns {count} methods for 6 cases", "both")
 
 
-def _prediction_error(method: DenoiserPosterior, case: Case, exact: object, path: SDE) -> float:
+def _prediction_error(method: DenoiserPosterior, case: Case, exact: Exact, path: SDE) -> float:
     """The largest error of x0 at five states of four noise levels, relative to the exact one."""
-    worst, truth = 0.0, as_model(exact)  # type: ignore[arg-type]
+    worst, truth = 0.0, as_model(exact)
     made = Conditioned(case.prior.denoiser(path), case.operator, case.y, method)
     for lam in (3.0, 1.0, 0.0, -2.0):
         node = path.node_of_lam(lam)
@@ -204,8 +204,8 @@ def check_prior(method: Posterior, effort: Effort) -> Iterator[Check]:
         yield Check(name, passed, detail, hint)
 
 
-def _covariance(law: Gaussian) -> Tensor:
-    """The covariance (d, d) of a Gaussian."""
+def _covariance(law: GaussianMixture) -> Tensor:
+    """The covariance (d, d) of a mixture of one Gaussian."""
     if law.vectors is None:
         return law.values[0].diag()
     return law.vectors[0] @ law.values[0].diag() @ law.vectors[0].T
