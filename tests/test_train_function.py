@@ -124,6 +124,57 @@ def test_conditions_of_an_array_reach_the_network():
     assert ((x.mean(1) > 0) == (asked == 1)).float().mean() > 0.95
 
 
+def test_conditions_are_dropped_and_the_null_is_known():
+    """Two classes at -1 and 1: without its class, x0 of pure noise is the mean of both; guidance needs no null."""
+    kinds = torch.arange(600) % 2
+    data = points(600) * 0.2 + (2 * kinds[:, None] - 1)
+    given = {"condition": {"kind": kinds}, "condition_dropout": 0.3, **QUICK}
+    denoiser = scoresde.train(network(classes=3), data, steps=400, **given).denoiser
+    (condition,) = denoiser.conditions
+    assert str(condition) == "kind: 2 classes"
+    far = denoiser.sde(denoiser.sde.t_max)
+    means = {k: float(denoiser.predict(torch.zeros(1, 2), far, kind=torch.tensor([k])).x0.mean()) for k in (0, 1, 2)}
+    # the mean of points() is 0; the network's own error is about a tenth
+    assert means == pytest.approx({0: -1.0, 1: 1.0, 2: 0.0}, abs=0.35)
+    found = scoresde.sample(denoiser, seeds=4, nfe=5, guidance="cfg(scale=2)", condition={"kind": torch.ones(4).long()})
+    assert found.forwards == 2 * found.nfe
+
+
+def test_conditions_are_noised_as_asked(tmp_path):
+    """x ~ N(0, 1), y = x + 0.5 n, and y_t with the noise of x_t: less is known of x than with y itself."""
+    source = torch.Generator().manual_seed(0)
+    x = torch.randn(600, 1, generator=source)
+    y = x + 0.5 * torch.randn(600, 1, generator=source)
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 1))
+
+        def forward(self, x, label, seen):
+            return self.net(torch.cat([x, label[:, None], torch.nan_to_num(seen)], 1))
+
+    how = {"condition": {"seen": y}, "sde": "ve", "steps": 200, **QUICK}
+    torch.manual_seed(0)
+    denoiser = scoresde.train(Plain(), x, condition_noise="decay(start=2, end=0.5, steps=300)", **how).denoiser
+    assert str(denoiser.condition_noise) == "decay(start=2.0, end=0.5, steps=300, made=200)"
+    assert [str(c) for c in denoiser.conditions] == ["seen: vector (1,)"]
+    found = scoresde.sample(denoiser, seeds=3, nfe=5, condition={"seen": torch.ones(3, 1)})
+    assert found.x.isfinite().all()
+    scoresde.train(Plain(), x, workdir=tmp_path / "r", condition_noise="same", **{**how, "steps": 2})
+    with pytest.raises(InputError, match="condition_noise is 'same' there and 'none' here"):
+        scoresde.train(Plain(), x, workdir=tmp_path / "r", **{**how, "steps": 2})
+    for change, words in (
+        ({"condition_dropout": 1.5}, r"condition_dropout must lie in \[0, 1\)"),
+        ({"condition_dropout_each": 0.1}, "is for several conditions"),
+        ({"condition": None, "condition_dropout": 0.1}, "the data have no conditions"),
+        ({"condition": None, "condition_noise": "same"}, "the data have no conditions"),
+        ({"condition": {"seen": y > 0}, "condition_dropout": 0.1}, "must have classes"),
+    ):
+        with pytest.raises(InputError, match=words):
+            scoresde.train(Plain(), x, **{**how, "steps": 2, **change})
+
+
 def test_the_same_call_resumes_and_other_settings_are_refused(tmp_path):
     data, whole = points(), tmp_path / "whole"
     first = scoresde.train(network(), data, steps=12, workdir=whole, **QUICK)

@@ -143,6 +143,28 @@ def check_names(given: Mapping[str, Tensor], names: Sequence[str]) -> None:
             raise InputError(f"the network needs the condition {name!r}: pass condition={{{name!r}: ...}}")
 
 
+def condition_of(name: str, rows: Tensor) -> Condition:
+    """The condition that rows (N, *) look like: integers are classes from 0 to the largest; floats, by their shape, a
+    vector (N, n), tokens (N, L, n) or an image (N, C, H, W).
+
+    >>> str(condition_of("digit", torch.tensor([0, 9, 4]))), str(condition_of("angle", torch.zeros(3, 2)))
+    ('digit: 10 classes', 'angle: vector (2,)')
+
+    Raises:
+        InputError: they look like none.
+    """
+    if rows.ndim == 1 and not rows.is_floating_point() and rows.dtype != torch.bool and int(rows.min()) >= 0:
+        return Condition(name, "class", classes=int(rows.max()) + 1)
+    kind: Literal["vector", "tokens", "image"] | None
+    kind = {2: "vector", 3: "tokens", 4: "image"}.get(rows.ndim)  # type: ignore[assignment]
+    if kind is None or not rows.is_floating_point():
+        raise InputError(
+            f"the condition {name} must have classes (N,) of at least 0, or floats (N, n), (N, L, n) or (N, C, H, W), "
+            f"for dropout and noise; got {tuple(rows.shape)}, {rows.dtype}"
+        )
+    return Condition(name, kind, tuple(rows.shape[1:]))
+
+
 def dropped(
     given: Mapping[str, Tensor], known: Sequence[Condition], probability: float, draws: Draws, each: float = 0.0
 ) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,18 +27,21 @@ from torch.utils.data import Dataset as TorchDataset
 from solvers import InputError
 from solvers.errors import positive_integer, unknown
 
+from ..data.conditions import Condition, condition_of
 from ..data.loading import load
 from ..data.rows import Batch, Rows, TensorRows
 from ..io.inputs import Array, conditions_of, device_of, samples_of, shown
 from ..io.result_files import fingerprint, write_json
 from ..likelihood.log_prob import log_prob
 from ..likelihood.result import LogProb
+from ..models.condition_noise import ConditionNoise, noise_of
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_network, with_schedule
 from ..models.networks.mlp import MLP  # noqa: F401  (of the example above)
 from ..paths.base import SDE, as_sde
 from ..sampling.sample import sample
 from ..training import checkpoint, loop
+from ..training.conditioning import Conditioning
 from ..training.loop import Training, TrainResult, prepared
 from ..training.losses import Loss, losses
 from ..training.options import TrainingOptions
@@ -58,7 +61,40 @@ _PLAIN = {
 }
 _FREE = ("steps", "learning_rate", "schedule", "clip")  # settings that may change when a run is resumed
 _MEASURED = 10_000  # samples from which the deviation of the data is measured
-_OPTIONS = tuple(option.name for option in fields(TrainingOptions) if option.name not in ("steps", "workdir"))
+
+
+class ConditionOptions(NamedTuple):
+    """What happens to the conditions of the samples in ``scoresde.train``.
+
+    Attributes:
+        condition_dropout: the probability that a sample loses its conditions, as guidance needs: 0.1 to 0.2. The
+            network receives empty rows for them: of classes 0 .. n - 1 the class n, else NaN throughout.
+        condition_dropout_each: the probability that it loses one of several conditions alone, as composition needs.
+        condition_noise: of vectors and images: "none", "same", "scaled(0.1)" or "decay(...)", see ``condition_noises``.
+    """
+
+    condition_dropout: float = 0.0
+    condition_dropout_each: float = 0.0
+    condition_noise: str | ConditionNoise = "none"
+
+    def applied(self, denoiser: Denoiser, given: _Given) -> tuple[Denoiser, Conditioning]:
+        """The denoiser that knows its conditions and their noise, and what a batch loses.
+
+        Raises:
+            InputError: there are no conditions; see also ``Conditioning``.
+        """
+        dropout, each, noise = self.condition_dropout, self.condition_dropout_each, noise_of(self.condition_noise)
+        known = given.known() if dropout or each or noise is not None else ()
+        if noise is not None and not known:
+            raise InputError(f"condition_noise={noise}, but the data have no conditions: pass condition=")
+        lost = Conditioning(known, dropout, dropout_each=each)
+        return replace(denoiser, conditions=known, condition_noise=noise), lost
+
+
+_OPTIONS = (
+    *(option.name for option in fields(TrainingOptions) if option.name not in ("steps", "workdir")),
+    *ConditionOptions._fields,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +156,7 @@ def train(
         time_label: see ``Denoiser``.
         device: where to train; by default where the network is.
         progress: show a bar, and first what was read of a path or a data set.
-        options: those of ``scoresde.training.TrainingOptions``, such as ``batch_size``, ``averages`` and ``seed``.
+        options: of ``TrainingOptions``, such as ``averages``, and ``ConditionOptions``, such as ``condition_dropout``.
 
     Raises:
         InputError: data or options that are invalid, a ``workdir`` with a run of other settings, or a loss that is not
@@ -128,21 +164,30 @@ def train(
     """
     if unknowns := [name for name in options if name not in _OPTIONS]:
         raise unknown("option of train", unknowns[0], _OPTIONS)
+    dropping = ConditionOptions(**{name: options.pop(name) for name in ConditionOptions._fields if name in options})
     if not isinstance(network, nn.Module):
         raise InputError(f"train needs a network that is a torch.nn.Module, got {shown(network)}")
     given = _given(data, condition, held_out, labels, int(options.get("seed", 0)))
-    folder = None if workdir is None else _folder(workdir)
     if evaluate_likelihood != 0:
         positive_integer("evaluate_likelihood", evaluate_likelihood)
-    settings = TrainingOptions(**{"bin_width": given.bin_width, **options}, steps=steps, workdir=folder)
+    settings = TrainingOptions(**{"bin_width": given.bin_width, **options}, steps=steps, workdir=_folder(workdir))
     denoiser, module = _denoiser(network, given.rows, as_sde(sde), predicts, time_label, device)
+    denoiser, lost = dropping.applied(denoiser, given)
     chosen = losses.make(_PLAIN[predicts] if loss is None else loss)
-    result = _trained(denoiser, module, given, chosen, settings, evaluate_likelihood, progress)
-    averaged = with_network(denoiser, result.ema.eval().requires_grad_(False))
-    return Trained(averaged, network, result.step, result.loss, result.complete)
+    result = _trained(denoiser, module, given, chosen, settings, evaluate_likelihood, progress, lost)
+    return Trained(_averaged(denoiser, result), network, result.step, result.loss, result.complete)
 
 
-def _folder(workdir: object) -> Path:
+def _averaged(denoiser: Denoiser, result: TrainResult) -> Denoiser:
+    """The denoiser with averaged weights, and the noise of conditions that the last update had."""
+    if (noise := denoiser.condition_noise) is not None:
+        denoiser = replace(denoiser, condition_noise=noise.after(result.step))
+    return with_network(denoiser, result.ema.eval().requires_grad_(False))
+
+
+def _folder(workdir: object) -> Path | None:
+    if workdir is None:
+        return None
     if not isinstance(workdir, (str, os.PathLike)):
         raise InputError(f"workdir must be the path of a folder, got {shown(workdir)}")
     return Path(workdir)
@@ -151,7 +196,8 @@ def _folder(workdir: object) -> Path:
 class _Given(NamedTuple):
     """The rows to train on, those held out if there are any, the bin width, and what identifies the data.
 
-    The last is a report of what was read; empty of data that are trained on as they are.
+    The last two are a report of what was read, empty of data that are trained on as they are, and the conditions of
+    data that state them.
     """
 
     rows: Rows
@@ -159,6 +205,14 @@ class _Given(NamedTuple):
     bin_width: float | None
     identity: str
     report: str = ""
+    conditions: tuple[Condition, ...] | None = None
+
+    def known(self) -> tuple[Condition, ...]:
+        """What each condition is: as the data state it, or as its rows look."""
+        if self.conditions is not None:
+            return self.conditions
+        rows = self.rows.conditions if isinstance(self.rows, TensorRows) else self.rows.some(_MEASURED).conditions
+        return tuple(condition_of(name, value) for name, value in rows.items())
 
 
 def _given(
@@ -171,7 +225,10 @@ def _given(
         if held_out is not None:
             raise InputError("held_out belongs to data in an array; of other data, a sixth is held out")
         found = load(Path(data) if isinstance(data, (str, os.PathLike)) else data, seed=seed, labels=labels)
-        return _Given(found.train, found.test, found.card.bin_width, ", ".join(found.card.fingerprints), str(found))
+        card = found.card
+        return _Given(
+            found.train, found.test, card.bin_width, ", ".join(card.fingerprints), str(found), card.conditions
+        )
     test = held_out if held_out is None or isinstance(held_out, Rows) else TensorRows(samples_of("held_out", held_out))
     if not isinstance(data, Rows):
         x = samples_of("the training data", data).float()
@@ -205,7 +262,7 @@ def _denoiser(
     return denoiser, module
 
 
-def _facts(denoiser: Denoiser, loss: Loss, options: TrainingOptions) -> dict[str, Any]:
+def _facts(denoiser: Denoiser, loss: Loss, options: TrainingOptions, lost: Conditioning) -> dict[str, Any]:
     """The settings that decide what a run computes, as plain JSON types."""
     network = denoiser.network
     weights = sum(p.numel() for p in network.parameters()) if isinstance(network, nn.Module) else 0
@@ -217,6 +274,9 @@ def _facts(denoiser: Denoiser, loss: Loss, options: TrainingOptions) -> dict[str
         "time_label": denoiser.label,
         **({"sigma_data": denoiser.sigma_data} if denoiser.predicts == "edm" else {}),
         "loss": str(loss),
+        "condition_dropout": lost.dropout,
+        "condition_dropout_each": lost.dropout_each,
+        "condition_noise": str(denoiser.condition_noise or "none"),
         "averages": options.averages if isinstance(options.averages, str) else ", ".join(map(str, options.averages)),
         **{name: getattr(options, name) for name in names},
     }
@@ -249,20 +309,22 @@ def _trained(
     options: TrainingOptions,
     scored: int,
     progress: bool,
+    lost: Conditioning,
 ) -> TrainResult:
     """Trains; with a folder, the run is resumed, evaluated and gets its page."""
-    folder, facts = options.workdir, {**_facts(denoiser, loss, options), "data": given.identity}
+    folder, facts = options.workdir, {**_facts(denoiser, loss, options, lost), "data": given.identity}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    changes = [lost] if lost.dropout or lost.dropout_each else []
     with launched(device, options.precision) as processes, contextlib.ExitStack() as held:
         if progress and processes.main and given.report:
             print(given.report, file=sys.stderr)
         if folder is None:
-            return prepared(denoiser, module, given.rows, loss, options, processes).run(progress)
+            return prepared(denoiser, module, given.rows, loss, options, processes, changes).run(progress)
         from .training_page import write_page  # here, because it imports the packages of the command line
 
         held.enter_context(processes.holding(folder))
         processes.each(lambda: _refuse_other(folder, facts))
-        training = prepared(denoiser, module, given.rows, loss, options, processes)
+        training = prepared(denoiser, module, given.rows, loss, options, processes, changes)
         processes.first(lambda: write_json(folder / saved.NAME, facts))
         watchers: list[loop.Watcher] = [
             _watcher(training, denoiser, given, folder, scored),
