@@ -87,6 +87,8 @@ def test_what_each_estimator_samples_in_the_limit(spec):
         (100, False, 0.574, 0.535),
         (20, True, 0.516, 0.521),
         (100, True, 0.574, 0.573),
+        pytest.param(500, False, 0.584, 0.545, marks=pytest.mark.slow),
+        pytest.param(500, True, 0.584, 0.581, marks=pytest.mark.slow),
     ],
 )
 def test_cdiffe_in_few_ancestral_steps(steps, path, mean, deviation):
@@ -187,6 +189,26 @@ def test_cde_is_consistent_and_cdiffe_is_not():
     assert error_of_fit("cdiffe", 100_000, 1) == pytest.approx(7.7e-2, rel=0.1)
     assert error_of_fit("cdiffe", 10_000, 1) == pytest.approx(7.7e-2, rel=0.15)
     assert error_of_fit("scaled(c=0.1)", 100_000, 1) < 1e-4
+
+
+# relative squared errors of eps(x_t, y), single fits of programs that share no code with ours
+FITS = [
+    ("cde", 1.0, {100: 1.5e-2, 1000: 1.8e-3, 10_000: 1.7e-4, 100_000: 7.6e-6}),
+    ("cdiffe", 1.0, {100: 1.0e-1, 1000: 7.9e-2, 10_000: 7.8e-2, 100_000: 7.7e-2}),
+    ("scaled(c=0.1)", 1.0, {100: 1.6e-2, 1000: 1.8e-3, 10_000: 2.1e-4, 100_000: 4.5e-5}),
+    ("scaled(c=0.01)", 1.0, {100: 1.5e-2, 1000: 1.8e-3, 10_000: 1.7e-4, 100_000: 7.6e-6}),
+    ("cdiffe", 0.3, {100_000: 2.9e-2}),
+    ("cdiffe", 3.0, {100_000: 4.8e-2}),
+]
+
+
+@pytest.mark.parametrize(("spec", "r", "errors"), FITS)
+def test_errors_of_fits_by_the_number_of_pairs(spec, r, errors):
+    for count, wanted in errors.items():
+        found = sum(error_of_fit(spec, count, seed, r) for seed in range(3)) / 3
+        # 24 weights: a single fit's error varies by sqrt(2 / 24) = 0.3 and more; floors do not
+        floor = spec == "cdiffe" and count >= 10_000
+        assert wanted / (1.1 if floor else 2.5) < found < wanted * (1.1 if floor else 2.5), (count, found)
 
 
 @pytest.mark.parametrize("spec", ["cdiffe", "scaled(c=0.3)", "decay(start=2, end=0.5, steps=40)"])

@@ -108,6 +108,7 @@ class Posterior(Options):
         noise: ``any`` sigma of the operator; ``needed``, where it divides by sigma; ``ignored``, where it draws as if
             sigma were 0.
         differentiates: what it differentiates: the ``model``, the ``operator`` alone, or nothing.
+        without_gradient: whether it takes operators whose gradient is 0, although it differentiates.
         solver: the solver of ``scoresde.restore``, by default.
         budgeted: whether its evaluations are those of the grid, so that a budget of them sets the steps.
     """
@@ -117,6 +118,7 @@ class Posterior(Options):
     nonlinear: ClassVar[bool] = False
     noise: ClassVar[Literal["any", "needed", "ignored"]] = "any"
     differentiates: ClassVar[Literal["", "model", "operator"]] = ""
+    without_gradient: ClassVar[bool] = False
     solver: ClassVar[str] = "dpmpp_2m_sde"  # noise in the steps mends what a method guesses wrongly
     budgeted: ClassVar[bool] = True
 
@@ -134,7 +136,7 @@ class Posterior(Options):
         if self.differentiates and not operator.differentiable:
             raise InputError(
                 f"{name} follows the gradient of the residual, which is 0 for {operator}; "
-                f"{_taken_by(lambda cls: not cls.differentiates)}"
+                f"{_taken_by(lambda cls: not cls.differentiates or cls.without_gradient)}"
             )
         if operator.sigma == 0 and self.noise == "needed":
             raise InputError(f"{name} divides by the noise of the observation: give {operator} a sigma above 0")

@@ -265,11 +265,12 @@ class TDS(Posterior):
     nonlinear = True
     noise = "needed"
     differentiates = "model"
+    without_gradient = True  # the weights alone know of y then
     solver = "ddpm"
     budgeted = False
 
     def check(self, operator: Operator, shape: tuple[int, ...]) -> None:
-        operator.shape(shape)  # any operator will do: without a gradient, the weights alone know of y
+        operator.shape(shape)
         if operator.sigma == 0:
             raise InputError(f"tds divides by the noise of the observation: give {operator} a sigma above 0")
         if self.twist == "gaussian" and operator.linear and operator.svd(shape) is None:
