@@ -82,6 +82,19 @@ def test_cfgpp_is_cfg_with_the_stated_scale():
     assert found.forwards == 2 * found.nfe == 18
 
 
+@pytest.mark.parametrize(("label", "solver"), [("euler_cfg_pp", "euler"), ("dpmpp_2m_cfg_pp", "dpmpp_2m"),
+                                                ("euler_ancestral_cfg_pp", "euler_ancestral"),
+                                                ("dpmpp_2s_ancestral_cfg_pp", "dpmpp_2s_ancestral")])  # fmt: skip
+def test_names_that_end_with_cfg_pp_are_the_solver_with_cfgpp(label, solver):
+    args = {"seeds": 3, "grid": "karras", "steps": 7, "dtype": torch.float64, "condition": {"y": classes(3)}}
+    for guidance in ("cfg(scale=0.6)", "cfgpp(scale=0.6)"):
+        found = sample(pair(), solver=label, guidance=guidance, **args)
+        assert torch.equal(found.x, sample(pair(), solver=solver, guidance="cfgpp(scale=0.6)", **args).x)
+    for guidance in (None, "autoguidance(scale=2)", "cfg(scale=0.6, interval=[0.3, 3])"):
+        with pytest.raises(InputError, match=f"the solver '{label}' needs the scale of its guidance: pass guidance="):
+            sample(pair(), solver=label, guidance=guidance, **args)
+
+
 def bayes(x, node):
     return RIGHT.log_prob(x, node) - BOTH.log_prob(x, node) - math.log(2)
 

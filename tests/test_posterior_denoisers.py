@@ -105,7 +105,7 @@ def test_tmpd_is_exact_where_its_matrix_is_diagonal():
 @pytest.mark.parametrize("method", ["naive_dps", "dps", "diffpir", "ddnm"])
 @pytest.mark.parametrize("prior", PRIORS)
 def test_the_other_methods_are_exact_for_no_gaussian_data(method, prior):
-    """Of these methods no card states anything; the least error, of diffpir for unit data under a mask, is 0.3."""
+    """Of these methods no card states anything; the least error, of diffpir for unit data, is 0.8."""
     assert not posteriors.info(method).cls.exact_for
     assert min(error(method, prior, operator) for operator in OPERATORS) > WRONG
 
