@@ -80,7 +80,8 @@ class Parts:
             document: dict[str, Any] = parse_json(plain)
             failures = tuple(Failure(*failure) for failure in document["failures"])
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-            part = Part(Draws(**tensors), failures, document["forwards"], document["vjps"], document["seconds"])
+            draws = Draws(**tensors)  # type: ignore[arg-type]
+            part = Part(draws, failures, document["forwards"], document["vjps"], document["seconds"])
             facts = document["facts"]
         except (InputError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged ({error}): remove it, and the same command draws it again") from None
