@@ -172,7 +172,7 @@ BAD = {
     "a budget of a loop": (["--posterior=daps", "--nfe=50"], ["evaluations of its own"]),
     "dead particles": (
         ["--observation=far.npy", "--posterior=tds(particles=3)"],
-        ["tds: all 3 particles of seed 0 are dead at sigma/alpha="],
+        ["of tds(particles=3) with ddpm", "lost all 3 particles at sigma / alpha = "],
     ),
     "gradients of rounding": (
         ["--operator=quantise(3, sigma=0.1)", "--observation=x1.npy", "--posterior=dps"],
