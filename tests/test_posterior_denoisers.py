@@ -333,6 +333,43 @@ def test_conjugate_gradients_end_where_a_matrix_is_not_positive():
     b = torch.tensor([[1.0, 0, 1], [0, 1, 0]], dtype=DTYPE)
     found = conjugate_gradients(lambda v: v @ matrix, b, 5)
     assert torch.allclose(found, torch.tensor([[0.5, 0, 0.25], [0, 0, 0]], dtype=DTYPE), rtol=0, atol=1e-15)
+    # no eigenvalue below 1 is right: along -1 + 1.5 = 0.5 the solution would be twice b
+    found = conjugate_gradients(lambda v: v @ (matrix + 1.5 * torch.eye(3, dtype=DTYPE)), b, 5, smallest=1.0)
+    assert torch.allclose(found, torch.tensor([[1 / 3.5, 0, 1 / 5.5], [0, 0, 0]], dtype=DTYPE), rtol=0, atol=1e-15)
+
+
+class Bent:
+    """The model of N(0, I), but for one direction in which its S is negative, as that of a network may be."""
+
+    sde, shape = scoresde.VP(), (D,)
+
+    def __init__(self, share):
+        self.share = share  # S there, in units of -s^2
+
+    def predict(self, x, node):
+        r2 = node.sigma**2 / node.alpha**2
+        gain = torch.full((D,), 1 / (1 + r2), dtype=x.dtype)
+        gain[1] = -self.share * NOISE**2 / r2
+        x0 = gain * x / node.alpha
+        return Prediction(x0, (x - node.alpha * x0) / node.sigma)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9, 0.999, 1.1])
+def test_a_negative_spread_of_the_model_is_not_followed(share):
+    """Otherwise s^2 + A S A^T is nearly singular, and the correction 1 / (1 - share) times as long as the residual."""
+    node = scoresde.VP()(0.7)
+    seen = Inpaint(torch.arange(D) == 1, sigma=NOISE)
+    model = Conditioned(Bent(share), seen, torch.ones(1, dtype=DTYPE), posteriors.make("mmps"))
+    x = normal(2, D, seed=12)
+    assert torch.equal(model.predict(x, node).x0, Bent(share).predict(x, node).x0)
+    both = Inpaint(torch.arange(D) < 2, sigma=NOISE)  # the other direction is solved, and this one is not longer
+    y = torch.tensor([1.0, 0.0], dtype=DTYPE)
+    x[:, 1] = 0  # no residual in the wrong direction
+    found = Conditioned(Bent(share), both, y, posteriors.make("mmps")).predict(x, node).x0
+    r2 = node.sigma**2 / node.alpha**2
+    mean, spread = x[:, 0] / node.alpha / (1 + r2), r2 / (1 + r2)
+    # the gain of N(0, 1) with the spread r^2 / (1 + r^2), observed with the noise s
+    assert torch.allclose(found[:, 0], mean + spread / (spread + NOISE**2) * (1 - mean), rtol=0, atol=1e-12)
 
 
 def test_models_and_operators_without_a_gradient_are_refused():

@@ -9,15 +9,20 @@ from torch import Tensor
 
 from ..models.per_sample import row_sums, rows
 
+ROUNDING = 0.01  # of the smallest eigenvalue: far above that of float32, far below what a wrong model does
 
-def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], b: Tensor, iterations: int, smallest: float = 0.0
+) -> Tensor:
     """``iterations`` steps of conjugate gradients for M x = b (B, *), each row on its own, from x = 0.
 
-    A row ends where its residual is rounding, and where M is not positive in its direction, as that of an imperfect
-    model need not be: it then keeps its x.
+    A row ends where its residual is rounding, and where v . M v is below what every M in question has, which shows that
+    the M of an imperfect model is none of them: it then keeps its x. Without that, x would be many times too long.
 
     Args:
         product: v (B, *) -> M v (B, *), of which each row depends on that of v alone.
+        smallest: no eigenvalue of M should be below this number.
     """
     x, residual, direction = torch.zeros_like(b), b, b
     power = row_sums(b.square())
@@ -26,7 +31,8 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iteratio
     for _ in range(iterations):
         moved = product(direction)
         curvature = row_sums(direction * moved)
-        going = going & (power > least) & (curvature > 0)
+        floor = (1 - ROUNDING) * smallest * row_sums(direction.square())
+        going = going & (power > least) & (curvature > floor)
         if not bool(going.any()):
             break
         length = torch.where(going, power / torch.where(going, curvature, 1.0), 0.0)

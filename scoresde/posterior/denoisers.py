@@ -224,8 +224,8 @@ class TMPD(DenoiserPosterior):
 class MMPS(DenoiserPosterior):
     """The spread S that the model knows, by conjugate gradients: dx0 = S A^T (s^2 I + A S A^T)^-1 res.
 
-    Exact for Gaussian data, with as many iterations as y has numbers. A nonlinear A is replaced by its derivative at D
-    where ``linearise`` allows it.
+    Exact for Gaussian data, with as many iterations as y has numbers. A network's S may be negative in some directions;
+    there the iterations end. A nonlinear A is replaced by its derivative at D where ``linearise`` allows it.
     """
 
     iterations: Count = 5
@@ -248,13 +248,14 @@ class MMPS(DenoiserPosterior):
 
     def predict(self, ask: Ask) -> Prediction:
         forward, adjoint = derivative(ask)
-        factor = ask.node.sigma**2 / ask.node.alpha
+        factor, noise = ask.node.sigma**2 / ask.node.alpha, ask.operator.sigma**2
 
         def product(v: Tensor) -> Tensor:
-            return ask.operator.sigma**2 * v + forward(factor * ask.vjp(adjoint(v)))
+            return noise * v + forward(factor * ask.vjp(adjoint(v)))
 
         mean = ask.operator(ask.x0)
-        w = conjugate_gradients(product, ask.y - (mean if ask.graph else mean.detach()), self.iterations)
+        # a covariance S is not negative; that of a network may be, most of all where sigma / alpha is large
+        w = conjugate_gradients(product, ask.y - (mean if ask.graph else mean.detach()), self.iterations, noise)
         return ask.moved(factor * ask.vjp(adjoint(w)))
 
 
