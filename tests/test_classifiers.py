@@ -195,6 +195,11 @@ def test_likelihood_gives_the_posterior_over_classes():
     # the prior is N(0, I) instead of the noised class: alpha(t_max) z m = 0.0066 * 6 * 1.1 nats, of up to 12
     assert torch.allclose(found.log_posterior, clean, atol=0.06)
     assert torch.equal(found.predicted, clean.argmax(1))
+    facts, shares = found.facts(), found.log_posterior.exp()
+    assert facts["probability"] == pytest.approx(float(shares[:, 0].mean()))
+    assert facts["confidence"] == pytest.approx(float(shares.amax(1).mean()))
+    assert facts["log_likelihood"] == pytest.approx(float(columns[0].mean()))
+    assert facts["probability_stderr"] == pytest.approx(float(shares[:, 0].std() / 40**0.5))
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +235,8 @@ def test_the_command_prints_the_accuracy_of_bayes_classifier(denoiser_run, tmp_p
     assert abs(accuracy - best) <= 0.05
     assert f"{accuracy:.4f}" in text
     assert facts["cross_entropy"] < 0.45
+    # Bayes' posterior is calibrated: 100 samples have a standard error of 0.04
+    assert abs(facts["confidence"] - accuracy) < 0.12
 
 
 def test_bayes_classifier_needs_classes(tmp_path, denoiser_run, capsys):

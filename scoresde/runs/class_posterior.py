@@ -46,11 +46,23 @@ class ClassPosterior:
         return self.log_likelihood.argmax(1)
 
     def facts(self) -> dict[str, Any]:
-        """The accuracy and the cross-entropy in nats over the scored samples, with their standard errors."""
+        """Means over the scored samples, with their standard errors.
+
+        They are the accuracy; the cross-entropy in nats; the confidence, which is the probability of the most probable
+        class, and equals the accuracy on average if the probabilities are right; the probability of the right class;
+        and its log p(x | c) in nats.
+        """
         rows, n = self.scored, int(self.scored.sum())
         right = (self.predicted == self.classes)[rows].double()
-        loss = -self.log_posterior[rows].gather(1, self.classes[rows, None])[:, 0]
-        numbers = {"accuracy": right, "cross_entropy": loss}
+        log_p, own = self.log_posterior[rows], self.classes[rows, None]
+        loss = -log_p.gather(1, own)[:, 0]
+        numbers = {
+            "accuracy": right,
+            "cross_entropy": loss,
+            "confidence": log_p.exp().amax(1),
+            "probability": (-loss).exp(),
+            "log_likelihood": self.log_likelihood[rows].gather(1, own)[:, 0],
+        }
         means = {name: float(value.mean()) if n else None for name, value in numbers.items()}
         spread = {f"{name}_stderr": float(v.std() / math.sqrt(n)) if n > 1 else None for name, v in numbers.items()}
         return {"scored": n, **means, **spread}
@@ -69,7 +81,7 @@ class ClassPosterior:
         if not facts["scored"]:
             return "no sample has a class and a likelihood under each"
         shown = {n: f"{facts[n]:.4f}" + (f" +- {e:.4f}" if (e := facts[f"{n}_stderr"]) is not None else "")
-                 for n in ("accuracy", "cross_entropy")}  # fmt: skip
+                 for n in ("accuracy", "cross_entropy", "confidence")}  # fmt: skip
         counts = "\n".join(
             f"  class {c}: {int(self.scored[mine].sum())} samples, "
             f"{float((self.predicted == c)[mine & self.scored].double().mean()):.4f} right"
@@ -77,8 +89,8 @@ class ClassPosterior:
             if bool((mine := self.classes == c)[self.scored].any())
         )
         return (
-            f"the most probable class is right for {shown['accuracy']} of {facts['scored']} samples; cross-entropy "
-            f"{shown['cross_entropy']} nats\n{counts}"
+            f"the most probable class is right for {shown['accuracy']} of {facts['scored']} samples, with a mean "
+            f"probability of {shown['confidence']}; cross-entropy {shown['cross_entropy']} nats\n{counts}"
         )
 
 
