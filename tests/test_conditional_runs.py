@@ -178,6 +178,13 @@ def test_guided_samples_are_nearer_to_their_class(run, tmp_path, capsys):
     same = scoresde.sample(load_run(run).denoiser, seeds=200, solver="heun", forwards=60, guidance=facts["guidance"],
                            condition={name: torch.ones(200).long()})  # fmt: skip
     assert torch.allclose(same.x, x, atol=1e-5)
+    # tilt has its own solver and grid, on the command line too
+    tilt = "tilt(scale=2, particles=4)"
+    x, facts = drawn(run, tmp_path / "t", f"--condition={name}=1", "--seeds=8", f"--guidance={tilt}", "--steps=5")
+    same = scoresde.sample(load_run(run).denoiser, seeds=8, steps=5, guidance=tilt,
+                           condition={name: torch.ones(8).long()})  # fmt: skip
+    assert (facts["solver"], facts["grid"], facts["nfe"]) == (same.solver, same.grid, 20)
+    assert torch.allclose(same.x, x, atol=1e-5)
     capsys.readouterr()
     for arguments, message in (
         (["--guidance=cgf(scale=3)"], "no guidance 'cgf'; did you mean cfg"),

@@ -29,10 +29,12 @@ from ..models.classifier import Classifier, Pooled
 from ..models.condition_noise import noise_of
 from ..models.denoiser import Denoiser
 from ..models.learned_path import with_schedule
+from ..models.model import as_model
 from ..models.networks import Network, networks
 from ..models.networks.conditioning import Augmented, SelfConditioned, own_estimate
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
+from ..posterior.tilted import tilt_default
 from ..sampling.plan import Plan, PlanRequest
 from ..training import bound_losses  # noqa: F401  (registers its losses)
 from ..training.conditioning import Conditioning
@@ -281,7 +283,9 @@ def guided_plan(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> 
         InputError: see ``guided_by`` and ``scoresde.plan``.
     """
     guided, solver = guided_by(denoiser, section, config)
-    return guided, plan_of(guided, ConfigDict({**section, "solver": solver}))
+    section = ConfigDict({**section, "solver": solver})
+    default = tilt_default(as_model(guided), None, section.nfe, section.get("forwards"))
+    return guided, plan_of(guided, section, default)
 
 
 def plan_of(
