@@ -20,8 +20,14 @@ from .models import targets
 from .models.check import Check, check
 from .models.classifier import Classifier
 from .models.denoiser import Denoiser, label_shift, time_labels
+from .models.discrete.denoiser import DiscreteDenoiser
 from .paths import chains
 from .paths.base import SDE, make_sde, sdes
+from .paths.discrete.base import make_process, processes
+from .paths.discrete.dense import BirthDeath, DenseRate, DiscretisedGaussian
+from .paths.discrete.masks import Hybrid, MaskByState, MaskReplace
+from .paths.discrete.rank_one import Absorbing, Binomial, RankOne, Uniform
+from .paths.discrete.steps import DenseSteps, GaussianSteps
 from .paths.learned_vp import LearnedVP
 from .paths.standard import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from .posterior.condition import condition
@@ -38,20 +44,33 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "Absorbing",
+    "Binomial",
+    "BirthDeath",
     "Check",
     "Classifier",
     "Cosine",
     "Denoiser",
+    "DenseRate",
+    "DenseSteps",
+    "DiscreteDenoiser",
+    "DiscretisedGaussian",
+    "GaussianSteps",
     "Guided",
+    "Hybrid",
     "InputError",
     "LearnedVP",
     "LogProb",
+    "MaskByState",
+    "MaskReplace",
     "Plan",
+    "RankOne",
     "RectifiedFlow",
     "Restored",
     "Sample",
     "SubVP",
     "Trained",
+    "Uniform",
     "VariationalDequantiser",
     "chain_bound",
     "chains",
@@ -67,9 +86,11 @@ __all__ = [
     "load",
     "load_dequantiser",
     "log_prob",
+    "make_process",
     "make_sde",
     "plan",
     "plug_in_bound",
+    "processes",
     "restore",
     "sample",
     "sample_with_log_prob",

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 import numpy as np
 
 from ..errors import InputError
-from ..registry.ranges import Positive, Range
+from ..registry.ranges import Inside, Positive, Range
 from ..types.node import Node
+from ..types.process import Process
 from ..types.schedule import Schedule, as_schedule
 from .base import End, Grid, checked, grids, time_range
 
@@ -62,6 +63,30 @@ class LogSNR(Grid):
     def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
         lams = np.linspace(schedule(hi).lam, schedule(lo).lam, steps + 1)
         return [schedule.t_of_lam(float(lam)) for lam in lams]
+
+
+@grids.register("clock", formula="u_i = u_0 + (i / N) (u_N - u_0), u the natural clock")
+@dataclass(frozen=True)
+class Clock(Grid):
+    """Equal steps of the natural clock of a process; on a Gaussian path this is lam, and the grid is ``logsnr``.
+
+    The clock of a process may be infinite at one end: at the data, if there are masks, and else where alpha is 0. Then
+    all steps but that to this end are equal, and those have together the length log(1 / tail): a share ``tail`` of the
+    tokens is still masked in the last step, or alpha is ``tail`` after the first.
+    """
+
+    tail: Inside = 0.1
+
+    def place(self, schedule: Schedule, lo: float, hi: float, steps: int) -> Sequence[float]:
+        if not isinstance(schedule, Process):
+            return LogSNR().place(schedule, lo, hi, steps)
+        first, last = (schedule.reading(schedule(t)) for t in (hi, lo))
+        reach = math.log(1 / self.tail)
+        inner = steps - math.isinf(first) - math.isinf(last)
+        begin = first if math.isfinite(first) else (last if math.isfinite(last) else reach / 2) - reach
+        end = last if math.isfinite(last) else begin + reach
+        times = [schedule.time_of(float(u)) for u in np.linspace(begin, end, inner + 1)] if inner >= 0 else []
+        return [*([hi] if math.isinf(first) else []), *times, *([lo] if math.isinf(last) else [])]
 
 
 @grids.register(
@@ -125,6 +150,6 @@ class Explicit(Grid):
         listed = ratios is not self.ratios  # sigma = 0 is in the list
         nodes = (*schedule.nodes(times), schedule.clean) if listed else self.ended(times, schedule, lo)
         made = checked(nodes, "the explicit grid")
-        if made[0].ratio < made[-1].ratio:
+        if made[0].noise_level < made[-1].noise_level:
             raise InputError("the explicit grid is out of order: list it from noise to data")
         return made

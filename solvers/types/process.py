@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn
 
 import torch
 from torch import Tensor
@@ -121,9 +121,13 @@ class Process(Schedule):
         def mask(self) -> int | None:
             """The value that means "masked", which the data do not have."""
 
+        @property
+        def ordinal(self) -> bool:
+            """Whether the values are ordered."""
+
     else:
         mask = None
-    ordinal: ClassVar[bool] = False
+        ordinal = False
 
     @property
     def values(self) -> int:
@@ -171,8 +175,8 @@ class Process(Schedule):
         raise _no_noise_level()
 
     def reading(self, node: ProcessNode, clock: Clock = "natural") -> float:
-        """What a clock shows at a node; it falls with t. The natural clock is -clock, and log(1 - alpha) negated of
-        processes with a mask: there the rate of the reverse process does not depend on the time."""
+        """What a clock shows at a node; it falls with t. The natural clock is -clock; of processes with a mask it is
+        -log P(a token is masked), on which masked tokens of an absorbing process are filled at the constant rate 1."""
         return -node.clock
 
     def speed(self, node: ProcessNode, clock: Clock = "natural") -> float:

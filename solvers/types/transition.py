@@ -85,6 +85,40 @@ class Mixing(Transition):
 
 
 @dataclass(frozen=True)
+class MaskingByState(Transition):
+    """A token is masked, with a probability that depends on its state, and then stays so.
+
+    Attributes:
+        keep: (S - 1,) or (B, 1, ..., S - 1), the probabilities that states but the mask stay.
+        lost: 1 - keep, which may be a small number.
+        mask: the last state, S - 1.
+    """
+
+    keep: Tensor
+    lost: Tensor
+    mask: int
+
+    def push(self, law: Tensor) -> Tensor:
+        tokens, masked = law[..., : self.mask], law[..., self.mask :]
+        return torch.cat([tokens * self.keep, masked + (tokens * self.lost).sum(-1, keepdim=True)], -1)
+
+    def pull(self, law: Tensor) -> Tensor:
+        tokens = law[..., : self.mask] / self.keep
+        return torch.cat([tokens, law[..., self.mask :] - (tokens * self.lost).sum(-1, keepdim=True)], -1)
+
+    def rows(self, x: Tensor) -> Tensor:
+        return self.push(self._one_hot(x))
+
+    def columns(self, x: Tensor) -> Tensor:
+        same = self._one_hot(x)
+        masked = same[..., self.mask :]
+        return torch.cat([same[..., : self.mask] * self.keep + masked * self.lost, masked], -1)
+
+    def _one_hot(self, x: Tensor) -> Tensor:
+        return one_hot(x, self.keep.new_zeros(self.mask + 1))
+
+
+@dataclass(frozen=True)
 class Matrix(Transition):
     """A transition that is stored: ``matrix`` is (S, S), or (B, S, S) with one for each sample."""
 

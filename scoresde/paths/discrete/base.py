@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor
 
 from solvers import InputError, Registry
 from solvers.registry.options import Options
-from solvers.types.process import Clock, Process, ProcessNode
+from solvers.types.process import Clock, DiscretePrediction, Process, ProcessNode
 
 from .schedules import Linear, ProcessSchedule
+
+ENDLESS = 300.0
+"""A clock -log alpha beyond which 1 - alpha is 1 in float64, while products with alpha still have all their digits."""
 
 
 @dataclass(frozen=True)
@@ -59,30 +62,64 @@ class ScheduledProcess(Options, Process):
 
     def time_of(self, reading: float, clock: Clock = "natural") -> float:
         if self.mask is None or clock == "rate":
-            return min(max(self.schedule.time_of(-reading), 0.0), self.t_max)
+            return self.within(self.schedule.time_of(-reading))
         # reading = -log(1 - alpha), so that -log alpha = -log(1 - exp(-reading))
-        return (
-            min(max(self.schedule.time_of(-math.log(-math.expm1(-reading))), 0.0), self.t_max)
-            if reading
-            else (self.t_max)
-        )
+        return self.within(self.schedule.time_of(-math.log(-math.expm1(-reading)) if reading > 0 else math.inf))
+
+    def within(self, t: float) -> float:
+        """The time in [0, t_max] that is nearest to t."""
+        return min(max(t, 0.0), self.t_max)
+
+    def masked(self, node: ProcessNode) -> float:
+        """The probability that a token is masked at a node, of a process with a mask."""
+        return -math.expm1(-node.clocks[0])
 
     def reading(self, node: ProcessNode, clock: Clock = "natural") -> float:
         if self.mask is None or clock == "rate":
             return -node.clock
-        gone = -math.expm1(-node.clock)
+        gone = self.masked(node)
         return -math.log(gone) if gone > 0 else math.inf
 
     def speed(self, node: ProcessNode, clock: Clock = "natural") -> float:
         if self.mask is None or clock == "rate":
             return 1.0
-        return math.expm1(node.clock) if node.clock < 700 else math.inf
+        return math.expm1(min(node.clocks[0], ENDLESS))
+
+    def rates(self, prediction: DiscretePrediction, x: Tensor, t: ProcessNode, clock: Clock = "natural") -> Tensor:
+        """The rates (B, *, S) of the reverse process out of x, per unit of a clock; 0 at y = x.
+
+        Where alpha is 0 they are their limit: there the natural clock of a process with a mask is infinitely fast and
+        the ratios are 0.
+
+        Raises:
+            InputError: alpha is 0 and the prediction is a concrete score, which has no such limit.
+        """
+        if self.mask is None or clock == "rate" or t.clocks[0] <= ENDLESS:
+            return super().rates(prediction, x, t, clock)
+        if prediction.ratios is not None:
+            raise InputError(
+                f"the concrete score of {self} is 0 at t={t.t:g}, where no token is left: begin at a smaller t, or use "
+                "a schedule that leaves some, such as loglinear"
+            )
+        return super().rates(prediction, x, replace(t, clocks=(ENDLESS, *t.clocks[1:])), clock)
 
     def __str__(self) -> str:
         return processes.format(self)
 
 
-processes: Registry[ScheduledProcess] = Registry("process", ScheduledProcess)
+processes: Registry[Process] = Registry("process", Process)
+
+
+def make_process(spec: str | Process) -> Process:
+    """Makes the process that a spec names; returns a process unchanged.
+
+    >>> str(make_process("absorbing(27, schedule=cosine)"))
+    'absorbing(schedule=cosine, states=27)'
+
+    Raises:
+        InputError: the name or an option is unknown, or an option is outside its range.
+    """
+    return processes.make(spec)
 
 
 def spread(value: Any, x: Tensor) -> Tensor:

@@ -95,11 +95,13 @@ class RankOne(Resampling):
         law: the S probabilities; they are divided by their sum.
     """
 
-    law: tuple[float, ...]
+    law: tuple[float, ...] | Tensor
 
     def __post_init__(self) -> None:
+        if isinstance(self.law, Tensor):
+            object.__setattr__(self, "law", tuple(float(p) for p in self.law.flatten()))
         super().__post_init__()
-        if len(self.law) < 2 or min(self.law) < 0 or not 0 < sum(self.law) < float("inf"):
+        if len(self.law) < 2 or not all(p >= 0 for p in self.law) or not 0 < sum(self.law) < float("inf"):
             raise InputError("rank_one: law must be at least two numbers of at least 0, not all of them 0")
 
     @property

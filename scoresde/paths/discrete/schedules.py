@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from scipy.optimize import brentq
 from torch import Tensor
 
 from solvers import InputError, Registry
 from solvers.registry.options import Options
-from solvers.registry.ranges import Inside, Positive
+from solvers.registry.ranges import Inside, Positive, Range
 
 
 class ProcessSchedule(Options):
@@ -47,7 +49,10 @@ process_schedules: Registry[ProcessSchedule] = Registry("process schedule", Proc
 @process_schedules.register("linear", formula="alpha = 1 - t", reference="Sahoo et al. 2024, arXiv:2406.07524")
 @dataclass(frozen=True)
 class Linear(ProcessSchedule):
-    """alpha = 1 - t: equal times mask the same share of tokens. A chain of N steps has beta_i = 1 / (N - i + 1)."""
+    """alpha = 1 - t: equal times mask the same share of tokens.
+
+    A chain of N steps has beta_i = 1 / (N - i + 1), as in Sohl-Dickstein et al. 2015 and, for masks, D3PM.
+    """
 
     def clock(self, t: Tensor) -> Tensor:
         return -torch.log1p(-t)
@@ -63,8 +68,8 @@ class Linear(ProcessSchedule):
 )
 @dataclass(frozen=True)
 class Cosine(ProcessSchedule):
-    """A cosine that starts slowly; ``power`` 2 is the alpha-bar of Nichol and Dhariwal, 1 the one of multinomial
-    diffusion."""
+    """A cosine that starts slowly; ``power`` 2 is the alpha-bar of Nichol and Dhariwal and of D3PM's uniform process, 1
+    the one of multinomial diffusion."""
 
     offset: float = 0.008
     power: Positive = 2.0
@@ -137,3 +142,99 @@ class LogLinear(ProcessSchedule):
 
     def time_of(self, clock: float) -> float:
         return -math.expm1(-clock) / (1 - self.least)
+
+
+@process_schedules.register(
+    "chain_linear",
+    formula="alpha at the nodes i / steps, i >= 1, falls linearly from first to last; alpha(0) = 1",
+    reference="Gu et al. 2021, arXiv:2111.14822, section 5",
+)
+@dataclass(frozen=True)
+class ChainLinear(ProcessSchedule):
+    """alpha of a chain that is linear from its first step to its last one, as VQ-Diffusion's; between nodes linear."""
+
+    first: Inside = 0.99999
+    last: Inside = 9e-6
+    steps: Annotated[int, Range(2)] = 100
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.last < self.first:
+            raise InputError(f"chain_linear: last must be below first={self.first:g}, got {self.last:g}")
+
+    def clock(self, t: Tensor) -> Tensor:
+        at = t * self.steps
+        start, slope = 1 - self.first, (self.first - self.last) / (self.steps - 1)
+        return -torch.log1p(-torch.where(at <= 1, start * at, start + slope * (at - 1)))
+
+    def time_of(self, clock: float) -> float:
+        gone, start = -math.expm1(-clock), 1 - self.first
+        if gone <= start:
+            return gone / start / self.steps
+        return (1 + (gone - start) / (self.first - self.last) * (self.steps - 1)) / self.steps
+
+
+@process_schedules.register("quotient", formula="alpha = alpha of whole / alpha of part")
+@dataclass(frozen=True)
+class Quotient(ProcessSchedule):
+    """What is left of a schedule without a part of it; by default VQ-Diffusion's alpha-bar without its masking."""
+
+    whole: ProcessSchedule = ChainLinear()
+    part: ProcessSchedule = ChainLinear(first=0.999991, last=1e-5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        times = torch.linspace(0, self.t_max, 1001, dtype=torch.float64)[:-1]
+        if bool((self.clock(times).diff() < -1e-12).any()):
+            raise InputError(
+                f"quotient: alpha of {self.part} falls faster than that of {self.whole}, of which it is part"
+            )
+
+    @property
+    def t_max(self) -> float:  # type: ignore[override]
+        """The earlier end of the two."""
+        return min(self.whole.t_max, self.part.t_max)
+
+    def clock(self, t: Tensor) -> Tensor:
+        return self.whole.clock(t) - self.part.clock(t)
+
+    def time_of(self, clock: float) -> float:
+        def excess(t: float) -> float:
+            return float(self.clock(torch.tensor(t, dtype=torch.float64))) - clock
+
+        return self.t_max if excess(self.t_max) <= 0 else float(brentq(excess, 0.0, self.t_max, xtol=1e-15))
+
+
+@process_schedules.register(
+    "mutual_information",
+    formula="I(x_t; x_0) / log(states) = 1 - t, for data of all values alike",
+    reference="Austin et al. 2021, arXiv:2107.03006, section 3.3 and appendix A.7",
+)
+@dataclass(frozen=True)
+class MutualInformation(ProcessSchedule):
+    """A uniform process loses the information on each token at a constant rate. Of masks this is ``linear``."""
+
+    states: Annotated[int, Range(2)] = 2
+
+    def information(self, alpha: Tensor) -> Tensor:
+        """I(x_t; x_0) / log(states) of the uniform process."""
+        n = self.states
+        kept, other = (n - 1) * alpha, -alpha
+        parts: Tensor = torch.special.xlog1py(1 + kept, kept) + (n - 1) * torch.special.xlog1py(1 + other, other)
+        return parts / (n * math.log(n))
+
+    def clock(self, t: Tensor) -> Tensor:
+        low, high = torch.full_like(t, -90.0), torch.full_like(t, 4.0)  # of log(-log alpha)
+        for _ in range(64):
+            middle = (low + high) / 2
+            above = self.information(torch.exp(-torch.exp(middle))) > 1 - t
+            low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+        return torch.where(t <= 0, 0.0, torch.where(t >= 1, math.inf, torch.exp(high)))
+
+    def time_of(self, clock: float) -> float:
+        return 1 - float(self.information(torch.tensor(math.exp(-clock), dtype=torch.float64)))
+
+    def rate(self, t: Tensor) -> Tensor:
+        n, alpha = self.states, torch.exp(-self.clock(t.double()))
+        slope = (n - 1) / n * (torch.log1p((n - 1) * alpha) - torch.log1p(-alpha)) / math.log(n)
+        return 1 / (alpha * slope)
