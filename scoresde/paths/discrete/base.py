@@ -97,11 +97,24 @@ class ScheduledProcess(Options, Process):
         if self.mask is None or clock == "rate" or t.clocks[0] <= ENDLESS:
             return super().rates(prediction, x, t, clock)
         if prediction.ratios is not None:
-            raise InputError(
-                f"the concrete score of {self} is 0 at t={t.t:g}, where no token is left: begin at a smaller t, or use "
-                "a schedule that leaves some, such as loglinear"
-            )
+            raise self._no_score(t)
         return super().rates(prediction, x, replace(t, clocks=(ENDLESS, *t.clocks[1:])), clock)
+
+    def x0_of_ratios(self, ratios: Tensor, x: Tensor, t: ProcessNode[Any]) -> Tensor:
+        """See ``Process``.
+
+        Raises:
+            InputError: alpha is 0 at t, so that the concrete score does not depend on the clean tokens.
+        """
+        if not isinstance(t.clock, Tensor) and math.isinf(t.clock):
+            raise self._no_score(t)
+        return super().x0_of_ratios(ratios, x, t)
+
+    def _no_score(self, t: ProcessNode) -> InputError:
+        return InputError(
+            f"nothing of the data is left at t={t.t:g} of {self}, so that a concrete score does not show the clean "
+            "tokens: begin at a smaller t, or use a schedule that leaves some, such as loglinear"
+        )
 
     def __str__(self) -> str:
         return processes.format(self)

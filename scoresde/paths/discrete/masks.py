@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from solvers import InputError
@@ -21,7 +20,7 @@ from solvers.types.transition import MaskingByState, Mixing, Transition, one_hot
 
 from .base import ENDLESS, ScheduledProcess, processes, spread
 from .rank_one import States
-from .schedules import ChainLinear, ProcessSchedule, Quotient
+from .schedules import ChainLinear, ProcessSchedule, Quotient, root
 
 
 class Masking(ScheduledProcess):
@@ -123,10 +122,7 @@ class MaskReplace(Masking):
     def time_of(self, reading: float, clock: Clock = "natural") -> float:
         if clock == "natural":
             return super().time_of(reading, clock)
-        if -reading >= self(self.t_max).clock:
-            return self.t_max
-        found: float = brentq(lambda t: min(self(t).clock, 1e300) + reading, 0.0, self.t_max, xtol=1e-300, rtol=1e-14)
-        return found
+        return root(lambda t: min(self(t).clock, 1e300) + reading, 0.0, self.t_max)
 
 
 @processes.register(
@@ -222,27 +218,17 @@ class Hybrid(Masking):
         return (gone - k) / (left + k) if left + k > 0 else math.inf
 
     def time_of(self, reading: float, clock: Clock = "natural") -> float:
+        # both clocks change with -log a alone
         if clock == "rate":
-            if reading == -math.inf:
-                return self.t_max
-            at = self._solved(lambda u: u + self._log_total(u) + reading, 0.0, -reading)
-        elif reading == math.inf:
-            return 0.0
+            at = math.inf if reading == -math.inf else root(lambda u: u + self._log_total(u) + reading, 0.0, -reading)
         elif reading <= 0:
-            return self.t_max
+            at = math.inf
         else:
-            # -log(1 - a) >= reading - log C(1/2): the masked share is at most 1 - a
-            at = self._solved(lambda u: reading - self._log_total(u) + math.log(-math.expm1(-u)), 1e-300, ENDLESS)
+            at = root(lambda u: reading - self._log_total(u) + math.log(-math.expm1(-u or -1e-300)), 0.0, ENDLESS)
         return self.within(self.schedule.time_of(at))
 
     def _log_total(self, clock: float) -> float:
         return float(torch.log1p(self._spread_out(torch.tensor(clock, dtype=torch.float64))))
-
-    @staticmethod
-    def _solved(f: Any, low: float, high: float) -> float:
-        if not f(low) < 0 < f(high):
-            return low if f(low) >= 0 else high
-        return float(brentq(f, low, high, xtol=1e-300, rtol=1e-14))
 
 
 @processes.register(

@@ -7,11 +7,11 @@ is 1.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from solvers import InputError, Registry
@@ -202,7 +202,7 @@ class Quotient(ProcessSchedule):
         def excess(t: float) -> float:
             return float(self.clock(torch.tensor(t, dtype=torch.float64))) - clock
 
-        return self.t_max if excess(self.t_max) <= 0 else float(brentq(excess, 0.0, self.t_max, xtol=1e-15))
+        return root(excess, 0.0, self.t_max)
 
 
 @process_schedules.register(
@@ -238,3 +238,12 @@ class MutualInformation(ProcessSchedule):
         n, alpha = self.states, torch.exp(-self.clock(t.double()))
         slope = (n - 1) / n * (torch.log1p((n - 1) * alpha) - torch.log1p(-alpha)) / math.log(n)
         return 1 / (alpha * slope)
+
+
+def root(f: Callable[[float], float], low: float, high: float) -> float:
+    """The zero of an increasing function between low and high, by halving; the nearer end if it has none there."""
+    if f(low) >= 0 or f(high) <= 0:
+        return low if f(low) >= 0 else high
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if f(middle) >= 0 else (middle, high)
+    return high
