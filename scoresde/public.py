@@ -4,6 +4,7 @@ from solvers import InputError
 
 from .bounds.chain import chain_bound
 from .bounds.continuous import continuous_bound
+from .bounds.discrete import discrete_bound
 from .bounds.plug_in import plug_in_bound
 from .guidance.guide import guide
 from .guidance.guided import Guided
@@ -78,6 +79,7 @@ __all__ = [
     "condition",
     "continuous_bound",
     "dequantise",
+    "discrete_bound",
     "encode",
     "eps_power",
     "fit_dequantiser",

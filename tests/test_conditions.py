@@ -11,7 +11,7 @@ from scoresde.data.conditions import Condition, dropped
 from scoresde.data.rows import Batch
 from scoresde.models.networks import networks
 from scoresde.models.networks.conditioning import SelfConditioned, own_estimate
-from scoresde.training.conditioning import Conditioning
+from scoresde.training.objective import Conditioning
 from solvers import InputError
 from solvers.noise.draws import Draws
 

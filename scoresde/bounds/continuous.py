@@ -235,5 +235,11 @@ def _draws(
 
 def _points(sampler: TimeSampler, sde: SDE, seeds: Sequence[int], draws: int, sets: int) -> Tensor:
     """The times (B, draws) of samples, one set after the other; those of a sample depend on its seed alone."""
+    u = fractions_of(sampler, seeds, draws, sets)
+    return sampler.times_at(sde, u.flatten()).view_as(u)
+
+
+def fractions_of(sampler: TimeSampler, seeds: Sequence[int], draws: int, sets: int) -> Tensor:
+    """The fractions (B, draws) of samples, one set after the other; those of a sample depend on its seed alone."""
     u = [sampler.fractions(Draws.of(seed, k, draws // sets), "bound") for seed in seeds for k in range(sets)]
-    return sampler.times_at(sde, torch.cat(u)).view(len(seeds), draws)
+    return torch.cat(u).view(len(seeds), draws)

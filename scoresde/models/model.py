@@ -274,14 +274,26 @@ def as_model(denoiser: Any, space: str | None = "gaussian") -> Model:
     Raises:
         InputError: the object has no ``sde`` or no ``predict``, or its states are of another space.
     """
-    if isinstance(denoiser, Model):
-        if space not in (None, denoiser.space):
-            raise InputError(
-                f"{type(denoiser).__name__} has {denoiser.space} states, but {space} states are needed here; of "
-                "discrete states there are sample and discrete_bound, and no probability-flow ODE, encoding or exact "
-                "likelihood"
-            )
-        return denoiser
+    found = denoiser if isinstance(denoiser, Model) else _adapted(denoiser)
+    if space not in (None, found.space):
+        there = (
+            "a scoresde.DiscreteDenoiser has them"
+            if space == "discrete"
+            else "of discrete states there are sample and discrete_bound, and no probability-flow ODE, encoding or "
+            "exact likelihood"
+        )
+        raise InputError(
+            f"{type(denoiser).__name__} has {found.space} states, but {space} states are needed here; {there}"
+        )
+    return found
+
+
+def _adapted(denoiser: Any) -> Model:
+    """A user's object as a ``Model``.
+
+    Raises:
+        InputError: it has no ``sde`` or no ``predict``.
+    """
     if isinstance(denoiser, type):
         raise InputError(f"a denoiser is an object, got the class {denoiser.__name__}")
     missing = [name for name in ("sde", "predict") if not hasattr(denoiser, name)]

@@ -36,10 +36,10 @@ from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..posterior.tilted import tilt_default
 from ..sampling.plan import Plan, PlanRequest
-from ..training import bound_losses  # noqa: F401  (registers its losses)
-from ..training.conditioning import Conditioning
+from ..training import bound_losses, discrete_losses  # noqa: F401  (register their losses)
 from ..training.loop import Change
 from ..training.losses import CrossEntropy, Loss, losses
+from ..training.objective import Conditioning
 from ..training.options import TrainingOptions
 from ..training.weightings import weightings
 from ..training.weights import state_of

@@ -41,9 +41,9 @@ from ..models.networks.mlp import MLP  # noqa: F401  (of the example above)
 from ..paths.base import SDE, as_sde
 from ..sampling.sample import sample
 from ..training import checkpoint, loop
-from ..training.conditioning import Conditioning
 from ..training.loop import Training, TrainResult, prepared
 from ..training.losses import Loss, losses
+from ..training.objective import Conditioning
 from ..training.options import TrainingOptions
 from ..training.processes import launched
 from . import settings as saved

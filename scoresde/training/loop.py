@@ -34,16 +34,16 @@ from solvers.noise.seeded import global_seed
 
 from ..data.dataset import spread
 from ..data.rows import Batch, Rows, TensorRows
-from ..io.inputs import Array, samples_of
+from ..io.inputs import Array
 from ..io.progress import bar as progress_bar
 from ..io.progress import memory_of
-from ..models.faults import Fault, data_faults, report_faults, setting_faults, time_faults
+from ..models.faults import Fault, report_faults, setting_faults, time_faults
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from . import checkpoint, log, posthoc
 from .averages import Averages
 from .losses import Loss
-from .objective import Objective, buffers_kept, not_finite, parts_of, training_mode
+from .objective import Objective, buffers_kept, faults_of, not_finite, numbers_of, parts_of, training_mode
 from .optimiser import Optimiser
 from .options import PRECISIONS, TrainingOptions
 from .order import Ahead, Order
@@ -105,7 +105,8 @@ def train(
     Args:
         denoiser: the model whose predictions enter the loss.
         network: the network inside the denoiser, on any device.
-        data: (N, *), floating point; a tensor on any device, or an array; or ``Rows``.
+        data: (N, *), floating point, or whole numbers for a model of discrete states; a tensor on any device, or an
+            array; or ``Rows``.
         loss: the loss to minimise.
         options: see ``TrainingOptions``.
         progress: show a bar.
@@ -148,10 +149,10 @@ def prepared(
     processes = processes or Processes()
 
     def checked() -> tuple[Training, list[Fault], Mapping[str, Tensor]]:
-        rows = data if isinstance(data, Rows) else TensorRows(samples_of("the training data", data))
-        model = as_model(denoiser)
+        model = as_model(denoiser, None)
+        rows = data if isinstance(data, Rows) else TensorRows(numbers_of(model, data))
         some = rows.first() if isinstance(rows, TensorRows) else rows.some(_CHECKED)
-        faults = [*data_faults(model, some.x, options.bin_width), *setting_faults(model)]
+        faults = [*faults_of(model, some.x, options.bin_width), *setting_faults(model)]
         run = Training(denoiser, network, rows, loss, options, processes, changes)
         if run.workdir is not None and processes.main:
             log.read(run.workdir)
@@ -164,7 +165,7 @@ def prepared(
         raise Elsewhere(fatal)
     run.resume()
     if processes.main and run.step == 0:
-        report_faults(time_faults(as_model(denoiser), run.rows.shape, given))
+        report_faults(time_faults(as_model(denoiser, None), run.rows.shape, given))
     return run
 
 
@@ -353,11 +354,11 @@ class Training:
     def _not_finite(self, what: str, losses: Tensor) -> InputError:
         """The error of this update, which is not made; every process has it, and the main process says it."""
         whole = Draws.of(self.options.seed, self.step, self.options.batch_size)
-        levels = torch.as_tensor(self.objective.nodes(whole).ratio).expand(len(whole))
+        levels = self.objective.levels(whole)
         folder = None if self.workdir is None else checkpoint.latest(self.workdir)
         error = not_finite(
-            what, self.step + 1, self.order.rows(self.step).tolist(), levels.tolist(), losses.tolist(),
-            "" if folder is None else folder.name,
+            what, self.step + 1, self.order.rows(self.step).tolist(), levels, losses.tolist(),
+            "" if folder is None else folder.name, self.objective.level,
         )  # fmt: skip
         return error if self.processes.main else Elsewhere(str(error))
 

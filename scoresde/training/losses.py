@@ -8,7 +8,7 @@ often a noise level is seen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,13 @@ from .weightings import ScoreMatching, Weighting
 
 
 class Loss(Options):
-    """A training loss; a frozen dataclass whose fields are its options."""
+    """A training loss; a frozen dataclass whose fields are its options.
+
+    Attributes:
+        space: the space of the states of the models that it trains.
+    """
+
+    space: ClassVar[str] = "gaussian"
 
     def __call__(
         self, denoiser: Any, x0: Tensor, draws: Draws, state: nn.Module | None = None, **conditions: Tensor
@@ -69,8 +75,35 @@ class Loss(Options):
 losses: Registry[Loss] = Registry("loss", Loss)
 
 
+class TimedLoss(Loss):
+    """The base class of losses at one random time for each sample; a subclass has the option ``times``."""
+
+    times: TimeSampler
+
+    def nodes(self, sde: SDE, draws: Draws, state: nn.Module | None = None) -> Node[Tensor]:
+        return sde(self.times.sample(sde, draws, _part(state, "times")))
+
+    def state(self, sde: SDE) -> nn.Module | None:
+        times = self.times.state()
+        return None if times is None else nn.ModuleDict({"times": times})
+
+    def remember(self, state: nn.Module | None, draws: Draws, losses: Tensor) -> None:
+        part = _part(state, "times")
+        if part is not None:
+            self.times.remember(part, self.times.fractions(draws), losses)
+
+    def drawn(self, sde: SDE, draws: Draws, state: nn.Module | None) -> tuple[Node[Tensor], Tensor | None]:
+        """The nodes (B,) of the rows, and the factors (B,) of their losses or None."""
+        t, factor = self.drawn_times(sde, draws, state)
+        return sde(t), factor
+
+    def drawn_times(self, sde: SDE, draws: Draws, state: nn.Module | None) -> tuple[Tensor, Tensor | None]:
+        """The times (B,) of the rows, and the factors (B,) of their losses or None."""
+        return self.times.weighted_at(sde, self.times.fractions(draws), _part(state, "times"))
+
+
 @dataclass(frozen=True)
-class WeightedLoss(Loss):
+class WeightedLoss(TimedLoss):
     """The base class of losses that are a weighted error at one random time for each sample.
 
     Args:
@@ -81,24 +114,10 @@ class WeightedLoss(Loss):
     weighting: Weighting = field(default=ScoreMatching())
     times: TimeSampler = field(default=Uniform())
 
-    def nodes(self, sde: SDE, draws: Draws, state: nn.Module | None = None) -> Node[Tensor]:
-        return sde(self.times.sample(sde, draws, _part(state, "times")))
-
     def state(self, sde: SDE) -> nn.Module | None:
         parts = {"weighting": self.weighting.state(), "times": self.times.state()}
         kept = {name: part for name, part in parts.items() if part is not None}
         return nn.ModuleDict(kept) if kept else None
-
-    def remember(self, state: nn.Module | None, draws: Draws, losses: Tensor) -> None:
-        part = _part(state, "times")
-        if part is not None:
-            self.times.remember(part, self.times.fractions(draws), losses)
-
-    def drawn(self, sde: SDE, draws: Draws, state: nn.Module | None) -> tuple[Node[Tensor], Tensor | None]:
-        """The nodes (B,) of the rows, and the factors (B,) of their losses or None."""
-        u = self.times.fractions(draws)
-        t, factor = self.times.weighted_at(sde, u, _part(state, "times"))
-        return sde(t), factor
 
     def weighted(
         self, error: Tensor, scale: Any, model: Model, node: Node[Tensor], factor: Tensor | None, state: Any
@@ -119,7 +138,7 @@ class WeightedLoss(Loss):
 
 
 def _part(state: nn.Module | None, name: str) -> nn.Module | None:
-    """The part of ``WeightedLoss.state`` of that name, or None."""
+    """The part of ``TimedLoss.state`` of that name, or None."""
     return state[name] if isinstance(state, nn.ModuleDict) and name in state else None
 
 

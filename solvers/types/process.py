@@ -174,6 +174,14 @@ class Process(Schedule):
         """
         raise _no_noise_level()
 
+    def times_of_lams(self, lam: Tensor) -> Tensor:
+        """Discrete states have no lam.
+
+        Raises:
+            InputError: always.
+        """
+        raise _no_noise_level()
+
     def reading(self, node: ProcessNode, clock: Clock = "natural") -> float:
         """What a clock shows at a node; it falls with t. The natural clock is -clock; of processes with a mask it is
         -log P(a token is masked), on which masked tokens of an absorbing process are filled at the constant rate 1."""

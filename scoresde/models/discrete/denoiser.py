@@ -85,6 +85,22 @@ class DiscreteDenoiser(DiscreteModel):
             return DiscretePrediction(self.process.x0_of_loo(law, x, node))
         return DiscretePrediction(self.process.possible(law, x, node))
 
+    def log_x0(self, x: Tensor, node: ProcessNode[Any], **conditions: Tensor) -> Tensor:
+        """The logarithms (B, *, S) of the laws of the clean tokens at x (B, *), from one evaluation of the network.
+
+        They are made from the logits without a detour through probabilities, which may round to 0.
+
+        Raises:
+            InputError: the network predicts the concrete score.
+        """
+        if self.predicts == "log_score":
+            raise InputError("the network predicts log_score, of which score_entropy is the loss")
+        logits = self.raw_output(x, node.t, conditions)[..., : self.process.states].double()
+        seen = self.process.transition(self.process.clean, node, x).columns(x)[..., : self.process.states]
+        own = seen if self.predicts == "x0_loo_logits" else (seen > 0).double()
+        rest = self.process.values - self.process.states
+        return nn.functional.pad(torch.log_softmax(logits + own.log(), -1), (0, rest), value=-torch.inf)
+
     def law(self, logits: Tensor) -> Tensor:
         """The law (B, *, S) with these logits (B, *, states or S); the mask has the probability 0."""
         states, values = self.process.states, self.process.values

@@ -29,3 +29,7 @@ class DiscreteModel(Model):
     def predict(self, x: Tensor, node: Any, **conditions: Tensor) -> DiscretePrediction:  # type: ignore[override]
         """The laws (B, *, S) of the clean tokens at x (B, *)."""
         raise NotImplementedError
+
+    def log_x0(self, x: Tensor, node: Any, **conditions: Tensor) -> Tensor:
+        """The logarithms (B, *, S) of the laws of the clean tokens at x (B, *), -inf of those that are impossible."""
+        return self.predict(x, node, **conditions).x0.log()
