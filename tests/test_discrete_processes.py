@@ -66,6 +66,27 @@ def test_one_token_is_solved_exactly_by_its_posterior(process, steps):
     assert end_error(solvers.make("tweedie"), target, process, nodes) < 1e-14
 
 
+@pytest.mark.parametrize("process", [p for p in CLOCKED if not isinstance(p, (Uniform, Absorbing, RankOne))], ids=str)
+@pytest.mark.parametrize("spec", ["tweedie", "tau_hold", "tau_hold(clock=rate)"])
+def test_both_solvers_have_order_one_on_every_process(spec, process):
+    target, solver = dirichlet(2.0, process.states, 2), solvers.make(spec)
+    errors = []
+    for steps in (16, 32):
+        nodes = process.nodes([process.t_max * (0.6 - 0.5 * i / steps) for i in range(steps + 1)])
+        errors.append(end_error(solver, target, process, nodes))
+    assert 0.8 < math.log2(errors[0] / errors[1]) < 1.25
+
+
+@pytest.mark.parametrize("process", CLOCKED, ids=str)
+def test_samples_of_every_process_are_data(process):
+    model = dirichlet(1.0, process.states, 2).denoiser(process)
+    drawn = scoresde.sample(model, seeds=8, steps=5)
+    assert 0 <= int(drawn.x.min()) <= int(drawn.x.max()) < process.states
+    if process.mask is not None:  # without masks rates of the whole clock need a finite start
+        drawn = scoresde.sample(model, seeds=8, steps=5, solver="tau_hold")
+        assert 0 <= int(drawn.x.min()) <= int(drawn.x.max()) < process.states
+
+
 @pytest.mark.parametrize("process", CLOCKED + STEPPED, ids=str)
 def test_a_transition_is_one_matrix_and_the_product_of_its_parts(process):
     values = process.values
