@@ -71,7 +71,8 @@ def test_losses_of_bounds_have_the_exact_bound_as_their_mean(process):
         the_mean_is(losses_of(FlowKL(), model, x0), exact)
 
 
-@pytest.mark.parametrize("schedule", process_schedules.names())
+# a quotient is part of another schedule, and masks next to nothing
+@pytest.mark.parametrize("schedule", [name for name in process_schedules.names() if name != "quotient"])
 def test_of_masks_the_losses_of_masks_score_entropy_and_flow_matching_are_equal(schedule):
     process = Absorbing(3, schedule=process_schedules.make(schedule))
     for predicts in ("x0_logits", "x0_loo_logits"):
