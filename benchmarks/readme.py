@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import tables.conditions
 import tables.ddpm_and_sde
 import tables.diffusers
 import tables.guidance
@@ -310,7 +311,8 @@ def marked() -> dict[str, dict[str, str]]:
         "docs/reliability.md": tables.reliability.tables(read("reliability.json")),
         "docs/guidance.md": tables.guidance.tables(read("guidance.json")),
         "docs/losses.md": tables.losses.tables(read("loss_choices.json")),
-        "docs/training.md": tables.trained.tables({name: read(f"{name}.json") for name in ("mnist", "cifar10")}),
+        "docs/training.md": tables.trained.tables({name: read(f"{name}.json") for name in ("mnist", "cifar10")})
+        | tables.conditions.tables(read("mnist_conditions.json")),
     }
 
 

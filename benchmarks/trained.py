@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import shlex
 import statistics
 import sys
@@ -233,6 +234,7 @@ def samples_of(
     device: str,
     commands: Commands,
     guidance: str | None = None,
+    budget: str = f"--nfe={NFE}",
 ) -> tuple[Tensor, dict[str, Any]]:
     """The samples of the seeds 0 .. count - 1, in order, as images, and their facts; drawn where they are not there."""
     folder = workdir / (f"samples_{run.step}" if guidance is None else f"samples_{run.step}_{guidance}")
@@ -248,7 +250,7 @@ def samples_of(
             "sample",
             f"--workdir={workdir}",
             f"--out={out}",
-            f"--nfe={NFE}",
+            budget,
             f"--seeds={seeds}",
             *options,
             *guided,
@@ -260,7 +262,7 @@ def samples_of(
             commands.run(*arguments)
         records.append(json.loads((out / "samples.json").read_text(encoding="utf-8")))
         parts.append(torch.from_numpy(read_arrays(out / "samples.npz")["x"]))
-    names = ("solver", "grid", "nfe", "forwards")  # the last since it is counted
+    names = ("solver", "grid", "steps", "nfe", "forwards")  # the last since it is counted
     facts = {name: records[0][name] for name in names if name in records[0]}
     seconds = round(sum(record["seconds"] for record in records), 1)
     return as_images(torch.cat(parts), run.card), {
@@ -311,6 +313,18 @@ def readings(read: Tensor, asked: Tensor | None) -> dict[str, Any]:
         found["as_requested"] = {"share": share, "stderr": (share * (1 - share) / len(right)) ** 0.5}
         found["by_class"] = [float(right[asked == k].mean()) for k in range(int(asked.max()) + 1)]
     return found
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a probability, from ``right`` successes in ``count`` trials.
+
+    >>> [round(end, 3) for end in wilson(0, 10)], [round(end, 3) for end in wilson(50, 100)]
+    ([0.0, 0.278], [0.404, 0.596])
+    """
+    z = statistics.NormalDist().inv_cdf(0.975)
+    share, weight = right / count, z * z / count
+    half = z * math.sqrt((share * (1 - share) + weight / 4) / count)
+    return max(0.0, (share + weight / 2 - half) / (1 + weight)), min(1.0, (share + weight / 2 + half) / (1 + weight))
 
 
 def training_of(workdir: Path, config: Any) -> dict[str, Any]:

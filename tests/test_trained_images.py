@@ -1,6 +1,7 @@
 """The scripts that measure trained models: their features, distances, readings, and that a stopped script resumes."""
 
 import json
+import math
 import os
 import struct
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from scoresde.benchmark.metrics import frechet
+from scoresde.cli import main
 from solvers import InputError, generator
 
 ROOT = Path(__file__).parent.parent
@@ -18,6 +20,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import cifar10  # noqa: E402
 import mnist  # noqa: E402
+import mnist_conditions  # noqa: E402
 import trained  # noqa: E402
 from features import mnist_classifier, resnet20  # noqa: E402
 
@@ -212,6 +215,67 @@ def test_the_other_script_measures_colour_images(folder, tmp_path):
     assert [(one["against"], one["n"]) for one in row["frechet"]] == [("held out", 4), ("train", 24)], row["frechet"]
     assert row["bits_per_dim"]["samples"] == 4
     assert (tmp_path / row["picture"]).exists()
+
+
+def test_an_interval_of_a_share_covers_it_as_often_as_it_says():
+    """The probability that Wilson's interval contains the share, from the binomial law itself."""
+    for share, count in ((0.9, 100), (0.97, 500), (0.5, 100)):
+        covered = 0.0
+        for right in range(count + 1):
+            low, high = trained.wilson(right, count)
+            if low <= share <= high:
+                covered += math.comb(count, right) * share**right * (1 - share) ** (count - right)
+        assert 0.92 < covered < 0.98  # discrete: it swings about 0.95
+    assert trained.wilson(100, 100)[1] == pytest.approx(1)
+
+
+def test_scores_of_draws_are_those_of_a_gaussian():
+    """Draws of N(0, I), of which the truth is one more: error / deviation = sqrt(1 + 1 / S), as the docstring says."""
+    x, y = normal(60 * 6, 784, 2).view(60, 6, 1, 28, 28).float(), normal(60, 392, 3).float()
+    digits = mnist_conditions.Digits(normal(60, 784, 4).view(60, 1, 28, 28).float(), torch.zeros(60).long())
+    operator = mnist_conditions.problems()["upper half"]
+    found = mnist_conditions.scores(operator, y, x, digits, mnist_classifier.load())
+    assert found["error"] / found["deviation"] == pytest.approx((1 + 1 / 6) ** 0.5, rel=0.01)  # 47,040 numbers
+    # y and A x are independent and of variance 1
+    assert found["residual"] * mnist_conditions.SIGMA**2 == pytest.approx(2, rel=0.02)
+    rows = [(operator(x[i]) - y[i]).square().mean(1).max() for i in range(60)]
+    assert found["residual_max"] == pytest.approx(float(max(rows)) / mnist_conditions.SIGMA**2)
+    exact = mnist_conditions.scores(operator, operator(x[:, 0]), x[:, :1].expand(-1, 2, -1, -1, -1), digits,
+                                    mnist_classifier.load())  # fmt: skip
+    assert (exact["residual"], exact["deviation"]) == (0, 0)
+
+
+@pytest.mark.slow  # 80 commands; the functions that it calls have tests of their own
+@pytest.mark.filterwarnings("ignore")  # of networks that were trained for 2 steps
+def test_conditions_are_measured_by_one_command_that_resumes(tmp_path):
+    place, runs = tmp_path / "idx", tmp_path / "runs"
+    place.mkdir()
+    draws = np.random.default_rng(0)
+    for half, count in (("train", 64), ("t10k", 40)):
+        pixels, labels = draws.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count, dtype=np.uint8) % 10
+        (place / f"{half}-images-idx3-ubyte").write_bytes(
+            b"\0\0\x08\x03" + struct.pack(">3I", *pixels.shape) + bytes(pixels)
+        )
+        (place / f"{half}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + struct.pack(">I", count) + bytes(labels))
+    places = [f"--data={place}", f"--workdir={runs}"]
+    for name in ("mnist_vp", "mnist_class"):
+        assert main(["train", f"--config={name}", f"--workdir={runs / name}", f"--config.data.path={place}",
+                     "--config.training.steps=2", *SMALL[:2]]) == 0  # fmt: skip
+    asked = [*places, f"--out={tmp_path}", "--samples=20", "--tilted=0", "--digits=2", "--draws=2", "--steps=3",
+             "--particle-draws=0", "--scored=3"]  # fmt: skip
+    mnist_conditions.main(asked)
+    text = (tmp_path / "mnist_conditions.json").read_text()
+    (tmp_path / "mnist_restored.png").unlink()
+    mnist_conditions.main(asked)  # nothing is drawn again
+    assert (tmp_path / "mnist_conditions.json").read_text() == text
+    assert str(tmp_path) not in text
+    found = json.loads(text)
+    assert [row["guidance"] for row in found["guided"]] == [rule for _, rule in mnist_conditions.SCALES]
+    assert [row["samples"]["forwards"] for row in found["guided"]][:3] == [20, 40, 40]  # the interval: fewer
+    assert 20 < found["guided"][3]["samples"]["forwards"] < 40
+    assert {row["problem"] for row in found["restored"]} == set(mnist_conditions.problems())
+    with np.load(runs / "mnist_class" / "classes_2" / "classes.npz") as file:
+        assert found["held_out"]["accuracy"] == pytest.approx((file["predicted"] == [0, 1, 2]).mean())
 
 
 def test_arguments_that_nobody_reads_are_refused(folder, tmp_path, capsys):
