@@ -14,7 +14,7 @@ from solvers import InputError
 
 from ..data.rows import Batch
 from .run import Run
-from .score import Unfinished, evaluate
+from .score import Unfinished, check_bound, evaluate
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,8 @@ def class_posterior(
 ) -> ClassPosterior | Unfinished:
     """Computes log p(x | c) of samples (N, *) under every class, with a run's ``likelihood`` section.
 
-    Each class has the same dequantisation and the same probes, so that their errors largely cancel.
+    Each class has the same dequantisation and the same probes. If the config names a bound, it replaces the
+    ODE: its noise is the same for all classes, and unlike that of probes it largely cancels.
 
     Args:
         rows: samples with their conditions; all but the class stay as they are.
@@ -112,18 +113,19 @@ def class_posterior(
     if len(there) != 1:
         has = ", ".join(condition.name for condition in run.card.conditions) or "none"
         raise InputError(f"--class=all needs a run with one condition of classes; the conditions of this run: {has}")
-    name, count = there[0].name, there[0].classes
+    name, count, bounded = there[0].name, there[0].classes, run.config.likelihood.bound is not None
+    check_bound(run.config.likelihood.bound)
     found, missing = list[Tensor](), list[Unfinished]()
     if folder is not None:
         folder.mkdir(exist_ok=True)
     for c in range(count):
         given = {**rows.conditions, name: torch.full_like(rows.conditions[name], c)}
         own = None if folder is None else folder / f"class_{c}"
-        result = evaluate(run, rows.x, split, own, share, given)
+        result = evaluate(run, rows.x, split, own, share, given, ode=not bounded)
         if isinstance(result, Unfinished):
             missing.append(result)
         else:
-            found.append(result["ode"].nats.double().cpu())
+            found.append(result["bound" if bounded else "ode"].nats.double().cpu())
     if missing:
         total = missing[0].total
         return Unfinished(sum(m.done for m in missing) + total * len(found), total * count)

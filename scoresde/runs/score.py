@@ -62,6 +62,7 @@ def evaluate(
     folder: Path | None = None,
     share: tuple[int, int] = (1, 1),
     conditions: Mapping[str, Tensor] | None = None,
+    ode: bool = True,
 ) -> dict[str, LogProb] | Unfinished:
     """Computes the likelihood of data (N, *) with a run's ``likelihood`` section.
 
@@ -69,16 +70,17 @@ def evaluate(
         folder: a folder that stores the shards; existing shards of the same evaluation are not computed again.
         share: (k, n): compute only every n-th shard, from the k-th.
         conditions: the conditions of the data, each (N, *).
+        ode: whether to solve the ODE; without it, the config names a bound, which alone is computed.
 
     Returns:
-        The likelihood of all samples in order, under ``ode``, and the bound under ``bound`` if the config names one;
-        ``Unfinished`` while shards of other processes are missing.
+        The likelihood of all samples in order, under ``ode``, and the bound under ``bound`` if there is one;
+        ``Unfinished`` while shards of others are missing.
 
     Raises:
-        InputError: see ``log_prob``; also discrete data outside the model's levels, and shards of a different
-            evaluation.
+        InputError: see ``log_prob``; also data outside the model's levels, and shards of a different evaluation.
     """
-    options, facts = options_of(run), facts_of(run, x, split, conditions)
+    options = options_of(run) if ode else None
+    facts = facts_of(run, x, split, conditions) | ({} if ode else {"the ODE": "not solved"})
     check_range(x, run.card, split)
     shards = dict(enumerate(batches_of(len(x), run.config.likelihood.batch_size)))
     done: dict[int, dict[str, LogProb]] = {}
@@ -87,7 +89,7 @@ def evaluate(
         refuse_other_evaluation(folder, facts)
     elif share != (1, 1):
         raise InputError("processes that share the shards need a folder for them")
-    files = {k: folder / f"{k:05d}.npz" for k in shards} if folder is not None else {}
+    files = {} if folder is None else {k: folder / f"{k:05d}.npz" for k in shards}
     mine = [k for k in shards if k % share[1] == share[0] - 1]
     kept = [k for k in mine if k in files and files[k].exists()]
     sizes = {k: rows.stop - rows.start for k, rows in shards.items()}
@@ -95,12 +97,11 @@ def evaluate(
     try:
         with progress_bar(total=total, initial=before, desc=f"{split} samples") as bar:
             for k in mine:
-                if k in kept:
-                    continue
-                done[k] = _values(run, x, shards[k], options, conditions or {})
-                if folder is not None:
-                    write_shard(files[k], facts, shards[k], done[k])
-                bar.update(sizes[k])
+                if k not in kept:
+                    done[k] = _values(run, x, shards[k], options, conditions or {})
+                    if folder is not None:
+                        write_shard(files[k], facts, shards[k], done[k])
+                    bar.update(sizes[k])
     except KeyboardInterrupt:
         there = sum(file.exists() for file in files.values())
         note = f"{there} of {len(shards)} shards are in {folder}; the same command resumes" if there else ""
@@ -306,14 +307,15 @@ def check_range(x: Tensor, card: DataCard, split: str) -> None:
 
 
 def _values(
-    run: Run, x: Tensor, rows: slice, options: Mapping[str, Any], conditions: Mapping[str, Tensor]
+    run: Run, x: Tensor, rows: slice, options: Mapping[str, Any] | None, conditions: Mapping[str, Tensor]
 ) -> dict[str, LogProb]:
-    """The likelihood of some samples, and the bound if the config names one."""
+    """The likelihood of some samples, unless there are no ``options``, and the bound if the config names one."""
     part, seeds = x[rows].to(build.device_of(run.config)), range(rows.start, rows.stop)
     given = {name: value[rows] for name, value in conditions.items()}
-    began = time.perf_counter()
-    result = log_prob(run.denoiser, part, seeds=seeds, condition=given, **options, progress=True, on_failure="keep")
-    found = {"ode": replace(result, seconds=time.perf_counter() - began)}  # includes the trials of a tolerance
+    began, found = time.perf_counter(), dict[str, LogProb]()
+    if options is not None:
+        result = log_prob(run.denoiser, part, seeds=seeds, condition=given, **options, progress=True, on_failure="keep")
+        found["ode"] = replace(result, seconds=time.perf_counter() - began)  # includes the trials of a tolerance
     bound = bound_of(run, part, seeds, given)
     return found if bound is None else {**found, "bound": bound}
 
