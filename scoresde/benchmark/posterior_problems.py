@@ -21,7 +21,7 @@ from solvers.libraries import library
 from ..models.targets import Empirical, GaussianMixture
 from ..operators.base import Operator, measure, times
 from ..operators.linear import Downsample, Inpaint, Matrix
-from ..operators.nonlinear import Custom
+from ..operators.nonlinear import Custom, Quantise
 from .posterior_metrics import residual, scores
 
 
@@ -55,7 +55,12 @@ class PosteriorProblem:
         return torch.stack([posterior.sample(count, source).double() for posterior in self.posteriors])
 
     def scores(self, x: Tensor, truth: Tensor) -> dict[str, float]:
-        """The scores of draws x (n, S, *) against exact ones (n, T, *), means over the observations.
+        """The scores of draws x (n, S, *) against exact ones (n, T, *), means over the observations; see ``each``."""
+        rows = self.each(x, truth)
+        return {name: fmean(row[name] for row in rows) for name in rows[0]}
+
+    def each(self, x: Tensor, truth: Tensor) -> list[dict[str, float]]:
+        """The scores of draws x (n, S, *) against exact ones (n, T, *), of each observation.
 
         See ``posterior_metrics.scores``; also ``resid``, |y - A(x)|^2 / (m sigma^2).
 
@@ -67,11 +72,10 @@ class PosteriorProblem:
                 f"{self.name}: draws must be ({len(self.y)}, S, *) with samples of shape {tuple(self.x.shape[1:])}, "
                 f"got {tuple(x.shape)}"
             )
-        rows = [
+        return [
             {**scores(posterior, own, exact, self.labels), "resid": residual(self.operator, y[None], own.double())}
             for posterior, own, exact, y in zip(self.posteriors, x, truth, self.y, strict=True)
         ]
-        return {name: fmean(row[name] for row in rows) for name in rows[0]}
 
 
 def _source(seed: int) -> torch.Generator:
@@ -133,15 +137,17 @@ DIGITS: dict[str, Callable[[], Operator]] = {
     "block_means": lambda: Downsample(4, sigma=0.1),
     "phase": _phase,  # magnitudes along 24 random directions
     "tanh": _tanh,  # saturated products with 8 of them
+    "quantise": lambda: Quantise(2, sigma=1.5),  # black or white; it has no gradient
 }
 
 
 def digits_problem(kind: str, observations: int = 10, seed: int = 1) -> PosteriorProblem:
-    """1500 digits of scikit-learn's, (1, 8, 8) in [-1, 1], as a data set, observed in one of four ways.
+    """1500 digits of scikit-learn's, (1, 8, 8) in [-1, 1], as a data set, observed in one of five ways.
 
     Args:
         kind: ``inpaint`` (top half seen, sigma 0.6), ``block_means`` (of 4 x 4, sigma 0.1), ``phase`` (|F x| of 24
-            random orthonormal vectors, sigma 0.3), ``tanh`` (tanh(4 F x) of eight, sigma 0.3).
+            random orthonormal vectors, sigma 0.3), ``tanh`` (tanh(4 F x) of eight, sigma 0.3), ``quantise`` (pixels are
+            black or white, sigma 1.5).
 
     Raises:
         InputError: the kind is unknown, or scikit-learn is not installed.
