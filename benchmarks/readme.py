@@ -1,6 +1,7 @@
 """Writes the README's table of solvers, docs/solvers.md and the figures of docs/start.md, docs/programs.md,
-docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/training.md, docs/guidance.md, docs/interop.md and
-docs/reliability.md from the registry and the committed results: python benchmarks/readme.py
+docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/training.md, docs/guidance.md, docs/posteriors.md,
+docs/interop.md and docs/reliability.md, and the README's table of posteriors with the rows of their cards, from the
+registry and the committed results: python benchmarks/readme.py
 
 With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
@@ -19,6 +20,7 @@ import tables.diffusers
 import tables.guidance
 import tables.likelihood
 import tables.losses
+import tables.posteriors
 import tables.reliability
 import tables.trained
 import tables.which_solver
@@ -298,7 +300,11 @@ def updated(text: str, parts: Mapping[str, str]) -> str:
 def marked() -> dict[str, dict[str, str]]:
     """The marked parts of each page."""
     return {
-        "README.md": {"solvers": table(), "best": leaders()},
+        "README.md": {
+            "solvers": table(),
+            "best": leaders(),
+            "posteriors": tables.posteriors.short(read("posteriors.json")),
+        },
         "docs/programs.md": {"overhead": overhead()},
         "docs/ddpm_and_sde.md": tables.ddpm_and_sde.tables(results("ddpm_and_sde.json")[1])
         | tables.ddpm_and_sde.digits(read("digits_chains.json"))
@@ -310,6 +316,7 @@ def marked() -> dict[str, dict[str, str]]:
         },
         "docs/reliability.md": tables.reliability.tables(read("reliability.json")),
         "docs/guidance.md": tables.guidance.tables(read("guidance.json")),
+        "docs/posteriors.md": tables.posteriors.tables(read("posteriors.json")),
         "docs/losses.md": tables.losses.tables(read("loss_choices.json")),
         "docs/training.md": tables.trained.tables({name: read(f"{name}.json") for name in ("mnist", "cifar10")})
         | tables.conditions.tables(read("mnist_conditions.json")),
@@ -323,6 +330,7 @@ def main(check: bool = False) -> int:
         for path, parts in ((ROOT / name, parts) for name, parts in marked().items())
     }
     fresh[ROOT / "docs" / "solvers.md"] = page()
+    fresh[ROOT / "scoresde" / "show" / "posterior_scores.json"] = tables.posteriors.cards(read("posteriors.json"))
     if check:
         return int(any(not path.exists() or path.read_text("utf-8") != wanted for path, wanted in fresh.items()))
     for path, wanted in fresh.items():

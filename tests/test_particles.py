@@ -106,7 +106,8 @@ def digits(kind, particles, variance=None, **options):
 def test_more_particles_are_nearer_to_the_posterior_of_digits():
     """The reference has 0.136, 0.107 and 0.084 for 50, 200 and 800 particles, and 0.053 for exact draws.
 
-    Each is one run for ten observations, whose particles descend from few: 50 and 200 were measured at 0.17 and 0.16.
+    Each is one run for ten observations, whose particles descend from few. Runs of 50 with other seeds have 0.105 to
+    0.179 here, with the mean 0.14, and 0.124 to 0.176 in the reference's program, with the mean 0.147: these are alike.
     """
     found = [digits("inpaint", k)[0]["sw"] for k in (50, 200, 800)]
     assert found[0] > found[1] > found[2], found

@@ -9,6 +9,7 @@ from ..operators.base import LARGEST, Operator, operators
 from ..posterior.base import Posterior, posteriors
 from ..sampling.restore import GRID, STEPS
 from .cards import aligned, card, documented, options_of
+from .posterior_scores import measured
 from .solver_cards import short
 
 POSTERIOR_HEAD = ("name", "kind", "exact for", "noise", "operators", "gradient of", "paper")
@@ -29,6 +30,7 @@ NOISE = {
     "needed": "sigma above 0: the method divides by it",
     "ignored": "any sigma, but the method draws as if it were 0",
 }
+MEASURED = "SW: distance to exact draws (that of other exact draws); docs/posteriors.md"
 GRADIENTS = {
     "": "none",
     "model": "the model, by vector-Jacobian products at every evaluation",
@@ -72,6 +74,7 @@ def posterior_card(name: str) -> str:
         "options": options_of(info),
         "aliases": ", ".join(info.aliases),
         "note": info.note,
+        "measured": measured(info.name) and f"{measured(info.name)}\n{MEASURED}",
         "reference": info.reference,
         "command": f'scoresde restore --workdir=runs/m --operator="inpaint(mask=mask.npy, sigma=0.05)" '
         f'--observation=y.npy --posterior="{name}" --out=r/',
