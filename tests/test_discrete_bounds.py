@@ -13,7 +13,7 @@ from scoresde import discrete_bound
 from scoresde.bounds.discrete_terms import noisy_law, score_entropy, step_term
 from scoresde.models.discrete import DiscreteDenoiser, DiscreteEmpirical, ExactDiscrete
 from scoresde.models.problem import Diffusion
-from scoresde.paths.discrete import Absorbing, RankOne, Uniform
+from scoresde.paths.discrete import Absorbing, RankOne, Uniform, processes
 from scoresde.paths.discrete.schedules import Constant, LogLinear
 from solvers import InputError
 from solvers.conformance.kernels import all_states, end_law, index_of
@@ -59,6 +59,36 @@ def test_score_entropy_and_the_divergence_at_the_end_are_the_log_probability_of_
     target = dirichlet(1.0, 3, 2)
     found = integral(target.denoiser(process), target.data) + ends(target, process)
     assert torch.allclose(found, -target.weights.log(), rtol=0, atol=1e-8)  # the quadrature's error
+
+
+@pytest.mark.parametrize(
+    ("spec", "error"),
+    [
+        ("mask_replace(3, schedule=linear, substitution=constant)", 1e-11),
+        ("mask_by_state([1, 2, 0.5])", 1e-11),
+        ("birth_death(3)", 1e-11),
+        ("discretised_gaussian(3)", 1e-11),
+        (
+            "hybrid(3)",
+            2e-4,
+        ),  # of the quadrature: its rates have a root at t = 0; it falls eightfold with twice the points
+    ],
+)
+def test_the_identity_holds_for_every_process_with_rates(spec, error):
+    target, process = dirichlet(1.0, 3, 2), processes.make(spec)
+    found = integral(target.denoiser(process), target.data) + ends(target, process)
+    assert torch.allclose(found, -target.weights.log(), rtol=0, atol=error)
+
+
+def test_a_process_of_steps_has_the_bound_of_its_own_steps():
+    target, process = dirichlet(1.0, 3, 2), processes.make("gaussian_steps(3, steps=20, first=0.2, last=2)")
+    model, x = target.denoiser(process), target.data[4].expand(400, 2)
+    exact = -float(sum(chain_terms(model, x[:1], solvers.grid("uniform", process, 20))))
+    found = discrete_bound(model, x, draws=8, sets=2)
+    assert float(found.nats.mean()) == pytest.approx(exact, abs=4 * float(found.nats.std()) / 20)
+    assert "of 20 steps" in found.kind
+    with pytest.raises(InputError, match=r"has only the times i / 20"):
+        discrete_bound(model, x, 7)
 
 
 # measured by an independent program: 0.1220, 0.0610, ... at T = 4, 8, ... of masks; 0.334 ... 0.019 of uniform noise

@@ -78,7 +78,7 @@ def discrete_bound(
         model: a ``DiscreteDenoiser`` or another model of discrete states.
         x: data (B, *), whole numbers.
         steps: N, for the bound of the reverse chain of N steps of ``grid``, which ``tweedie`` samples; None for the
-            bound in continuous time.
+            bound in continuous time, and of a process of steps for its own number.
         draws, sets: model evaluations per sample, in independent sets whose spread gives the standard error.
         importance: K; if it is above 1, each set evaluates K trajectories of N steps each, and ``draws`` is not used.
         grid: the rule for the nodes of the chain.
@@ -138,6 +138,7 @@ def _work(
     """
     if positive_integer("draws", draws) % positive_integer("sets", sets):
         raise InputError(f"draws must be a multiple of sets, got {draws} and {sets}")
+    steps = process.num_train_timesteps if steps is None else steps
     if steps is None:
         if positive_integer("importance", importance) > 1:
             raise InputError(f"importance={importance} weights trajectories of a chain: give its number of steps")

@@ -229,13 +229,20 @@ class MutualInformation(ProcessSchedule):
             middle = (low + high) / 2
             above = self.information(torch.exp(-torch.exp(middle))) > 1 - t
             low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-        return torch.where(t <= 0, 0.0, torch.where(t >= 1, math.inf, torch.exp(high)))
+        found = torch.where(t <= 0, 0.0, torch.where(t >= 1, math.inf, torch.exp(high)))
+        if not t.requires_grad:
+            return found
+        rate = self._rate(found)  # halving has no gradient
+        return found.detach() + torch.where(rate.isfinite(), rate, 0.0) * (t - t.detach())
 
     def time_of(self, clock: float) -> float:
         return 1 - float(self.information(torch.tensor(math.exp(-clock), dtype=torch.float64)))
 
     def rate(self, t: Tensor) -> Tensor:
-        n, alpha = self.states, torch.exp(-self.clock(t.double()))
+        return self._rate(self.clock(t.detach().double()))
+
+    def _rate(self, clock: Tensor) -> Tensor:
+        n, alpha = self.states, torch.exp(-clock)
         slope = (n - 1) / n * (torch.log1p((n - 1) * alpha) - torch.log1p(-alpha)) / math.log(n)
         return 1 / (alpha * slope)
 

@@ -37,6 +37,11 @@ class Stepwise(Options, Process):
         """The probabilities (T, S, S) of the steps, float64: [i, a, b] of b after a in step i + 1."""
         raise NotImplementedError
 
+    @property
+    def num_train_timesteps(self) -> int:
+        """T, the number of the steps."""
+        return len(self.matrices)
+
     @cached_property
     def _products(self) -> Tensor:
         """The products (T + 1, S, S) of the first steps."""
