@@ -73,6 +73,11 @@ class Model:
         return ()
 
     @property
+    def time_free(self) -> bool:
+        """Whether a prediction depends on the state alone, and not on the time."""
+        return False
+
+    @property
     def checked(self) -> bool:
         """Whether the model itself checks what the network returns and that it writes into none of its tensors."""
         return False

@@ -42,6 +42,10 @@ class Diffusion(Problem):
         return self.model.predict(x, node, **self.conditions)
 
     @property
+    def time_free(self) -> bool:
+        return self.model.time_free
+
+    @property
     def checked(self) -> bool:
         return self.model.checked
 

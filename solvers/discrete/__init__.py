@@ -3,7 +3,7 @@
 A step yields laws of the next state; drawing from them makes samples, and summing over them exact kernels.
 """
 
-from . import one_step
+from . import correctors, exact, posteriors, rates, two_stage
 from .base import DiscreteSolver, OneOf, Product
 
-__all__ = ["DiscreteSolver", "OneOf", "Product", "one_step"]
+__all__ = ["DiscreteSolver", "OneOf", "Product", "correctors", "exact", "posteriors", "rates", "two_stage"]

@@ -60,7 +60,7 @@ class OneOf:
         first, second = (uniform().flatten(1)[:, 0] for _ in range(2))
         flat = self.law.flatten(1, -2)  # (B, d, S)
         places = flat.sum(-1).cumsum(-1)
-        place = torch.searchsorted(places, first[:, None], right=True)[:, 0]
+        place = torch.searchsorted(places, first[:, None].contiguous(), right=True)[:, 0]
         moved = place < flat.shape[1]
         place = place.clamp_max(flat.shape[1] - 1)
         rows = torch.arange(len(flat), device=flat.device)

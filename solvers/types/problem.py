@@ -44,6 +44,11 @@ class Problem:
         output = None
 
     @property
+    def time_free(self) -> bool:
+        """Whether a prediction depends on the state alone, and not on the time."""
+        return False
+
+    @property
     def checked(self) -> bool:
         """Whether the problem itself checks the functions of users that it calls, as ``answers.call`` does."""
         return False
@@ -123,6 +128,10 @@ class ProblemWrapper(Problem):
 
     def nodes_of_lam(self, lams: Sequence[float]) -> list[Node]:
         return self.problem.nodes_of_lam(lams)
+
+    @property
+    def time_free(self) -> bool:
+        return self.problem.time_free
 
     def check_solver(self, solver: Any) -> None:
         self.problem.check_solver(solver)

@@ -68,6 +68,10 @@ class DiscreteDenoiser(DiscreteModel):
             object.__setattr__(self, "shape", tuple(self.shape))
 
     @property
+    def time_free(self) -> bool:
+        return not self.time and self.process.mask is not None and self.process.mixture
+
+    @property
     def modules(self) -> tuple[nn.Module, ...]:
         return reachable_modules(self.network)
 

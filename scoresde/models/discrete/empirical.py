@@ -111,6 +111,10 @@ class ExactDiscrete(DiscreteModel):
             raise InputError(f"the data have the value {most}, but {self.process} has the values 0 to {last}")
 
     @property
+    def time_free(self) -> bool:
+        return self.process.mask is not None and self.process.mixture
+
+    @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """The shape of one sample."""
         return self.target.shape

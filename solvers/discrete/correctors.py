@@ -1,0 +1,86 @@
+"""A corrector of discrete states: moves at one time whose stationary law is that of the path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..registry.ranges import Count, Positive
+from ..types.process import Clock, ProcessNode
+from ..types.solver import Solver, solvers
+from .base import DiscreteSolver, Moves, Product, evaluated
+from .posteriors import Tweedie
+from .rates import moved
+
+
+@solvers.register(
+    "discrete_pc",
+    kind="rates + MCMC",
+    order=1,
+    native="rates",
+    evaluations=2,
+    reference="Campbell et al. 2022, arXiv:2205.14987, section 4.4",
+    formula="a step of the predictor, then moves at the rates R(x, y) + r(y) of the path at s, over size h",
+    note="`pc` for discrete states. It does not raise the order; with exact rates, more steps of the predictor "
+    "are a better use of its evaluations",
+)
+@dataclass(frozen=True)
+class DiscretePC(DiscreteSolver):
+    """A predictor, and after each of its steps moves forwards and back in time at once, which leave p_s unchanged.
+
+    Args:
+        predictor: any solver of discrete states.
+        corrector_steps: the number of moves after each step.
+        size: the duration of a move, as a share of the step.
+        clock: the clock of a step.
+    """
+
+    predictor: Solver = field(default=Tweedie())
+    corrector_steps: Count = 1
+    size: Positive = 1.0
+    clock: Clock = "natural"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.predictor, DiscreteSolver) or type(self.predictor).step is not DiscreteSolver.step:
+            raise InputError(
+                f"discrete_pc needs a predictor that draws from laws, such as tweedie, got {self.predictor}"
+            )
+
+    @property
+    def evaluations(self) -> int:
+        return self.predictor.evaluations + self.corrector_steps
+
+    @property
+    def order(self) -> float:
+        return self.predictor.order if self.predictor.order < 1 else 1.0
+
+    def init(self, problem: Any, x: Tensor, nodes: Any) -> Any:
+        return self.predictor.init(problem, x, nodes)
+
+    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        made = yield from self._predicted(problem, x, t, s, carry)
+        process, x = problem.path, made.x
+        duration = self.size * process.elapsed(t, s, self.clock)
+        for _ in range(self.corrector_steps):
+            x = yield Product(moved(self._rates(problem, x, s), x, duration), x)
+        return made._replace(x=x)
+
+    def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        assert isinstance(self.predictor, DiscreteSolver)  # see __post_init__
+        return self.predictor.end(problem, x, t, s, carry)
+
+    def _predicted(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        assert isinstance(self.predictor, DiscreteSolver)
+        return self.predictor.moves(problem, x, t, s, carry)
+
+    def _rates(self, problem: Any, x: Tensor, s: ProcessNode) -> Tensor:
+        """The rates (B, *, S) of the forward and the reverse process together, out of x (B, *) at s."""
+        process = problem.path
+        back = process.rates(evaluated(problem, x, s), x, s, self.clock)
+        forward = process.speed(s, self.clock) * process.generator_rows(x, s)
+        found: Tensor = (back + forward).scatter(-1, x[..., None], 0.0)
+        return found
