@@ -18,7 +18,7 @@ from .types.node import Node, Prediction
 from .types.problem import Problem
 from .types.process import DiscretePrediction, Process
 from .types.schedule import Schedule
-from .types.solver import Solver
+from .types.solver import Solver, solvers
 
 
 class FreeModel(Problem):
@@ -34,6 +34,11 @@ class FreeModel(Problem):
     @property
     def path(self) -> Schedule:
         return self.schedule
+
+    @property
+    def time_free(self) -> bool:
+        """Whether a model of the process may be without time."""
+        return isinstance(self.schedule, Process) and self.schedule.mask is not None and self.schedule.mixture
 
     def predict(self, x: Tensor, node: Any) -> Any:
         if isinstance(self.schedule, Process):
@@ -98,7 +103,8 @@ def steps_of_nfe(
     if rule.fixed:
         raise InputError(f"{rule} sets its own steps, so {name}={nfe} cannot be set")
     if solver.adaptive:
-        raise InputError(f"{solver} chooses its own steps, so {name}={nfe} cannot be set; use its tolerances")
+        advice = "; use its tolerances" if "rtol" in solvers.info_of(solver).options else ""
+        raise InputError(f"{solver} chooses its own steps, so {name}={nfe} cannot be set{advice}")
 
     def cost(steps: int) -> int:
         nodes = rule.nodes(schedule, steps, t_min, t_max)

@@ -158,8 +158,8 @@ def test_schedules_start_at_one_and_have_their_inverse(name):
     ("given", "message"),
     [
         (
-            {"solver": "heun"},
-            r"^heun solves for gaussian states, but the model has discrete states; use one of .*tweedie",
+            {"solver": "dpmpp_2m"},
+            r"^dpmpp_2m solves for gaussian states, but the model has discrete states; use one of .*tweedie",
         ),
         ({"grid": "karras"}, "^discrete states have no noise level sigma / alpha: use a grid in t"),
         ({"noise": "brownian"}, "^discrete states have seeded noise only, got 'brownian'"),

@@ -38,7 +38,7 @@ from ..models.model import as_model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
 from ..sampling.batches import batches_of
-from ..sampling.plan import NAMED, Plan, PlanRequest
+from ..sampling.plan import Plan, PlanRequest, grid_of
 from ..sampling.sample import Sample, sample
 from ..sampling.width import WrongWidth
 from .metrics import METRICS, Estimate, Features, check_names, compare
@@ -192,7 +192,7 @@ def benchmark(
     seeds, shape, reference = seeds_of(seeds), shape_of(shape), tensor_of("the reference", reference)
     check_names(metrics)
     _check(reference, solvers, nfe, seeds, shape)
-    jobs = _jobs(solvers, grid, nfe)
+    jobs = _jobs(solvers, grid, nfe, as_model(denoiser, None).space)
     common: dict[str, Any] = {"condition": condition, "batch_size": batch_size, "device": device}
     if truth is None and truth_steps and not all(job.method.stochastic for job in jobs):
         truth = ode_solution(denoiser, shape, seeds, truth_steps, **common)
@@ -236,12 +236,12 @@ def _plan(denoiser: ModelLike, job: _Job) -> Plan:
     return plan
 
 
-def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[_Job]:
+def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int], space: str) -> list[_Job]:
     """Every solver with its grid at every budget, without repeats; a label may name a grid ("DPM++ 2M Karras")."""
     pairs: dict[tuple[Solver, Grid], None] = {}
     for spec in specs:
-        label, named = resolve(spec)
-        pairs[make(label), grids.make(grid or named or NAMED)] = None
+        label, named = resolve(spec, space)
+        pairs[make(label), grids.make(grid or named or grid_of(space))] = None
     budgets = list(dict.fromkeys(nfe))
     return [_Job(method, rule, n) for method, rule in pairs for n in ([None] if method.adaptive else budgets)]
 

@@ -72,7 +72,8 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
             by_class = conditions.pictures_by_class(run.card.conditions, given.rows, PICTURES)
             result.save(aside / "grid.png", run.card.low, run.card.high, *(by_class or ()))
         record(aside / "samples.json", command, run, **facts)
-    print(f"{len(x)} samples by {result.solver} on the grid {result.grid}{_choice(section)}{given.note}, {cost}: {out}")
+    grid = f"{result.grid}{_choice(section, run.denoiser.space)}"
+    print(f"{len(x)} samples by {result.solver} on the grid {grid}{given.note}, {cost}: {out}")
 
 
 def _refuse_unused(overrides: Sequence[str]) -> None:
@@ -86,11 +87,12 @@ def _refuse_unused(overrides: Sequence[str]) -> None:
         raise InputError(f"sampling.{name} is used by scoresde restore, which draws samples given an observation")
 
 
-def _choice(section: Any) -> str:
+def _choice(section: Any, space: str) -> str:
     """A note on the grid of a solver that is named without one."""
-    if section.solver is None or section.grid is not None or solvers.resolve(section.solver)[1] is not None:
+    if section.solver is None or section.grid is not None:
         return ""
-    if solvers.make(solvers.resolve(section.solver)[0]).nodes is not None:
+    solver, named = solvers.resolve(section.solver, space)
+    if named is not None or solvers.make(solver).nodes is not None:
         return ""
     return " (none was named; --grid=NAME chooses another)"
 
@@ -145,13 +147,15 @@ def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str)
     """Compares solvers at several budgets; writes results.csv, results.json and report.html."""
     run = load_run(arguments.workdir, overrides, ("sampling", "device", "data.path"))
     say_average(run)
-    named = [name for spec in arguments.solvers for name in (solvers.names("gaussian") if spec == "all" else [spec])]
-    _check_commas(named)
+    named = [
+        name for spec in arguments.solvers for name in (solvers.names(run.denoiser.space) if spec == "all" else [spec])
+    ]
+    _check_commas(named, run.denoiser.space)
     out = results_folder(arguments, "results.csv", "results.json", "report.html")
     compare(run, out, named, arguments.nfe, arguments.seeds, command, f"{arguments.workdir}")
 
 
-def _check_commas(specs: Sequence[str]) -> None:
+def _check_commas(specs: Sequence[str], space: str = "gaussian") -> None:
     """Checks names of solvers between commas; one name may contain spaces, as "DPM++ 2M Karras" does.
 
     Raises:
@@ -159,7 +163,7 @@ def _check_commas(specs: Sequence[str]) -> None:
     """
     for spec in specs:
         try:
-            solvers.resolve(spec)
+            solvers.resolve(spec, space)
         except InputError as error:
             words = split(spec, " ")
             if len(words) > 1 and all(solvers.solvers.knows(word.partition("(")[0]) for word in words):

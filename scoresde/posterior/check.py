@@ -17,7 +17,7 @@ from torch import Tensor
 
 import solvers
 from solvers import InputError, generator
-from solvers.conformance.checks import Check, attempted
+from solvers.conformance.verdict import Check, attempted
 
 from ..models.model import as_model
 from ..models.targets import Exact, Gaussian, GaussianMixture

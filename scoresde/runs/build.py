@@ -35,7 +35,7 @@ from ..models.networks.conditioning import Augmented, SelfConditioned, own_estim
 from ..paths.base import ModelLike, make_sde
 from ..paths.time_samplers import times
 from ..posterior.tilted import tilt_default
-from ..sampling.plan import Plan, PlanRequest
+from ..sampling.plan import Plan, PlanRequest, default_of
 from ..training import bound_losses, discrete_losses  # noqa: F401  (register their losses)
 from ..training.loop import Change
 from ..training.losses import CrossEntropy, Loss, losses
@@ -306,4 +306,5 @@ def plan_of(
     """
     forwards = section.get("forwards")  # a likelihood has no such budget
     request = PlanRequest(section.solver or None, section.grid or None, section.steps, section.nfe, forwards=forwards)
-    return Plan.make(denoiser, request.or_default(default), end_at_t_min)
+    asked = request.in_space(as_model(denoiser, None).space)
+    return Plan.make(denoiser, asked.or_default(default or default_of(denoiser)), end_at_t_min)

@@ -34,6 +34,11 @@ OWN = "its own"  # the grid's name for a solver whose coefficients were made for
 STEPS = 20  # of a sampler, by default
 
 
+def grid_of(space: str) -> str:
+    """The grid of a solver that is named without one, for a model of this space of states."""
+    return DISCRETE[1] if space == "discrete" else NAMED
+
+
 class PlanRequest(NamedTuple):
     """What a caller asks of a plan, each None if it is left open; ``plan`` describes the fields."""
 
@@ -44,6 +49,12 @@ class PlanRequest(NamedTuple):
     t_min: float | None = None
     t_max: float | None = None
     forwards: int | None = None
+
+    def in_space(self, space: str) -> PlanRequest:
+        """The request with the name of its solver in a space of states, where the spaces share it."""
+        if not isinstance(self.solver, str):
+            return self
+        return self._replace(solver=solvers.solvers.in_space(self.solver, space))
 
     def or_default(self, default: tuple[str, str | None] | None = None) -> PlanRequest:
         """The request with the default solver and grid where it names none.
@@ -69,9 +80,10 @@ class PlanRequest(NamedTuple):
             return
         method, named = solvers.resolve(self.solver) if isinstance(self.solver, str) else (self.solver, None)
         if named is None and (made := solvers.make(method)).adaptive:
+            advice = "use its tolerances, or " if "rtol" in solvers.solvers.info_of(made).options else ""
             raise InputError(
-                f"{made} chooses its own steps, so steps={self.steps} cannot be set; use its tolerances, or name a "
-                "grid, in whose intervals it then chooses them"
+                f"{made} chooses its own steps, so steps={self.steps} cannot be set; {advice}name a grid, in whose "
+                "intervals it then chooses them"
             )
 
 
@@ -111,7 +123,7 @@ class Plan:
             raise InputError("a plan needs a solver")
         named = None
         if isinstance(solver, str):
-            solver, named = solvers.resolve(solver)
+            solver, named = solvers.resolve(solver, denoiser.space)
         method = solvers.make(solver)
         if method.space != denoiser.space:
             raise InputError(
@@ -126,7 +138,7 @@ class Plan:
                     f"{method} has fixed nodes, from noise to data: leave out grid, steps, nfe, t_min and t_max"
                 )
             return cls(method, None, method.nodes, denoiser.sde).on(denoiser.sde)
-        rule = solvers.grids.make(grid or named or (DISCRETE[1] if denoiser.space == "discrete" else NAMED))
+        rule = solvers.grids.make(grid or named or grid_of(denoiser.space))
         if end_at_t_min:
             rule = replace(rule, end="t_min")
         if nfe is not None or forwards is not None:
@@ -279,7 +291,7 @@ def plan(
             solver; nfe is too small; the range leaves that of the SDE.
     """
     request = PlanRequest(solver, grid, steps, nfe, t_min, t_max, forwards)
-    return Plan.make(denoiser, request.or_default(default_of(denoiser)))
+    return Plan.make(denoiser, request.in_space(as_model(denoiser, None).space).or_default(default_of(denoiser)))
 
 
 def default_of(denoiser: ModelLike) -> tuple[str, str] | None:
@@ -304,7 +316,8 @@ def choose_plan(
         InputError: both a plan and a request are given; the plan is for a different path; see ``plan``.
     """
     if given is None:
-        return Plan.make(denoiser, request.or_default(default_of(denoiser) or default), end_at_t_min)
+        asked = request.in_space(as_model(denoiser, None).space)
+        return Plan.make(denoiser, asked.or_default(default_of(denoiser) or default), end_at_t_min)
     if both := [name for name, value in request._asdict().items() if value is not None]:
         raise InputError(f"a plan contains its solver, grid, steps and range: leave out {', '.join(both)}, or the plan")
     if not isinstance(given, Plan):

@@ -1,6 +1,6 @@
 """Checks that every solver must pass, measured on problems with known exact solutions.
 
-The problems have Gaussian states; there are no checks for solvers of discrete states yet.
+Those of solvers of Gaussian states are here; those of discrete states are in ``discrete``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -26,71 +22,35 @@ from ..time_grids.base import grid
 from ..types.node import Node
 from ..types.schedule import Schedule
 from ..types.solver import Solver, solvers
+from . import discrete
 from .convergence import measured_order, reaches
 from .problems import PATHS, Mixture
+from .processes import PROCESSES
 from .rounding import LIMIT, outcome, roundings_lost
+from .verdict import UNDECLARED, Check, attempted
 
 TRACED = 1e-12  # relative to the largest state; measured: 2e-14
-UNDECLARED = "measured {:.2f}; declare it by @solvers.register(name, order=...), or a property `order`"
-
-T = TypeVar("T")
-G = TypeVar("G")
-Verify = Callable[[Solver, Sequence[Schedule]], "Iterator[Check]"]
 
 
-@dataclass(frozen=True)
-class Check:
-    """The result of one check of a solver or of another method.
+def verdicts(solver: Solver, schedules: Sequence[Schedule] | None = None) -> Iterator[Check]:
+    """Runs every check that applies to the solver, and yields each result as soon as it is known.
 
-    Attributes:
-        name: what was checked.
-        passed: whether the method passes.
-        detail: the measured numbers; for an order, the error at each NFE.
-        hint: where to look if the check fails.
-        skipped: whether nothing could be checked because the solver declares no order; ``passed`` is then True.
+    Args:
+        schedules: the paths or processes to check it on; by default all of its space of states.
     """
-
-    name: str
-    passed: bool
-    detail: str
-    hint: str = ""
-    skipped: bool = False
-
-    def __str__(self) -> str:
-        if self.skipped:
-            return f"SKIP  {self.name}: no order is declared; {self.detail}"
-        if self.passed:
-            return f"PASS  {self.name}: {self.detail}"
-        return f"FAIL  {self.name}: {self.detail}\n      look at: {self.hint}"
+    checks, places = (discrete.CHECKS, PROCESSES) if solver.space == "discrete" else (CHECKS, PATHS)
+    for verify in checks:
+        yield from attempted(verify, solver, places if schedules is None else schedules)
 
 
-def verdicts(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> Iterator[Check]:
-    """Runs every check that applies to the solver, and yields each result as soon as it is known."""
-    for verify in CHECKS:
-        yield from attempted(verify, solver, schedules)
-
-
-def check(solver: Solver, schedules: Sequence[Schedule] = PATHS) -> list[Check]:
-    """The results of every check that applies to the solver.
+def check(solver: Solver, schedules: Sequence[Schedule] | None = None) -> list[Check]:
+    """The results of every check that applies to the solver, see ``verdicts``.
 
     >>> import solvers
     >>> [str(c) for c in check(solvers.make("ddim")) if not c.passed]
     []
     """
     return list(verdicts(solver, schedules))
-
-
-def attempted(verify: Callable[[T, G], Iterator[Check]], subject: T, given: G) -> Iterator[Check]:
-    """The results of one check of a subject; an error that the subject raises becomes a failed check."""
-    try:
-        yield from verify(subject, given)
-    except Exception as error:
-        name = verify.__name__.removeprefix("check_").replace("_", " ")
-        line, frames = str(error).partition("\n")[0], traceback.extract_tb(error.__traceback__)
-        file = getattr(sys.modules.get(type(subject).__module__), "__file__", None)
-        frame = ([frame for frame in frames if frame.filename == file] or frames)[-1]
-        where = f"line {frame.lineno} of {frame.filename}, in {frame.name}: {frame.line}"
-        yield Check(name, False, f"raised {type(error).__name__}: {line}", where)
 
 
 def _start(problem: Mixture, node: Node, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -7,6 +7,7 @@ gives the exact kernel of a step without any draw (``solvers.conformance.kernels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..types.process import DiscretePrediction, Process, ProcessNode
+from ..types.process import Clock, DiscretePrediction, Process, ProcessNode
 from ..types.solver import Noise, Solver, Step
 
+_SUM = 1e-4  # by how much a law of a clean token may miss a sum of one: the rounding of float32 over many values
 Uniform = Callable[[], Tensor]
 """Draws uniform numbers (B, *), one for each token."""
 
@@ -120,7 +122,7 @@ class DiscreteSolver(Solver):
 
     def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
         """The laws of the last step, to the data: each token is drawn from the law of its clean value."""
-        x = yield Product(problem.predict(x, t).x0, x)
+        x = yield Product(evaluated(problem, x, t).x0, x)
         return Step(x, carry)
 
     def step(self, problem: Any, x: Tensor, t: Any, s: Any, carry: Any, noise: Noise | None) -> Step:
@@ -139,13 +141,32 @@ def evaluated(problem: Any, x: Tensor, t: ProcessNode) -> DiscretePrediction:
     """The problem's prediction at x (B, *).
 
     Raises:
-        InputError: the law of a clean token is not one: not finite, negative, or of another shape.
+        InputError: the law of a clean token is not one: negative, not finite, of another sum or shape; or a concrete
+            score is not finite.
     """
     found: DiscretePrediction = problem.predict(x, t)
     wanted = (*x.shape, problem.path.values)
     if found.x0.shape != wanted:
         raise InputError(f"the model predicts laws {tuple(found.x0.shape)} of tokens {tuple(x.shape)}, needed {wanted}")
-    wrong = ~((found.x0 >= 0).all(-1) & found.x0.isfinite().all(-1)).flatten(1).all(1)
-    if bool(wrong.any()):
-        raise InputError(f"the model's law of sample {int(wrong.nonzero()[0])} at t={t.t:g} is not one: not finite")
+    total = found.x0.sum(-1)  # NaN and infinity fail every comparison
+    right = (found.x0 >= 0).all(-1) & ((total - 1).abs() < _SUM)
+    if found.ratios is not None:
+        right &= found.ratios.isfinite().all(-1)
+    if not bool(right.all()):
+        row = int((~right.flatten(1).all(1)).nonzero()[0])
+        raise InputError(
+            f"the model's law of sample {row}{_at(t)} is none: probabilities are at least 0, and their sum is 1"
+        )
     return found
+
+
+def _at(node: ProcessNode[Any]) -> str:
+    return "" if isinstance(node.t, Tensor) else f" at t={node.t:g}"
+
+
+def pure_noise(process: Process, t: ProcessNode, clock: Clock) -> bool:
+    """Whether a clock is infinite at t, where a state is a draw from the prior and says nothing about the data.
+
+    A step from there draws from the posterior of each token: rates have no meaning for an infinite duration.
+    """
+    return not math.isfinite(process.reading(t, clock))

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..registry.ranges import Count, Positive
 from ..types.process import Clock, ProcessNode
 from ..types.solver import Solver, solvers
-from .base import DiscreteSolver, Moves, Product, evaluated
+from .base import DiscreteSolver, Moves, Product, evaluated, pure_noise
 from .posteriors import Tweedie
 from .rates import moved
 
@@ -24,8 +24,8 @@ from .rates import moved
     evaluations=2,
     reference="Campbell et al. 2022, arXiv:2205.14987, section 4.4",
     formula="a step of the predictor, then moves at the rates R(x, y) + r(y) of the path at s, over size h",
-    note="`pc` for discrete states. It does not raise the order; with exact rates, more steps of the predictor "
-    "are a better use of its evaluations",
+    note="does not raise the order; with exact rates, more steps of the predictor are a better use of its evaluations",
+    shared=("pc",),
 )
 @dataclass(frozen=True)
 class DiscretePC(DiscreteSolver):
@@ -64,6 +64,8 @@ class DiscretePC(DiscreteSolver):
     def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
         made = yield from self._predicted(problem, x, t, s, carry)
         process, x = problem.path, made.x
+        if pure_noise(process, t, self.clock):
+            return made  # the step has no duration
         duration = self.size * process.elapsed(t, s, self.clock)
         for _ in range(self.corrector_steps):
             x = yield Product(moved(self._rates(problem, x, s), x, duration), x)

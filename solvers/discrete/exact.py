@@ -7,6 +7,8 @@ evaluations, so that it does not depend on the others.
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,11 +17,14 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..registry.ranges import Inside
 from ..types.process import Clock, Process, ProcessNode
 from ..types.solver import Noise, Step, as_source, solvers
 from .base import DiscreteSolver, OneOf, evaluated
 
 log = logging.getLogger("solvers")
+_NOISE = 16.0  # a clock at which 1e-7 of the tokens have kept their value, for one that is infinite
+_COARSEST = 2.0  # by how much the time left to the data falls in a part of a step that has one bound
 
 
 class Exact(DiscreteSolver):
@@ -27,13 +32,13 @@ class Exact(DiscreteSolver):
 
     def step(self, problem: Any, x: Tensor, t: Any, s: Any, carry: Any, noise: Noise | None) -> Step:
         assert noise is not None  # see solve: the solver is stochastic
-        return Step(self.events(problem, x, t, s, as_source(noise)), carry)
+        return self.events(problem, x, t, s, as_source(noise))._replace(carry=carry)
 
     def to_data(self, problem: Any, x: Tensor, t: Any, s: Any, carry: Any, noise: Noise | None) -> Step:
         return self.step(problem, x, t, s, carry, noise)
 
-    def events(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Tensor:
-        """The state (B, *) at s, from x at t."""
+    def events(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Step:
+        """The state (B, *) at s, from x at t, with the number of moves and of other events of each sample (B,)."""
         raise NotImplementedError
 
 
@@ -41,11 +46,12 @@ class Exact(DiscreteSolver):
     "first_hitting",
     aliases=("fhs",),
     kind="exact",
-    order=None,
+    order=math.inf,
+    adaptive=True,
     native="x0",
     reference="Zheng et al. 2024, arXiv:2409.02908, proposition 4.1",
     formula="1 - alpha falls to (1 - alpha) U^(1/n), n tokens masked; one of them, picked evenly, becomes y ~ x0",
-    note="exact, for processes with a mask; one evaluation for each token, on any grid",
+    note="for processes with a mask; one evaluation for each masked token",
 )
 @dataclass(frozen=True)
 class FirstHitting(Exact):
@@ -55,28 +61,23 @@ class FirstHitting(Exact):
         if process.mask is None or not process.mixture:
             raise InputError(f"first_hitting unmasks tokens, which {process} does not mask: use uniformization")
 
-    def events(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Tensor:
+    def events(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Step:
         process, x = problem.path, x.clone()
         end = process.reading(s)
         reading = torch.full((len(x),), process.reading(t), dtype=torch.float64)
-        rows = torch.arange(len(x))
+        rows, moves = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.long)
         while True:
             left = (x[rows] == process.mask).flatten(1).sum(1).cpu()
-            rows = rows[left > 0]
+            rows, left = rows[left > 0], left[left > 0]
+            if len(rows):  # on the natural clock the rate of each masked token is one
+                reading[rows] += -torch.log(_one(noise.select(rows), t, s)) / left
+                rows = rows[reading[rows] < end]
             if not len(rows):
-                return x
-            source = noise.select(rows)
-            # on the natural clock the rate of each masked token is one
-            wait = -torch.log(_one(source(t, s)).cpu()) / left[left > 0]
-            reading[rows] += wait
-            rows = rows[reading[rows] < end]
-            if not len(rows):
-                return x
-            times = [process.time_of(float(u)) for u in reading[rows]]
-            there = process(torch.tensor(times, dtype=torch.float64))
-            part, some = problem.select(rows), noise.select(rows)
-            x0 = evaluated(part, x[rows], there).x0
-            x[rows] = OneOf(unmasked(x0, x[rows], process.mask), x[rows]).draw(partial(some, t, s))
+                return Step(x, accepted=moves)
+            there = process(torch.tensor([process.time_of(u) for u in reading[rows].tolist()], dtype=torch.float64))
+            x0 = evaluated(problem.select(rows), x[rows], there).x0
+            x[rows] = OneOf(unmasked(x0, x[rows], process.mask), x[rows]).draw(partial(noise.select(rows), t, s))
+            moves[rows] += 1
 
 
 def unmasked(x0: Tensor, x: Tensor, mask: int) -> Tensor:
@@ -89,54 +90,85 @@ def unmasked(x0: Tensor, x: Tensor, mask: int) -> Tensor:
 @solvers.register(
     "uniformization",
     kind="exact",
-    order=None,
+    order=math.inf,
+    adaptive=True,
     native="rates",
     reference="Chen and Ying 2024, arXiv:2402.08095, algorithm 1; van Dijk 1992, Stoch. Proc. Appl. 42, 127",
     formula="candidates at a rate that bounds all others; each becomes a move to y with probability r(y) / bound",
-    note="exact if the rates stay below their bound, as those of exact models do; a model that exceeds it is logged. "
-    "Evaluations are random: their mean is the bound times the step, summed over the steps",
+    note="exact if the rates stay below their bound, as those of exact models do; a rate above it is cut and logged. "
+    "Evaluations are random: their mean is the bound times the step, summed over the parts of the steps",
 )
 @dataclass(frozen=True)
 class Uniformization(Exact):
-    """Candidates for moves come at a constant rate that bounds the rates of a step; each is accepted or not.
+    """Candidates for moves come at a constant rate that bounds the rates of a part of a step; each is accepted or not.
 
-    The bound of a step is the largest rate that any data could have at its less noisy end.
+    The bound is the largest rate that any data could have. A step is divided where the bound would become loose, so
+    that the grid need not be fine. Just before the data, rates have no bound: all tokens are then drawn at once.
 
     Args:
         clock: the clock of a step.
+        last: the share of tokens that are still noisy where they are drawn at once; an error of this size is left.
     """
 
     clock: Clock = "natural"
+    last: Inside = 1e-5
 
     def to_data(self, problem: Any, x: Tensor, t: Any, s: Any, carry: Any, noise: Noise | None) -> Step:
-        return DiscreteSolver.to_data(self, problem, x, t, s, carry, noise)  # rates may be infinite at the data
+        process = problem.path
+        near = process(process.time_of(math.log1p(-self.last), "rate"))
+        if near.clock >= t.clock:
+            return DiscreteSolver.to_data(self, problem, x, t, s, carry, noise)
+        step = self.step(problem, x, t, near, carry, noise)
+        return DiscreteSolver.to_data(self, problem, step.x, near, s, carry, noise).after(step)
 
-    def events(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Tensor:
+    def events(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Step:
+        step = Step(x)
+        for start, end in _parts(problem.path, t, s):
+            step = self._part(problem, step.x, start, end, noise).after(step)
+        return step
+
+    def _part(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Step:
+        """The state at s, from x (B, *) at t, with one bound of the rates."""
         process, x = problem.path, x.clone()
-        bound = x[0].numel() * _bound(process, s, self.clock)
+        bound = x[0].numel() * max(_bound(process, node, self.clock) for node in (t, s))
         start, span = process.reading(t, self.clock), process.elapsed(t, s, self.clock)
         rows, passed = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.float64)
+        events = torch.zeros(2, len(x), dtype=torch.long)
         while True:
             # the times of a Poisson process are sums of exponential waiting times
-            passed[rows] += -torch.log(_one(noise.select(rows)(t, s)).cpu()) / bound
+            passed[rows] += -torch.log(_one(noise.select(rows), t, s)) / bound
             rows = rows[passed[rows] < span]
             if not len(rows):
-                return x
-            times = [process.time_of(start + float(u), self.clock) for u in passed[rows]]
-            there = process(torch.tensor(times, dtype=torch.float64))
-            part, some = problem.select(rows), noise.select(rows)
-            rates = process.rates(evaluated(part, x[rows], there), x[rows], there, self.clock)
+                return Step(x, accepted=events[0], rejected=events[1])
+            times = [process.time_of(start + u, self.clock) for u in passed[rows].tolist()]
+            there, before = process(torch.tensor(times, dtype=torch.float64)), x[rows]
+            rates = process.rates(evaluated(problem.select(rows), before, there), before, there, self.clock)
             total = rates.flatten(1).sum(1)
             if bool((total > bound * (1 + 1e-9)).any()):
                 log.warning("%s: a rate of %.4g exceeds its bound %.4g and is cut", self, float(total.max()), bound)
-            scale = 1 / torch.clamp(total, min=bound)
-            law = rates * scale.view(-1, *(1,) * x.ndim)
-            x[rows] = OneOf(law, x[rows]).draw(partial(some, t, s))
+            law = rates / total.clamp_min(bound).view(-1, *(1,) * x.ndim)
+            x[rows] = OneOf(law, before).draw(partial(noise.select(rows), t, s))
+            moved = (x[rows] != before).flatten(1).any(1).cpu()
+            events[0, rows[moved]] += 1
+            events[1, rows[~moved]] += 1
 
 
-def _one(uniform: Tensor) -> Tensor:
-    """The first uniform number (B,) of each sample."""
-    return uniform.flatten(1)[:, 0]
+def _one(noise: Any, t: ProcessNode, s: ProcessNode) -> Tensor:
+    """One uniform number (B,) for each sample, on the CPU, where times are computed."""
+    found: Tensor = noise(t, s).flatten(1)[:, 0]
+    return found.cpu()
+
+
+def _parts(process: Process, t: ProcessNode, s: ProcessNode) -> Iterator[tuple[ProcessNode, ProcessNode]]:
+    """The parts of a step; in each the clock falls to a half at least. From pure noise, they begin near it."""
+    if not math.isfinite(t.clock):
+        t = process(process.time_of(-_NOISE, "rate"))
+    while t.clock > _COARSEST * s.clock:
+        middle = process(process.time_of(-t.clock / _COARSEST, "rate"))
+        yield t, middle
+        t = middle
+    if t.clock > s.clock:
+        yield t, s
 
 
 def _bound(process: Process, s: ProcessNode, clock: Clock) -> float:

@@ -22,8 +22,8 @@ from .base import DiscreteSolver, Moves, Product, evaluated
     native="x0",
     reference="Austin et al. 2021, arXiv:2107.03006, eq. 4; Lou et al. 2023, arXiv:2310.16834, theorem 4.2",
     formula="x_s ~ P_{s->t}[y, x] sum_c w(c) P_s[c, y], each token on its own",
-    note="exact for one token; in general its error is the dependence of the tokens within a step. `ancestral` for "
-    "discrete states",
+    note="exact for one token; in general its error is the dependence of the tokens within a step",
+    shared=("ancestral",),
 )
 @dataclass(frozen=True)
 class Tweedie(DiscreteSolver):
@@ -106,6 +106,6 @@ class MDLMCache(DiscreteSolver):
         rows = (masked & (x != carry.x).flatten(1).any(1)).nonzero()[:, 0]
         x0 = carry.x0
         if len(rows):
-            fresh: DiscretePrediction = evaluated(problem.select(rows), x[rows], t)
+            fresh: DiscretePrediction = evaluated(problem.select(rows.cpu()), x[rows], t)
             x0 = x0.index_copy(0, rows, fresh.x0)
         return Known(x, problem.path.possible(x0, x, t))  # a token that is not masked is known

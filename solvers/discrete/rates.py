@@ -12,12 +12,14 @@ from torch import Tensor
 from ..errors import InputError
 from ..types.process import Clock, Process, ProcessNode
 from ..types.solver import Step, solvers
-from .base import DiscreteSolver, Moves, Product, evaluated
+from .base import DiscreteSolver, Moves, Product, evaluated, pure_noise
 
 Kernel = Literal["hold", "euler", "reject"]
 """How a token moves at constant rates: once at most, after an exponential time (hold); with the probability of first
 order (euler); where exactly one of its Poisson clocks rings (reject)."""
-_JUMPS = 64  # jumps of a token in one step of tau-leaping, beyond which their sum is not told apart
+_MOVES = 12  # expected moves of a token in one step of tau-leaping, to which rates are cut
+_LARGEST = 64  # moves whose sum the circle of its law holds; more have a probability of 1e-25 at most
+_ELEMENTS = 1 << 24  # of the largest tensor that is made at once
 
 
 def moved(rates: Tensor, x: Tensor, duration: float, kernel: Kernel = "hold") -> Tensor:
@@ -53,8 +55,11 @@ class FrozenRates(DiscreteSolver):
         raise NotImplementedError
 
     def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        process = problem.path
-        rates = process.rates(evaluated(problem, x, t), x, t, self.clock)
+        process, found = problem.path, evaluated(problem, x, t)
+        if pure_noise(process, t, self.clock):
+            x = yield Product(process.posterior(found.x0, x, t, s), x)
+            return Step(x, carry)
+        rates = process.rates(found, x, t, self.clock)
         x = yield Product(self.law(rates, x, process.elapsed(t, s, self.clock)), x)
         return Step(x, carry)
 
@@ -87,7 +92,8 @@ class TauHold(FrozenRates):
     native="rates",
     reference="Lou et al. 2023, arXiv:2310.16834, eq. 17",
     formula="moves to y with probability h r(y)",
-    note="where h sum_y r(y) exceeds one, the token moves surely, to y ~ r(y). `euler` for discrete states",
+    note="where h sum_y r(y) exceeds one, the token moves surely, to y ~ r(y)",
+    shared=("euler",),
 )
 @dataclass(frozen=True)
 class TauEuler(FrozenRates):
@@ -127,7 +133,8 @@ class TauReject(FrozenRates):
 class TauLeaping(FrozenRates):
     """Every move of each token happens a Poisson number of times, and their sum is clamped to the range of values.
 
-    The law of the sum is computed by a Fourier transform, exactly up to 64 of the largest moves in one step.
+    The law of the sum is computed by a Fourier transform. Rates at which a token would be expected to move more than 12
+    times in one step are cut to 12.
     """
 
     def check(self, process: Process) -> None:
@@ -137,15 +144,24 @@ class TauLeaping(FrozenRates):
             )
 
     def law(self, rates: Tensor, x: Tensor, duration: float) -> Tensor:
-        values = rates.shape[-1]
-        size = 2 ** math.ceil(math.log2(2 * _JUMPS * (values - 1)))
-        # the intensity of each difference, on a circle on which negative differences stand at the end
-        places = (torch.arange(values, device=x.device) - x[..., None]) % size
-        intensity = rates.new_zeros(*x.shape, size).scatter_(-1, places, duration * rates)
-        transform = torch.fft.rfft(intensity)
-        law = torch.fft.irfft(torch.exp(transform - transform[..., :1].real), n=size).clamp_min(0)
-        law = law / law.sum(-1, keepdim=True)
-        difference = torch.arange(size, device=x.device)
-        difference = torch.where(difference < size // 2, difference, difference - size)
-        ends = (x[..., None] + difference).clamp(0, values - 1)
-        return rates.new_zeros(*x.shape, values).scatter_add_(-1, ends, law)
+        intensity = duration * rates
+        intensity = intensity * (_MOVES / intensity.sum(-1, keepdim=True).clamp_min(_MOVES))
+        size = 2 ** math.ceil(math.log2(2 * _LARGEST * (rates.shape[-1] - 1)))
+        flat, tokens, count = intensity.flatten(0, x.ndim - 1), x.flatten(), max(1, _ELEMENTS // size)
+        parts = [slice(i, i + count) for i in range(0, len(tokens), count)]
+        return torch.cat([_clamped_sums(flat[part], tokens[part], size) for part in parts]).view_as(rates)
+
+
+def _clamped_sums(intensity: Tensor, x: Tensor, size: int) -> Tensor:
+    """The law (n, S) of clamp(x + sum_y n(y) (y - x)), n(y) ~ Poisson(intensity (n, S)), by a circle of ``size``."""
+    values = intensity.shape[-1]
+    # the intensity of each difference; negative differences stand at the end of the circle
+    places = (torch.arange(values, device=x.device) - x[:, None]) % size
+    circle = intensity.new_zeros(len(x), size).scatter_(-1, places, intensity)
+    transform = torch.fft.rfft(circle)
+    law = torch.fft.irfft(torch.exp(transform - transform[:, :1].real), n=size).clamp_min(0)
+    law = law / law.sum(-1, keepdim=True)
+    difference = torch.arange(size, device=x.device)
+    difference = torch.where(difference < size // 2, difference, difference - size)
+    ends = (x[:, None] + difference).clamp(0, values - 1)
+    return intensity.new_zeros(len(x), values).scatter_add_(-1, ends, law)

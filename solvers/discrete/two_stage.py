@@ -12,8 +12,35 @@ from ..errors import InputError
 from ..registry.ranges import Inside
 from ..types.process import Clock, Process, ProcessNode
 from ..types.solver import Step, solvers
-from .base import DiscreteSolver, Moves, Product, evaluated
+from .base import DiscreteSolver, Moves, Product, evaluated, pure_noise
 from .rates import Kernel, moved
+
+
+@dataclass(frozen=True)
+class TwoStages(DiscreteSolver):
+    """The base class of methods that evaluate the rates at the start of a step and at a point between.
+
+    Args:
+        theta: the place of the second evaluation, as a share of the step.
+        clock: the clock of a step.
+    """
+
+    theta: Inside = 0.5
+    clock: Clock = "natural"
+
+    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        process, found = problem.path, evaluated(problem, x, t)
+        if pure_noise(process, t, self.clock):
+            x = yield Product(process.posterior(found.x0, x, t, s), x)
+            return Step(x, carry)
+        first = process.rates(found, x, t, self.clock)
+        duration, between = process.elapsed(t, s, self.clock), process.between(t, s, self.theta, self.clock)
+        made: Step = yield from self.stages(problem, x, first, duration, between)
+        return made._replace(carry=carry)
+
+    def stages(self, problem: Any, x: Tensor, first: Tensor, duration: float, between: ProcessNode) -> Moves:
+        """The laws of a step of a duration, from x (B, *) with the rates ``first`` (B, *, S), and its node between."""
+        raise NotImplementedError
 
 
 @solvers.register(
@@ -28,9 +55,10 @@ from .rates import Kernel, moved
     "a1 = 1 / (2 theta (1 - theta)), a2 = a1 - 1",
     note="order 2 where no rate of a token that stayed is clamped at 0, otherwise 1. Sample.error is the clamped mass: "
     "the probability of moves that was set to 0, summed over steps and tokens",
+    shared=("trapezoidal", "heun"),
 )
 @dataclass(frozen=True)
-class ThetaTrapezoidal(DiscreteSolver):
+class ThetaTrapezoidal(TwoStages):
     """The discrete counterpart of Heun's method: rates at the start, at a point between, and their extrapolation.
 
     A move may lower another token's rate so much that its extrapolation is negative; it is then set to 0, and the order
@@ -43,9 +71,7 @@ class ThetaTrapezoidal(DiscreteSolver):
         clamp: False keeps negative rates. Then the laws of a step may be negative: only exact kernels can use them.
     """
 
-    theta: Inside = 0.5
     kernel: Kernel = "hold"
-    clock: Clock = "natural"
     clamp: bool = True
 
     @property
@@ -53,10 +79,8 @@ class ThetaTrapezoidal(DiscreteSolver):
         """2, or 1 with a kernel of order 1."""
         return 2.0 if self.kernel == "hold" else 1.0
 
-    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+    def stages(self, problem: Any, x: Tensor, first: Tensor, duration: float, between: ProcessNode) -> Moves:
         process, theta = problem.path, self.theta
-        duration, between = process.elapsed(t, s, self.clock), process.between(t, s, theta, self.clock)
-        first = process.rates(evaluated(problem, x, t), x, t, self.clock)
         y = yield Product(moved(first, x, theta * duration, self.kernel), x)
         second = process.rates(evaluated(problem, y, between), y, between, self.clock)
         late = 1 / (2 * theta * (1 - theta))
@@ -64,7 +88,7 @@ class ThetaTrapezoidal(DiscreteSolver):
         cut = torch.where((x == y)[..., None], rates, 0.0).clamp_max(0).flatten(1).sum(1)
         rates = rates.clamp_min(0) if self.clamp else rates
         x = yield Product(moved(rates, y, (1 - theta) * duration, self.kernel), y)
-        return Step(x, carry, error=-(1 - theta) * duration * cut)
+        return Step(x, error=(1 - theta) * duration * cut.abs())
 
 
 @solvers.register(
@@ -78,27 +102,17 @@ class ThetaTrapezoidal(DiscreteSolver):
     note="order 1, as measured: the move to y is drawn again, not kept",
 )
 @dataclass(frozen=True)
-class ThetaRK2(DiscreteSolver):
-    """A midpoint rule whose step starts again from x: of order 1 for discrete states.
+class ThetaRK2(TwoStages):
+    """A midpoint rule whose step starts again from x: of order 1 for discrete states."""
 
-    Args:
-        theta: the place of the second evaluation, as a share of the step.
-        clock: the clock of a step.
-    """
-
-    theta: Inside = 0.5
-    clock: Clock = "natural"
-
-    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+    def stages(self, problem: Any, x: Tensor, first: Tensor, duration: float, between: ProcessNode) -> Moves:
         process, theta = problem.path, self.theta
-        duration, between = process.elapsed(t, s, self.clock), process.between(t, s, theta, self.clock)
-        first = process.rates(evaluated(problem, x, t), x, t, self.clock)
         y = yield Product(moved(first, x, theta * duration), x)
         second = process.rates(evaluated(problem, y, between), y, between, self.clock)
         share = 1 / (2 * theta)
         rates = ((1 - share) * first + share * second).clamp_min(0).scatter(-1, x[..., None], 0.0)
         x = yield Product(moved(rates, x, duration), x)
-        return Step(x, carry)
+        return Step(x)
 
 
 @solvers.register(
@@ -128,14 +142,14 @@ class ThetaTrapHazard(DiscreteSolver):
     def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
         process, theta = problem.path, self.theta
         length, between = process.elapsed(t, s), process.between(t, s, theta)
-        first = process.rates(evaluated(problem, x, t), x, t)  # on this clock, the law of a masked token
+        # on the natural clock, the rates of a masked token are the law of its value
+        first = torch.where((x == process.mask)[..., None], evaluated(problem, x, t).x0, 0.0)
         y = yield Product(moved(first, x, theta * length), x)
-        second = process.rates(evaluated(problem, y, between), y, between)
-        late = 1 / (2 * theta * (1 - theta))
         masked = (y == process.mask)[..., None]
-        law = torch.where(masked, late * second - (late - 1) * first, 0.0)
+        late = 1 / (2 * theta * (1 - theta))
+        law = torch.where(masked, late * evaluated(problem, y, between).x0 - (late - 1) * first, 0.0)
         cut = law.clamp_max(0).flatten(1).sum(1)
         law = law.clamp_min(0)
         law = law / torch.where(masked, law.sum(-1, keepdim=True), 1.0)
         x = yield Product(moved(law, y, (1 - theta) * length), y)
-        return Step(x, carry, error=-(1 - theta) * length * cut)
+        return Step(x, carry, error=(1 - theta) * length * cut.abs())

@@ -65,8 +65,10 @@ solvers.add_labels(names.SOLVERS | diffusers.CLASSES, read=_solver_alone)
 grids.add_labels(names.GRIDS, titles=names.TITLES)
 
 
-def resolve(label: str) -> tuple[str, str | None]:
+def resolve(label: str, space: str = "gaussian") -> tuple[str, str | None]:
     """The specs of the solver and of the grid (None if none) that a label names; logs them if they differ from it.
+
+    Names that the spaces of states share, such as "euler", mean the solver of ``space``.
 
     It reads A1111's and ComfyUI's labels, k-diffusion's functions, diffusers' classes with their flags, and the names
     in the solvers' published code.
@@ -75,11 +77,13 @@ def resolve(label: str) -> tuple[str, str | None]:
     (('dpmpp_2m_sde', 'karras'), ('dpmpp_2m_sde(variant=heun)', 'logsnr(end=zero)'))
     >>> resolve("DPMSolverMultistepScheduler(solver_order=3, use_karras_sigmas=True)")
     ('dpmpp_3m(variant=released, start=lower)', 'karras')
+    >>> resolve("euler"), resolve("euler", "discrete")
+    (('euler', None), ('tau_euler', None))
 
     Raises:
         InputError: no such solver; the message contains the nearest matches.
     """
-    typed, named = read(label)
+    typed, named = read(solvers.in_space(label, space))
     spec, grid = str(solvers.read(typed)), None if named is None else str(grids.read(named))
     if grid is not None or spec != label:
         if label not in _told:

@@ -35,6 +35,7 @@ class Info:
         order: the order that the class promises with its default options.
         native: the quantity that the method interpolates or differences: x0, eps, score, ...
         equals: specs of methods with the same coefficients; a test proves each equality.
+        shared: names of solvers of another space of states that mean this one in its own space.
         note: what a user should know beyond the other fields.
     """
 
@@ -51,6 +52,7 @@ class Info:
     formula: str = ""
     native: str = "eps"
     equals: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     note: str = ""
 
     @property

@@ -189,8 +189,8 @@ class Process(Schedule):
         -log P(a token is masked), on which masked tokens of an absorbing process are filled at the constant rate 1."""
         return -node.clock
 
-    def speed(self, node: ProcessNode[Any], clock: Clock = "natural") -> Any:
-        """By how much the integral of the rate falls where the clock grows by one: a number, or a tensor (B,)."""
+    def speed(self, node: ProcessNode, clock: Clock = "natural") -> float:
+        """By how much the integral of the rate falls where the clock grows by one."""
         return 1.0
 
     def between(self, t: ProcessNode, s: ProcessNode, share: float, clock: Clock = "natural") -> ProcessNode:
@@ -252,21 +252,15 @@ class Process(Schedule):
             return prediction.ratios
         return self.transition(self.clean, t, x).push(self.weights(prediction.x0, x, t))
 
-    def rates(self, prediction: DiscretePrediction, x: Tensor, t: ProcessNode[Any], clock: Clock = "natural") -> Tensor:
+    def rates(self, prediction: DiscretePrediction, x: Tensor, t: ProcessNode, clock: Clock = "natural") -> Tensor:
         """The rates (B, *, S) of the reverse process out of x, per unit of a clock; 0 at y = x."""
-        found = spread(self.speed(t, clock), x) * self.generator_columns(x, t) * self.ratios(prediction, x, t)
+        found = self.speed(t, clock) * self.generator_columns(x, t) * self.ratios(prediction, x, t)
         return found.scatter_(-1, x[..., None], 0.0)
 
     def posterior(self, x0: Tensor, x: Tensor, t: ProcessNode[Any], s: ProcessNode[Any]) -> Tensor:
         """The law (B, *, S) of x_s given x_t = x, each token on its own, if x0 is that of the clean tokens."""
         back = self.transition(s, t, x).columns(x)
         return back * self.transition(self.clean, s, x).push(self.weights(x0, x, t))
-
-
-def spread(value: Any, x: Tensor) -> Tensor:
-    """A number of a node as a float64 tensor that broadcasts against laws (B, *, S) of states x (B, *)."""
-    number = torch.as_tensor(value, dtype=torch.float64, device=x.device)
-    return number.view(-1, *(1,) * x.ndim) if number.ndim else number
 
 
 def _normalised(law: Tensor, x: Tensor) -> Tensor:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..errors import unknown
+from ..registry import spec as grammar
+from ..registry.normalise import normalise
 from ..registry.options import Options
 from ..registry.registry import Registry
+from ..registry.spec import Spec
 from .answers import drawn
 from .node import Node, Rows
 from .problem import Problem
@@ -107,7 +111,8 @@ class Solver(Options):
     @property
     def order(self) -> float:
         """The promised global order of convergence: of the state for an ODE solver, of the covariance for a stochastic
-        one. The default is the order on the card; an option named ``order`` overrides it."""
+        one; infinite for one without a step error. The default is the order on the card; an option named ``order``
+        overrides it."""
         return float(solvers.info_of(self).order or 0)
 
     @property
@@ -218,6 +223,31 @@ class SolverRegistry(Registry[Solver]):
         if space is not None and space not in SPACES:
             raise unknown("space of states", space, SPACES)
         return [name for name in super().names() if space is None or self.make(name).space == space]
+
+    def shared_names(self, space: str) -> dict[str, str]:
+        """The names that mean a solver of this space where its states are asked for, and that solver's own name."""
+        infos = [info for info in self._infos.values() if info.shared and self.make(info.name).space == space]
+        return {shared: info.name for info in infos for shared in info.shared}
+
+    def in_space(self, text: str, space: str) -> str:
+        """The spec ``text`` with names that the spaces share, also of its options, replaced by those of one space.
+
+        >>> solvers.in_space("pc(predictor=euler)", "discrete")
+        'discrete_pc(predictor=tau_euler)'
+        """
+        own = self.shared_names(space)
+        if not any(re.search(rf"\b{name}\b", text.lower()) for name in own):
+            return text
+        head = text.partition("(")[0]
+        return str(_renamed(grammar.parse(text, label="" if ":" in head else head), own))
+
+
+def _renamed(value: Any, own: Mapping[str, str]) -> Any:
+    if isinstance(value, Spec):
+        kwargs = tuple((key, _renamed(option, own)) for key, option in value.kwargs)
+        name = own.get(normalise(value.name), value.name)
+        return Spec(name, tuple(_renamed(option, own) for option in value.args), kwargs)
+    return value
 
 
 solvers = SolverRegistry("solver", Solver, entry_points="scoresde.solvers")

@@ -80,12 +80,12 @@ class ScheduledProcess(Options, Process):
         gone = self.masked(node)
         return -math.log(gone) if gone > 0 else math.inf
 
-    def speed(self, node: ProcessNode[Any], clock: Clock = "natural") -> Any:
+    def speed(self, node: ProcessNode, clock: Clock = "natural") -> float:
         if self.mask is None or clock == "rate":
             return 1.0
-        return torch.expm1(torch.as_tensor(node.clocks[0], dtype=torch.float64).clamp_max(ENDLESS))
+        return math.expm1(min(node.clocks[0], ENDLESS))
 
-    def rates(self, prediction: DiscretePrediction, x: Tensor, t: ProcessNode[Any], clock: Clock = "natural") -> Tensor:
+    def rates(self, prediction: DiscretePrediction, x: Tensor, t: ProcessNode, clock: Clock = "natural") -> Tensor:
         """The rates (B, *, S) of the reverse process out of x, per unit of a clock; 0 at y = x.
 
         Where alpha is 0 they are their limit: there the natural clock of a process with a mask is infinitely fast and
@@ -94,12 +94,11 @@ class ScheduledProcess(Options, Process):
         Raises:
             InputError: alpha is 0 and the prediction is a concrete score, which has no such limit.
         """
-        first = torch.as_tensor(t.clocks[0], dtype=torch.float64)
-        if self.mask is None or clock == "rate" or bool((first <= ENDLESS).all()):
+        if self.mask is None or clock == "rate" or t.clocks[0] <= ENDLESS:
             return super().rates(prediction, x, t, clock)
         if prediction.ratios is not None:
             raise self._no_score(t)
-        return super().rates(prediction, x, replace(t, clocks=(first.clamp_max(ENDLESS), *t.clocks[1:])), clock)
+        return super().rates(prediction, x, replace(t, clocks=(ENDLESS, *t.clocks[1:])), clock)
 
     def x0_of_ratios(self, ratios: Tensor, x: Tensor, t: ProcessNode[Any]) -> Tensor:
         """See ``Process``.
@@ -111,9 +110,9 @@ class ScheduledProcess(Options, Process):
             raise self._no_score(t)
         return super().x0_of_ratios(ratios, x, t)
 
-    def _no_score(self, t: ProcessNode[Any]) -> InputError:
+    def _no_score(self, t: ProcessNode) -> InputError:
         return InputError(
-            f"nothing of the data is left at t={float(torch.as_tensor(t.t).max()):g} of {self}, so that a concrete score does not show the clean "
+            f"nothing of the data is left at t={t.t:g} of {self}, so that a concrete score does not show the clean "
             "tokens: begin at a smaller t, or use a schedule that leaves some, such as loglinear"
         )
 
@@ -134,3 +133,9 @@ def make_process(spec: str | Process) -> Process:
         InputError: the name or an option is unknown, or an option is outside its range.
     """
     return processes.make(spec)
+
+
+def spread(value: Any, x: Tensor) -> Tensor:
+    """A number of a node as a float64 tensor that broadcasts against laws (B, *, S) of states x (B, *)."""
+    number = torch.as_tensor(value, dtype=torch.float64, device=x.device)
+    return number.view(-1, *(1,) * x.ndim) if number.ndim else number

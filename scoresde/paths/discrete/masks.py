@@ -15,10 +15,10 @@ from torch import Tensor
 
 from solvers import InputError
 from solvers.registry.ranges import Range
-from solvers.types.process import Clock, ProcessNode, spread
+from solvers.types.process import Clock, ProcessNode
 from solvers.types.transition import MaskingByState, Mixing, Transition, one_hot
 
-from .base import ENDLESS, ScheduledProcess, processes
+from .base import ENDLESS, ScheduledProcess, processes, spread
 from .rank_one import States
 from .schedules import ChainLinear, ProcessSchedule, Quotient, root
 

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from solvers import InputError
 from solvers.registry.ranges import Range
-from solvers.types.process import Clock, DiscretePrediction, ProcessNode, spread
+from solvers.types.process import Clock, DiscretePrediction, ProcessNode
 from solvers.types.transition import Mixing, Transition, one_hot
 
-from .base import ScheduledProcess, processes
+from .base import ScheduledProcess, processes, spread
 
 States = Annotated[int, Range(2)]
 
@@ -147,7 +147,7 @@ class Absorbing(Resampling):
         law[self.mask] = 1.0
         return law
 
-    def rates(self, prediction: DiscretePrediction, x: Tensor, t: ProcessNode[Any], clock: Clock = "natural") -> Tensor:
+    def rates(self, prediction: DiscretePrediction, x: Tensor, t: ProcessNode, clock: Clock = "natural") -> Tensor:
         if clock == "rate" or prediction.ratios is not None:
             return super().rates(prediction, x, t, clock)
         # where alpha is 0 the speed of the natural clock is infinite and the ratios are 0
