@@ -3,14 +3,16 @@
 Writes benchmarks/results/solver_orders.json and, for the installed package, solvers/conformance/orders.json. The
 problems are those of ``solvers.conformance.checks``: the error on an analytic mixture for deterministic solvers, and
 the exact terminal variance on Gaussian data for solvers that draw noise, on all five paths. Integrators of other
-libraries, which solve one sample at a time, are measured on VP and VE only. Takes about four minutes on one core, or a
-few seconds for one solver and its options with ``--only``.
+libraries, which solve one sample at a time, are measured on VP and VE only. For discrete states it is the total
+variation of exact kernels, on the small processes that a solver accepts; exact solvers have no order. Takes about five
+minutes on one core, or a few seconds for one solver and its options with ``--only``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +24,11 @@ from tqdm import tqdm
 
 import solvers
 from scoresde.io.result_files import environment, write_json
+from solvers import Solver
+from solvers.conformance import discrete
 from solvers.conformance.convergence import measured_order, reaches
 from solvers.conformance.problems import PATHS, VE, VP
+from solvers.conformance.processes import PROCESSES
 from solvers.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
@@ -71,6 +76,10 @@ VARIANTS = (
     "sa_solver(variant=few_steps)",
     "scipy(method=DOP853)",
     "seeds_2(quantity=eps)",
+    "tau_hold(clock=rate)",
+    "theta_trapezoidal(clock=rate)",
+    "theta_trapezoidal(kernel=euler)",
+    "theta_trapezoidal(kernel=reject)",
     "torchdiffeq(method=rk4)",
     "uni_pc(correct=False)",
     "uni_pc(order=2)",
@@ -83,32 +92,44 @@ def measure(spec: str) -> dict[str, Any]:
     """One row of the result: the orders of a solver, and the (NFE, error) pairs behind them."""
     torch.set_num_threads(1)
     solver = solvers.make(spec)
-    black_box = solvers.solvers.info_of(solver).kind.startswith("black box")
     row: dict[str, Any] = {"solver": str(solver), "declared": solver.order}
-    for path in (VP, VE) if black_box else PATHS:
-        order, points = measured_order(solver, path)
-        row[str(path)] = {"order": round(order, 3), "nfe": [n for n, _ in points], "error": [e for _, e in points]}
+    for place in places_of(solver):
+        discrete_space = solver.space == "discrete"
+        order, points = (discrete.measured_order if discrete_space else measured_order)(solver, place)
+        row[str(place)] = {"order": round(order, 3), "nfe": [n for n, _ in points], "error": [e for _, e in points]}
     return row
+
+
+def places_of(solver: Solver) -> Sequence[Any]:
+    """The paths or processes that a solver is measured on."""
+    if solver.space == "discrete":
+        return [process for process in PROCESSES if discrete.accepts(solver, process)]
+    return (VP, VE) if solvers.solvers.info_of(solver).kind.startswith("black box") else PATHS
+
+
+def found(row: dict[str, Any]) -> dict[str, float]:
+    """The orders of a row by path or process."""
+    return {str(place): row[str(place)]["order"] for place in (*PATHS, *PROCESSES) if str(place) in row}
 
 
 def least(row: dict[str, Any]) -> float:
     """The smallest order over the paths."""
-    return min(float(row[str(path)]["order"]) for path in PATHS if str(path) in row)
+    return min(found(row).values())
 
 
 def compact(rows: Sequence[dict[str, Any]], header: dict[str, str]) -> str:
     """The file of the package: a line for each solver, with its order on each path."""
     lines = []
     for row in sorted(rows, key=lambda row: row["solver"]):
-        found = {str(path): row[str(path)]["order"] for path in PATHS if str(path) in row}
-        lines.append(f"{json.dumps(row['solver'])}: {json.dumps(found)}")
+        lines.append(f"{json.dumps(row['solver'])}: {json.dumps(found(row))}")
     joined = ",\n  ".join(lines)
     return f'{{\n "header": {json.dumps(header)},\n "orders": {{\n  {joined}\n }}\n}}\n'
 
 
 def specs() -> list[str]:
-    """The specs to measure: every registered solver, and the variants."""
-    return list(dict.fromkeys(str(solvers.make(spec)) for spec in [*solvers.names(), *VARIANTS]))
+    """The specs to measure: every registered solver that has an order, and the variants."""
+    made = [solvers.make(spec) for spec in [*solvers.names(), *VARIANTS]]
+    return list(dict.fromkeys(str(solver) for solver in made if solver.order < math.inf))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

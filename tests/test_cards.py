@@ -1,6 +1,7 @@
 """The table and the cards say what the registry and the measurements say, and their examples run."""
 
 import dataclasses
+import math
 import re
 
 import pytest
@@ -9,16 +10,18 @@ import torch
 import scoresde
 import solvers
 from scoresde.cli.parser import main
+from scoresde.models.discrete import DiscreteEmpirical
 from scoresde.operators.base import operators
+from scoresde.paths.discrete import Absorbing
 from scoresde.posterior import posteriors
 from scoresde.show import posterior_cards, solver_cards
 from solvers import InputError, SeededNoise
 from solvers.conformance.convergence import reaches
 from solvers.conformance.problems import VP, Mixture
+from solvers.conformance.processes import BIRTH_DEATH
 
 NAMES = solvers.names("gaussian")
 DISCRETE = solvers.names("discrete")
-# these ask for a level at the end of the schedule or a little beyond, which Problem.node_of_lam refuses
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +59,9 @@ def test_the_table_has_every_solver_once_and_fits_a_terminal(lines):
         ("pc", "wrapper", "SDE+MCMC", "1", "2", "0", "yes"),
         ("rk45", "adaptive", "ODE", "5", "6", "-", "no"),
         ("scipy", "black box", "ODE", "5", "6", "-", "no"),
+        ("tweedie", "discrete", "posterior", "1", "1", "-", "yes"),
+        ("theta_trapezoidal", "discrete", "rates", "2", "2", "-", "yes"),
+        ("first_hitting", "discrete", "exact", "exact", "1/event", "-", "yes"),
     ],
 )
 def test_lines_of_the_table(lines, name, group, kind, order, evaluations, startup, noise):
@@ -108,10 +114,11 @@ def test_measured_orders_are_a_range_or_a_dash(monkeypatch):
 
 
 def test_every_solver_has_a_measured_order_that_is_the_declared_one_or_more():
-    """Of the installed file; the same bound as in the conformance suite."""
+    """Of the installed file; the same bound as in the conformance suite. Exact solvers have no order."""
     measured = solver_cards.orders()
-    assert [name for name in NAMES if str(solvers.make(name)) not in measured] == []
-    made = {name: solvers.make(name) for name in NAMES}
+    made = {name: solver for name in NAMES + DISCRETE if (solver := solvers.make(name)).order < math.inf}
+    assert sorted(set(DISCRETE) - set(made)) == ["first_hitting", "uniformization"]
+    assert [name for name in made if name not in measured] == []
     low = [name for name, solver in made.items() if not reaches(solver, min(measured[str(solver)].values()))]
     assert low == []
 
@@ -157,8 +164,45 @@ def test_methods_of_one_class_give_one_sample(known):
         assert torch.allclose(x, found[0], rtol=0, atol=1e-12)
 
 
+@pytest.fixture(scope="module")
+def tokens():
+    """The exact model of three sequences of tokens, by process."""
+    target = DiscreteEmpirical(torch.tensor([[0, 1, 2], [2, 1, 0], [3, 3, 3]]))
+    return {process: target.denoiser(process) for process in (Absorbing(4), BIRTH_DEATH)}
+
+
+@pytest.mark.parametrize("name", DISCRETE)
+def test_cards_of_solvers_of_discrete_states(name, tokens):
+    solver = solvers.make(name)
+    denoiser = tokens[BIRTH_DEATH if name == "tau_leaping" else Absorbing(4)]
+    text = check_card(name, denoiser, (3,))
+    assert "runs/heartbeat" in text
+    assert " grid      uniform, equal steps in the time of the process" in text
+    assert ("exact; its draws are tested" in text) == (solver.order == math.inf)
+
+
+def test_cards_name_what_a_name_means_where_the_model_has_other_states():
+    assert "also      tau_euler, where the model has discrete states" in solver_cards.card("euler")
+    assert "also      ancestral, where the model has discrete states" in solver_cards.card("tweedie")
+    assert "  also " not in solver_cards.card("ddim")
+
+
+def test_costs_of_solvers_of_discrete_states_are_counted():
+    costs = {name: solver_cards.cost(solvers.make(name)) for name in DISCRETE}
+    where = "for 3 tokens of 3 values (absorbing)"
+    assert costs["tweedie"] == f"1 per step, 1 in the last one, to the data; 20 steps take 20, {where}"
+    assert costs["theta_trapezoidal"] == f"2 per step, 1 in the last one, to the data; 20 steps take 39, {where}"
+    assert costs["mdlm_cache"].endswith(f"20 steps take 3 at most, {where}")
+    assert costs["first_hitting"] == f"1 per event, at random times: 3.0 on average {where}"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_cards(name, denoiser):
+    check_card(name, denoiser, (2,))
+
+
+def check_card(name, denoiser, shape):
+    """The card of a solver has all that its author wrote, and its line of Python runs; returns the card."""
     info, text = solvers.info(name), solver_cards.card(name)
     summary, _ = solver_cards.description(info)
     assert summary.endswith((".", ")"))
@@ -168,14 +212,15 @@ def test_cards(name, denoiser):
     assert all(f" {option} = " in joined for option in info.options)
     assert all(alias in joined for alias in info.aliases)
     line = re.search(r"^  Python +(.+?)(?=^  \S|\Z)", text, re.MULTILINE | re.DOTALL)[1]
-    result = eval(line, {"scoresde": scoresde, "denoiser": denoiser, "shape": (2,)})
+    result = eval(line, {"scoresde": scoresde, "denoiser": denoiser, "shape": shape})
     assert torch.isfinite(result.x).all()
     assert result.solver == str(solvers.make(name))
     if "nfe=" in line:
         assert result.nfe <= 20
+    return text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + DISCRETE)
 def test_every_spelling_on_a_card_means_that_solver(name):
     for text in solver_cards.spellings(solvers.info(name)):
         label, separator, spec = text.partition(" = ")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import shlex
 import textwrap
@@ -19,15 +20,17 @@ from importlib.resources import files
 from typing import Annotated, Any, Literal
 
 import solvers
-from solvers import Corrector, Info, InputError, SeededNoise, Solver, resolve
-from solvers.conformance.problems import PATHS, VP, Mixture
+from solvers import Corrector, Info, InputError, Solver, resolve
+from solvers.conformance.problems import PATHS, VP
 from solvers.foreign.diffusers import CLASSES
 from solvers.foreign.names import SOLVERS as LABELS
 from solvers.registry.normalise import normalise
 from solvers.registry.options import REGISTRIES
 from solvers.registry.ranges import marks
+from solvers.types.solver import SPACES
 
 from ..sampling.plan import DISCRETE, NAMED, OWN, SAMPLER
+from .solver_costs import STEPS, cost
 
 GROUPS = {
     "one-step": "One-step methods of the ODE",
@@ -38,12 +41,12 @@ GROUPS = {
     "black box": "Integrators of other libraries; order and NFE are per inner step",
     "discrete": "Methods for discrete states: tokens such as letters, levels and bits",
 }
-STEPS = 20
 WIDTH = 118
 LEGEND = """\
 order     declared; "2 of 4": a method of order 4 that its start, weights or options limit to 2; its card says why
 measured  smallest and largest over VP, sub-VP, VE, EDM and rectified flow: order of the error on a mixture, or of the
-          covariance on Gaussian data for methods that draw noise; "-": not measured
+          covariance on Gaussian data for methods that draw noise; of discrete states, of the total variation over a
+          uniform, an absorbing and a birth-death process; "-": not measured
 NFE/step  model evaluations per step;  start: additional evaluations of the first steps;  native: what the method
           interpolates
 paper     with its arXiv number.  scoresde solvers NAME: everything about one solver"""
@@ -121,6 +124,8 @@ def short(reference: str) -> str:
 def order_text(solver: Solver) -> str:
     """The order, and the nominal order if it is higher: "2 of 4"."""
     order, own = solver.order, solver.nominal_order
+    if order == math.inf:
+        return "exact"
     return f"{order:g} of {own:g}" if order < own else f"{order:g}"
 
 
@@ -142,9 +147,10 @@ def row(name: str) -> Row:
     )
     noise = "yes" if solver.stochastic else "eta" if "eta" in info.options else "no"
     kind = re.sub(r"^(black box|adaptive) ", "", info.kind).replace(" + ", "+")
+    each = f"{solver.evaluations}/event" if solver.order == math.inf else str(solver.evaluations)
     return Row(
-        group(solver), name, kind, order_text(solver), measured_text(str(solver)), str(solver.evaluations), start,
-        noise, info.native, short(info.reference),
+        group(solver), name, kind, order_text(solver), measured_text(str(solver)), each, start, noise, info.native,
+        short(info.reference),
     )  # fmt: skip
 
 
@@ -177,8 +183,10 @@ def families(lines: Sequence[Row]) -> str:
     """A Markdown table with a row for each group: names, orders, evaluations per step."""
 
     def span(texts: Iterable[str]) -> str:
-        values = sorted({float(text.split()[0]) for text in texts})
-        return f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+        words = {re.split("[ /]", text)[0] for text in texts}
+        values = sorted(float(word) for word in words - {"exact"})
+        spanned = f"{values[0]:g}" if len(values) == 1 else f"{values[0]:g} to {values[-1]:g}"
+        return f"{spanned}, exact" if "exact" in words else spanned
 
     made = []
     for key, title in GROUPS.items():
@@ -259,26 +267,9 @@ def declared(solver: Solver) -> str:
     """What a solver declares: order, evaluations and noise, in words."""
     noise = "draws noise" if solver.stochastic else "deterministic"
     each = f"{solver.evaluations} evaluation{'s' if solver.evaluations > 1 else ''}"
+    if solver.order == math.inf:
+        return f"exact, {each} per event, {noise}"
     return f"order {order_text(solver)}, {each} per {'inner step' if solver.adaptive else 'step'}, {noise}"
-
-
-def cost(solver: Solver) -> str:
-    """The evaluations of one step, of 20 steps and of the start-up, in words."""
-    if solver.space == "discrete":
-        return f"{solver.evaluations} per step"
-    if solver.adaptive:
-        nodes, noise = solvers.grid("uniform", VP, 1), SeededNoise(range(4), (2,))
-        x = nodes[0].sigma * noise.initial()
-        nfe = int(solvers.solve(solver, Mixture(VP), x, nodes, noise).nfe.max())
-        return (
-            f"{solver.evaluations} per inner step; the tolerances decide how many steps: {nfe} NFE on a mixture of "
-            "Gaussians"
-        )
-    ends = [solvers.evaluations(solver, VP, solvers.grid(spec, VP, STEPS)) for spec in ("logsnr", "karras")]
-    start = solvers.startup(solver, VP)
-    extra = f"; {start} of them are start-up cost" if start > 0 else ""
-    span = f"{STEPS} steps take {ends[0]} to sigma > 0 and {ends[1]} to sigma = 0"
-    return f"{solver.evaluations} per step; {span}{extra}"
 
 
 def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[str, str]:
@@ -297,16 +288,19 @@ def examples(solver: Solver, grid: str | None = None, spec: str = "") -> tuple[s
             budget = {"steps": STEPS}
     options: Mapping[str, Any] = {"solver": spec or str(solver), **({"grid": grid} if grid else {}), **budget}
     command = [f"--{key}={value}" for key, value in options.items()]
-    command = ["scoresde sample", "--workdir=runs/digits", "--out=samples", *map(shlex.quote, command)]
+    workdir = "runs/heartbeat" if solver.space == "discrete" else "runs/digits"
+    command = ["scoresde sample", f"--workdir={workdir}", "--out=samples", *map(shlex.quote, command)]
     python = ", ".join(f"{key}={json.dumps(value)}" for key, value in options.items())
-    return _wrapped(command), f"scoresde.sample(denoiser, shape, seeds=range(16), {python})"
+    python = f", {python}" if python else ""
+    return _wrapped(command), f"scoresde.sample(denoiser, shape, seeds=range(16){python})"
 
 
 def grid_text(solver: Solver, grid: str | None) -> str:
     """The grid that a card's solver runs on if the user names none, in words; ``grid`` is the one in its label."""
     other = "--grid=NAME chooses another"
     if solver.space == "discrete":
-        return f"{DISCRETE[1]}, in the time of the process; {other}"
+        times = "; the result is exact on every grid" if solver.order == math.inf else ""
+        return f"{DISCRETE[1]}, equal steps in the time of the process{times}; {other}"
     if solver.nodes is not None:
         return OWN
     if grid is not None:
@@ -352,11 +346,14 @@ def card(label: str) -> str:
         "": details,
         "formula": info.formula,
         "kind": f"{info.kind or 'not declared'}, {noise}; native form {info.native}",
-        "order": "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec, shown)}", *variants]),
+        "order": "exact; its draws are tested against the exact law"
+        if solver.order == math.inf
+        else "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec, shown)}", *variants]),
         "NFE": cost(solver),
         "grid": grid_text(solver, grid),
         "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()) or "none",
         "aliases": ", ".join(spellings(info)),
+        "also": _shared(info, solver.space),
         "equals": ", ".join(same) + (" (the same coefficients)" if same else ""),
         "note": info.note,
         "reference": info.reference,
@@ -365,6 +362,14 @@ def card(label: str) -> str:
     }
     title = f"{spec}{f' on the grid {grid}' if grid else ''}"
     return "\n".join([entry(title, summary), *(entry(f"  {key}", text) for key, text in facts.items() if text)])
+
+
+def _shared(info: Info, space: str) -> str:
+    """The names of another space that mean this solver in its own, or the solvers that this name means in another."""
+    if info.shared:
+        return f"{', '.join(info.shared)}, where the model has {space} states"
+    meant = {other: solvers.solvers.shared_names(other).get(info.name) for other in SPACES}
+    return ", ".join(f"{name}, where the model has {other} states" for other, name in meant.items() if name)
 
 
 def _orders_of(spec: str, name: str = "") -> str:

@@ -121,8 +121,11 @@ class DiscreteSolver(Solver):
         raise NotImplementedError
 
     def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        """The laws of the last step, to the data: each token is drawn from the law of its clean value."""
-        x = yield Product(evaluated(problem, x, t).x0, x)
+        """The laws of the last step, to the data: each token is drawn from the law of its clean value.
+
+        A value after which the token is impossible is not drawn, whatever the model predicts.
+        """
+        x = yield Product(problem.path.possible(evaluated(problem, x, t).x0, x, t), x)
         return Step(x, carry)
 
     def step(self, problem: Any, x: Tensor, t: Any, s: Any, carry: Any, noise: Noise | None) -> Step:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..registry.ranges import Inside
-from ..types.process import Clock, Process, ProcessNode
+from ..types.process import Process, ProcessNode
 from ..types.solver import Noise, Step, as_source, solvers
 from .base import DiscreteSolver, OneOf, evaluated
 
@@ -106,11 +106,9 @@ class Uniformization(Exact):
     that the grid need not be fine. Just before the data, rates have no bound: all tokens are then drawn at once.
 
     Args:
-        clock: the clock of a step.
         last: the share of tokens that are still noisy where they are drawn at once; an error of this size is left.
     """
 
-    clock: Clock = "natural"
     last: Inside = 1e-5
 
     def to_data(self, problem: Any, x: Tensor, t: Any, s: Any, carry: Any, noise: Noise | None) -> Step:
@@ -130,8 +128,8 @@ class Uniformization(Exact):
     def _part(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Step:
         """The state at s, from x (B, *) at t, with one bound of the rates."""
         process, x = problem.path, x.clone()
-        bound = x[0].numel() * max(_bound(process, node, self.clock) for node in (t, s))
-        start, span = process.reading(t, self.clock), process.elapsed(t, s, self.clock)
+        bound = x[0].numel() * max(_bound(process, node) for node in (t, s))
+        start, span = process.reading(t, "rate"), process.elapsed(t, s, "rate")
         rows, passed = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.float64)
         events = torch.zeros(2, len(x), dtype=torch.long)
         while True:
@@ -140,9 +138,9 @@ class Uniformization(Exact):
             rows = rows[passed[rows] < span]
             if not len(rows):
                 return Step(x, accepted=events[0], rejected=events[1])
-            times = [process.time_of(start + u, self.clock) for u in passed[rows].tolist()]
+            times = [process.time_of(start + u, "rate") for u in passed[rows].tolist()]
             there, before = process(torch.tensor(times, dtype=torch.float64)), x[rows]
-            rates = process.rates(evaluated(problem.select(rows), before, there), before, there, self.clock)
+            rates = process.rates(evaluated(problem.select(rows), before, there), before, there, "rate")
             total = rates.flatten(1).sum(1)
             if bool((total > bound * (1 + 1e-9)).any()):
                 log.warning("%s: a rate of %.4g exceeds its bound %.4g and is cut", self, float(total.max()), bound)
@@ -171,8 +169,8 @@ def _parts(process: Process, t: ProcessNode, s: ProcessNode) -> Iterator[tuple[P
         yield t, s
 
 
-def _bound(process: Process, s: ProcessNode, clock: Clock) -> float:
-    """The largest rate out of a token at s, over all its values and all laws of its clean value."""
+def _bound(process: Process, s: ProcessNode) -> float:
+    """The largest rate out of a token at s, per unit of the clock, over all its values and laws of its clean value."""
     values = torch.arange(process.values)
     seen = process.transition(process.clean, s, values).rows(values[: process.states])  # P_s[c, y]
     largest = 0.0
@@ -182,5 +180,5 @@ def _bound(process: Process, s: ProcessNode, clock: Clock) -> float:
         possible = seen[:, x] > 0
         if bool(possible.any()):
             out = (seen[possible] / seen[possible, x, None]) @ column
-            largest = max(largest, float(out.max() * process.speed(s, clock)))
+            largest = max(largest, float(out.max()))
     return largest
