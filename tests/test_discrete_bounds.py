@@ -65,6 +65,7 @@ def test_score_entropy_and_the_divergence_at_the_end_are_the_log_probability_of_
     ("spec", "error"),
     [
         ("mask_replace(3, schedule=linear, substitution=constant)", 1e-11),
+        ("mask_replace(3, schedule=linear, substitution=mutual_information(3))", 1e-7),  # the quadrature
         ("mask_by_state([1, 2, 0.5])", 1e-11),
         ("birth_death(3)", 1e-11),
         ("discretised_gaussian(3)", 1e-11),

@@ -33,8 +33,6 @@ from solvers.noise.draws import Draws, Stream
 from solvers.types.process import DiscretePrediction, Process, ProcessNode
 from solvers.types.transition import one_hot
 
-from ..paths.discrete.base import ScheduledProcess
-
 
 def noisy_law(process: Process, x0: Tensor, node: ProcessNode[Any]) -> Tensor:
     """The laws (B, *, S) of the noisy tokens given the clean ones (B, *); of a process with a mask, of tokens that are
@@ -109,8 +107,6 @@ def clock_rate(process: Process, t: Tensor) -> Tensor:
     Raises:
         InputError: the process has steps and no rates.
     """
-    if isinstance(process, ScheduledProcess) and len(process.clean.clocks) == 1:
-        return process.schedule.rate(t.double())
     with torch.enable_grad():
         time = t.detach().double().requires_grad_()
         clock = process(time).clock  # type: ignore[arg-type]  # times of a batch have the nodes of a batch
