@@ -8,7 +8,7 @@ from pathlib import Path
 
 import solvers
 from solvers import InputError
-from solvers.conformance import checks
+from solvers.conformance import Check, checks
 from solvers.files import write_atomically
 from solvers.program import json_format
 from solvers.program.from_file import File
@@ -109,7 +109,7 @@ def check_posterior(arguments: argparse.Namespace, overrides: list[str], command
     return _report(check.verdicts(method))
 
 
-def _report(verdicts: Iterable[checks.Check]) -> int:
+def _report(verdicts: Iterable[Check]) -> int:
     """Prints verdicts as they come, then how many passed; returns 1 if one fails, else 0."""
     passed, skipped = [], 0
     for verdict in verdicts:

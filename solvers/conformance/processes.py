@@ -36,7 +36,7 @@ class SmallProcess(Process):
     size: int = 2
     masks: bool = False
     mixture: bool = False  # type: ignore[misc]  # a class variable of other processes
-    ordinal: bool = False  # type: ignore[misc]
+    ordinal: bool = False
     t_min: float = 0.1
     t_max: float = 2.0
 
@@ -82,10 +82,10 @@ class SmallProcess(Process):
             return -reading
         return -math.log(-math.expm1(-reading))
 
-    def speed(self, node: ProcessNode[Any], clock: Clock = "natural") -> Any:
+    def speed(self, node: ProcessNode, clock: Clock = "natural") -> float:
         if not self.masks or clock == "rate":
             return 1.0
-        return torch.expm1(torch.as_tensor(node.clock, dtype=torch.float64))
+        return math.expm1(node.clock)
 
     def __str__(self) -> str:
         return self.name

@@ -123,7 +123,7 @@ class DiscreteSolver(Solver):
     def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
         """The laws of the last step, to the data: each token is drawn from the law of its clean value.
 
-        A value after which the token is impossible is not drawn, whatever the model predicts.
+        A value after which the token is impossible is not drawn, for any prediction.
         """
         x = yield Product(problem.path.possible(evaluated(problem, x, t).x0, x, t), x)
         return Step(x, carry)
