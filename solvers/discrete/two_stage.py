@@ -121,6 +121,7 @@ class ThetaRK2(TwoStages):
     order=2,
     native="x0",
     evaluations=2,
+    reference="Ren et al. 2025, arXiv:2502.00234, algorithm 2, with the exact hazard of a mask",
     formula="y: unmasked with probability 1 - exp(-theta L), tokens from x0(x); then with 1 - exp(-(1 - theta) L), "
     "tokens ~ max(0, a1 x0(y) - a2 x0(x)), L = log((1 - alpha_t) / (1 - alpha_s))",
     note="for processes with a mask. Order 2 where nothing is clamped at 0; Sample.error as of theta_trapezoidal",
