@@ -34,7 +34,7 @@ def spread_over_labels(net, x, labels):
 
 
 def test_specs_round_trip():
-    assert networks.names() == ["dit", "mlp", "unet"]
+    assert networks.names() == ["dit", "mlp", "transformer", "unet"]
     for spec in ("mlp", "mlp(width=64, depth=2)", "unet", "unet(channels=[16, 32, 32], attention=[2], groups=4)"):
         recipe = networks.make(spec)
         assert str(recipe) == spec

@@ -7,7 +7,7 @@ from .loading import load
 from .prefetch import prefetch
 from .rows import Batch, Rows, StoredRows, TensorRows
 from .sources import source_of
-from .storage import ImageOptions
+from .storage import ImageOptions, TokenOptions
 
 __all__ = [
     "Batch",
@@ -18,6 +18,7 @@ __all__ = [
     "Rows",
     "StoredRows",
     "TensorRows",
+    "TokenOptions",
     "channels_place",
     "load",
     "prefetch",

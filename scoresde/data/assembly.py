@@ -48,28 +48,21 @@ def assembled(
     if not 0 < test_fraction < 1:
         raise InputError(f"test_fraction must lie between 0 and 1, got {test_fraction!r}")
     for part in raw.parts:
-        _check(part, source)
+        check_part(part, source)
     if raw.test is not None and raw.test.x.shape[1:] != raw.train.x.shape[1:]:
         raise InputError(f"{source}: samples are {raw.train.x.shape[1:]} in train but {raw.test.x.shape[1:]} in test")
     if raw.levels is not None and bin_width is not None:
         raise InputError(f"{source} are levels {2 / raw.levels:g} apart in [-1, 1]; leave out bin_width")
-    orders = _orders(raw, seed, test_fraction, source)
-    found = _surveys(raw, orders, source)
+    orders = orders_of(raw, seed, test_fraction, source)
+    found = surveys_of(raw, orders, source)
     levels, notes = _levels(raw, found, bin_width, card, source)
     move = channels_place(raw.train.x.shape[1:], levels is not None)
     shape = raw.train.x.shape[1:]
     if move is not None:
         notes.append(move.note)
         shape = move.of(np.zeros((1, *shape), np.uint8)).shape[1:]
-    known = {condition.name: condition for condition in (card.conditions if card else ())}
-    damaged = [text for part in found for text in part.damaged.values()]
-    if damaged:
-        notes.append(f"{len(damaged)} samples left out: {damaged[0].partition(';')[0]}{', ...' * (len(damaged) > 1)}")
-    conditions = [
-        described(column, raw, shape, classes, known.get(named(column)), source) for column in raw.train.columns
-    ]
-    if classes is not None and all(each.condition.kind != "class" for each in conditions):
-        raise InputError(f"{source}: classes={classes}, but no class is read; labels names its column")
+    notes += left_out(found)
+    conditions = conditions_of(raw, shape, classes, card, source)
     convert = partial(_converted, levels=levels, move=None if move is None else move.of)
     splits = _splits(raw, found, orders, convert, conditions, shape)
     mean, deviation, ends, low, high = _scales(found[0], levels)
@@ -83,7 +76,29 @@ def assembled(
     return Dataset(name, *splits, new, ends, (*raw.notes, *notes, *(each.note for each in conditions)))
 
 
-def _check(part: Part, source: str) -> None:
+def left_out(found: Sequence[Survey]) -> list[str]:
+    """A note on samples that were left out, if there are any."""
+    damaged = [text for part in found for text in part.damaged.values()]
+    more = ", ..." * (len(damaged) > 1)
+    return [f"{len(damaged)} samples left out: {damaged[0].partition(';')[0]}{more}"] if damaged else []
+
+
+def conditions_of(
+    raw: Raw, shape: tuple[int, ...], classes: int | None, card: DataCard | None, source: str
+) -> list[Described]:
+    """The conditions that the columns of a source become; see ``described``.
+
+    Raises:
+        InputError: a number of classes is given, and no class is read.
+    """
+    known = {condition.name: condition for condition in (card.conditions if card else ())}
+    found = [described(column, raw, shape, classes, known.get(named(column)), source) for column in raw.train.columns]
+    if classes is not None and all(each.condition.kind != "class" for each in found):
+        raise InputError(f"{source}: classes={classes}, but no class is read; labels names its column")
+    return found
+
+
+def check_part(part: Part, source: str) -> None:
     if part.x.dtype.kind not in "buif":
         raise InputError(f"{source}: expected real numbers, got an array of {part.x.dtype}")
     if len(part.x.shape) < 2:
@@ -93,7 +108,7 @@ def _check(part: Part, source: str) -> None:
         raise InputError(f"{source}: empty, its shape is {part.x.shape}")
 
 
-def _orders(raw: Raw, seed: int, test_fraction: float, source: str) -> list[Tensor]:
+def orders_of(raw: Raw, seed: int, test_fraction: float, source: str) -> list[Tensor]:
     """For train and test, the places of their samples in the source."""
     if raw.test is not None:
         return [torch.arange(len(part.x)) for part in raw.parts]
@@ -104,9 +119,14 @@ def _orders(raw: Raw, seed: int, test_fraction: float, source: str) -> list[Tens
     return [order[held:], order[:held]]
 
 
-def _surveys(raw: Raw, orders: list[Tensor], source: str) -> list[Survey]:
-    """The first pass over each part of a source; the orders lose the samples that were left out."""
-    keep = sum(math.prod(part.x.shape) for part in raw.parts) * 4 <= IN_MEMORY
+def surveys_of(raw: Raw, orders: list[Tensor], source: str, keep: bool | None = None) -> list[Survey]:
+    """The first pass over each part of a source; the orders lose the samples that were left out.
+
+    Args:
+        keep: return the samples; by default if they are small.
+    """
+    if keep is None:
+        keep = sum(math.prod(part.x.shape) for part in raw.parts) * 4 <= IN_MEMORY
     found = []
     for place, part in enumerate(raw.parts):
         training = np.zeros(len(part.x), bool)
@@ -197,13 +217,13 @@ def _fingerprints(
             parts = [fingerprint(rows.x)]
         else:
             parts = [scaling, made, digest, fingerprint(order)]
-        parts += [f"{each.condition.name} {_content(each, place, order)}" for each in conditions]
+        parts += [f"{each.condition.name} {contents(each, place, order)}" for each in conditions]
         text = " ".join(parts)
         prints.append(text if len(parts) == 1 else hashlib.sha256(text.encode()).hexdigest()[:16])
     return prints[0], prints[1]
 
 
-def _content(condition: Described, place: int, order: Tensor) -> str:
+def contents(condition: Described, place: int, order: Tensor) -> str:
     """The hash of a split's rows of a condition."""
     column = condition.columns[min(place, len(condition.columns) - 1)]
     found = hashlib.sha256()

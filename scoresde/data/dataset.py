@@ -28,6 +28,8 @@ class DataCard:
         samples: how many samples the splits train and test have.
         fingerprints: those of the splits train and test, conditions included.
         conditions: what belongs to each sample.
+        states: the number of values of a token, 0 to states - 1; None of data that are numbers.
+        symbols: of a text, what the tokens stand for; else empty.
     """
 
     shape: tuple[int, ...]
@@ -40,16 +42,29 @@ class DataCard:
     samples: tuple[int, int]
     fingerprints: tuple[str, str]
     conditions: tuple[Condition, ...] = ()
+    states: int | None = None
+    symbols: str = ""
+
+    @property
+    def unit(self) -> str:
+        """What one number of a sample is called: a character of a text, else a dimension."""
+        return "character" if self.symbols else "dimension"
+
+    def texts(self, x: Tensor) -> list[str]:
+        """The texts of tokens (B, L)."""
+        return ["".join(self.symbols[token] for token in row) for row in x.flatten(1).tolist()]
 
     def differences(self, other: DataCard) -> list[str]:
         """What other data have that these do not have, in words; empty if they are the same data."""
-        if (self.fingerprints, self.bin_width, self.conditions) == (
-            other.fingerprints,
-            other.bin_width,
-            other.conditions,
-        ):
+        names = ("fingerprints", "bin_width", "conditions", "states", "symbols")
+        if all(getattr(self, name) == getattr(other, name) for name in names):
             return []
         found = []
+        if other.states != self.states:
+            counts = ["numbers" if card.states is None else f"tokens of {card.states} values" for card in (other, self)]
+            found.append(" instead of ".join(counts))
+        elif other.symbols != self.symbols:
+            found.append("other symbols")
         if other.shape != self.shape:
             found.append(f"samples of shape {other.shape} instead of {self.shape}")
         if other.samples != self.samples:
@@ -64,9 +79,8 @@ class DataCard:
         if scales[0] != scales[1]:
             found.append(" instead of ".join(scales))
         if not found:
-            names = ("training", "test")
             for name, count, mine, yours in zip(
-                names, self.samples, self.fingerprints, other.fingerprints, strict=True
+                ("training", "test"), self.samples, self.fingerprints, other.fingerprints, strict=True
             ):
                 found += [f"other numbers in the {count} {name} samples"] if mine != yours else []
         return found
@@ -78,7 +92,7 @@ class Dataset:
 
     Attributes:
         name: the name that was passed to ``load``.
-        train, test: N and M samples, float32, with their conditions.
+        train, test: N and M samples, float32, or int64 of tokens, with their conditions.
         card: its properties.
         ends: the least and the largest number of the training split, in data units.
         notes: what was changed in reading, in words.
@@ -93,8 +107,11 @@ class Dataset:
 
     def __str__(self) -> str:
         card = self.card
+        head = f"{self.name}: {len(self.train)} + {len(self.test)} samples {card.shape} to train and test"
+        if card.states is not None:
+            return "; ".join([head, f"tokens of {card.states} values", *self.notes])
         facts = [
-            f"{self.name}: {len(self.train)} + {len(self.test)} samples {card.shape} to train and test",
+            head,
             f"numbers from {self.ends[0]:.4g} to {self.ends[1]:.4g}, mean {card.mean:.4g}, "
             f"standard deviation {card.deviation:.4g}",
         ]

@@ -19,7 +19,8 @@ from .columns import is_file, picked, requested, with_files
 from .dataset import DataCard, Dataset
 from .foreign import of_huggingface, of_torch
 from .sources import SOURCES, source_of
-from .storage import Array, ImageOptions, Numbers, Part, Raw, Request
+from .storage import Array, ImageOptions, Numbers, Part, Raw, Request, TokenOptions
+from .tokens import requested_tokens, tokenised
 
 
 def load(
@@ -32,15 +33,16 @@ def load(
     labels: str = "auto",
     classes: int | None = None,
     images: ImageOptions | None = None,
+    tokens: TokenOptions | None = None,
 ) -> Dataset:
     """Reads a data set: by its name, from a path, or from an object.
 
     Args:
-        data: one of the names ``sources.SOURCES``: "digits", "idx", "cifar", "images", "file", "huggingface"; "auto"
-            for what is at the path. Or a ``Path``, as "auto" with that path; a tensor or an array (N, *); a mapping
-            with such an ``x`` and columns; a torch Dataset with a length, whose items are samples, pairs of a sample
-            and a label, or mappings; a data set of Hugging Face's library. The items of the last two are read when
-            they are asked for if they are many.
+        data: one of the names ``sources.SOURCES``: "digits", "idx", "cifar", "images", "file", "huggingface", or of
+            tokens "text", "bytes", "heartbeat"; "auto" for what is at the path. Or a ``Path``, as "auto" with that
+            path; a tensor or an array (N, *); a mapping with such an ``x`` and columns; a torch Dataset with a length,
+            whose items are samples, pairs of a sample and a label, or mappings; a data set of Hugging Face's library.
+            The items of the last two are read when they are asked for if they are many.
         path: the file or folder of a name.
         seed: the seed of the shuffled split. A source with its own split keeps that split and its order.
         test_fraction: the share of the rows that go to the test split, rounded; each split gets at least one row.
@@ -50,6 +52,7 @@ def load(
             per sample; "off" for none; "auto" for the classes of a folder that contains only sub-folders.
         classes: how many classes there are; None for as many as occur.
         images: how files of images become arrays of one shape.
+        tokens: how samples become tokens, the states of a discrete process; None for numbers.
 
     Raises:
         InputError: the name is unknown; the file is missing, unreadable or damaged; the object is none of these; the
@@ -62,13 +65,18 @@ def load(
     if isinstance(data, str):
         name = source_of(path) if data == "auto" else data
         source = f"{name} data {path!r}" if path else f"{name} data"
-        raw = _of_name(name, Request(path, columns, labels.strip() == "auto", images or ImageOptions()))
+        asked = None if tokens is None else requested_tokens(name, tokens, card, test_fraction)
+        raw = _of_name(name, Request(path, columns, labels.strip() == "auto", images or ImageOptions(), asked))
     else:
         if path or images:
             raise InputError("a path and options of images belong to the name of a data set, not to an object")
         name, source = type(data).__name__, f"data ({type(data).__name__})"
         raw = _of_object(data, [column for column in columns if not is_file(column)])
     raw = with_files(raw, columns, source)
+    if tokens is not None:
+        if bin_width is not None:
+            raise InputError(f"tokens have no bins: leave out bin_width={bin_width:g}")
+        return tokenised(name, raw, source, tokens, seed, test_fraction, card, classes)
     return assembled(name, raw, source, seed, test_fraction, bin_width, card, classes)
 
 

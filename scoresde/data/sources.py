@@ -19,6 +19,7 @@ from .file_arrays import FileArray, whole
 from .foreign import HUB, huggingface, saved_by_huggingface
 from .images import ENDINGS, folder, holds_images
 from .storage import Numbers, Part, Raw, Request
+from .tokens import bytes_of, heartbeat, text
 
 _SPLITS = (("train", "test"), ("x_train", "x_test"))  # names of the arrays of two splits
 _COMPARED = 1000  # names of a folder that are compared with a mistyped one
@@ -206,6 +207,9 @@ SOURCES: dict[str, Callable[[Request], Raw]] = {
     "images": images,
     "file": arrays,
     "huggingface": huggingface,
+    "text": text,
+    "bytes": bytes_of,
+    "heartbeat": heartbeat,
 }
 
 

@@ -73,6 +73,7 @@ class Raw:
         notes: what was changed in reading, in words.
         skip: leave out samples that cannot be read.
         workers: how many threads read samples.
+        symbols: of a text, what its tokens 0, 1, ... stand for.
     """
 
     train: Part
@@ -81,6 +82,7 @@ class Raw:
     notes: tuple[str, ...] = ()
     skip: bool = False
     workers: int = 0
+    symbols: str = ""
 
     @property
     def parts(self) -> list[Part]:
@@ -97,12 +99,14 @@ class Request:
         columns: the names of the columns that become conditions.
         auto: read the classes of a source that has them for certain; only folders of images do.
         images: how files of images become arrays of one shape.
+        tokens: how samples become tokens; None if they are numbers.
     """
 
     path: str = ""
     columns: Sequence[str] = ()
     auto: bool = True
     images: ImageOptions = field(default_factory=lambda: ImageOptions())
+    tokens: TokenOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -122,3 +126,24 @@ class ImageOptions:
     crop: str = "center"
     channels: int | None = None
     skip_corrupt: bool = False
+
+
+@dataclass(frozen=True)
+class TokenOptions:
+    """How samples become tokens 0, ..., S - 1, the states of a discrete process.
+
+    Attributes:
+        length: tokens of a sample of a text, by default 64, or of the heartbeat, 20.
+        period: of the heartbeat: every so manieth token is 1.
+        levels: into how many levels of the same width those of the source are joined; None to keep them.
+        states: S of whole numbers; None for one more than the largest that occurs.
+        symbols: the vocabulary by which a text is read; empty to find it in the text.
+        test_fraction: the share of a text, at its end, that is held out.
+    """
+
+    length: int | None = None
+    period: int = 5
+    levels: int | None = None
+    states: int | None = None
+    symbols: str = ""
+    test_fraction: float = 1 / 6

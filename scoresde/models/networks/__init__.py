@@ -4,6 +4,18 @@ from .base import Network, networks
 from .conditioning import SelfConditioned
 from .dit import DiT
 from .mlp import MLP, FourierFeatures
+from .one_hot import OneHot
+from .transformer import Transformer
 from .unet import UNet
 
-__all__ = ["MLP", "DiT", "FourierFeatures", "Network", "SelfConditioned", "UNet", "networks"]
+__all__ = [
+    "MLP",
+    "DiT",
+    "FourierFeatures",
+    "Network",
+    "OneHot",
+    "SelfConditioned",
+    "Transformer",
+    "UNet",
+    "networks",
+]
