@@ -65,7 +65,7 @@ def main() -> None:
             rows.append({"solver": result.solver, "grid": result.grid, "nfe": result.nfe, "error": error})
             lines.append((f"{result.solver}, {result.nfe} NFE: {error:.3f}", result.x))
     lines.append(("exact solution", exact))
-    weights = torch.cat([p.detach().flatten() for p in denoiser.network.parameters()])  # type: ignore[attr-defined]
+    weights = torch.cat([p.detach().flatten() for p in denoiser.network.parameters()])
     header = {
         **environment(),
         "command": "python benchmarks/samples_picture.py",

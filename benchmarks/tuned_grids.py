@@ -85,7 +85,7 @@ def prepare(workdir: Path) -> dict[str, Any]:
     cfg = config.read_config("configs/digits_vp.py", [f"--config.training.steps={TRAINING_STEPS}"])
     fit(Job(cfg), workdir)
     run = load_run(workdir)
-    weights = torch.cat([p.detach().flatten() for p in run.denoiser.network.parameters()])  # type: ignore[attr-defined]
+    weights = torch.cat([p.detach().flatten() for p in run.denoiser.network.parameters()])
     exact = scoresde.targets.Empirical(digits).denoiser(scoresde.VP())
     errors = {}
     for name, denoiser in (("exact", exact), ("trained", _Flat(run.denoiser))):

@@ -10,10 +10,16 @@ def get_config() -> ConfigDict:
     config.seed = 0  # seed of the weights, the data order, the noise and the data split
     config.device = "cpu"  # "cpu", "cuda", "cuda:1", "mps"
     config.sde = "vp"  # the path: vp(beta_min=0.1, beta_max=20), subvp, ve, edm, cosine, rectified_flow
+    # instead of a path, for data of whole numbers: absorbing, uniform, binomial, absorbing(schedule=cosine), ...; the
+    # data decide its number of states
+    config.process = placeholder(str)
 
     config.model = ConfigDict()
-    config.model.network = "mlp"  # mlp(width=256, depth=3), or unet(channels=[32, 64]) with the extra "images"
-    config.model.predicts = "edm"  # the network's output: x0, eps, v, score, velocity, edm (preconditioned)
+    config.model.network = "mlp"  # mlp(width=256, depth=3); unet(channels=[32, 64]), dit; of tokens transformer
+    # the network's output: x0, eps, v, score, velocity, edm (preconditioned); with a process x0_logits, x0_loo_logits
+    # or log_score
+    config.model.predicts = "edm"
+    config.model.time = True  # with a process: whether the network receives the time
     # the number that the network gets for the time: t, 999t, 1000t, index, sigma, ... (scoresde.models.time_labels)
     config.model.time_label = "c_noise"
     config.model.num_train_timesteps = placeholder(int)  # N of labels that count steps; default: the chain's, else 1000
@@ -30,7 +36,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     # digits (scikit-learn), images (a folder), idx (MNIST's files), cifar, file (.npy, .npz, .safetensors),
-    # huggingface; auto for what is at the path
+    # huggingface; of tokens also text, bytes, heartbeat; auto for what is at the path
     config.data.name = "digits"
     config.data.path = ""  # the folder or file
     config.data.size = placeholder(str)  # of images: 64 or 64x48, height x width; default: theirs
@@ -40,6 +46,12 @@ def get_config() -> ConfigDict:
     config.data.skip_corrupt = False  # leave out images that cannot be read
     config.data.labels = "auto"  # the conditions: names of columns or .npy files; off for none
     config.data.classes = placeholder(int)  # how many classes there are; default: as many as occur
+    config.data.length = placeholder(int)  # of tokens: of a sample of a text (64) or of the heartbeat (20)
+    config.data.period = 5  # of the heartbeat: every so manieth bit is 1
+    config.data.levels = placeholder(
+        int
+    )  # of tokens: join the levels of the source into so many, 2 for black and white
+    config.data.states = placeholder(int)  # of tokens: how many values they have; default: those that occur
     config.data.bin_width = placeholder(float)  # distance between levels, for numbers that stay as they are
     config.data.augmentation = "none"  # of images: flip, or edm(probability=0.12) with its label
     config.data.dequantise = True  # train on data spread over their bins, where a bin width is known
@@ -58,7 +70,8 @@ def get_config() -> ConfigDict:
     # averages of the weights, of which all other commands use the first: ema(decay=0.999), half_life(samples=500000),
     # power(std=0.1); several with commas between
     config.training.averages = "ema(decay=0.999)"
-    # the loss: dsm, sliced, hybrid (learned variance), chain_bound, continuous_bound
+    # the loss: dsm, sliced, hybrid (learned variance), chain_bound, continuous_bound; with a process masked,
+    # score_entropy, discrete_bound, flow_kl, cross_entropy, reweighted, sundae
     config.training.loss = "dsm(weighting=edm, times=lognormal(mean=-1.0, std=1.2))"
     config.training.weighting = placeholder(
         str
@@ -100,9 +113,10 @@ def get_config() -> ConfigDict:
     config.likelihood.tolerance = placeholder(float)  # instead of steps: a total error, in bits/dim or nats
     config.likelihood.error = True  # measure the solver's error with two coarser solves
     config.likelihood.dequantiser = "uniform"  # for discrete data; or truncated_normal, variational(path=FILE)
-    config.likelihood.draws = 1  # draws of the dequantiser, importance-weighted: one solve each, for a tighter bound
+    # draws of the dequantiser, importance-weighted: one solve each, for a tighter bound; with a process, trajectories
+    config.likelihood.draws = 1
     config.likelihood.bound = placeholder(str)  # also compute a bound: ddpm(variance=beta), of a chain; or continuous
-    config.likelihood.bound_indices = placeholder(int)  # evaluations of the bound; default: all, or 128 if continuous
+    config.likelihood.bound_indices = placeholder(int)  # evaluations of the bound; default: all; continuous: 128
     config.likelihood.divergence = placeholder(str)  # hutchinson(probes=4), or exact in at most 4 dimensions (default)
     config.likelihood.batch_size = 256  # samples computed together, one shard; does not change their values
     return config.lock()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from scoresde.data import Condition, DataCard, TokenOptions, load
+from scoresde.data import Condition, TokenOptions, load
 from scoresde.models.networks import networks
 from solvers import InputError
 
@@ -41,7 +41,7 @@ def test_windows_of_a_text_are_the_text_and_its_end_is_held_out(rhyme):
     assert "".join(data.card.texts(test)) == RHYME[cut:][: len(test) * 32]
     assert len(test) == (len(RHYME) - cut) // 32
     assert data.card.symbols == "".join(sorted(set(RHYME)))
-    assert (data.card.states, data.card.shape, data.card.unit) == (len(set(RHYME)), (32,), "character")
+    assert (data.card.states, data.card.shape) == (len(set(RHYME)), (32,))
     # a window is a view: the windows that train need no memory of their own
     assert data.train.x.numbers.strides == (1, 1)
 
@@ -318,8 +318,3 @@ def test_a_network_learns_what_its_place_is():
         loss.backward()
         optimiser.step()
     assert loss.item() < 0.05  # ln 2 = 0.69 without places
-
-
-def test_a_card_without_symbols_has_dimensions():
-    card = DataCard((2,), 0.0, 1.0, None, 0.5, 0.5, None, (1, 1), ("a", "b"), states=2)
-    assert card.unit == "dimension"

@@ -37,7 +37,7 @@ def run(line):
     """Runs a command of the page; returns its exit status."""
     words = shlex.split(line, comments=True)
     few = [change for change in FEW if change.partition("=")[0] not in [word.partition("=")[0] for word in words]]
-    resumed = "train" in words and not any(word.startswith("--data") for word in words)
+    resumed = "train" in words and not any(word.startswith(("--data", "--config=")) for word in words)
     name = next((word.partition("=")[2] for word in words if word.startswith("--data=")), "")
     network = SMALL.get(name, "mlp(width=16, depth=1)")
     words += [*few, f"--config.model.network={network}"] if "train" in words and not resumed else []
@@ -61,13 +61,14 @@ def test_the_page_runs_as_printed(tmp_path, monkeypatch):
             statuses.append(run(line))
             assert statuses[-1] == (75 if "exit status 75" in line else 0), line
     assert statuses.count(75) == 1
-    assert len(statuses) == 11
+    assert len(statuses) == 14
     # the files that the page lists
     for name in ("training.html", "config.json", "config.py", "train.jsonl", "evaluations.jsonl", "grids"):
         assert (tmp_path / "runs" / "photos" / name).exists()
     assert np.load("samples/photos/samples.npz")["x"].shape == (8, 3, 16, 16)
     assert '"label": [' in (tmp_path / "samples" / "both" / "samples.json").read_text()
     assert (tmp_path / "likelihood" / "points" / "classes.json").exists()
+    assert (tmp_path / "samples" / "rhyme" / "samples.txt").read_text().startswith("=== seed 0 ===\n")
     assert names["log_p"].shape == (3,)
     assert names["samples"].x.shape == (16, 2)
     assert names["likelihood"].nats.isfinite().all()

@@ -44,6 +44,7 @@ from ..sampling.width import WrongWidth
 from .metrics import METRICS, Estimate, Features, check_names, compare
 
 _RESAMPLES = 400  # for the interval of an error; each costs a mean of N numbers
+_METRICS = {"gaussian": tuple(METRICS), "discrete": ()}  # by default: tokens have no distances
 _NESTED = ("metrics", "error", "samples")  # fields of a row that are not columns
 
 
@@ -164,7 +165,7 @@ def benchmark(
     grid: str | None = None,
     truth: Truth | None = None,
     truth_steps: int = 128,
-    metrics: Sequence[str] = ("sliced_wasserstein", "frechet", "mmd"),
+    metrics: Sequence[str] | None = None,
     features: Features | None = None,
     rounding: Callable[[Tensor], Tensor] | None = None,
     condition: Mapping[str, Tensor] | None = None,
@@ -178,11 +179,11 @@ def benchmark(
 
     Args:
         reference: real samples (M, *); keep M fixed among tables that you compare.
-        solvers, grid: names or specs; the default grid is the one that a label names, else ``karras``.
+        solvers, grid: names or specs; the default grid: a label's, else ``karras``, or ``uniform`` of tokens.
         nfe: budgets of model evaluations; each row takes the most steps that its budget allows.
         seeds, shape, condition, batch_size, dtype, device: as for ``sample``; every row has the same seeds.
         truth, truth_steps: the exact solution; by default ``ode_solution`` in so many steps, 0 for none.
-        metrics, features: as for ``metrics.compare``.
+        metrics, features: as for ``metrics.compare``; by default all, and none of tokens, which have no distances.
         rounding: a function applied to the samples before the metrics, such as rounding to 8 bits.
         keep, progress: samples in a row; whether to show a bar over the rows.
 
@@ -190,14 +191,14 @@ def benchmark(
         InputError: an unknown name, fewer than four seeds or reference samples, a budget below 1; see also ``sample``.
     """
     seeds, shape, reference = seeds_of(seeds), shape_of(shape), tensor_of("the reference", reference)
-    check_names(metrics)
+    space = as_model(denoiser, None).space
+    check_names(metrics := _METRICS[space] if metrics is None else metrics)
     _check(reference, solvers, nfe, seeds, shape)
-    jobs = _jobs(solvers, grid, nfe, as_model(denoiser, None).space)
+    jobs = _jobs(solvers, grid, nfe, space)
     common: dict[str, Any] = {"condition": condition, "batch_size": batch_size, "device": device}
     if truth is None and truth_steps and not all(job.method.stochastic for job in jobs):
         truth = ode_solution(denoiser, shape, seeds, truth_steps, **common)
-    if truth is not None and len(truth.x) != len(seeds):
-        raise InputError(f"the exact solution has {len(truth.x)} samples for {len(seeds)} seeds")
+    _check_truth(truth, len(seeds))
     rows, plans = [], dict[tuple[Solver, tuple[Node, ...]], int | None]()
     for job in (bar := progress_bar(jobs, desc="benchmark", disable=not progress)):
         bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'adaptive'}")
@@ -210,7 +211,7 @@ def benchmark(
             rows.append(replace(job.row(len(seeds)), skipped=str(reason)))
             continue
         x = rounding(result.x.cpu()) if rounding else result.x.cpu()
-        scores = compare(x, reference, metrics, features)
+        scores = compare(x, reference, metrics, features) if metrics else {}
         rows.append(_filled(job.row(len(seeds)), plan, result, keep, scores, truth))
     return rows
 
@@ -232,7 +233,7 @@ def _plan(denoiser: ModelLike, job: _Job) -> Plan:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WrongWidth)
         plan = Plan.make(denoiser, PlanRequest(job.method, job.rule, nfe=job.nfe))
-        plan.warn_of_width(as_model(denoiser).output)  # once for equal plans, so the solve does not warn
+        plan.warn_of_width(as_model(denoiser, None).output)  # once for equal plans, so the solve does not warn
     return plan
 
 
@@ -279,6 +280,16 @@ def _check(
         raise InputError("a benchmark needs at least one solver and one number of evaluations")
     for budget in nfe:
         positive_integer("nfe", budget)
+
+
+def _check_truth(truth: Truth | None, count: int) -> None:
+    """Rejects an exact solution from other starts.
+
+    Raises:
+        InputError: it has another number of samples.
+    """
+    if truth is not None and len(truth.x) != count:
+        raise InputError(f"the exact solution has {len(truth.x)} samples for {count} seeds")
 
 
 def _exact(truth: Truth, plan: Plan) -> Tensor | None:

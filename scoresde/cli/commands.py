@@ -23,7 +23,7 @@ from ..runs import build, conditions, config
 from ..runs.class_posterior import class_posterior
 from ..runs.run import Run, load_run
 from ..runs.score import Unfinished, evaluate, summary, write_results
-from ..sampling.pictures import is_image
+from ..sampling.pictures import is_image, listing
 from ..sampling.sample import PICTURES
 from ..sampling.sample import sample as draw
 from .current_folder import import_drawing
@@ -36,11 +36,12 @@ REFERENCES = 10_000  # samples with which a benchmark compares, of a data set th
 
 
 def sample(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Draws samples into samples.npz, samples.json and grid.png."""
+    """Draws samples into samples.npz, samples.json and grid.png; of a text also samples.txt."""
     _refuse_unused(overrides)
     run = load_run(arguments.workdir, overrides, ("sampling", "device"))
     say_average(run)
-    out = results_folder(arguments, "samples.npz", "samples.json", "grid.png")
+    names = ("samples.npz", "grid.png", "samples.json", *(["samples.txt"] if run.card.symbols else []))
+    out = results_folder(arguments, *names)
     section = run.config.sampling
     with run.origin.limits():
         denoiser, plan = build.guided_plan(run.denoiser, section, run.config)
@@ -66,11 +67,14 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
         cost += f", labels rounded by at most {result.label_shift:.3g}"
     facts |= {"seeds": arguments.seeds, "seconds": result.seconds, "samples": fingerprint(x)}
     facts |= {"conditions": given.facts} if given.facts else {}
-    with replacing(out, ("samples.npz", "grid.png", "samples.json")) as aside:
+    with replacing(out, names) as aside:
         result.save(aside / "samples.npz")
         if is_image(x):
             by_class = conditions.pictures_by_class(run.card.conditions, given.rows, PICTURES)
             result.save(aside / "grid.png", run.card.low, run.card.high, *(by_class or ()))
+        if run.card.symbols:
+            text = listing(run.card.texts(x), arguments.seeds)
+            (aside / "samples.txt").write_bytes(text.encode("latin-1" if run.config.data.name == "bytes" else "utf-8"))
         record(aside / "samples.json", command, run, **facts)
     grid = f"{result.grid}{_choice(section, run.denoiser.space)}"
     print(f"{len(x)} samples by {result.solver} on the grid {grid}{given.note}, {cost}: {out}")
@@ -231,6 +235,11 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.skipped:
             lines.append(f"{row.solver:28s} {row.nfe_budget or '':>4} skipped: {row.skipped}")
+            continue
+        if not row.metrics:
+            lines.append(
+                f"{row.solver:28s} {row.nfe:4d} {row.steps:5d} {'-':>22s} {'-':>9s} {'-':>10s} {row.seconds:6.2f}"
+            )
             continue
         w, f = row.metrics["sliced_wasserstein"], row.metrics["frechet"]
         error = f"{row.error.value:10.4f}" if row.error else f"{'-':>10s}"

@@ -24,9 +24,9 @@ from ..data.sources import source_of
 from ..likelihood.log_prob import log_prob
 from ..likelihood.result import LogProb
 from ..models.classifier import Classifier
-from ..models.denoiser import Denoiser
+from ..models.discrete.denoiser import DiscreteDenoiser
 from ..posterior.base import posteriors
-from ..runs import build, choices, config, saved, watch
+from ..runs import build, choices, config, discrete, saved, watch
 from ..runs.run import Run
 from ..runs.score import options_of
 from ..runs.training_page import write_page
@@ -124,7 +124,8 @@ def fit(job: Job, workdir: Path, command: str = "", other_data: bool = False, th
         weights = sum(p.numel() for p in network.parameters())
         start = f", resuming {last.name}" if last else ""
         start += f", {processes.count} processes" if processes.count > 1 else ""
-        say(f"{cfg.model.network}, {weights:,} weights; {len(data.train)} samples {card.shape}; {cfg.sde}{start}")
+        counts = f"{weights:,} weights; {len(data.train)} samples {card.shape}"
+        say(f"{cfg.model.network}, {counts}; {cfg.process or cfg.sde}{start}")
         changes = build.changes_of(cfg, card)
         training = prepared(model, network, data.train, loss, options, processes, changes)
         complete = there is not None and training.step == options.steps
@@ -167,7 +168,7 @@ def _watcher(job: Job, data: Dataset, training: Training) -> watch.Watcher:
     cfg, card, most = job.config, data.card, training.options.batch_size
     assert training.workdir is not None
 
-    def drawn(denoiser: Denoiser, count: int, conditions: Mapping[str, Tensor]) -> Tensor:
+    def drawn(denoiser: Any, count: int, conditions: Mapping[str, Tensor]) -> Tensor:
         section = cfg.sampling
         with job.origin.limits():
             plan = build.plan_of(denoiser, section)
@@ -176,8 +177,10 @@ def _watcher(job: Job, data: Dataset, training: Training) -> watch.Watcher:
             batch_size=min(section.batch_size, most), device=training.device, on_failure="keep",
         ).x  # fmt: skip
 
-    def scored(denoiser: Denoiser, batch: Batch) -> LogProb:
+    def scored(denoiser: Any, batch: Batch) -> LogProb:
         options = options_of(Run(cfg, denoiser, card, training.step, job.origin))
+        if isinstance(denoiser, DiscreteDenoiser):
+            return discrete.bound_of(denoiser, batch.x, range(len(batch)), batch.conditions, options, card)
         options |= {"error": False} if "plan" in options else {}  # its coarser solves would not change the value
         return log_prob(
             denoiser, batch.x, seeds=range(len(batch)), batch_size=cfg.likelihood.batch_size,
@@ -195,6 +198,7 @@ def _watcher(job: Job, data: Dataset, training: Training) -> watch.Watcher:
         rows=cfg.training.evaluate_likelihood,
         start=training.step,
         known=card.conditions,
+        texts=card.texts if card.symbols else None,
     )
 
 
@@ -211,13 +215,13 @@ def _read_data(job: Job, workdir: Path, other_data: bool) -> tuple[saved.Saved |
     return there, data
 
 
-def _build(job: Job, card: DataCard, workdir: Path) -> tuple[Denoiser | Classifier, nn.Module, Loss, TrainingOptions]:
-    """What the training needs; also checks what only later commands need."""
+def _build(job: Job, card: DataCard, workdir: Path) -> tuple[Any, nn.Module, Loss, TrainingOptions]:
+    """What the training needs, the model first; also checks what only later commands need."""
     cfg = job.config
     with job.origin.limits():
         model, network = build.build_model(cfg, card)
         loss, options = build.build_loss(cfg, card), build.build_options(cfg, card, workdir)
-        if isinstance(model, Denoiser):
+        if not isinstance(model, Classifier):
             _check_later(Run(cfg, model, card, 0, job.origin))
     return model, network, loss, options
 
@@ -249,4 +253,4 @@ def _check_sampling(run: Run) -> None:
     if run.config.sampling.posterior:
         posteriors.make(run.config.sampling.posterior)
     build.plan_of(run.denoiser, run.config.sampling)
-    check_source(run.config.sampling.noise)
+    check_source(run.config.sampling.noise, run.denoiser.space)

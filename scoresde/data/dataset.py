@@ -45,11 +45,6 @@ class DataCard:
     states: int | None = None
     symbols: str = ""
 
-    @property
-    def unit(self) -> str:
-        """What one number of a sample is called: a character of a text, else a dimension."""
-        return "character" if self.symbols else "dimension"
-
     def texts(self, x: Tensor) -> list[str]:
         """The texts of tokens (B, L)."""
         return ["".join(self.symbols[token] for token in row) for row in x.flatten(1).tolist()]

@@ -28,7 +28,7 @@ from .storage import Array, Part, Raw, Request, TokenOptions
 
 _LENGTH, _BEAT = 64, 20  # tokens of a sample of a text and of the heartbeat, by default
 _SHOWN = 8  # unknown symbols that an error shows
-_MOST_STATES = 2**20  # a larger number is not that of a token
+MOST_STATES = 2**20  # a larger number is not that of a token
 _LARGEST = 2**30  # bytes of a text
 BYTES = bytes(range(256)).decode("latin-1")  # the symbols of bytes: Latin-1 has one for each
 
@@ -218,8 +218,8 @@ def _states(
         _refuse_outside(high, there, source)
         return levels, there
     states = known or given or (card.states if card is not None and card.states else high + 1)
-    if states > _MOST_STATES:
-        raise InputError(f"{source}: {states:,} values of a token, more than {_MOST_STATES:,}")
+    if states > MOST_STATES:
+        raise InputError(f"{source}: {states:,} values of a token, more than {MOST_STATES:,}")
     if states < 2 and given is None:
         raise InputError(f"{source}: all tokens are 0, and a process needs at least two values; set data.states")
     _refuse_outside(high, states, source)

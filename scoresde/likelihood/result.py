@@ -45,6 +45,7 @@ class LogProb:
             not requested, NaN if a coarser solve failed.
         terms: the terms (B, N + 1) of a chain's bound in nats, see ``chain.chain_bound``; otherwise None.
         failures: the samples that failed; their nats and latents are NaN.
+        unit: what a dimension is called, such as "character" of a text.
     """
 
     nats: Tensor
@@ -68,6 +69,12 @@ class LogProb:
     stderr_of: str = ""
     solver_error: Tensor | None = None
     failures: tuple[Failure, ...] = ()
+    unit: str = "dim"
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether the value is a lower bound of the model's."""
+        return self.kind.startswith("lower bound")
 
     @property
     def finite(self) -> LogProb:
@@ -129,9 +136,10 @@ class LogProb:
             return f"{float(values.mean()):z.{digits}f}{error}"
 
         of = "" if self.density == "model" else f" of the {self.density}"
-        lines = [f"log p = {mean(self.nats, 3)} nats (mean of {len(self.nats)}), {self.kind}{of}"]
+        above, below = (">=", "<=") if self.is_bound else ("=", "=")
+        lines = [f"log p {above} {mean(self.nats, 3)} nats (mean of {len(self.nats)}), {self.kind}{of}"]
         if self.bin_width is not None:
-            lines.append(f"bits/dim = {mean(self.bits_per_dim, 4)}")
+            lines.append(f"bits/{self.unit} {below} {mean(self.bits_per_dim, 4)}")
         lines += [f"  {name:15s} {float(part.mean()):z12.3f} nats" for name, part in self.budget.items()]
         if self.stderr_of:
             error = typical_error(self.stderr)

@@ -28,6 +28,7 @@ from ..io import inputs
 from ..models.classifier import Classifier, Pooled
 from ..models.condition_noise import noise_of
 from ..models.denoiser import Denoiser
+from ..models.discrete.denoiser import DiscreteDenoiser
 from ..models.learned_path import with_schedule
 from ..models.model import as_model
 from ..models.networks import Network, networks
@@ -43,6 +44,7 @@ from ..training.objective import Conditioning
 from ..training.options import TrainingOptions
 from ..training.weightings import weightings
 from ..training.weights import state_of
+from . import discrete
 
 
 def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
@@ -56,6 +58,7 @@ def load_data(config: ConfigDict, card: DataCard | None = None) -> Dataset:
         given.name, given.path, config.seed, bin_width=given.bin_width, card=card,
         labels=given.labels, classes=given.classes,
         images=ImageOptions(size_of(given.size), given.resize, given.crop, given.channels, given.skip_corrupt),
+        tokens=discrete.token_options(config),
     )  # fmt: skip
     if card is not None and data.card.shape != card.shape:
         raise InputError(f"the data are of shape {data.card.shape}, the model was trained on {card.shape}")
@@ -74,19 +77,26 @@ def device_of(config: ConfigDict) -> torch.device:
     return inputs.device_of(config.device)
 
 
-def build_model(config: ConfigDict, card: DataCard) -> tuple[Denoiser | Classifier, nn.Module]:
+def build_model(config: ConfigDict, card: DataCard) -> tuple[Denoiser | DiscreteDenoiser | Classifier, nn.Module]:
     """The denoiser of a config, or its classifier, and the network inside it, with weights drawn from the seed.
+
+    It is a ``DiscreteDenoiser`` if the config names a process.
 
     If the config has no ``sigma_data``, it is the standard deviation of the data, rounded to two digits.
 
     Raises:
         InputError: see ``Denoiser``; also for data that are constant, and for settings that a classifier does not have.
     """
-    if config.model.sigma_data is None and not card.deviation:
+    if config.process is None and config.model.sigma_data is None and not card.deviation:
         raise InputError(f"all numbers of the training data are equal, {card.mean:g} after scaling: nothing to learn")
     if not 0 <= config.seed < 2**63:
         raise InputError(f"seed must be at least 0 and below 2^63, got {config.seed}")
     model, shape, device = config.model, card.shape, device_of(config)
+    if config.process is not None:
+        process = discrete.process_of(config, card)
+        with global_seed(config.seed, device):
+            network = discrete.network_of(config, card, process).to(device)
+        return discrete.denoiser_of(config, card, process, network), network
     with global_seed(config.seed, device):
         network, sde = _bare_network(config, card), make_sde(config.sde)
     network = with_schedule(network, sde).to(device)
@@ -173,7 +183,7 @@ def refuse_other_shapes(config: ConfigDict, card: DataCard, state: Mapping[str, 
         RuntimeError: the network has more layers than there are weights, a tensor that is not among them, or one of a
             different shape.
     """
-    sde, recipe = make_sde(config.sde), networks.make(config.model.network)
+    recipe = networks.make(config.model.network)
     options: Any = recipe
     for name in (field.name for field in fields(options)):  # before a million layers are made, even without memory
         value = getattr(options, name)
@@ -182,7 +192,11 @@ def refuse_other_shapes(config: ConfigDict, card: DataCard, state: Mapping[str, 
             raise RuntimeError(f"it has {name}={value!r:.60}, but the checkpoint has {len(state)} tensors")
     with torch.device("meta"), global_seed(0):  # where tensors have shapes only; a network of the user's may draw
         try:
-            shapes = state_of(with_schedule(_bare_network(config, card), sde))
+            if config.process is None:
+                made = with_schedule(_bare_network(config, card), make_sde(config.sde))
+            else:
+                made = discrete.network_of(config, card, discrete.process_of(config, card))
+            shapes = state_of(made)
         except InputError:
             raise
         except Exception:  # a network of the user's that cannot be made like this
@@ -260,7 +274,7 @@ def build_options(config: ConfigDict, card: DataCard, workdir: Path | None) -> T
     return TrainingOptions(**training, seed=config.seed, bin_width=width, workdir=workdir)
 
 
-def guided_by(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> tuple[ModelLike, str | Solver | None]:
+def guided_by(denoiser: Any, section: ConfigDict, config: ConfigDict) -> tuple[ModelLike, str | Solver | None]:
     """The denoiser with the guidance of a config's section ``sampling``, if it names one, and the solver's name.
 
     Raises:
@@ -276,7 +290,7 @@ def guided_by(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> tu
     return guided, solver
 
 
-def guided_plan(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> tuple[ModelLike, Plan]:
+def guided_plan(denoiser: Any, section: ConfigDict, config: ConfigDict) -> tuple[ModelLike, Plan]:
     """The denoiser and the plan of a config's section ``sampling``, with its guidance.
 
     Raises:
@@ -284,7 +298,7 @@ def guided_plan(denoiser: Denoiser, section: ConfigDict, config: ConfigDict) -> 
     """
     guided, solver = guided_by(denoiser, section, config)
     section = ConfigDict({**section, "solver": solver})
-    default = tilt_default(as_model(guided), None, section.nfe, section.get("forwards"))
+    default = tilt_default(as_model(guided, None), None, section.nfe, section.get("forwards"))
     return guided, plan_of(guided, section, default)
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from ml_collections import ConfigDict
 
+from solvers import InputError
+
 from ..configs import default
 from ..data.dataset import DataCard, Dataset
 from . import build
@@ -84,6 +86,10 @@ def choose(name: str, path: str, overrides: Sequence[str] = ()) -> Chosen:
     """
     cfg = override(default.get_config(), [f"--config.data.name={name}", f"--config.data.path={path}", *overrides])
     given = {text.partition("=")[0].removeprefix("--config.") for text in overrides}
+    if cfg.process is not None:
+        raise InputError(
+            "settings are chosen for numbers; for a process name a config, such as --config=text_absorbing"
+        )
     if "device" not in given:
         cfg.device = _device()
     data = build.load_data(cfg)

@@ -107,8 +107,10 @@ def class_posterior(
         folder, share: see ``evaluate``; each class has a folder of shards in ``folder``.
 
     Raises:
-        InputError: the run has no single condition of classes; see also ``evaluate``.
+        InputError: the run has no single condition of classes, or has discrete states; see also ``evaluate``.
     """
+    if run.config.process is not None:
+        raise InputError("--class=all compares likelihoods, and discrete states have only bounds: leave it out")
     there = [condition for condition in run.card.conditions if condition.kind == "class"]
     if len(there) != 1:
         has = ", ".join(condition.name for condition in run.card.conditions) or "none"

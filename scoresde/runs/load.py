@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from solvers import InputError
 from solvers.libraries import without_traces
 
-from ..models.classifier import Classifier
 from ..models.denoiser import Denoiser
 from ..models.faults import blind, report_faults, setting_faults
 
@@ -26,6 +25,8 @@ _SIDE = 16  # of the latents at which a network is looked at
 
 def load(source: str | Path, trust: bool = False, ema: float | None = None) -> Any:
     """The denoiser of a trained model, or a run's classifier, with averaged weights and in evaluation mode.
+
+    Of a run with a process it is a ``DiscreteDenoiser``.
 
     It is on the device of the run's config, or on the CPU. ``denoiser.shape`` is the shape of a sample if the folder
     states it; ``denoiser.network`` is a module. Nothing is downloaded, and files of diffusers are never unpickled.
@@ -68,7 +69,7 @@ def load(source: str | Path, trust: bool = False, ema: float | None = None) -> A
 
     overrides = [] if ema is None else [f"--config.sampling.ema={ema}"]
     model, _ = load_model(path, overrides, FREE, trust)
-    return model if isinstance(model, Classifier) else _looked_at(model, text)
+    return _looked_at(model, text) if isinstance(model, Denoiser) else model
 
 
 def _small(pipeline: LatentPipeline) -> Denoiser:

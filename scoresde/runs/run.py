@@ -17,6 +17,7 @@ from solvers.registry.registry import outside_names
 from ..data.dataset import DataCard
 from ..models.classifier import Classifier
 from ..models.denoiser import Denoiser
+from ..models.discrete.denoiser import DiscreteDenoiser
 from ..training import checkpoint, posthoc
 from ..training.weights import load_state
 from .build import build_model, refuse_other_shapes
@@ -36,7 +37,7 @@ class Run:
     """
 
     config: ConfigDict
-    denoiser: Denoiser
+    denoiser: Any  # a Denoiser, or a DiscreteDenoiser
     card: DataCard
     step: int
     origin: Origin
@@ -75,7 +76,7 @@ def load_run(
 
 def load_model(
     workdir: Path, overrides: Sequence[str], free: Sequence[str], trust: bool
-) -> tuple[Denoiser | Classifier, dict[str, Any]]:
+) -> tuple[Denoiser | DiscreteDenoiser | Classifier, dict[str, Any]]:
     """The model of a run, and the other fields of its ``Run``; see ``load_run``.
 
     Raises:

@@ -18,6 +18,7 @@ from solvers.files import read_json, remove_unfinished
 from ..configs import default
 from ..data.conditions import Condition
 from ..data.dataset import DataCard
+from ..data.tokens import MOST_STATES
 from ..io.result_files import write_json
 from ..training import checkpoint
 from .config import flat, line
@@ -225,7 +226,21 @@ def _card(data: Mapping[str, Any]) -> DataCard:
         shape, number("low"), number("high"), width, number("mean"), number("deviation", 0), levels,
         samples=pair("samples", int), fingerprints=pair("fingerprints", str),
         conditions=tuple(_condition(each) for each in data["conditions"]),
+        **_vocabulary(data["states"], data["symbols"]),
     )  # fmt: skip
+
+
+def _vocabulary(states: Any, symbols: Any) -> dict[str, Any]:
+    """The number of values of a token, and what they stand for, of a document.
+
+    Raises:
+        ValueError: they are not that.
+    """
+    if states is not None and (type(states) is not int or not 2 <= states <= MOST_STATES):
+        raise ValueError(f"states is {str(states)[:40]!r}")
+    if type(symbols) is not str or (symbols and len(set(symbols)) != states) or len(symbols) != len(set(symbols)):
+        raise ValueError("symbols are not a different one for each value of a token")
+    return {"states": states, "symbols": symbols}
 
 
 def _condition(data: Mapping[str, Any]) -> Condition:

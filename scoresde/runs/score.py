@@ -36,16 +36,17 @@ from ..likelihood.divergence import divergences
 from ..likelihood.inputs import deterministic, positive
 from ..likelihood.log_prob import GRID, default_solver, dequantise, log_prob
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
+from ..models.discrete.denoiser import DiscreteDenoiser
 from ..sampling.batches import batches_of
 from ..sampling.failures import report
-from . import build
+from . import build, discrete
 from .config import flat
 from .run import Run
 from .shards import join, read_shard, refuse_other_evaluation, refuse_other_parts, write_shard
 
 COSTS = ("nfe", "forwards", "vjps", "calls", "seconds")  # of a result
 # the fields of the config that decide a value; all others act through the weights
-_DECIDES = ("sde", "model", "likelihood", "device", "data.dequantise")
+_DECIDES = ("sde", "process", "model", "likelihood", "device", "data.dequantise")
 
 
 class Unfinished(NamedTuple):
@@ -122,8 +123,13 @@ def summary(run: Run, x: Tensor, split: str, found: Mapping[str, LogProb]) -> st
     with without_traces():
         from ..show.likelihood_page import block  # here, so that only those who draw wait for matplotlib
 
-    bound = found.get("bound")
-    return "\n".join([_title(run, x, split), block(found["ode"]), *([] if bound is None else [str(bound)])])
+    result, bound = _main_of(found)
+    return "\n".join([_title(run, x, split), block(result), *([] if bound is None else [str(bound)])])
+
+
+def _main_of(found: Mapping[str, LogProb]) -> tuple[LogProb, LogProb | None]:
+    """The likelihood, and the bound as well if there is one; of discrete states the bound alone."""
+    return (found["ode"], found.get("bound")) if "ode" in found else (found["bound"], None)
 
 
 def write_results(
@@ -139,7 +145,7 @@ def write_results(
     with without_traces():
         from ..show.likelihood_page import page
 
-    result, bound = found["ode"], found.get("bound")
+    result, bound = _main_of(found)
     write_arrays(out / "likelihood.npz", latent=result.latent, **_arrays(result, bound))
     kept = result.finite
     known = _arrays(kept, None if bound is None else bound.finite)  # for the statistics
@@ -170,7 +176,7 @@ def _title(run: Run, x: Tensor, split: str) -> str:
 
 
 def options_of(run: Run) -> dict[str, Any]:
-    """A run's ``likelihood`` section as arguments of ``log_prob``.
+    """A run's ``likelihood`` section as arguments of ``log_prob``, or of ``discrete_bound`` for discrete states.
 
     Without a bin width there is no dequantiser.
 
@@ -183,6 +189,8 @@ def options_of(run: Run) -> dict[str, Any]:
 
 
 def _options_of(run: Run) -> dict[str, Any]:
+    if isinstance(run.denoiser, DiscreteDenoiser):
+        return discrete.bound_options(run.config)
     section, width = run.config.likelihood, run.card.bin_width
     draws = positive_integer("likelihood.draws", section.draws)
     noise = dequantisers.make(section.dequantiser)
@@ -312,6 +320,8 @@ def _values(
     """The likelihood of some samples, unless there are no ``options``, and the bound if the config names one."""
     part, seeds = x[rows].to(build.device_of(run.config)), range(rows.start, rows.stop)
     given = {name: value[rows] for name, value in conditions.items()}
+    if isinstance(run.denoiser, DiscreteDenoiser):
+        return {"bound": discrete.bound_of(run.denoiser, part, seeds, given, options or {}, run.card, progress=True)}
     began, found = time.perf_counter(), dict[str, LogProb]()
     if options is not None:
         result = log_prob(run.denoiser, part, seeds=seeds, condition=given, **options, progress=True, on_failure="keep")

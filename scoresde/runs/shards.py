@@ -28,7 +28,7 @@ from ..likelihood.result import LogProb
 from ..sampling.failures import Failure
 from .config import line
 
-_TEXTS = ("solver", "grid", "divergence", "kind", "stderr_of", "density")
+_TEXTS = ("solver", "grid", "divergence", "kind", "stderr_of", "density", "unit")
 _COUNTS, _SUMS, _MEANS = ("nfe", "calls"), ("seconds", "calls"), ("forwards", "vjps")
 _MAPPING, _LEFT_OUT = "budget", "terms"  # the terms are too large: a thousand numbers per sample
 _OPTIONAL = ("nfe_per_sample", "freedom", "solver_error")

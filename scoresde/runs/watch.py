@@ -35,13 +35,15 @@ from ..likelihood.result import LogProb, uncertainty
 from ..models.classifier import Classifier
 from ..models.condition_noise import keyed
 from ..models.denoiser import Denoiser
+from ..models.discrete.denoiser import DiscreteDenoiser
 from ..models.learned_path import with_network
 from ..sampling.batches import batches_of
-from ..sampling.pictures import image_grid, is_image
+from ..sampling.pictures import image_grid, is_image, listing
 from ..training import log
 from ..training.loop import Training
 from .held_out import error_by_noise
 
+_Trained = Denoiser | DiscreteDenoiser | Classifier
 GRIDS = "grids"
 _ROWS = 128  # held-out samples for the losses
 _PICTURES, _POINTS = 16, 500  # samples of a grid: pictures or curves, and points of one or two dimensions
@@ -61,6 +63,7 @@ class Watcher:
         draw: draws samples (n, *) of seeds 0 .. n - 1 from a denoiser, with conditions (n, *); None for no pictures.
         score: the likelihood of samples under a denoiser; None for none.
         rows: how many held-out samples ``score`` receives.
+        texts: the texts of tokens (n, L); None if they stand for no letters.
         known: what the conditions are; samples of a few classes get a row of the picture for each class.
         start: the updates that were made when the training began; what was written after them is of lost work.
     """
@@ -69,11 +72,12 @@ class Watcher:
     held_out: Rows | None
     limits: tuple[float, float]
     width: float | None
-    draw: Callable[[Denoiser, int, Mapping[str, Tensor]], Tensor] | None
-    score: Callable[[Denoiser, Batch], LogProb] | None
+    draw: Callable[[Any, int, Mapping[str, Tensor]], Tensor] | None
+    score: Callable[[Any, Batch], LogProb] | None
     rows: int
     start: int
     known: Sequence[Condition] = ()
+    texts: Callable[[Tensor], list[str]] | None = None
     _writer: Any = field(default=None, init=False, repr=False)
     _logged: int = field(default=0, init=False, repr=False)
 
@@ -104,7 +108,7 @@ class Watcher:
         """Held-out samples, or of those trained on, evenly spaced, on the device of the network."""
         return (training.rows if self.held_out is None else self.held_out).some(count).to(training.device)
 
-    def _losses(self, training: Training, model: Denoiser | Classifier) -> dict[str, Any]:
+    def _losses(self, training: Training, model: _Trained) -> dict[str, Any]:
         """The run's own loss and the error of eps by the noise level, on spread data if the training spreads them."""
         if self.held_out is None:
             return {}
@@ -129,7 +133,7 @@ class Watcher:
             "loss_stderr": float(losses.std()) / math.sqrt(len(losses)),
             "samples": len(batch),
         }
-        if isinstance(model, Classifier):
+        if not isinstance(model, Denoiser):  # which alone has noise levels
             return record
         found = error_by_noise(model, batch, options.seed, batch_size=options.batch_size)
         return record | {
@@ -139,7 +143,7 @@ class Watcher:
             "trivial": found.trivial,
         }
 
-    def _likelihood(self, training: Training, model: Denoiser | Classifier) -> dict[str, Any]:
+    def _likelihood(self, training: Training, model: _Trained) -> dict[str, Any]:
         """The mean likelihood, in bits/dim of levels and else in nats, with its standard error over the samples.
 
         They are the first ones, as in ``scoresde likelihood --limit``.
@@ -154,7 +158,7 @@ class Watcher:
             found = {"bits_per_dim": float(result.bits_per_dim.mean()), "bits_per_dim_stderr": error / bits}
         return {**found, "scored": len(result.nats)}
 
-    def _picture(self, training: Training, model: Denoiser | Classifier) -> dict[str, Any]:
+    def _picture(self, training: Training, model: _Trained) -> dict[str, Any]:
         """Draws samples and writes their picture."""
         if self.draw is None or isinstance(model, Classifier):
             return {}
@@ -171,6 +175,9 @@ class Watcher:
         for step, path in pictures(self.workdir):
             if step > self.start:
                 path.unlink()
+        if self.texts is not None:
+            write_atomically(folder / f"step_{training.step:08d}.txt", listing(self.texts(x), range(count)))
+            return {}
         write_atomically(folder / f"step_{training.step:08d}.png", self._png(x, given.x, columns))
         return {}
 
@@ -184,7 +191,7 @@ class Watcher:
             from ..show.figures import drawing  # here, because matplotlib takes a second
 
         margin = 0.08 * (high - low) or 1.0
-        drawing(x, real, (low - margin, high + margin)).savefig(buffer, format="png")
+        drawing(x.float(), real.float(), (low - margin, high + margin)).savefig(buffer, format="png")
         return buffer.getvalue()
 
     def _report(self, record: Mapping[str, Any]) -> None:
@@ -212,10 +219,10 @@ class Watcher:
         self._logged = step
 
 
-def _averaged(training: Training) -> Denoiser | Classifier:
+def _averaged(training: Training) -> _Trained:
     """The model of a training with its averaged weights, as it is after the updates made."""
     network = training.averages.first.module.eval()
-    if isinstance(training.denoiser, Classifier):
+    if isinstance(training.denoiser, (Classifier, DiscreteDenoiser)):
         return replace(training.denoiser, network=network)
     assert isinstance(training.denoiser, Denoiser)
     denoiser = with_network(training.denoiser, network)

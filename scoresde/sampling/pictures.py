@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,18 @@ def image_grid(samples: Tensor, low: float, high: float, columns: int | None = N
 def is_image(samples: Tensor) -> bool:
     """Whether samples (N, *) are grey or colour pictures."""
     return samples.ndim == 4 and samples.shape[1] in (1, 3)
+
+
+def listing(texts: Sequence[str], seeds: Sequence[int]) -> str:
+    """Texts one below the other, each below a line with its seed.
+
+    >>> print(listing(["ab", "cd"], [3, 4]), end="")
+    === seed 3 ===
+    ab
+    === seed 4 ===
+    cd
+    """
+    return "".join(f"=== seed {seed} ===\n{text}\n" for text, seed in zip(texts, seeds, strict=True))
 
 
 def save_samples(

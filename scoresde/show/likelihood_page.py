@@ -25,7 +25,7 @@ def block(result: LogProb) -> str:
     parts, bits = uncertainty(result), result.dimensions * math.log(2)
 
     def shown(name: str) -> str:
-        also = "" if result.bin_width is None else f" = {number(parts[name] / bits)} bits/dim"
+        also = "" if result.bin_width is None else f" = {number(parts[name] / bits)} bits/{result.unit}"
         return f"{number(parts[name])} nats{also}"
 
     lines = [str(result)]
@@ -54,10 +54,10 @@ def page(
     document: Mapping[str, Any],
 ) -> str:
     """The HTML page of a likelihood of data (N, *)."""
-    result = found["ode"]
+    result = found.get("ode") or found["bound"]
     discrete = result.bin_width is not None
     values = result.bits_per_dim if discrete else result.nats
-    label = "bits per dimension" if discrete else "log-likelihood, nats"
+    label = f"bits per {'dimension' if result.unit == 'dim' else result.unit}" if discrete else "log-likelihood, nats"
     order = [i for i in torch.argsort(result.nats, stable=True).tolist() if math.isfinite(result.nats[i])]
 
     def shown(places: Sequence[int]) -> Iterator[dict[str, str]]:
@@ -72,6 +72,7 @@ def page(
         title=title,
         text=text,
         discrete=discrete,
+        unit=result.unit,
         label=label,
         tables=[_table(part.finite) for part in found.values()],
         histogram=inline(histogram(values[values.isfinite()], label)),
@@ -92,4 +93,8 @@ def _table(result: LogProb) -> dict[str, Any]:
         return cells if result.bin_width is None else [*cells, f"{mean / bits:z.4f}", number(-error / bits)]
 
     rows = [row(name, part) for name, part in result.budget.items()]
-    return {"kind": result.kind, "rows": rows, "total": row("log p", result.nats)}
+    return {
+        "kind": result.kind,
+        "rows": rows,
+        "total": row("log p, at least" if result.is_bound else "log p", result.nats),
+    }

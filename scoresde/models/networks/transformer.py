@@ -22,9 +22,7 @@ _INITIAL = 0.02  # the standard deviation of embeddings before training
 _FEATURES = 64  # sines and cosines of the label, together
 
 
-@networks.register(
-    "transformer", reference="Vaswani et al. 2017, arXiv:1706.03762"
-)
+@networks.register("transformer", reference="Vaswani et al. 2017, arXiv:1706.03762")
 @dataclass(frozen=True)
 class Transformer(Network):
     """Transformer of tokens, in which each one sees all others; an untrained one returns 0.
