@@ -99,23 +99,22 @@ def class_posterior(
 ) -> ClassPosterior | Unfinished:
     """Computes log p(x | c) of samples (N, *) under every class, with a run's ``likelihood`` section.
 
-    Each class has the same dequantisation and the same probes. If the config names a bound, it replaces the
-    ODE: its noise is the same for all classes, and unlike that of probes it largely cancels.
+    Each class has the same dequantisation and the same probes. If the config names a bound, or the states are discrete,
+    the bound replaces the ODE: its noise is the same for all classes, and unlike that of probes it largely cancels.
 
     Args:
         rows: samples with their conditions; all but the class stay as they are.
         folder, share: see ``evaluate``; each class has a folder of shards in ``folder``.
 
     Raises:
-        InputError: the run has no single condition of classes, or has discrete states; see also ``evaluate``.
+        InputError: the run has no single condition of classes; see also ``evaluate``.
     """
-    if run.config.process is not None:
-        raise InputError("--class=all compares likelihoods, and discrete states have only bounds: leave it out")
     there = [condition for condition in run.card.conditions if condition.kind == "class"]
     if len(there) != 1:
         has = ", ".join(condition.name for condition in run.card.conditions) or "none"
         raise InputError(f"--class=all needs a run with one condition of classes; the conditions of this run: {has}")
-    name, count, bounded = there[0].name, there[0].classes, run.config.likelihood.bound is not None
+    name, count, ode = there[0].name, there[0].classes, run.config.likelihood.bound is None
+    bounded = not ode or run.config.process is not None  # discrete states have only a bound
     check_bound(run.config.likelihood.bound)
     found, missing = list[Tensor](), list[Unfinished]()
     if folder is not None:
@@ -123,7 +122,7 @@ def class_posterior(
     for c in range(count):
         given = {**rows.conditions, name: torch.full_like(rows.conditions[name], c)}
         own = None if folder is None else folder / f"class_{c}"
-        result = evaluate(run, rows.x, split, own, share, given, ode=not bounded)
+        result = evaluate(run, rows.x, split, own, share, given, ode=ode)
         if isinstance(result, Unfinished):
             missing.append(result)
         else:
