@@ -22,6 +22,7 @@ from .models.check import Check, check
 from .models.classifier import Classifier
 from .models.denoiser import Denoiser, label_shift, time_labels
 from .models.discrete.denoiser import DiscreteDenoiser
+from .models.discrete.keep import keep
 from .paths import chains
 from .paths.base import SDE, make_sde, sdes
 from .paths.discrete.base import make_process, processes
@@ -84,6 +85,7 @@ __all__ = [
     "eps_power",
     "fit_dequantiser",
     "guide",
+    "keep",
     "label_shift",
     "load",
     "load_dequantiser",

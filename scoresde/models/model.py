@@ -189,7 +189,7 @@ class ModelWrapper(Model):
     """
 
     def __init__(self, model: ModelLike) -> None:
-        self.model = as_model(model)
+        self.model = as_model(model, self.space)
         self.sde, self.sigma_data, self.round_labels = self.model.sde, self.model.sigma_data, self.model.round_labels
         self.shape, self.data_range = self.model.shape, self.model.data_range
         self.conditions, self.null, self.given = self.model.conditions, self.model.null, self.model.given

@@ -40,7 +40,9 @@ GROUPS = {
     "adaptive": "Adaptive methods, with different steps for each sample; order and NFE are per inner step",
     "black box": "Integrators of other libraries; order and NFE are per inner step",
     "discrete": "Methods for discrete states: tokens such as letters, levels and bits",
+    "decoder": "Decoders of discrete states, which are no consistent samplers: they prefer likely tokens",
 }
+INCONSISTENT = "not a consistent sampler: its samples do not follow the model's law at any number of steps"
 WIDTH = 118
 LEGEND = """\
 order     declared; "2 of 4": a method of order 4 that its start, weights or options limit to 2; its card says why
@@ -94,7 +96,7 @@ def group(solver: Solver) -> str:
     """
     info = solvers.solvers.info_of(solver)
     if solver.space == "discrete":
-        return "discrete"
+        return "discrete" if info.consistent else "decoder"
     if info.kind.startswith("black box"):
         return "black box"
     if any(hint is Solver for hint in typing.get_type_hints(info.cls).values()):
@@ -346,9 +348,7 @@ def card(label: str) -> str:
         "": details,
         "formula": info.formula,
         "kind": f"{info.kind or 'not declared'}, {noise}; native form {info.native}",
-        "order": "exact; its draws are tested against the exact law"
-        if solver.order == math.inf
-        else "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec, shown)}", *variants]),
+        "order": _order_fact(solver, spec, shown, variants),
         "NFE": cost(solver),
         "grid": grid_text(solver, grid),
         "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()) or "none",
@@ -370,6 +370,15 @@ def _shared(info: Info, space: str) -> str:
         return f"{', '.join(info.shared)}, where the model has {space} states"
     meant = {other: solvers.solvers.shared_names(other).get(info.name) for other in SPACES}
     return ", ".join(f"{name}, where the model has {other} states" for other, name in meant.items() if name)
+
+
+def _order_fact(solver: Solver, spec: str, shown: str, variants: Sequence[str]) -> str:
+    """The order on a card: declared and measured, with that of variants."""
+    if not solver.consistent:
+        return INCONSISTENT
+    if solver.order == math.inf:
+        return "exact; its draws are tested against the exact law"
+    return "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec, shown)}", *variants])
 
 
 def _orders_of(spec: str, name: str = "") -> str:

@@ -36,6 +36,7 @@ class Info:
         native: the quantity that the method interpolates or differences: x0, eps, score, ...
         equals: specs of methods with the same coefficients; a test proves each equality.
         shared: names of solvers of another space of states that mean this one in its own space.
+        consistent: whether the samples follow the model's law in the limit of many steps.
         note: what a user should know beyond the other fields.
     """
 
@@ -53,6 +54,7 @@ class Info:
     native: str = "eps"
     equals: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    consistent: bool = True
     note: str = ""
 
     @property

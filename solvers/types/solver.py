@@ -142,6 +142,12 @@ class Solver(Options):
         return solvers.info_of(self).adaptive
 
     @property
+    def consistent(self) -> bool:
+        """Whether the samples follow the model's law in the limit of many steps. Decoders, which prefer likely tokens,
+        do not."""
+        return solvers.info_of(self).consistent
+
+    @property
     def nodes(self) -> tuple[Node, ...] | None:
         """The nodes of the grid for which the solver's numbers were made; None for a solver that accepts any grid."""
         return None

@@ -1,7 +1,8 @@
-"""Models of discrete states: a network, and the exact model of a data set."""
+"""Models of discrete states: a network, the exact model of a data set, and either of them with known tokens."""
 
 from .denoiser import DiscreteDenoiser
 from .empirical import DiscreteEmpirical, ExactDiscrete
+from .keep import keep
 from .model import DiscreteModel
 
-__all__ = ["DiscreteDenoiser", "DiscreteEmpirical", "DiscreteModel", "ExactDiscrete"]
+__all__ = ["DiscreteDenoiser", "DiscreteEmpirical", "DiscreteModel", "ExactDiscrete", "keep"]

@@ -1,0 +1,99 @@
+"""``gibbs``: after each step of a predictor, single tokens are drawn again given all others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..registry.ranges import Count
+from ..types.process import ProcessNode
+from ..types.solver import Solver, solvers
+from .base import DiscreteSolver, Moves, OneOf, evaluated
+from .posteriors import Tweedie
+
+
+@solvers.register(
+    "gibbs",
+    aliases=("gibbs_corrected",),
+    kind="posterior + MCMC",
+    order=1,
+    native="loo",
+    evaluations=2,
+    reference="Gourevitch et al. 2026, arXiv:2605.22765; Geman and Geman 1984",
+    formula="a step of the predictor; then one token, picked evenly, becomes y ~ sum_c loo(c) P_s[c, y]",
+    note="a move leaves the law of x_s as it is, exactly: with the exact model it removes a part of the predictor's "
+    "error and adds none. It does not raise the order",
+)
+@dataclass(frozen=True)
+class Gibbs(DiscreteSolver):
+    """A predictor, and after each of its steps moves of one token each, to its exact law given all other tokens.
+
+    On a process with a mask a token that is not masked is masked before the model is evaluated: a model says nothing of
+    a token that it sees.
+
+    Args:
+        predictor: any solver of discrete states that draws from laws.
+        corrector_steps: the number of moves after each step.
+    """
+
+    predictor: Solver = field(default=Tweedie())
+    corrector_steps: Count = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.predictor, DiscreteSolver) or type(self.predictor).step is not DiscreteSolver.step:
+            raise InputError(f"gibbs needs a predictor that draws from laws, such as tweedie, got {self.predictor}")
+
+    @property
+    def evaluations(self) -> int:
+        return self.predictor.evaluations + self.corrector_steps
+
+    @property
+    def order(self) -> float:
+        return self.predictor.order
+
+    @property
+    def consistent(self) -> bool:
+        return self.predictor.consistent
+
+    @property
+    def restartable(self) -> bool:
+        return self.predictor.restartable
+
+    def init(self, problem: Any, x: Tensor, nodes: Any) -> Any:
+        return self.predictor.init(problem, x, nodes)
+
+    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        assert isinstance(self.predictor, DiscreteSolver)  # see __post_init__
+        made = yield from self.predictor.moves(problem, x, t, s, carry)
+        x = made.x
+        for _ in range(self.corrector_steps):
+            x = yield from _move(problem, x, s)
+        return made._replace(x=x)
+
+    def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        assert isinstance(self.predictor, DiscreteSolver)
+        return self.predictor.end(problem, x, t, s, carry)
+
+
+def _move(problem: Any, x: Tensor, s: ProcessNode) -> Any:
+    """The laws of one move of Gibbs sampling at s, from x (B, *); returns the state."""
+    process, mask = problem.path, problem.path.mask
+    at = x
+    every = torch.ones_like(x, dtype=torch.float64)
+    if mask is not None:
+        law = every.new_zeros(*x.shape, process.values)
+        law[..., mask] = 1 / x[0].numel()
+        at = yield OneOf(law, x)
+        # the picked token is the one that was masked; if none was, it is any of those that are masked anyway
+        changed = at != x
+        same = ~changed.flatten(1).any(1).view(-1, *(1,) * (x.ndim - 1))
+        every = (changed | (same & (at == mask))).double()
+    loo = process.loo_of_x0(evaluated(problem, at, s).x0, at, s)
+    law = process.transition(process.clean, s, at).push(loo)
+    count = every.flatten(1).sum(1).clamp_min(1).view(-1, *(1,) * (x.ndim - 1))
+    return (yield OneOf(law * (every / count)[..., None], at))
