@@ -97,7 +97,7 @@ def at_masked_share(process: Any, x: Tensor) -> Any:
     Each must have a masked token.
     """
     shares = (x == process.mask).flatten(1).double().mean(1)
-    times = [process.time_of(-math.log(share)) for share in shares.tolist()]
+    times = [process.time_of(-math.log(share)) if share < 1 else process.t_max for share in shares.tolist()]
     return process(torch.tensor(times, dtype=torch.float64))
 
 

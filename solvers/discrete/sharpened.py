@@ -56,6 +56,11 @@ class Sharpened(Wrapper):
             )
 
     @property
+    def order(self) -> float:
+        """That of the solver; 0 where the law is changed."""
+        return self.solver.order if self.consistent else 0.0
+
+    @property
     def consistent(self) -> bool:
         return (self.temperature, self.top_k, self.top_p) == (1, 0, 1) and self.solver.consistent
 
