@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,13 +21,14 @@ from .posteriors import Tweedie
     "gibbs",
     aliases=("gibbs_corrected",),
     kind="posterior + MCMC",
-    order=1,
+    order=2,
     native="loo",
     evaluations=2,
     reference="Gourevitch et al. 2026, arXiv:2605.22765; Geman and Geman 1984",
     formula="a step of the predictor; then one token, picked evenly, becomes y ~ sum_c loo(c) P_s[c, y]",
-    note="a move leaves the law of x_s as it is, exactly: with the exact model it removes a part of the predictor's "
-    "error and adds none. It does not raise the order",
+    note="a move leaves the law of x_s as it is, exactly, and so forgets a share of the earlier error: with a number of "
+    "moves that does not fall with the step, the order is one more than the predictor's. A move refreshes one token of "
+    "all; where the path is all but clean, tokens hardly move",
 )
 @dataclass(frozen=True)
 class Gibbs(DiscreteSolver):
@@ -54,7 +56,8 @@ class Gibbs(DiscreteSolver):
 
     @property
     def order(self) -> float:
-        return self.predictor.order
+        """One more than the predictor's: an error of its steps is forgotten at a rate for each step, not for time."""
+        return self.predictor.order + 1 if self.predictor.order else 0.0
 
     @property
     def consistent(self) -> bool:
@@ -72,7 +75,7 @@ class Gibbs(DiscreteSolver):
         made = yield from self.predictor.moves(problem, x, t, s, carry)
         x = made.x
         for _ in range(self.corrector_steps):
-            x = yield from _move(problem, x, s)
+            x = yield from moved_once(problem, x, s)
         return made._replace(x=x)
 
     def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
@@ -80,11 +83,10 @@ class Gibbs(DiscreteSolver):
         return self.predictor.end(problem, x, t, s, carry)
 
 
-def _move(problem: Any, x: Tensor, s: ProcessNode) -> Any:
-    """The laws of one move of Gibbs sampling at s, from x (B, *); returns the state."""
+def moved_once(problem: Any, x: Tensor, s: ProcessNode) -> Generator[OneOf, Tensor, Tensor]:
+    """The laws of one move of Gibbs sampling at s, from x (B, *); returns the state (B, *)."""
     process, mask = problem.path, problem.path.mask
-    at = x
-    every = torch.ones_like(x, dtype=torch.float64)
+    at, every = x, torch.ones_like(x, dtype=torch.float64)
     if mask is not None:
         law = every.new_zeros(*x.shape, process.values)
         law[..., mask] = 1 / x[0].numel()

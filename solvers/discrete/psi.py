@@ -22,8 +22,8 @@ from .base import DiscreteSolver, Moves, Product, evaluated
     reference="Deschenaux et al. 2026, arXiv:2602.21185; of masks: Wang et al. 2025, arXiv:2503.00307, eq. 5",
     formula="x_s ~ k (posterior of x_s given x_t) + (1 - k) sum_c x0(c) P_s[c, y], k = kappa^h; h = 1 if per=step",
     note="kappa=1 is tweedie. With masks it is ReMDM, sigma = (1 - k) (1 - alpha_s), which contains forward-backward "
-    "steps and the correctors of discrete flow matching. Every k keeps the law of each token alone, not that of "
-    "several together: with per=step the error does not vanish with the steps",
+    "steps and the correctors of discrete flow matching. A step keeps the law of each token alone, not that of several "
+    "together: with per=step the error does not vanish with the steps",
 )
 @dataclass(frozen=True)
 class Psi(DiscreteSolver):
