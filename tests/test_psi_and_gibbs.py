@@ -111,7 +111,7 @@ def test_a_gibbs_move_leaves_the_law_of_the_path_unchanged(process, size):
 
 @pytest.mark.parametrize("process", [Uniform(3, schedule=CONSTANT), Absorbing(3, schedule=CONSTANT)], ids=str)
 def test_gibbs_completes_tweedie_for_two_tokens(process):
-    # from the exact law, tweedie's step has that of each token; a move to the exact law of one given the other makes the joint law exact
+    # from the exact law, tweedie's step has that of each token; a move of one given the other makes the joint exact
     target, start = dirichlet(0.3, 3, 2), 2.0 if process.mask is None else 4.0
     for steps in (1, 4):
         assert end_error(solvers.make("gibbs"), target, process, geometric(process, steps, start, 0.1)) < 1e-14
@@ -148,7 +148,7 @@ def test_draws_follow_the_kernel(spec, process):
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match=r"^psi: kappa must lie in \[0, 1\], got 1\\.5$"):
+    with pytest.raises(InputError, match=r"^psi: kappa must lie in \[0, 1\], got 1\.5$"):
         solvers.make("psi(kappa=1.5)")
     with pytest.raises(InputError, match=r"^gibbs needs a predictor that draws from laws, such as tweedie, got heun$"):
         solvers.make("gibbs(predictor=heun)")

@@ -94,9 +94,9 @@ def within(x0: Tensor, waiting: Tensor, budget: float) -> Tensor:
 def at_masked_share(process: Any, x: Tensor) -> Any:
     """The nodes, one for each sample, at which as many of its tokens x (B, *) are expected to be masked as are.
 
-    Each must have a masked token.
+    Without a masked token it is the one at which half a token is.
     """
-    shares = (x == process.mask).flatten(1).double().mean(1)
+    shares = (x == process.mask).flatten(1).double().mean(1).clamp_min(0.5 / x[0].numel())
     times = [process.time_of(-math.log(share)) if share < 1 else process.t_max for share in shares.tolist()]
     return process(torch.tensor(times, dtype=torch.float64))
 

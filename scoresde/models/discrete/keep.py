@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from solvers import InputError
+from solvers.discrete.entropy_bounded import at_masked_share
 from solvers.types.process import DiscretePrediction, Process
 from solvers.types.transition import one_hot
 
@@ -60,8 +61,11 @@ class Kept(ModelWrapper):
         given = {**self.given, **conditions}
         known = given.pop(KNOWN).to(x.device).expand_as(x)
         fixed, process = known != FREE, self.process
-        seen = torch.where(fixed, known, x) if process.mask is not None and process.mixture else x
-        x0 = self.model.predict(seen, node, **given).x0
+        at, seen = node, x
+        if process.mask is not None and process.mixture:  # the known tokens leave fewer masks than the node's time
+            seen = torch.where(fixed, known, x)
+            at = at_masked_share(process, seen)
+        x0 = self.model.predict(seen, at, **given).x0
         x0 = torch.where(fixed[..., None], one_hot(known.clamp_min(0), x0), x0)
         return DiscretePrediction(process.possible(x0, x, node))
 
