@@ -53,9 +53,9 @@ class Decode(DiscreteSolver):
     """Fills in the masked tokens in an order, many at once; or draws a share of all tokens again in every step.
 
     Args:
-        by: which candidates are kept first: evenly at random; those of the highest probability (confidence); where the
-            law has the largest difference of its two highest probabilities (margin), or the least entropy; from left to
-            right.
+        by: ``order`` in specs. Which candidates are kept first: evenly at random; those of the highest probability
+            (confidence); where the law has the largest difference of its two highest probabilities (margin), or the
+            least entropy; from left to right.
         commit: how many tokens are known after a step: 1 - gamma of those that were masked at the start. ``all`` keeps
             every candidate.
         remask: the tokens that a step takes back before the model is evaluated: none, evenly at random, or those kept

@@ -102,8 +102,10 @@ def at_masked_share(process: Any, x: Tensor) -> Any:
 
 
 def _follow(moves: Moves, noise: NoiseSource, t: Any, s: Any) -> Step:
-    """The result of a step whose laws are drawn from; a sample draws random numbers only where its law needs them, so
-    that it does not depend on how long others go on."""
+    """The result of a step whose laws are drawn from.
+
+    A sample draws random numbers only if its law needs them, so that it does not depend on the evaluations of others.
+    """
     try:
         law: Law = next(moves)
         while True:

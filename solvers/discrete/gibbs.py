@@ -20,7 +20,7 @@ from .posteriors import Tweedie
 @solvers.register(
     "gibbs",
     aliases=("gibbs_corrected",),
-    kind="posterior + MCMC",
+    kind="x0 + MCMC",
     order=2,
     native="loo",
     evaluations=2,
@@ -34,8 +34,8 @@ from .posteriors import Tweedie
 class Gibbs(DiscreteSolver):
     """A predictor, and after each of its steps moves of one token each, to its exact law given all other tokens.
 
-    On a process with a mask a token that is not masked is masked before the model is evaluated: a model says nothing of
-    a token that it sees.
+    On a process with a mask, the token is masked before the model is evaluated, since the prediction for a token that
+    the model sees is that token.
 
     Args:
         predictor: any solver of discrete states that draws from laws.
