@@ -27,8 +27,8 @@ from .posteriors import Tweedie
     reference="Gourevitch et al. 2026, arXiv:2605.22765; Geman and Geman 1984",
     formula="a step of the predictor; then one token, picked evenly, becomes y ~ sum_c loo(c) P_s[c, y]",
     note="a move leaves the law of x_s as it is, exactly, and so forgets a share of the earlier error: with as many "
-    "moves in each step, however short, the order is one more than the predictor's. A move draws one token of all; "
-    "where the path is all but clean, tokens hardly move",
+    "moves in each step, however short, the order is one more than the predictor's. A move draws one token of all, so "
+    "that this needs more steps than tokens; in fewer steps the predictor alone is better at equal NFE",
 )
 @dataclass(frozen=True)
 class Gibbs(DiscreteSolver):
