@@ -212,6 +212,17 @@ def test_values_by_name_are_the_rows_of_all_samples():
         choose(known, 4, given="digit=1 angle=1")
 
 
+def test_a_class_is_known_by_its_common_names(tmp_path):
+    known = (Condition("label", "class", classes=4), Condition("angle", "vector", (1,)))
+    np.savez(tmp_path / "class.npz", targets=np.array(3), angle=np.zeros((1, 1)))
+    for given in ("y=3 angle=0", "class=3 angle=0", str(tmp_path / "class.npz")):
+        assert choose(known, 2, given=given).rows["label"].tolist() == [3, 3]
+    with pytest.raises(InputError, match="no condition of this run 'y'; accepted: angle"):
+        choose(known[1:], 2, given="y=3")
+    own = (Condition("y", "class", classes=4), Condition("label", "class", classes=4))
+    assert choose(own, 1, given="y=3 label=1").rows["y"].tolist() == [3]
+
+
 def test_pictures_of_a_class_are_a_row():
     known = (Condition("digit", "class", classes=4),)
     rows = {"digit": torch.tensor([0, 0, 0, 2, 2, 2, 2, 3, 3, 3])}

@@ -155,7 +155,7 @@ BAD = {
     "a pickle": (["--observation=pickle.npy"], ["cannot read the observation 'pickle.npy'"]),
     "pickled objects": (["--observation=objects.npy"], ["it contains pickled objects, which are refused"]),
     "text": (["--observation=words.npy"], ["the observation"]),
-    "a mask of numbers": (["--operator=inpaint(mask=floats.npy)"], ["mask must be boolean", "got float64"]),
+    "a mask of numbers": (["--operator=inpaint(mask=floats.npy)"], ["mask must be boolean", "got numbers"]),
     "a pickled mask": (["--operator=inpaint(mask=objects.npy)"], ["cannot read the mask", "pickled objects"]),
     "a mask of another shape": (["--operator=inpaint(mask=small.npy)"], ["the mask has the shape (3, 3)"]),
     "no mask": (["--operator=inpaint(sigma=0.1)"], ["inpaint needs the option 'mask'"]),
@@ -183,7 +183,7 @@ BAD = {
     "data of another scale": (["--measure=bytes.npy"], ["ranges from 0 to 252", "-1 to 1", "scale it"]),
     "two sources": (["--measure=x.npy", "--truth=x.npy"], ["--measure knows the truth"]),
     "both": (["--measure=x.npy", "--observation=y.npy"], ["--measure makes the observation"]),
-    "conditions": (["--condition", "y=3"], ["condition of this run 'y'"]),
+    "conditions": (["--condition", "z=3"], ["condition of this run 'z'"]),
     "noise of another kind": (["--config.sampling.noise=brownian"], ["sampling.noise=brownian cannot be set"]),
     **{
         f"{method} of a nonlinear operator": (

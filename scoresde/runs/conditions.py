@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from solvers import InputError
 from solvers.errors import unknown
 
+from ..data.columns import named as name_of_column
 from ..data.conditions import Condition
 from ..data.rows import Rows
 from ..io.array_files import read_arrays
@@ -89,11 +90,17 @@ def _spread(condition: Condition, classes: Sequence[int | None], count: int) -> 
     return numbers[torch.arange(count) * len(numbers) // count]
 
 
+def _name(given: str, known: Container[str]) -> str:
+    """The name of a condition of the run: of a class also by another of its names, such as y or class."""
+    return given if given in known or name_of_column(given) not in known else name_of_column(given)
+
+
 def _of_text(text: str, known: Sequence[Condition], count: int) -> dict[str, Tensor]:
     """The rows of "digit=7 angle=0.5,1": the same for all samples, but several classes are drawn equally often."""
     found, by_name = dict[str, Tensor](), {condition.name: condition for condition in known}
     for part in text.split():
         name, _, value = part.partition("=")
+        name = _name(name, by_name)
         if name not in by_name:
             raise unknown("condition of this run", name, by_name)
         condition = by_name[name]
@@ -112,7 +119,8 @@ def _of_text(text: str, known: Sequence[Condition], count: int) -> dict[str, Ten
 
 def _of_file(path: Path, known: Sequence[Condition], count: int) -> dict[str, Tensor]:
     arrays, found, names = read_arrays(path, "file of conditions"), dict[str, Tensor](), [c.name for c in known]
-    for name, array in arrays.items():
+    for key, array in arrays.items():
+        name = _name(key, names)
         if name not in names:
             raise unknown("condition of this run", name, names)
         if array.dtype.kind not in "iuf":
