@@ -102,7 +102,7 @@ def test_options_and_solvers_that_do_not_suit_are_told(message, method, more):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Inpaint(torch.ones(D)), "inpaint: mask must be boolean, True where a number is seen; got float64"),
+        (lambda: Inpaint(torch.ones(D)), "inpaint: mask must be boolean, True where a number is seen; got numbers"),
         (lambda: Inpaint(HALF & ~HALF), "the mask shows nothing: it is False everywhere"),
         (lambda: Inpaint(HALF, sigma=-1), "sigma must be at least 0"),
         (lambda: operators.make("inpant(mask=m.npy)"), "did you mean inpaint"),

@@ -33,9 +33,7 @@ class Inpaint(Operator):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self._mask.dtype != torch.bool:
-            raise InputError(
-                f"inpaint: mask must be boolean, True where a number is seen; got {str(self._mask.dtype)[6:]}"
-            )
+            raise InputError("inpaint: mask must be boolean, True where a number is seen; got numbers: give mask > 0")
         if not self._mask.any():
             raise InputError("inpaint: the mask shows nothing: it is False everywhere")
 
