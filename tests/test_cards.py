@@ -137,7 +137,7 @@ def test_every_solver_has_a_measured_order_that_is_the_declared_one_or_more():
     ],
 )
 def test_accepted_values_of_options(name, option, values):
-    assert solver_cards.accepted(solvers.info(name), option) == values
+    assert cards.accepted(solvers.info(name), option) == values
 
 
 def test_methods_with_several_names():
@@ -284,7 +284,7 @@ def test_every_method_and_operator_has_a_row_and_a_card():
             for option, field in info.fields.items():
                 required = field.default is dataclasses.MISSING
                 assert f"{option}, required" in text if required else f"{option} = " in text, (name, option)
-            assert max(map(len, text.splitlines())) <= solver_cards.WIDTH
+            assert max(map(len, text.splitlines())) <= cards.WIDTH
 
 
 def test_cards_of_methods_say_what_they_promise():

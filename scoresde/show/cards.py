@@ -5,16 +5,20 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from solvers import Info
+import solvers
+from solvers import Corrector, Info
+from solvers.registry.options import REGISTRIES
+from solvers.registry.ranges import marks
 from solvers.registry.spec import write
 
-from .solver_cards import accepted, entry
+WIDTH = 118
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:
@@ -58,3 +62,45 @@ def options_of(info: Info) -> str:
 def card(title: str, summary: str, facts: Mapping[str, str]) -> str:
     """A title with a sentence, and below it the facts that are not empty."""
     return "\n".join([entry(title, summary), *(entry(f"  {key}", text) for key, text in facts.items() if text)])
+
+
+def accepted(info: Info, option: str) -> str:
+    """The values that an option accepts: a list, a range, or a type."""
+    return _accepted(typing.get_type_hints(info.cls, include_extras=True)[info.fields[option].name])
+
+
+def _accepted(hint: Any) -> str:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return next((mark.words(parts[0]) for mark in marks(hint)), _accepted(parts[0]))
+    if origin is Literal:
+        return " | ".join(map(str, parts))
+    if origin is Callable:
+        return "function"
+    if hint is bool:
+        return "True | False"
+    if hint is Corrector:
+        return " | ".join(solvers.correctors.names())
+    if origin is tuple:
+        inner = _accepted(parts[0])
+        return f"[{inner}, ...]" if parts[-1] is Ellipsis else f"[{', '.join([inner] * len(parts))}]"
+    if parts:
+        return " | ".join(map(_accepted, parts))
+    if isinstance(hint, type) and (registry := REGISTRIES.get(hint)):
+        return f"any {registry.kind}"
+    return {float: "number", int: "integer", str: "name", type(None): "None"}.get(hint, "value")
+
+
+def entry(title: str, text: str) -> str:
+    """A title and its text in two columns; a title of more than eleven letters gets a separate line."""
+    if not text:
+        return title
+    lines = []
+    for part in text.splitlines():
+        column = "".rjust(len(part) - len(part.partition("   ")[2].lstrip())) if "   " in part else ""
+        lines += textwrap.wrap(
+            part, WIDTH - 12, subsequent_indent=column, break_long_words=False, break_on_hyphens=False
+        )
+    indent = "".ljust(12)
+    start = f"{title.ljust(11)} " if len(title) < 12 else f"{title}\n{indent}"
+    return start + f"\n{indent}".join(lines)

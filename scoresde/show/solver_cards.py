@@ -11,25 +11,23 @@ import json
 import math
 import re
 import shlex
-import textwrap
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import solvers
-from solvers import Corrector, Info, InputError, Solver, resolve
+from solvers import Info, InputError, Solver, resolve
 from solvers.conformance.problems import PATHS, VP
 from solvers.foreign.diffusers import CLASSES
 from solvers.foreign.names import SOLVERS as LABELS
 from solvers.registry.normalise import normalise
-from solvers.registry.options import REGISTRIES
-from solvers.registry.ranges import marks
 from solvers.types.solver import SPACES
 
 from ..sampling.plan import DISCRETE, NAMED, OWN, SAMPLER
+from .cards import WIDTH, accepted, entry
 from .solver_costs import STEPS, cost
 
 GROUPS = {
@@ -43,7 +41,6 @@ GROUPS = {
     "decoder": "Decoders of discrete states, which are no consistent samplers: they prefer likely tokens",
 }
 INCONSISTENT = "not a consistent sampler: its samples do not follow the model's law at any number of steps"
-WIDTH = 118
 LEGEND = """\
 order     declared; "2 of 4": a method of order 4 that its start, weights or options limit to 2; its card says why
 measured  smallest and largest over VP, sub-VP, VE, EDM and rectified flow: order of the error on a mixture, or of the
@@ -220,33 +217,6 @@ def equal_methods() -> list[list[str]]:
     return sorted(sorted(known, key=lambda spec: (len(spec), spec)) for known in classes)
 
 
-def accepted(info: Info, option: str) -> str:
-    """The values that an option accepts: a list, a range, or a type."""
-    return _accepted(typing.get_type_hints(info.cls, include_extras=True)[info.fields[option].name])
-
-
-def _accepted(hint: Any) -> str:
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return next((mark.words(parts[0]) for mark in marks(hint)), _accepted(parts[0]))
-    if origin is Literal:
-        return " | ".join(map(str, parts))
-    if origin is Callable:
-        return "function"
-    if hint is bool:
-        return "True | False"
-    if hint is Corrector:
-        return " | ".join(solvers.correctors.names())
-    if origin is tuple:
-        inner = _accepted(parts[0])
-        return f"[{inner}, ...]" if parts[-1] is Ellipsis else f"[{', '.join([inner] * len(parts))}]"
-    if parts:
-        return " | ".join(map(_accepted, parts))
-    if isinstance(hint, type) and (registry := REGISTRIES.get(hint)):
-        return f"any {registry.kind}"
-    return {float: "number", int: "integer", str: "name", type(None): "None"}.get(hint, "value")
-
-
 def spellings(info: Info) -> list[str]:
     """The aliases and labels of a solver, as "label = spec" if the label includes options."""
     found = {normalise(alias): alias for alias in info.aliases}
@@ -389,18 +359,3 @@ def _orders_of(spec: str, name: str = "") -> str:
     if len({f"{value:.2f}" for value in found.values()}) == 1 and len(found) == len(PATHS):
         return f"{next(iter(found.values())):.2f} on every path"
     return ", ".join(f"{value:.2f} ({path})" for path, value in found.items())
-
-
-def entry(title: str, text: str) -> str:
-    """A title and its text in two columns; a title of more than eleven letters gets a separate line."""
-    if not text:
-        return title
-    lines = []
-    for part in text.splitlines():
-        column = "".rjust(len(part) - len(part.partition("   ")[2].lstrip())) if "   " in part else ""
-        lines += textwrap.wrap(
-            part, WIDTH - 12, subsequent_indent=column, break_long_words=False, break_on_hyphens=False
-        )
-    indent = "".ljust(12)
-    start = f"{title.ljust(11)} " if len(title) < 12 else f"{title}\n{indent}"
-    return start + f"\n{indent}".join(lines)
