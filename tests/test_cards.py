@@ -14,7 +14,7 @@ from scoresde.models.discrete import DiscreteEmpirical
 from scoresde.operators.base import operators
 from scoresde.paths.discrete import Absorbing
 from scoresde.posterior import posteriors
-from scoresde.show import posterior_cards, solver_cards
+from scoresde.show import cards, posterior_cards, solver_cards
 from solvers import InputError, SeededNoise
 from solvers.conformance.convergence import reaches
 from solvers.conformance.problems import VP, Mixture
