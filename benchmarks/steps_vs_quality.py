@@ -71,7 +71,9 @@ def contenders() -> list[str]:
     """One name for each method; adaptive methods at every tolerance."""
     chosen: list[str] = []
     classes = {spec: known for known in solver_cards.equal_methods() for spec in known}
-    names = [name for name in solvers.names() if name != "final"]  # on grids to sigma = 0 its default is dpmpp_2m
+    names = [
+        name for name in solvers.names("gaussian") if name != "final"
+    ]  # on grids to sigma = 0 its default is dpmpp_2m
     for name in sorted(names, key=lambda n: (n not in ("ddim", "ddpm", "heun", "lms"), n)):
         info = solvers.info(name)
         if any(other in classes.get(name, ()) for other in chosen):

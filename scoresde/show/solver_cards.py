@@ -28,7 +28,7 @@ from solvers.types.solver import SPACES
 
 from ..sampling.plan import DISCRETE, NAMED, OWN, SAMPLER
 from .cards import WIDTH, accepted, entry
-from .solver_costs import STEPS, cost
+from .solver_costs import INCONSISTENT, STEPS, cost
 
 GROUPS = {
     "one-step": "One-step methods of the ODE",
@@ -40,7 +40,6 @@ GROUPS = {
     "discrete": "Methods for discrete states: tokens such as letters, levels and bits",
     "decoder": "Decoders of discrete states, which are no consistent samplers: they prefer likely tokens",
 }
-INCONSISTENT = "not a consistent sampler: its samples do not follow the model's law at any number of steps"
 LEGEND = """\
 order     declared; "2 of 4": a method of order 4 that its start, weights or options limit to 2; its card says why
 measured  smallest and largest over VP, sub-VP, VE, EDM and rectified flow: order of the error on a mixture, or of the
@@ -318,7 +317,11 @@ def card(label: str) -> str:
         "": details,
         "formula": info.formula,
         "kind": f"{info.kind or 'not declared'}, {noise}; native form {info.native}",
-        "order": _order_fact(solver, spec, shown, variants),
+        "order": INCONSISTENT
+        if not solver.consistent
+        else "exact; its draws are tested against the exact law"
+        if solver.order == math.inf
+        else "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec, shown)}", *variants]),
         "NFE": cost(solver),
         "grid": grid_text(solver, grid),
         "options": "\n".join(f"{text.ljust(width)}   {values}" for text, values in options.items()) or "none",
@@ -340,15 +343,6 @@ def _shared(info: Info, space: str) -> str:
         return f"{', '.join(info.shared)}, where the model has {space} states"
     meant = {other: solvers.solvers.shared_names(other).get(info.name) for other in SPACES}
     return ", ".join(f"{name}, where the model has {other} states" for other, name in meant.items() if name)
-
-
-def _order_fact(solver: Solver, spec: str, shown: str, variants: Sequence[str]) -> str:
-    """The order on a card: declared and measured, with that of variants."""
-    if not solver.consistent:
-        return INCONSISTENT
-    if solver.order == math.inf:
-        return "exact; its draws are tested against the exact law"
-    return "\n".join([f"{order_text(solver)} declared; measured {_orders_of(spec, shown)}", *variants])
 
 
 def _orders_of(spec: str, name: str = "") -> str:

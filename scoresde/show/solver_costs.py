@@ -10,6 +10,7 @@ from solvers.conformance.processes import ABSORBING, BIRTH_DEATH, UNIFORM, Exact
 from solvers.discrete.base import picked
 from solvers.noise.uniform import UniformNoise
 
+INCONSISTENT = "not a consistent sampler: its samples do not follow the model's law at any number of steps"
 STEPS = 20
 
 

@@ -38,7 +38,7 @@ class Kept(NamedTuple):
 @solvers.register(
     "decode",
     kind="decoder",
-    order=None,
+    order=0,
     native="x0",
     consistent=False,
     reference="Chang et al. 2022, arXiv:2202.04200 (maskgit); Savinov et al. 2021, arXiv:2112.06749 (sundae); "
@@ -73,11 +73,6 @@ class Decode(DiscreteSolver):
     block: Annotated[int, Range(0)] = 0
     randomness: NonNegative = 0.0
     patience: Annotated[int, Range(0)] = 0
-
-    @property
-    def order(self) -> float:
-        """0: none is promised."""
-        return 0.0
 
     @property
     def consistent(self) -> bool:

@@ -22,14 +22,15 @@ from .base import DiscreteSolver, Law, Moves, Product, evaluated
     "entropy_bounded",
     aliases=("eb_sampler", "eb"),
     kind="posterior",
-    order=1,
+    order=0,
     native="x0",
     adaptive=True,
     reference="Ben-Hamu et al. 2025, arXiv:2505.24857, algorithm 1",
     formula="of the tokens that a step unmasks, those of least entropy while sum H - max H <= budget; then evaluate "
     "again",
-    note="for processes with a mask. budget=0 is exact, with one evaluation for each token whose value is not certain. "
-    "In one step from t_max to the data it is the published method",
+    note="for processes with a mask. The budget decides the error, so that no order in the steps is promised. budget=0 "
+    "is exact, with one evaluation for each token whose value is not certain. In one step from t_max to the data it is "
+    "the published method",
 )
 @dataclass(frozen=True)
 class EntropyBounded(DiscreteSolver):
