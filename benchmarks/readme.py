@@ -332,6 +332,7 @@ def main(check: bool = False) -> int:
         for path, parts in ((ROOT / name, parts) for name, parts in marked().items())
     }
     fresh[ROOT / "docs" / "solvers.md"] = page()
+    fresh[ROOT / "scoresde" / "show" / "guidance_scores.json"] = tables.guidance.cards(read("guidance.json"))
     fresh[ROOT / "scoresde" / "show" / "posterior_scores.json"] = tables.posteriors.cards(read("posteriors.json"))
     if check:
         return int(any(not path.exists() or path.read_text("utf-8") != wanted for path, wanted in fresh.items()))

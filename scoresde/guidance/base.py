@@ -99,7 +99,11 @@ def sum_of(parts: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
 
 @dataclass(frozen=True)
 class Interval(Guidance):
-    """A rule that holds where lo <= sigma / alpha < hi; elsewhere the prediction is that of one role."""
+    """A rule that holds where lo <= sigma / alpha < hi; elsewhere the prediction is that of one role.
+
+    Attributes:
+        interval: [lo, hi], the noise levels sigma / alpha from lo to below hi; all of them by default.
+    """
 
     interval: tuple[float, ...] | None = field(default=None, kw_only=True)
 

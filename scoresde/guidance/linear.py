@@ -21,7 +21,11 @@ _SAME = 1e-9  # noise levels closer than this, relative to their size, are those
 
 @dataclass(frozen=True)
 class Scaled(Linear):
-    """A linear rule with one scale: base + scale (target - base)."""
+    """A linear rule with one scale: base + scale (target - base).
+
+    Attributes:
+        scale: s; 1 is the conditional prediction.
+    """
 
     scale: float = 1.0
 
@@ -106,7 +110,11 @@ class Classifier(Scaled):
 )  # fmt: skip
 @dataclass(frozen=True)
 class Compose(Linear):
-    """Several conditions, each with its own scale: c_i is the prediction with the i-th condition alone."""
+    """Several conditions, each with its own scale: c_i is the prediction with the i-th condition alone.
+
+    Attributes:
+        scales: s_i, one for each condition.
+    """
 
     scales: tuple[float, ...] = (1.0,)
 
@@ -127,7 +135,11 @@ class Compose(Linear):
 )  # fmt: skip
 @dataclass(frozen=True)
 class CFGPP(Linear):
-    """CFG++: cfg whose scale in a step from r_t to r_s is scale / (1 - r_s / r_t), exact for ``ddim``."""
+    """CFG++: cfg whose scale in a step from r_t to r_s is scale / (1 - r_s / r_t), exact for ``ddim``.
+
+    Attributes:
+        scale: lam, usually from 0 to 1.
+    """
 
     scale: float = 0.6
 
@@ -188,6 +200,7 @@ class Tilt(Guidance):
     """Samples p(x) p(c|x)^s: particles under cfg, with weights for what it does wrong, and one drawn for each sample.
 
     Attributes:
+        scale: s.
         particles: how many for each sample.
         resample: particles are drawn again where their effective number is below this share of them.
     """

@@ -56,7 +56,11 @@ class Around(Guidance):
 )  # fmt: skip
 @dataclass(frozen=True)
 class Rescale(Around):
-    """Another guidance, scaled towards the deviation of the conditional prediction, for each sample."""
+    """Another guidance, scaled towards the deviation of the conditional prediction, for each sample.
+
+    Attributes:
+        phi: the share of the scaled prediction.
+    """
 
     inner: Guidance = field(default_factory=CFG)
     phi: Fraction = 0.7
@@ -97,7 +101,11 @@ class Threshold(Around):
 
 @dataclass(frozen=True)
 class Pair(Interval):
-    """A rule of the conditional and the unconditional prediction, with one scale, of which 1 is the conditional one."""
+    """A rule of the conditional and the unconditional prediction, with one scale.
+
+    Attributes:
+        scale: s; 1 is the conditional prediction.
+    """
 
     scale: float = 1.0
 

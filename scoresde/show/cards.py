@@ -20,6 +20,8 @@ from solvers.registry.spec import write
 
 WIDTH = 118
 
+OPTIONS = "Attributes:"  # begins the paragraph of a docstring about options
+
 
 def aligned(rows: Iterable[Sequence[str]]) -> str:
     """Rows of cells as lines with columns of one width each."""
@@ -29,7 +31,7 @@ def aligned(rows: Iterable[Sequence[str]]) -> str:
 
 
 class Documented(NamedTuple):
-    """The parts of a class's docstring: the first sentence, the text, and what it says about each option."""
+    """The parts of a class's docstring: the first sentence, the text, and what it and its bases' say about options."""
 
     summary: str
     text: str
@@ -38,20 +40,25 @@ class Documented(NamedTuple):
 
 def documented(info: Info) -> Documented:
     """The parts of the docstring of a registered class."""
-    paragraphs = (inspect.getdoc(info.cls) or "").replace("``", "").split("\n\n")
-    text, options = [" ".join(part.split()) for part in paragraphs if not part.startswith("Attributes:")], {}
-    for part in (part for part in paragraphs if part.startswith("Attributes:")):
-        for name, words in re.findall(r"^    (\w+): ((?:.|\n        )+)", part, flags=re.MULTILINE):
-            options[name] = " ".join(words.split())
+    text = [" ".join(part.split()) for part in _paragraphs(inspect.getdoc(info.cls)) if not part.startswith(OPTIONS)]
+    options: dict[str, str] = {}
+    for part in (part for cls in reversed(info.cls.__mro__) for part in _paragraphs(cls.__doc__)):
+        if part.startswith(OPTIONS):
+            for name, words in re.findall(r"^    (\w+): ((?:.|\n        )+)", part, flags=re.MULTILINE):
+                options[name] = " ".join(words.split())
     return Documented(text[0], "\n".join(text[1:]), options)
+
+
+def _paragraphs(doc: str | None) -> list[str]:
+    return inspect.cleandoc(doc or "").replace("``", "").split("\n\n")
 
 
 def options_of(info: Info) -> str:
     """The options of a registered class, a line each: the default, the accepted values, and what it is."""
     hints, lines, words = typing.get_type_hints(info.cls), dict[str, str](), documented(info).options
     for name, field in sorted(info.fields.items(), key=lambda item: item[1].kw_only is True):
-        required = field.default is field.default_factory is dataclasses.MISSING
-        shown = f"{name}, required" if required else f"{name} = {write(field.default)}"
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        shown = f"{name}, required" if default is dataclasses.MISSING else f"{name} = {write(default)}"
         parts = typing.get_args(hints[field.name])
         values = "a .npy file" if str in parts and Tensor in parts else accepted(info, name)
         lines[shown] = f"{values}: {words[field.name]}" if field.name in words else values

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from importlib.resources import files
+
 from ..guidance import linear, nonlinear  # noqa: F401  # which register the kinds
 from ..guidance.base import guidances
-from .cards import aligned, options_of
+from .cards import aligned, documented, options_of
 from .cards import card as described
 
 HEAD = ("name", "kind", "forwards", "prediction", "paper")
@@ -14,6 +17,24 @@ forwards  evaluations of the network for one prediction, inside of an interval
 c, u      the prediction with conditions, and without.  scale s = 1 is c, s = 0 is u; w= is read as scale - 1
 Guided samples do not have the law p(x) p(c|x)^s: docs/guidance.md
 scoresde guidances NAME: everything about one kind"""
+
+NEEDS = {"negative": 'negative={"y": rows}', "autoguidance": "bad=worse", "classifier": "classifier=log_p"}
+LAWS = {"tilted": "p(x) p(c|x)^s", "ode": "cfg, ODE", "sde": "cfg, SDE"}
+
+
+def measured() -> str:
+    """What cfg samples next to p(x) p(c|x)^s, a line for each scale; "" if the package contains no measurements.
+
+    The numbers are those of benchmarks/guidance.py, of which ``benchmarks/readme.py`` writes guidance_scores.json.
+    """
+    source = files("scoresde.show").joinpath("guidance_scores.json")
+    if not source.is_file():
+        return ""
+    lines = ["mean and deviation for p = 1/2 N(-1, 1/4) + 1/2 N(1, 1/4) and c its right half, with exact scores"]
+    for row in json.loads(source.read_text("utf-8")):
+        found = (f"{name} {row[key][0]:.3f}, {row[key][1]:.3f}" for key, name in LAWS.items())
+        lines.append(f"s = {row['scale']:g}: {'; '.join(found)}")
+    return "\n".join(lines)
 
 
 def table() -> str:
@@ -32,13 +53,19 @@ def card(name: str) -> str:
         InputError: an unknown name or an invalid option.
     """
     info = guidances.info_of(guidances.make(name))
+    more = NEEDS.get(info.name, "")
+    call = ", ".join(filter(None, ["denoiser", json.dumps(name), more]))
     facts = {
         "prediction": info.formula,
         "kind": info.kind,
         "forwards": f"{info.evaluations} for one prediction",
         "options": options_of(info),
         "note": info.note,
+        "measured": measured() if info.name in ("cfg", "tilt") else "",
         "reference": info.reference,
-        "Python": f'scoresde.guide(denoiser, "{name}")',
+        "command": "" if more else f'scoresde sample --workdir=runs/m --class=7 --guidance="{name}" --out=s/',
+        "Python": f'scoresde.sample(denoiser, seeds=64, condition={{"y": labels}}, guidance={json.dumps(name)})'
+        if info.kind == "particles"
+        else f"scoresde.guide({call})",
     }
-    return described(info.name, info.summary, facts)
+    return described(info.name, documented(info).summary, facts)
