@@ -235,6 +235,10 @@ def test_w_is_scale_less_one(caplog):
     assert str(rule) == "rescale(inner=cfg(scale=3.0), phi=0.5)"
     assert [r.message for r in caplog.records] == ["cfg: w=2 is scale=3 here: scale 1 is the conditional prediction"]
     assert guidances.make(str(rule)) == rule
+    # lam of CFG++, the weight of a gradient and that of autoguidance, w of its paper, are scales themselves
+    for spec in ("cfgpp(w=0.6)", "classifier(w=2)", "autoguidance(w=2)", "tilt(w=2)"):
+        with pytest.raises(InputError, match="'w'"):
+            guidances.make(spec)
 
 
 def test_known_conditions_know_their_null():

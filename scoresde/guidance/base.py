@@ -178,16 +178,19 @@ def finite(guidance: Any, *names: str) -> None:
 
 
 class GuidanceRegistry(Registry[Guidance]):
-    """The registry of guidance, which also reads w = scale - 1, the other convention."""
+    """The registry of guidance, which also reads w = scale - 1 of cfg, the other convention.
+
+    The w of other kinds is not: of autoguidance, for example, it is the scale itself.
+    """
 
     def make(self, spec: str | Spec | Guidance) -> Guidance:
         if isinstance(spec, str):
             spec = self.read(spec)
-        if isinstance(spec, Spec):
+        if isinstance(spec, Spec) and spec.name == "cfg":
             options = dict(spec.kwargs)
             if isinstance(w := options.pop("w", None), (int, float)) and "scale" not in options and not spec.args:
-                log.info("%s: w=%g is scale=%g here: scale 1 is the conditional prediction", spec.name, w, w + 1)
-                spec = Spec(spec.name, (), (("scale", w + 1), *options.items()))
+                log.info("cfg: w=%g is scale=%g here: scale 1 is the conditional prediction", w, w + 1)
+                spec = Spec("cfg", (), (("scale", w + 1), *options.items()))
         return super().make(spec)
 
 

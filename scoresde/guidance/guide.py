@@ -39,7 +39,7 @@ def guide(
 
     Args:
         guidance: a name or spec such as "cfg(scale=3, interval=[0.2, 5])", see ``guidances.names()``. Noise levels are
-            sigma / alpha. ``scale`` 1 is the conditional prediction; ``w=`` is read as scale - 1.
+            sigma / alpha. ``scale`` 1 is the conditional prediction; ``w=`` of cfg is scale - 1.
         null: one row for each condition that means "no condition". Models that know their conditions know it.
         negative: the conditions to be avoided, by name: rows (B, *), or one row (1, *) for all samples.
         bad: a worse model on the same path, for ``autoguidance``.

@@ -14,7 +14,7 @@ HEAD = ("name", "kind", "forwards", "prediction", "paper")
 LEGEND = """\
 linear    a sum of predictions with weights whose sum is 1: the same for every output of the network
 forwards  evaluations of the network for one prediction, inside of an interval
-c, u      the prediction with conditions, and without.  scale s = 1 is c, s = 0 is u; w= is read as scale - 1
+c, u      the prediction with conditions, and without.  scale s = 1 is c, s = 0 is u; w= of cfg is read as s - 1
 Guided samples do not have the law p(x) p(c|x)^s: docs/guidance.md
 scoresde guidances NAME: everything about one kind"""
 
