@@ -97,9 +97,11 @@ def test_measured_observations_are_saved_and_give_the_same_draws(run, here):
     assert record["observed"] == "measured from test, noise of seed 3"
 
 
-def test_particles_report_their_evidence_and_number(run, here):
+def test_particles_report_their_evidence_and_number(run, here, capsys):
     given = ["--operator=sense(3, sigma=0.5)", "--measure=test", "--limit=1", "--posterior=tds(particles=4)", *FAST]
-    assert restore(run, *given) == 0
+    assert restore(run, *given, "--samples=1") == 0
+    out = capsys.readouterr().out
+    assert "1 draw for an observation" in out
     record = json.loads((here / "r" / "restored.json").read_text())
     (scores,) = record["observations"]
     assert (record["solver"], record["forwards"]) == ("ddpm", 4 * 6)
@@ -107,6 +109,7 @@ def test_particles_report_their_evidence_and_number(run, here):
         assert scores["log_evidence"] == pytest.approx(float(found["log_evidence"][0]))
         assert scores["effective"] == pytest.approx(float(found["effective"][0]))
         assert 1 <= scores["effective"] <= 4
+        assert f"; at least {scores['effective']:.1f} effective particles; " in out
     page = (here / "r" / "restore.html").read_text()
     assert f"log p(y) = {scores['log_evidence']:.2f} nats" in page
     assert "effective particles" in page

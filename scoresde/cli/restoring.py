@@ -120,8 +120,10 @@ def _line(seen: Observed, result: Restored, facts: Mapping[str, Any]) -> str:
     scores = facts["observations"]
     residual = sum(one["residual"] for one in scores) / n
     unit = "residual" if seen.operator.sigma > 0 else "rms of y - A x"
+    effective = [one["effective"] for one in scores if "effective" in one]
+    few = f"; at least {min(effective):.1f} effective particles" if effective else ""
     cost = f"{result.nfe} NFE, {result.forwards:g} forwards, {result.vjps:g} VJPs a draw, {result.seconds:.2f} s"
     return (
-        f"{draws} draws for {of} of {result.operator} by {result.posterior}, {result.solver} on the grid "
-        f"{result.grid}; {unit} {residual:.3g}; {cost}"
+        f"{draws} draw{'s' * (draws > 1)} for {of} of {result.operator} by {result.posterior}, {result.solver} on "
+        f"the grid {result.grid}; {unit} {residual:.3g}{few}; {cost}"
     )
