@@ -11,4 +11,5 @@ def get_config() -> ConfigDict:
     config = absorbing()
     config.process = "uniform"  # a random share of the characters is drawn again
     config.training.loss = "sundae"
+    config.sampling.solver = "sundae"  # draws a random share of the characters again, until they stay
     return config
