@@ -332,8 +332,11 @@ def main(check: bool = False) -> int:
         for path, parts in ((ROOT / name, parts) for name, parts in marked().items())
     }
     fresh[ROOT / "docs" / "solvers.md"] = page()
-    fresh[ROOT / "scoresde" / "show" / "guidance_scores.json"] = tables.guidance.cards(read("guidance.json"))
-    fresh[ROOT / "scoresde" / "show" / "posterior_scores.json"] = tables.posteriors.cards(read("posteriors.json"))
+    shown = {
+        "guidance": tables.guidance.cards(read("guidance.json")),
+        "posteriors": tables.posteriors.cards(read("posteriors.json")),
+    }
+    fresh[ROOT / "scoresde" / "show" / "scores.json"] = json.dumps(shown, indent=1) + "\n"
     if check:
         return int(any(not path.exists() or path.read_text("utf-8") != wanted for path, wanted in fresh.items()))
     for path, wanted in fresh.items():

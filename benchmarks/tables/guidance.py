@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from scoresde.show.solver_cards import markdown
@@ -24,14 +23,13 @@ def sampled(document: dict[str, Any]) -> str:
     return markdown(head, lines)
 
 
-def cards(document: dict[str, Any]) -> str:
-    """What the cards show of ``sampled``, as JSON."""
-    rows = [
+def cards(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the cards show of ``sampled``."""
+    return [
         {"scale": row["scale"]}
         | {law: [round(row[law][key], 3) for key in ("mean", "deviation")] for law in ("tilted", "ode", "sde")}
         for row in document["rows"]
     ]
-    return json.dumps(rows, indent=1) + "\n"
 
 
 def orders(document: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ them, and the rows that the cards of the methods show.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -124,8 +123,8 @@ def tables(document: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def cards(document: dict[str, Any]) -> str:
-    """The rows that the cards show, as JSON: by method, its default options first."""
+def cards(document: dict[str, Any]) -> dict[str, list[Row]]:
+    """The rows that the cards show: by method, its default options first."""
     kept = ("problem", "method", "solver", "steps", "draws")
     scores = ("sw", "tv", "chi2", "class_tv")
     noise = {row["problem"]: row["scores"]["sw"] for row in document["rows"] if row["method"] == "truth"}
@@ -138,4 +137,4 @@ def cards(document: dict[str, Any]) -> str:
         found.setdefault(name, []).append(
             {**{k: row[k] for k in kept}, **short, "exact": round(noise[row["problem"]], 3)}
         )
-    return json.dumps(dict(sorted(found.items())), indent=1) + "\n"
+    return dict(sorted(found.items()))

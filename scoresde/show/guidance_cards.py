@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 
 from ..guidance import linear, nonlinear  # noqa: F401  # which register the kinds
 from ..guidance.base import guidances
 from .cards import aligned, documented, options_of
 from .cards import card as described
+from .posterior_scores import scores
 
 HEAD = ("name", "kind", "forwards", "prediction", "paper")
 LEGEND = """\
@@ -25,16 +25,14 @@ LAWS = {"tilted": "p(x) p(c|x)^s", "ode": "cfg, ODE", "sde": "cfg, SDE"}
 def measured() -> str:
     """What cfg samples next to p(x) p(c|x)^s, a line for each scale; "" if the package contains no measurements.
 
-    The numbers are those of benchmarks/guidance.py, of which ``benchmarks/readme.py`` writes guidance_scores.json.
+    The numbers are those of benchmarks/guidance.py, of which ``benchmarks/readme.py`` writes scores.json.
     """
-    source = files("scoresde.show").joinpath("guidance_scores.json")
-    if not source.is_file():
-        return ""
+    rows = scores().get("guidance", ())
     lines = ["mean and deviation for p = 1/2 N(-1, 1/4) + 1/2 N(1, 1/4) and c its right half, with exact scores"]
-    for row in json.loads(source.read_text("utf-8")):
+    for row in rows:
         found = (f"{name} {row[key][0]:.3f}, {row[key][1]:.3f}" for key, name in LAWS.items())
         lines.append(f"s = {row['scale']:g}: {'; '.join(found)}")
-    return "\n".join(lines)
+    return "\n".join(lines) if rows else ""
 
 
 def table() -> str:

@@ -1,6 +1,6 @@
 """``measured``: the scores of a posterior method against exact posteriors, for its card.
 
-The numbers are those of benchmarks/posteriors.py, of which ``benchmarks/readme.py`` writes posterior_scores.json.
+The numbers are those of benchmarks/posteriors.py, of which ``benchmarks/readme.py`` writes scores.json.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ NAMES = {"tv": "TV", "chi2": "chi2", "class_tv": "of classes"}
 
 
 @lru_cache(maxsize=1)
-def scores() -> dict[str, list[dict[str, Any]]]:
-    """The measured rows of each method; empty if the package contains no measurements."""
-    source = files("scoresde.show").joinpath("posterior_scores.json")
-    found: dict[str, list[dict[str, Any]]] = json.loads(source.read_text("utf-8")) if source.is_file() else {}
+def scores() -> dict[str, Any]:
+    """The measured rows: of guidance, and of each posterior method; empty if the package contains no measurements."""
+    source = files("scoresde.show").joinpath("scores.json")
+    found: dict[str, Any] = json.loads(source.read_text("utf-8")) if source.is_file() else {}
     return found
 
 
@@ -30,7 +30,7 @@ def measured(name: str) -> str:
     >>> measured("unheard_of")
     ''
     """
-    return "\n".join(_line(row) for row in scores().get(name, ()))
+    return "\n".join(_line(row) for row in scores().get("posteriors", {}).get(name, ()))
 
 
 def _line(row: dict[str, Any]) -> str:
