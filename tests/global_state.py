@@ -123,6 +123,8 @@ def calls(folder, given, denoiser, network):
     sigmas = torch.tensor([2.0, 1.0, 0.0])
     seen, y = scoresde.operators.Matrix(torch.tensor([[1.0, 1.0]]), sigma=0.5), torch.zeros(1)
 
+    tokens = scoresde.targets.DiscreteEmpirical(torch.tensor([[0, 1], [1, 1]])).denoiser(scoresde.Absorbing(2))
+
     def tune():
         reference = solvers.trajectory(problem, start, SDE, steps=12)
         return solvers.tune_grid("heun", problem, 6, reference, runs=5, starts=1)
@@ -152,6 +154,9 @@ def calls(folder, given, denoiser, network):
         "sample_with_log_prob": lambda: scoresde.sample_with_log_prob(denoiser, (2,), 4, steps=4),
         "chain_bound": lambda: scoresde.chain_bound(denoiser, x, chain=scoresde.chains.Chain(SDE, 4)),
         "continuous_bound": lambda: scoresde.continuous_bound(denoiser, x, draws=4),
+        "discrete_bound": lambda: scoresde.discrete_bound(tokens, torch.tensor([[0, 1]]), draws=4),
+        "keep": lambda: scoresde.sample(scoresde.keep(tokens, torch.tensor([0, -1])), seeds=2, solver="first_hitting"),
+        "make_process": lambda: scoresde.make_process("uniform(2)"),
         "plug_in_bound": lambda: scoresde.plug_in_bound(denoiser, x, steps=4),
         "check": lambda: scoresde.check(denoiser, x),
         "plan": lambda: scoresde.plan(denoiser, "dpmpp_2m", steps=4),

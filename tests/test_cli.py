@@ -36,7 +36,7 @@ def test_training_leaves_a_whole_run(run):
     fingerprints = [scoresde.io.result_files.fingerprint(split) for split in (data.train.tensor(), data.test.tensor())]
     assert saved["data"] == {
         **{"shape": [1, 8, 8], "low": -1.0, "high": 1.0, "bin_width": 0.125, "levels": [0, 16]},
-        **{"samples": [1497, 300], "fingerprints": fingerprints, "conditions": []},
+        **{"samples": [1497, 300], "fingerprints": fingerprints, "conditions": [], "states": None, "symbols": ""},
     }
 
 
@@ -156,7 +156,7 @@ def test_the_demo_walks_the_whole_path(tmp_path, capsys):
     assert [row.nfe for row in rows if row.solver == "heun"] == [5, 9, 19, 49]
     assert {row.solver for row in rows} == {"ddim", "heun", "dpmpp_2m", "ddpm"}
     bits = np.load(tmp_path / "likelihood.npz")["bits_per_dim"].mean()
-    assert f"bits/dim = {bits:.4f}" in capsys.readouterr().out
+    assert f"bits/dim <= {bits:.4f}" in capsys.readouterr().out
     assert f"{bits:.4f}" in (tmp_path / "report.html").read_text()
 
 

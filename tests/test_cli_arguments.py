@@ -270,7 +270,7 @@ def test_results_that_are_there_are_replaced_only_on_request(run, tmp_path, caps
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     remedy = "use a different --out, or add --overwrite"
     fails(
-        capsys, [*sample, "--solver=heun"], f"{tmp_path} already contains samples.npz, samples.json, grid.png: {remedy}"
+        capsys, [*sample, "--solver=heun"], f"{tmp_path} already contains samples.npz, grid.png, samples.json: {remedy}"
     )
     fails(capsys, [*bench, "--solver=heun"], f"{tmp_path} already contains results.csv, results.json", remedy)
     fails(capsys, [*sample, "--overwrite", "--solver=huen"], "did you mean heun?")

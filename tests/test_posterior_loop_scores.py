@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_posterior_loops import DTYPE, PRIOR, PROBLEM, TANH, VP, draw, grid
+from test_posterior_loops import DTYPE, PROBLEM, TANH, VP, draw, grid
 
 import scoresde
 from scoresde.benchmark.posterior_problems import mixture_problem
@@ -136,7 +136,7 @@ def test_operators_without_what_a_method_needs_are_refused():
 
 @pytest.mark.quick
 def test_restore_takes_the_solver_of_each_method_and_refuses_budgets_of_others():
-    model = PRIOR.denoiser(VP)
+    model = PROBLEM.prior.denoiser(VP)
     for method, solver in (("ddrm", "ddim"), ("daps(outer=3)", "ddim"), ("split_gibbs(sweeps=2)", "ddpm")):
         found = scoresde.restore(model, PROBLEM.operator, PROBLEM.y, method, samples=2, steps=6, dtype=DTYPE)
         alone = scoresde.restore(model, PROBLEM.operator, PROBLEM.y[2], method, seeds=[1], steps=6, dtype=DTYPE)

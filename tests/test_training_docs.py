@@ -93,7 +93,8 @@ def test_the_launcher_runs_as_printed(tmp_path, monkeypatch):
 def test_the_table_of_statuses_is_that_of_the_command():
     from scoresde.cli import parser, training
 
-    rows = [line.split("|")[1].strip() for line in PAGE.read_text(encoding="utf-8").splitlines() if line[:2] == "| "]
+    table = PAGE.read_text(encoding="utf-8").partition("| exit status |")[2].partition("\n\n")[0]
+    rows = [line.split("|")[1].strip() for line in table.splitlines() if line[:2] == "| "]
     named = [int(row) for row in rows if row.isdecimal()]
     assert named == [0, training.UNFINISHED, parser.STOPPED, parser.INVALID]
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from solvers import InputError
+from solvers import InputError, make, resolve
 from solvers.errors import unknown
+from solvers.types.solver import SPACES
 
 from ..configs import default
 
@@ -52,8 +53,8 @@ def read_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
 def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
     """Applies ``--config.section.field=value`` arguments to a config.
 
-    Of the fields that say how many steps a solve has, one replaces the others. Of two values for one field, the last
-    counts.
+    Of the fields that say how many steps a solve has, one replaces the others, and a solver that chooses its own steps
+    replaces all of them. Of two values for one field, the last counts.
 
     Raises:
         InputError: an unknown field, a value of the wrong type, or two fields of which one replaces the other.
@@ -75,7 +76,20 @@ def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
         for name in names if counts else ():
             if name not in counts and f"{section}.{name}" in fields:
                 _set(config, f"{section}.{name}", None)
+        if not counts and not config[section].grid and _chooses_its_steps(given.get(f"{section}.solver", "")):
+            for name in names:
+                _set(config, f"{section}.{name}", None)
     return config
+
+
+def _chooses_its_steps(solver: str) -> bool:
+    """Whether a registered solver chooses its own steps; False of a solver outside the library or an unknown one."""
+    if not solver or ":" in solver:
+        return False
+    try:
+        return any(make(resolve(solver, space)[0]).adaptive for space in SPACES)
+    except InputError:
+        return False
 
 
 def _value(field: str, text: str, config: ConfigDict) -> Any:

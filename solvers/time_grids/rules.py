@@ -65,7 +65,11 @@ class LogSNR(Grid):
         return [schedule.t_of_lam(float(lam)) for lam in lams]
 
 
-@grids.register("clock", formula="u_i = u_0 + (i / N) (u_N - u_0), u the natural clock")
+@grids.register(
+    "clock",
+    reference="Lou et al. 2023, arXiv:2310.16834, section 5; of masks, Sahoo et al. 2024, arXiv:2406.07524",
+    formula="u_i = u_0 + (i / N) (u_N - u_0), u the natural clock",
+)
 @dataclass(frozen=True)
 class Clock(Grid):
     """Equal steps of the natural clock of a process; on a Gaussian path this is lam, and the grid is ``logsnr``.
