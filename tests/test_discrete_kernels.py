@@ -88,6 +88,19 @@ def test_the_exact_model_of_the_heartbeat_makes_known_shares_of_valid_sequences(
         assert drawn.nfe == steps
 
 
+def test_tokens_that_no_point_has_together_stay_as_they_are():
+    # 1 at the places 0 and 1: parallel steps may reach it, and no heartbeat has it
+    x = torch.full((1, 20), 2)
+    x[0, :2] = 1
+    process = Absorbing(2)
+    x0 = HEARTBEAT.denoiser(process).predict(x, process(0.5)).x0
+    assert x0[0, :2].tolist() == [[0, 1, 0], [0, 1, 0]]
+    assert torch.allclose(x0[0, 2:], torch.tensor([0.8, 0.2, 0.0], dtype=torch.float64))  # of all the data
+    # without the mask nothing is known for sure, and all values remain
+    flipped = HEARTBEAT.denoiser(Uniform(2)).predict(x.clamp_max(1), Uniform(2)(0.5)).x0
+    assert bool((flipped > 0).all())
+
+
 def test_a_sample_depends_on_its_seed_alone():
     model = HEARTBEAT.denoiser(Uniform(2))
     batch = scoresde.sample(model, seeds=range(16), steps=6)

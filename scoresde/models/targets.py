@@ -21,6 +21,7 @@ from solvers import InputError, Node, Prediction
 from ..operators.base import Operator
 from ..paths.base import SDE, as_sde
 from . import exact_posteriors
+from .discrete.empirical import DiscreteEmpirical as DiscreteEmpirical
 from .per_sample import products
 
 _CACHED = 2**15  # numbers of an intermediate result that stays in the processor's cache

@@ -86,7 +86,10 @@ class DiscreteEmpirical:
         return found
 
     def predict(self, x: Tensor, process: Process, node: ProcessNode[Any]) -> DiscretePrediction:
-        """The exact laws (B, *, S) of the clean tokens; those of the data where no point can have become x."""
+        """The exact laws (B, *, S) of the clean tokens.
+
+        Where no point can have become x they are those of the data, without the values that a token's own forbids.
+        """
         assert self.weights is not None
         joint = self._joint(x, process, node)
         dead = torch.isneginf(joint).all(1, keepdim=True)
@@ -95,7 +98,10 @@ class DiscreteEmpirical:
         law = posterior.new_zeros(len(x), points.shape[1], process.values)
         for i in range(points.shape[1]):
             law[:, i].index_add_(1, points[:, i], posterior)
-        return DiscretePrediction(law.view(*x.shape, process.values))
+        law = law.view(*x.shape, process.values)
+        if bool(dead.any()):  # a token that is not masked is known nevertheless
+            law = torch.where(dead.view(-1, *(1,) * x.ndim), process.possible(law, x, node), law)
+        return DiscretePrediction(law)
 
 
 @dataclass(frozen=True, eq=False)
