@@ -111,8 +111,14 @@ def test_solvers_are_compared_at_budgets_that_are_counted(heart, tmp_path, capsy
     assert counted[("tau_hold", 8)] == 8
     assert counted[("first_hitting", None)] == 20  # one for each token
     assert all(nfe <= budget for (name, budget), nfe in counted.items() if name != "first_hitting")
-    assert "tweedie" in capsys.readouterr().out
-    assert (tmp_path / "b" / "report.html").stat().st_size > 1000
+    shown = capsys.readouterr().out
+    assert re.search(r"solver +NFE +steps +invalid +bigrams +trigrams", shown)
+    assert "5 training samples have invalid 0.0000 [0.0000,0.4345]" in shown
+    wrong = {(row["solver"], row["nfe_budget"]): row["invalid"] for row in rows if not row["skipped"]}
+    assert wrong[("first_hitting", None)] <= wrong[("tweedie", 4)]  # a share of 8 samples
+    page = (tmp_path / "b" / "report.html").read_text()
+    assert "share of invalid samples" in page
+    assert re.search(r"<pre>([01]{20}\n){3}[01]{20}</pre>", page)
 
 
 def test_a_stopped_run_resumes_bit_for_bit(tmp_path):

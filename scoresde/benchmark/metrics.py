@@ -21,6 +21,8 @@ from solvers import InputError
 from solvers.errors import positive_integer, unknown
 from solvers.libraries import library
 
+from .token_metrics import TOKEN_METRICS, invalid, share
+
 Features = Callable[[Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], float]
 
@@ -110,11 +112,12 @@ def mmd(x: Tensor, y: Tensor, features: Features | None = None) -> float:
     return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
 
 
-METRICS: dict[str, Callable[..., float]] = {
+DISTANCES: dict[str, Callable[..., float]] = {  # of numbers
     "sliced_wasserstein": sliced_wasserstein,
     "frechet": frechet,
     "mmd": mmd,
 }
+METRICS: dict[str, Callable[..., float]] = {**DISTANCES, **TOKEN_METRICS}
 SIGNED = frozenset({"mmd"})  # metrics whose estimates may be negative
 
 
@@ -172,6 +175,8 @@ def compare(
 ) -> dict[str, Estimate]:
     """Several distances of samples x (N, *) from a reference y (M, *), by name, with ``bootstrap``'s intervals.
 
+    The share of invalid samples has Wilson's interval.
+
     >>> x = torch.arange(20.0).view(10, 2)
     >>> round(compare(x, x + 1, metrics=["frechet"])["frechet"].value, 9)
     2.0
@@ -181,10 +186,14 @@ def compare(
     """
     check_names(metrics)
     x, y = _prepare(x, y, features)
-    return {
-        name: bootstrap(METRICS[name], x, y, repeats, seed, level, -math.inf if name in SIGNED else 0.0)
-        for name in metrics
-    }
+
+    def estimate(name: str) -> Estimate:
+        if name == "invalid":  # whose samples are independent draws, right or wrong
+            wrong = invalid(x, y)
+            return Estimate(wrong, *share(wrong, len(x), level))
+        return bootstrap(METRICS[name], x, y, repeats, seed, level, -math.inf if name in SIGNED else 0.0)
+
+    return {name: estimate(name) for name in metrics}
 
 
 def check_names(metrics: Sequence[str]) -> None:

@@ -41,10 +41,10 @@ from ..sampling.batches import batches_of
 from ..sampling.plan import Plan, PlanRequest, grid_of
 from ..sampling.sample import Sample, sample
 from ..sampling.width import WrongWidth
-from .metrics import METRICS, Estimate, Features, check_names, compare
+from .metrics import DISTANCES, METRICS, Estimate, Features, check_names, compare
+from .token_metrics import meaningful
 
 _RESAMPLES = 400  # for the interval of an error; each costs a mean of N numbers
-_METRICS = {"gaussian": tuple(METRICS), "discrete": ()}  # by default: tokens have no distances
 _NESTED = ("metrics", "error", "samples")  # fields of a row that are not columns
 
 
@@ -183,7 +183,7 @@ def benchmark(
         nfe: budgets of model evaluations; each row takes the most steps that its budget allows.
         seeds, shape, condition, batch_size, dtype, device: as for ``sample``; every row has the same seeds.
         truth, truth_steps: the exact solution; by default ``ode_solution`` in so many steps, 0 for none.
-        metrics, features: as for ``metrics.compare``; by default all, and none of tokens, which have no distances.
+        metrics, features: as for ``metrics.compare``; by default ``DISTANCES``, or ``meaningful``.
         rounding: a function applied to the samples before the metrics, such as rounding to 8 bits.
         keep, progress: samples in a row; whether to show a bar over the rows.
 
@@ -192,7 +192,7 @@ def benchmark(
     """
     seeds, shape, reference = seeds_of(seeds), shape_of(shape), tensor_of("the reference", reference)
     space = as_model(denoiser, None).space
-    check_names(metrics := _METRICS[space] if metrics is None else metrics)
+    check_names(metrics := metrics or (meaningful(reference) if space == "discrete" else tuple(DISTANCES)))
     _check(reference, solvers, nfe, seeds, shape)
     jobs = _jobs(solvers, grid, nfe, space)
     common: dict[str, Any] = {"condition": condition, "batch_size": batch_size, "device": device}
@@ -211,7 +211,7 @@ def benchmark(
             rows.append(replace(job.row(len(seeds)), skipped=str(reason)))
             continue
         x = rounding(result.x.cpu()) if rounding else result.x.cpu()
-        scores = compare(x, reference, metrics, features) if metrics else {}
+        scores = compare(x, reference, metrics, features)
         rows.append(_filled(job.row(len(seeds)), plan, result, keep, scores, truth))
     return rows
 

@@ -8,12 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 import solvers
 from solvers import InputError
 from solvers.libraries import without_traces
 
+from ..benchmark.metrics import Estimate
+from ..benchmark.metrics import compare as distances
 from ..benchmark.runner import Row, write
 from ..benchmark.runner import benchmark as run_benchmark
+from ..benchmark.token_metrics import MEANINGS, TOKEN_METRICS, meaningful
 from ..data.dataset import DataCard
 from ..data.rows import Batch
 from ..guidance.guided import Guided
@@ -194,16 +199,20 @@ def compare(
     data = build.load_data(run.config, run.card)
     _say_if_other(data.card, run.card)
     reference = data.test.first(REFERENCES).x
+    metrics, notes = None, list[str]()
+    if run.config.process is not None:
+        metrics = meaningful(reference, data.train.some(min(REFERENCES, len(data.train))).x)
+        notes = _floor(data.train.some(min(len(seeds), len(data.train))).x, reference, metrics)
     with run.origin.limits():
         rows = run_benchmark(
             run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
             batch_size=run.config.sampling.batch_size, device=build.device_of(run.config), truth_steps=64, keep=12,
-            condition=conditions.of_test(data.test, len(seeds)),
+            metrics=metrics, condition=conditions.of_test(data.test, len(seeds)),
         )  # fmt: skip
     header = {
         **environment(build.device_of(run.config)),
         "command": command,
-        "sde": run.config.sde,
+        "path": run.config.process or run.config.sde,
         "network": run.config.model.network,
         "step": run.step,
         "average": run.average and run.average.facts(),
@@ -222,32 +231,38 @@ def compare(
             reference=reference,
             likelihood=result,
             header=header,
+            notes=notes,
+            texts=None if run.config.process is None or is_image(reference) else run.card.texts,
         )
-    print(table(rows))
-    print(f"{out / 'report.html'}")
+    print(*[table(rows), *notes, f"{out / 'report.html'}"], sep="\n")
+
+
+def _floor(train: Tensor, reference: Tensor, names: Sequence[str]) -> list[str]:
+    """What the metrics of tokens mean, and their values for training samples (N, *)."""
+    shown = ", ".join(f"{k} {_interval(v).strip()}" for k, v in distances(train, reference, names).items())
+    meanings = [f"{name}: {MEANINGS[name]}" for name in names]
+    return [*meanings, f"{len(train)} training samples have {shown}; no sampler is better than that"]
 
 
 def table(rows: Sequence[Row]) -> str:
     """The rows of a benchmark as text."""
-    lines = [
-        f"{'solver':28s} {'NFE':>4s} {'steps':>5s} {'sliced W2':>22s} {'Frechet':>9s} {'ODE error':>10s} {'s':>6s}"
-    ]
+    tokens = [name for name in TOKEN_METRICS if any(name in row.metrics for row in rows)]
+    heads = [f"{name:>22s}" for name in tokens] or [f"{'sliced W2':>22s}", f"{'Frechet':>9s}", f"{'ODE error':>10s}"]
+    lines = [" ".join([f"{'solver':28s} {'NFE':>4s} {'steps':>5s}", *heads, f"{'s':>6s}"])]
     for row in rows:
         if row.skipped:
             lines.append(f"{row.solver:28s} {row.nfe_budget or '':>4} skipped: {row.skipped}")
             continue
-        if not row.metrics:
-            lines.append(
-                f"{row.solver:28s} {row.nfe:4d} {row.steps:5d} {'-':>22s} {'-':>9s} {'-':>10s} {row.seconds:6.2f}"
-            )
-            continue
-        w, f = row.metrics["sliced_wasserstein"], row.metrics["frechet"]
-        error = f"{row.error.value:10.4f}" if row.error else f"{'-':>10s}"
-        lines.append(
-            f"{row.solver:28s} {row.nfe:4d} {row.steps:5d} {w.value:8.4f} [{w.low:.4f},{w.high:.4f}] {f.value:8.3f} "
-            f"{error} {row.seconds:6.2f}"
-        )
+        cells = [_interval(row.metrics[name]) for name in tokens or ("sliced_wasserstein",)]
+        if not tokens:
+            error = f"{row.error.value:10.4f}" if row.error else f"{'-':>10s}"
+            cells += [f"{row.metrics['frechet'].value:9.3f}", error]
+        lines.append(" ".join([f"{row.solver:28s} {row.nfe:4d} {row.steps:5d}", *cells, f"{row.seconds:6.2f}"]))
     return "\n".join(lines)
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.value:8.4f} [{found.low:.4f},{found.high:.4f}]"[:24].rjust(22)
 
 
 def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:

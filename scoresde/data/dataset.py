@@ -46,8 +46,10 @@ class DataCard:
     symbols: str = ""
 
     def texts(self, x: Tensor) -> list[str]:
-        """The texts of tokens (B, L)."""
-        return ["".join(self.symbols[token] for token in row) for row in x.flatten(1).tolist()]
+        """The texts of tokens (B, *): their symbols, or their numbers if they have none."""
+        symbols = self.symbols or [str(value) for value in range(self.states or 0)]
+        gap = "" if len(symbols) <= 10 or self.symbols else " "
+        return [gap.join(symbols[token] for token in row) for row in x.flatten(1).tolist()]
 
     def differences(self, other: DataCard) -> list[str]:
         """What other data have that these do not have, in words; empty if they are the same data."""

@@ -26,7 +26,16 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 _MARKERS = "osD^v"  # the second eight solvers get the second marker
 _REAL = "#b4b9c0"
 _SOFT = "#62676e"
-NAMES = {"sliced_wasserstein": "sliced Wasserstein", "frechet": "Fréchet", "mmd": "MMD²", "error": "error"}
+NAMES = {
+    "sliced_wasserstein": "sliced Wasserstein",
+    "frechet": "Fréchet",
+    "mmd": "MMD²",
+    "error": "error",
+    "invalid": "share of invalid samples",
+    "unigrams": "total variation of 1 token",
+    "bigrams": "total variation of 2 tokens",
+    "trigrams": "total variation of 3 tokens",
+}
 
 
 def curves(rows: Sequence[Row]) -> Figure:

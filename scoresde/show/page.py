@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from solvers import InputError
 from solvers.files import write_atomically
 
 from ..benchmark.runner import Row
+from ..benchmark.token_metrics import TOKEN_METRICS
 from ..io.result_files import environment
 from ..likelihood.result import LogProb, typical_error
 from ..sampling.pictures import image_grid, is_image
 from .figures import NAMES, curves, drawing, groups_of, histogram, inline, number, score_of, scores_of
 
+_TEXTS = 4  # texts of a row and budget
 _TILE = 48  # smallest size of a picture in the table, in pixels
 
 
@@ -38,6 +40,7 @@ def write_report(
     likelihood: LogProb | None = None,
     header: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    texts: Callable[[Tensor], list[str]] | None = None,
 ) -> None:
     """Writes the page; a file of that name is replaced only when the new page is complete.
 
@@ -50,6 +53,7 @@ def write_report(
         likelihood: the result of ``log_prob``.
         header: facts shown at the bottom, after ``environment()``; ``command`` and ``config`` get their own blocks.
         notes: paragraphs below the title.
+        texts: the texts of samples (N, *) of tokens, which are shown instead of pictures.
 
     Raises:
         InputError: low is not below high.
@@ -66,7 +70,7 @@ def write_report(
         config=json.dumps(config, indent=2, default=str) if config else "",
         facts=[(name, text_of(value)) for name, value in header.items()],
         **_table(rows),
-        **_pictures(rows, low, high, reference),
+        **_pictures(rows, low, high, reference, texts),
     )
     write_atomically(path, page)
 
@@ -102,7 +106,8 @@ def _summary(rows: Sequence[Row]) -> str:
         values = [number(score.value) for row in members if (score := score_of(row, names[0]))]
         shown = values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}, tied"
         parts.append(f"{', '.join(row.solver for row in members)} with {budget} evaluations ({shown})")
-    return f"Least {NAMES.get(names[0], names[0])} distance: {'; '.join(parts)}." if parts else ""
+    what = NAMES.get(names[0], names[0]) + ("" if names[0] in TOKEN_METRICS else " distance")
+    return f"Least {what}: {'; '.join(parts)}." if parts else ""
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
@@ -125,7 +130,13 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
     return {"table_rows": lines, "columns": columns, "scores": len(names) + 1, "has_error": "error" in names}
 
 
-def _pictures(rows: Sequence[Row], low: float, high: float, reference: Tensor | None) -> dict[str, Any]:
+def _pictures(
+    rows: Sequence[Row],
+    low: float,
+    high: float,
+    reference: Tensor | None,
+    texts: Callable[[Tensor], list[str]] | None = None,
+) -> dict[str, Any]:
     shown = [row.samples for row in rows if row.samples is not None and len(row.samples)]
     if not shown:
         return {"picture_rows": []}
@@ -135,6 +146,8 @@ def _pictures(rows: Sequence[Row], low: float, high: float, reference: Tensor | 
     limits = ends[0] - margin, ends[1] + margin
 
     def draw(samples: Tensor, behind: Tensor | None) -> dict[str, Any]:
+        if texts is not None:
+            return {"image": "", "text": "", "lines": [_line(text) for text in texts(samples[:_TEXTS])]}
         if pixels:
             picture = image_grid(samples, low, high, columns=4, tile=_TILE)
             return {"image": inline(picture), "width": picture.width, "text": "samples"}
@@ -158,11 +171,16 @@ def _pictures(rows: Sequence[Row], low: float, high: float, reference: Tensor | 
         at = {row.nfe_budget: row for row in members}
         lines.append({"label": label, "cells": [cell(at.get(budget)) for budget in [*budgets, *own]]})
     caption = "A row for each solver, a column for each budget of evaluations (NFE); all start from the same noise."
-    if not pixels and reference is not None and shown[0][0].numel() <= 2:
+    if texts is None and not pixels and reference is not None and shown[0][0].numel() <= 2:
         caption += " Grey: real data."
     columns = [f"NFE {budget}" for budget in budgets] + ["adaptive" for _ in own]
     facts = {"picture_columns": columns, "picture_class": "pixels" if pixels else "figure", "picture_caption": caption}
     return {"picture_rows": lines, **facts}
+
+
+def _line(text: str) -> str:
+    """A text in one line; its line ends are visible."""
+    return text.replace("\n", "\N{DOWNWARDS ARROW WITH CORNER LEFTWARDS}")
 
 
 def _likelihood(result: LogProb) -> dict[str, Any]:
