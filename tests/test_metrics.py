@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import binom
 
-from scoresde.benchmark.metrics import METRICS, Estimate, bootstrap, compare, frechet, mmd, sliced_wasserstein
+from scoresde.benchmark.metrics import DISTANCES, Estimate, bootstrap, compare, frechet, mmd, sliced_wasserstein
 from solvers import InputError, generator
 
 
@@ -117,9 +117,9 @@ def test_mmd_is_unbiased():
     assert abs(values.mean() - 22) < 4 * values.std() / math.sqrt(len(values))
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", DISTANCES)
 def test_equal_sets_and_symmetry(name):
-    metric = METRICS[name]
+    metric = DISTANCES[name]
     x, y = normal(30, 5, 0), 1 + normal(40, 5, 1)
     assert metric(x, y) == pytest.approx(metric(y, x), rel=1e-12)
     assert metric(x[torch.randperm(30, generator=generator(0, 3))], y) == pytest.approx(metric(x, y), rel=1e-12)
@@ -135,13 +135,13 @@ def test_equal_sets_and_symmetry(name):
     ("name", "shift"),
     [
         pytest.param(name, shift, marks=() if shift or name == "mmd" else pytest.mark.slow)
-        for name, shift in product(METRICS, (0.6, 0.0))
+        for name, shift in product(DISTANCES, (0.6, 0.0))
     ],
 )
 def test_intervals_cover_the_expectation(name, shift):
     """The target is the estimator's expectation at these sizes, bias included, from many independent pairs."""
     d, n, m, trials = 4, 60, 81, 120
-    metric = METRICS[name]
+    metric = DISTANCES[name]
     if name == "sliced_wasserstein":
 
         def metric(x, y):
