@@ -39,7 +39,7 @@ from tqdm import tqdm
 import scoresde
 import solvers
 from scoresde.benchmark.metrics import bootstrap
-from scoresde.benchmark.token_metrics import invalid, ngrams, share
+from scoresde.benchmark.token_metrics import invalid, ngrams, wilson
 from scoresde.io.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.models.discrete import DiscreteEmpirical
 from scoresde.models.problem import Diffusion
@@ -202,7 +202,7 @@ def scores(x: Tensor, data: DiscreteEmpirical, kind: str) -> Row:
     """The measures of samples, each with its 95 % interval."""
     if kind == "heartbeat":
         wrong = invalid(x, data.data)
-        return {"invalid": [wrong, *share(wrong, len(x))]}
+        return {"invalid": [wrong, *wilson(wrong, len(x))]}
     found: Row = {}
     for name, length in (("bigrams", 2), ("trigrams", 3)):
 

@@ -33,7 +33,7 @@ from trained import Commands
 import scoresde
 import solvers
 from scoresde.benchmark.metrics import compare
-from scoresde.benchmark.token_metrics import TOKEN_METRICS, invalid, share
+from scoresde.benchmark.token_metrics import TOKEN_METRICS, invalid, wilson
 from scoresde.data.dataset import Dataset
 from scoresde.io.result_files import environment, write_json
 from scoresde.runs import build
@@ -92,7 +92,7 @@ def heartbeat(run: Run, data: Dataset) -> tuple[dict[str, Any], Tensor]:
             steps = None if nfe is None else nfe // solvers.make(solver).evaluations
             made = scoresde.sample(run.denoiser, None, VALID, solver, steps=steps)
             wrong = invalid(made.x, beats)
-            low, high = share(wrong, VALID)
+            low, high = wilson(wrong, VALID)
             rows.append({"solver": solver, "nfe": made.nfe, "valid": [1 - wrong, 1 - high, 1 - low]})
     return {"entropy_bits": math.log2(5), "bound": bound_of(run, beats.repeat(64, 1), 64), "valid": rows}, made.x
 

@@ -30,6 +30,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import scoresde
+from scoresde.benchmark.token_metrics import wilson
 from scoresde.io.array_files import read_arrays
 from scoresde.io.result_files import environment, write_arrays, write_figure, write_json
 from scoresde.operators.base import Operator, measure
@@ -93,7 +94,7 @@ def guided(given: argparse.Namespace, held: Tensor, commands: trained.Commands) 
             "samples": facts,
             "read_as": trained.readings(read, classes),
         }
-        row["as_requested"] = trained.wilson(int((read == classes).sum()), count)
+        row["as_requested"] = wilson(float((read == classes).double().mean()), count)
         rows.append({**row, "frechet": trained.distances(found, real)})
     return rows
 
@@ -184,7 +185,7 @@ def held_out(given: argparse.Namespace, commands: trained.Commands) -> dict[str,
     return {
         **{name: value for name, value in kept.items() if name != "step"},
         "bound": bounded(workdir, out, given),
-        "accuracy_interval": trained.wilson(round(facts["accuracy"] * facts["scored"]), facts["scored"]),
+        "accuracy_interval": wilson(facts["accuracy"], facts["scored"]),
         "margin_median": float((ordered[:, 0] - ordered[:, 1]).median()),
         "wrong": [
             {"digit": i, "class": int(arrays["classes"][i]), "predicted": int(arrays["predicted"][i])}
@@ -212,7 +213,7 @@ def bounded(workdir: Path, out: Path, given: argparse.Namespace) -> dict[str, An
         ]  # fmt: skip
         write_arrays(place, nats=torch.stack(nats, 1))
     found = ClassPosterior(torch.from_numpy(read_arrays(place)["nats"]).double(), rows.conditions[name]).facts()
-    interval = trained.wilson(round(found["accuracy"] * found["scored"]), found["scored"])
+    interval = wilson(found["accuracy"], found["scored"])
     found = {name: value for name, value in found.items() if not name.startswith("log_likelihood")}  # a bound of it
     return {**found, "accuracy_interval": interval, "evaluations": EVALUATIONS}
 

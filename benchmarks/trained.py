@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import shlex
 import statistics
 import sys
@@ -313,18 +312,6 @@ def readings(read: Tensor, asked: Tensor | None) -> dict[str, Any]:
         found["as_requested"] = {"share": share, "stderr": (share * (1 - share) / len(right)) ** 0.5}
         found["by_class"] = [float(right[asked == k].mean()) for k in range(int(asked.max()) + 1)]
     return found
-
-
-def wilson(right: int, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a probability, from ``right`` successes in ``count`` trials.
-
-    >>> [round(end, 3) for end in wilson(0, 10)], [round(end, 3) for end in wilson(50, 100)]
-    ([0.0, 0.278], [0.404, 0.596])
-    """
-    z = statistics.NormalDist().inv_cdf(0.975)
-    share, weight = right / count, z * z / count
-    half = z * math.sqrt((share * (1 - share) + weight / 4) / count)
-    return max(0.0, (share + weight / 2 - half) / (1 + weight)), min(1.0, (share + weight / 2 + half) / (1 + weight))
 
 
 def training_of(workdir: Path, config: Any) -> dict[str, Any]:

@@ -353,3 +353,16 @@ def test_a_law_read_as_the_wrong_one_has_an_error_that_does_not_fall_with_the_st
     process = Absorbing(3, schedule=CONSTANT)
     right = end_error(tweedie, target, process, geometric(process, 16, 2.0, 0.05))
     assert mistaken_error(target, process, 16) == pytest.approx(right, abs=1e-15)
+
+
+def test_numbers_of_a_process_may_be_tensors():
+    for made, same in (
+        (MaskByState(torch.tensor([0.5, 1.0, 3.0])), MaskByState((0.5, 1.0, 3.0))),
+        (RankOne(torch.tensor([0.5, 0.25, 0.25])), RankOne((0.5, 0.25, 0.25))),
+        (DenseRate(torch.tensor(GENERATOR, dtype=torch.float64)), DenseRate(GENERATOR)),
+    ):
+        assert (str(made), hash(made)) == (str(same), hash(same))
+        assert made == same
+        target = dirichlet(1.0, 3, 1)
+        nodes = solvers.grid("uniform", made, 2)
+        assert end_error(solvers.make("tweedie"), target, made, nodes) < 1e-14

@@ -5,10 +5,11 @@ The lines about guidance alone are in test_guidance, those about options and spe
 
 import pytest
 import torch
+from test_posterior_loop_scores import Unknown
 
 import scoresde
 from scoresde.models.targets import Gaussian
-from scoresde.operators.base import Operator, operators
+from scoresde.operators.base import operators
 from scoresde.operators.linear import Inpaint, Matrix
 from scoresde.posterior.base import posteriors
 from solvers import InputError
@@ -18,24 +19,6 @@ D, DTYPE = 4, torch.float64
 MODEL = Gaussian(torch.zeros(D, dtype=DTYPE), 1.0).denoiser(scoresde.VP())
 SEEN, Y = Matrix(torch.eye(D, dtype=DTYPE)[:2], sigma=0.5), torch.ones(2, dtype=DTYPE)
 HALF = torch.arange(D) % 2 == 0
-
-
-class Unknown(Operator):
-    """A linear operator without known singular values."""
-
-    linear = True
-
-    def shape(self, shape):
-        return (2,)
-
-    def __call__(self, x):
-        return x[:, :2]
-
-    def svd(self, shape):
-        return None
-
-    def __str__(self):
-        return "unknown"
 
 
 def of_sigma(sigma):

@@ -8,7 +8,7 @@ import torch
 import scoresde
 from scoresde.benchmark.metrics import compare
 from scoresde.benchmark.runner import benchmark, read, write
-from scoresde.benchmark.token_metrics import invalid, meaningful, ngrams, share
+from scoresde.benchmark.token_metrics import invalid, meaningful, ngrams, wilson
 from scoresde.data.dataset import DataCard
 from scoresde.models.discrete import DiscreteEmpirical
 from scoresde.show.page import write_report
@@ -60,8 +60,8 @@ def test_a_sample_is_invalid_if_the_reference_has_none_equal():
 
 def test_the_interval_of_a_share_is_wilsons():
     # Agresti and Coull 1998, table 1 has 0 of 10 at 95 %: (0, 0.278)
-    assert share(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    low, high = share(0.5, 100)
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    low, high = wilson(0.5, 100)
     assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
 
 
@@ -92,7 +92,7 @@ def test_what_are_no_tokens_is_refused(x, y, length, words):
 def test_an_estimate_of_the_share_has_its_own_interval():
     found = compare(HEARTBEAT.data.repeat(20, 1), HEARTBEAT.data, ["invalid"])["invalid"]
     assert (found.value, found.low) == (0.0, 0.0)
-    assert found.high == pytest.approx(share(0.0, 100)[1])  # above 0, although no sample of 100 is wrong
+    assert found.high == pytest.approx(wilson(0.0, 100)[1])  # above 0, although no sample of 100 is wrong
 
 
 def test_a_benchmark_of_tokens_reports_what_means_something(rows, tmp_path):
@@ -115,9 +115,22 @@ def test_the_page_shows_tokens_as_text(rows, tmp_path):
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "<pre>10000100001000010000\n01000010000100001000" in page
     assert "share of invalid samples" in page
+    assert ">discrete<" in page
     assert "Least share of invalid samples:" in page
 
 
 def test_numbers_without_symbols_are_their_own_text():
     card = DataCard((3,), 0.0, 1.0, None, 0.0, 1.0, None, (1, 1), ("a", "b"), states=12)
     assert card.texts(torch.tensor([[0, 11, 3]])) == ["0 11 3"]
+
+
+def test_an_interval_of_a_share_covers_it_as_often_as_it_says():
+    """The probability that Wilson's interval contains the share, from the binomial law itself."""
+    for share, count in ((0.9, 100), (0.97, 500), (0.5, 100)):
+        covered = 0.0
+        for right in range(count + 1):
+            low, high = wilson(right / count, count)
+            if low <= share <= high:
+                covered += math.comb(count, right) * share**right * (1 - share) ** (count - right)
+        assert 0.92 < covered < 0.98  # discrete: it swings about 0.95
+    assert wilson(1.0, 100)[1] == 1

@@ -1,7 +1,6 @@
 """The scripts that measure trained models: their features, distances, readings, and that a stopped script resumes."""
 
 import json
-import math
 import os
 import struct
 import sys
@@ -215,18 +214,6 @@ def test_the_other_script_measures_colour_images(folder, tmp_path):
     assert [(one["against"], one["n"]) for one in row["frechet"]] == [("held out", 4), ("train", 24)], row["frechet"]
     assert row["bits_per_dim"]["samples"] == 4
     assert (tmp_path / row["picture"]).exists()
-
-
-def test_an_interval_of_a_share_covers_it_as_often_as_it_says():
-    """The probability that Wilson's interval contains the share, from the binomial law itself."""
-    for share, count in ((0.9, 100), (0.97, 500), (0.5, 100)):
-        covered = 0.0
-        for right in range(count + 1):
-            low, high = trained.wilson(right, count)
-            if low <= share <= high:
-                covered += math.comb(count, right) * share**right * (1 - share) ** (count - right)
-        assert 0.92 < covered < 0.98  # discrete: it swings about 0.95
-    assert trained.wilson(100, 100)[1] == pytest.approx(1)
 
 
 def test_scores_of_draws_are_those_of_a_gaussian():

@@ -21,7 +21,7 @@ from solvers import InputError
 from solvers.errors import positive_integer, unknown
 from solvers.libraries import library
 
-from .token_metrics import TOKEN_METRICS, invalid, share
+from .token_metrics import TOKEN_METRICS, invalid, wilson
 
 Features = Callable[[Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], float]
@@ -190,7 +190,7 @@ def compare(
     def estimate(name: str) -> Estimate:
         if name == "invalid":  # whose samples are independent draws, right or wrong
             wrong = invalid(x, y)
-            return Estimate(wrong, *share(wrong, len(x), level))
+            return Estimate(wrong, *wilson(wrong, len(x), level))
         return bootstrap(METRICS[name], x, y, repeats, seed, level, -math.inf if name in SIGNED else 0.0)
 
     return {name: estimate(name) for name in metrics}

@@ -63,17 +63,17 @@ def invalid(x: Tensor, y: Tensor) -> float:
     return 1 - float(torch.isin(place[: len(a)], place[len(a) :]).double().mean())
 
 
-def share(successes: float, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a probability, from a share of ``count`` independent draws (Wilson 1927).
+def wilson(share: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a probability, from its share of ``count`` independent draws (Wilson 1927).
 
-    >>> [round(end, 3) for end in share(0.0, 100)]
+    >>> [round(end, 3) for end in wilson(0.0, 100)]
     [0.0, 0.037]
     """
     z = float(library("scipy.stats").norm.ppf(0.5 + level / 2))
-    middle = (successes + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z / (1 + z * z / count) * math.sqrt(successes * (1 - successes) / count + z * z / (4 * count * count))
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     # at 0 and 1 the ends are exact, but for rounding
-    return (0.0 if successes == 0 else middle - reach), (1.0 if successes == 1 else middle + reach)
+    return (0.0 if share == 0 else middle - reach), (1.0 if share == 1 else middle + reach)
 
 
 TOKEN_METRICS: dict[str, Callable[..., float]] = {

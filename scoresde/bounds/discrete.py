@@ -248,7 +248,7 @@ class _Bound:
         return UniformNoise(self.seeds, tuple(self.x0.shape[1:]), torch.float64, self.x0.device)
 
     def _at(self, t: Tensor) -> ProcessNode[Any]:
-        return self.model.process(t)  # type: ignore[arg-type]  # times of a batch have the nodes of a batch
+        return self.model.process(t)
 
     def _last(self) -> ProcessNode[Any]:
         return self.model.process(self.model.process.t_max)

@@ -109,7 +109,7 @@ def clock_rate(process: Process, t: Tensor) -> Tensor:
     """
     with torch.enable_grad():
         time = t.detach().double().requires_grad_()
-        clock = process(time).clock  # type: ignore[arg-type]  # times of a batch have the nodes of a batch
+        clock = process(time).clock
         if not isinstance(clock, Tensor) or not clock.requires_grad:
             raise InputError(f"{process} has no rates in continuous time: give the number of steps")
         (found,) = torch.autograd.grad(clock.sum(), time)
@@ -118,7 +118,7 @@ def clock_rate(process: Process, t: Tensor) -> Tensor:
 
 def hazard(process: Process, t: Tensor) -> Tensor:
     """-alpha' / (1 - alpha) (B,) at times t (B,): the rate at which masked tokens get a value, infinite at t = 0."""
-    return clock_rate(process, t) / torch.expm1(process(t).clock)  # type: ignore[arg-type]
+    return clock_rate(process, t) / torch.expm1(process(t).clock)
 
 
 def _relative(p: Tensor, q: Tensor) -> Tensor:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from ..data.dataset import DataCard
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
 from ..sampling.pictures import image_grid, is_image
 from .figures import histogram, inline, number
+from .pages import template
 
 SHOWN = 12  # how many of the least and of the most likely samples the page shows
 
@@ -66,9 +65,7 @@ def page(
             yield {"image": picture, "value": f"{float(values[i]):.4g}", "place": str(i)}
 
     facts = [(k, str(v)) for k, v in {**document["environment"], **document["evaluation"]}.items()]
-    source = resources.files("scoresde.show").joinpath("likelihood.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    return template.render(
+    return template("likelihood.html").render(
         title=title,
         text=text,
         discrete=discrete,

@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from torch import Tensor
 
 from solvers import InputError
@@ -24,6 +22,7 @@ from ..io.result_files import environment
 from ..likelihood.result import LogProb, typical_error
 from ..sampling.pictures import image_grid, is_image
 from .figures import NAMES, curves, drawing, groups_of, histogram, inline, number, score_of, scores_of
+from .pages import template
 
 _TEXTS = 4  # texts of a row and budget
 _TILE = 48  # smallest size of a picture in the table, in pixels
@@ -60,7 +59,7 @@ def write_report(
     """
     header = {**environment(), **(header or {})}
     command, config = header.pop("command", ""), header.pop("config", None)
-    page = _template().render(
+    page = template("report.html").render(
         title=title,
         notes=list(notes),
         summary=_summary(rows),
@@ -73,11 +72,6 @@ def write_report(
         **_pictures(rows, low, high, reference, texts),
     )
     write_atomically(path, page)
-
-
-def _template() -> jinja2.Template:
-    source = resources.files("scoresde.show").joinpath("report.html").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
 
 
 def leaders(rows: Sequence[Row], name: str) -> dict[int, list[Row]]:
@@ -115,7 +109,7 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
     best = {name: leaders(rows, name) for name in names}
     lines = []
     for row in rows:
-        facts = [row.steps, row.nfe, row.nfe_budget, row.grid, "SDE" if row.stochastic else "ODE", row.n_samples]
+        facts = [row.steps, row.nfe, row.nfe_budget, row.grid, _kind(row, names), row.n_samples]
         cells = []
         for name in names:
             score = score_of(row, name)
@@ -128,6 +122,12 @@ def _table(rows: Sequence[Row]) -> dict[str, Any]:
         lines.append({"solver": row.solver, "facts": shown, "scores": cells, "skipped": row.skipped})
     columns = ["steps", "NFE", "budget", "grid", "kind", "samples", *(NAMES.get(n, n) for n in names), "ms / sample"]
     return {"table_rows": lines, "columns": columns, "scores": len(names) + 1, "has_error": "error" in names}
+
+
+def _kind(row: Row, names: Sequence[str]) -> str:
+    if any(name in TOKEN_METRICS for name in names):
+        return "discrete"
+    return "SDE" if row.stochastic else "ODE"
 
 
 def _pictures(

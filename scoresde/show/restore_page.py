@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import jinja2
 import torch
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from ..sampling.restored import Restored
 from . import restore_figures as figures
 from .figures import inline, number
 from .page import text_of
+from .pages import template
 
 _MOST, _DRAWS = 8, 16  # the most observations on a page, and the most pictures of draws of each
 _TILE = 84  # the smallest size of a picture, in pixels
@@ -62,9 +61,7 @@ def page(title: str, shown: Shown, facts: Mapping[str, Any], command: str, confi
     found, operator = shown.found, shown.operator
     n, draws = found.x.shape[:2]
     backs = _backs(operator, found.y[:_MOST].cpu(), tuple(found.x.shape[2:]))
-    source = resources.files("scoresde.show").joinpath("restore.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    return template.render(
+    return template("restore.html").render(
         title=title,
         summary=f"{draws} draws of p(x | y) for each of {n} observations" if n > 1 else f"{draws} draws of p(x | y)",
         exact=shown.exact,

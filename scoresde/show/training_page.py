@@ -9,14 +9,13 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from . import training_figures as figures
 from .figures import number
+from .pages import template
 from .training_figures import Lines
 
 _GRIDS, _ROWS = 8, 12  # the most grids of samples and rows of evaluations on a page
@@ -67,9 +66,7 @@ def page(
         _figure(figures.error_by_noise(evaluations), "After the last evaluation, with two standard errors."),
         _figure(figures.learned_by_noise(evaluations), "After several numbers of updates, the last one strongest."),
     ]
-    source = resources.files("scoresde.show").joinpath("training.html").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    return template.render(
+    return template("training.html").render(
         title=title,
         summary=_summary(lines, evaluations, batch_size),
         fault=str(evaluations[-1].get("fault", "")) if evaluations else "",

@@ -31,11 +31,8 @@ from ..models.discrete.denoiser import DiscreteDenoiser
 from ..models.discrete.model import DiscreteModel
 from ..models.model import as_model
 from ..paths.base import SDE
-from ..paths.discrete.rank_one import Absorbing, Binomial, RankOne, Uniform
 from ..paths.time_samplers import LowDiscrepancy, TimeSampler
 from .losses import TimedLoss, losses
-
-_MIXTURES = (Absorbing, Binomial, RankOne, Uniform)
 
 
 class DiscreteLoss(TimedLoss):
@@ -63,13 +60,9 @@ class DiscreteLoss(TimedLoss):
         raise NotImplementedError
 
 
-def _at(process: Process, t: Tensor) -> ProcessNode[Any]:
-    return process(t)  # type: ignore[arg-type]  # times of a batch have the nodes of a batch
-
-
 def _drawn(process: Process, x0: Tensor, t: Tensor, draws: Draws) -> tuple[ProcessNode[Any], Tensor]:
     """The nodes (B,) of times, and noisy states (B, *) there."""
-    at = _at(process, t)
+    at = process(t)
     return at, noised(process, x0, at, uniforms(draws, x0, 2))
 
 
@@ -112,7 +105,7 @@ class DiscreteBound(DiscreteLoss):
         end, start, steps = self._step(process, t.double())
         at, x = _drawn(process, x0, end, draws)
         found = model.predict(x, at, **conditions)
-        value = step_term(process, found, x0, x, at, _at(process, start))
+        value = step_term(process, found, x0, x, at, process(start))
         if self.cross_entropy:
             clean = found.x0.gather(-1, x0[..., None])
             value = value - self.cross_entropy * clean.log().flatten(1).sum(1)
@@ -155,7 +148,7 @@ class Masked(DiscreteLoss):
 
     def of(self, model: DiscreteModel, x0: Tensor, t: Tensor, draws: Draws, conditions: dict[str, Tensor]) -> Tensor:
         process = model.process
-        if not isinstance(process, Absorbing):
+        if process.mask is None or not process.mixture:
             raise InputError(f"masked trains on masks alone, got {process}: use absorbing, or the loss score_entropy")
         at, x = _drawn(process, x0, t, draws)
         entropy = _cross_entropy(model.log_x0(x, at, **conditions), x0)
@@ -186,7 +179,7 @@ class FlowKL(DiscreteLoss):
 
     def of(self, model: DiscreteModel, x0: Tensor, t: Tensor, draws: Draws, conditions: dict[str, Tensor]) -> Tensor:
         process = model.process
-        if not isinstance(process, _MIXTURES):
+        if not process.mixture:
             raise InputError(f"flow_kl is of mixtures of data and one law, got {process}: use the loss score_entropy")
         t = t.clamp_min(1e-12 * process.t_max)  # where the weight is finite
         at, x = _drawn(process, x0, t, draws)
@@ -255,7 +248,7 @@ class Sundae(DiscreteLoss):
         if not isinstance(model, DiscreteDenoiser) or model.time or model.predicts != "x0_logits":
             raise InputError("sundae trains a network without time: DiscreteDenoiser(..., 'x0_logits', time=False)")
         process, uniform = model.process, uniforms(draws, x0, 2 * self.unrolled)
-        at = _at(process, t)
+        at = process(t)
         x, total = noised(process, x0, at, uniform), torch.zeros(len(x0), dtype=torch.float64, device=x0.device)
         for k in range(self.unrolled):
             logits = model.raw_output(x, t, conditions).double()[..., : process.states]

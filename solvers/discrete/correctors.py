@@ -1,7 +1,8 @@
-"""A corrector of discrete states: moves at one time whose stationary law is that of the path."""
+"""Correctors of discrete states: moves at one time that leave the law of the path unchanged."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,52 @@ from ..errors import InputError
 from ..registry.ranges import Count, Positive
 from ..types.process import Clock, ProcessNode
 from ..types.solver import Solver, solvers
-from .base import DiscreteSolver, Moves, Product, evaluated, pure_noise
+from .base import DiscreteSolver, Law, Moves, Product, evaluated, pure_noise
 from .posteriors import Tweedie
 from .rates import moved
+
+
+class Corrected(DiscreteSolver):
+    """The base class of solvers that correct the state after each step of a predictor; a subclass has the options
+    ``predictor`` and ``corrector_steps``, and ``corrected``."""
+
+    predictor: Solver
+    corrector_steps: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.predictor, DiscreteSolver) or type(self.predictor).step is not DiscreteSolver.step:
+            name = solvers.info_of(self).name
+            raise InputError(f"{name} needs a predictor that draws from laws, such as tweedie, got {self.predictor}")
+
+    @property
+    def evaluations(self) -> int:
+        return self.predictor.evaluations + self.corrector_steps
+
+    @property
+    def consistent(self) -> bool:
+        return self.predictor.consistent
+
+    @property
+    def restartable(self) -> bool:
+        return self.predictor.restartable
+
+    def init(self, problem: Any, x: Tensor, nodes: Any) -> Any:
+        return self.predictor.init(problem, x, nodes)
+
+    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        assert isinstance(self.predictor, DiscreteSolver)  # see __post_init__
+        made = yield from self.predictor.moves(problem, x, t, s, carry)
+        x = yield from self.corrected(problem, made.x, t, s)
+        return made._replace(x=x)
+
+    def corrected(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode) -> Generator[Law, Tensor, Tensor]:
+        """The laws of the moves at s after a step from t, from x (B, *); returns the state (B, *)."""
+        raise NotImplementedError
+
+    def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        assert isinstance(self.predictor, DiscreteSolver)
+        return self.predictor.end(problem, x, t, s, carry)
 
 
 @solvers.register(
@@ -28,7 +72,7 @@ from .rates import moved
     shared=("pc",),
 )
 @dataclass(frozen=True)
-class DiscretePC(DiscreteSolver):
+class DiscretePC(Corrected):
     """A predictor, and after each of its steps moves forwards and back in time at once, which leave p_s unchanged.
 
     Args:
@@ -43,41 +87,18 @@ class DiscretePC(DiscreteSolver):
     size: Positive = 1.0
     clock: Clock = "natural"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.predictor, DiscreteSolver) or type(self.predictor).step is not DiscreteSolver.step:
-            raise InputError(
-                f"discrete_pc needs a predictor that draws from laws, such as tweedie, got {self.predictor}"
-            )
-
-    @property
-    def evaluations(self) -> int:
-        return self.predictor.evaluations + self.corrector_steps
-
     @property
     def order(self) -> float:
-        return self.predictor.order if self.predictor.order < 1 else 1.0
+        return min(self.predictor.order, 1.0)
 
-    def init(self, problem: Any, x: Tensor, nodes: Any) -> Any:
-        return self.predictor.init(problem, x, nodes)
-
-    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        made = yield from self._predicted(problem, x, t, s, carry)
-        process, x = problem.path, made.x
+    def corrected(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode) -> Generator[Law, Tensor, Tensor]:
+        process = problem.path
         if pure_noise(process, t, self.clock):
-            return made  # the step has no duration
+            return x  # the step has no duration
         duration = self.size * process.elapsed(t, s, self.clock)
         for _ in range(self.corrector_steps):
             x = yield Product(moved(self._rates(problem, x, s), x, duration), x)
-        return made._replace(x=x)
-
-    def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        assert isinstance(self.predictor, DiscreteSolver)  # see __post_init__
-        return self.predictor.end(problem, x, t, s, carry)
-
-    def _predicted(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        assert isinstance(self.predictor, DiscreteSolver)
-        return self.predictor.moves(problem, x, t, s, carry)
+        return x
 
     def _rates(self, problem: Any, x: Tensor, s: ProcessNode) -> Tensor:
         """The rates (B, *, S) of the forward and the reverse process together, out of x (B, *) at s."""

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from ..registry.ranges import Count
 from ..types.process import ProcessNode
 from ..types.solver import Solver, solvers
-from .base import DiscreteSolver, Moves, OneOf, evaluated
+from .base import Law, OneOf, evaluated
+from .correctors import Corrected
 from .posteriors import Tweedie
 
 
@@ -31,7 +31,7 @@ from .posteriors import Tweedie
     "that this needs more steps than tokens; in fewer steps the predictor alone is better at equal NFE",
 )
 @dataclass(frozen=True)
-class Gibbs(DiscreteSolver):
+class Gibbs(Corrected):
     """A predictor, and after each of its steps moves of one token each, to its exact law given all other tokens.
 
     On a process with a mask, the token is masked before the model is evaluated, since the prediction for a token that
@@ -45,42 +45,15 @@ class Gibbs(DiscreteSolver):
     predictor: Solver = field(default=Tweedie())
     corrector_steps: Count = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.predictor, DiscreteSolver) or type(self.predictor).step is not DiscreteSolver.step:
-            raise InputError(f"gibbs needs a predictor that draws from laws, such as tweedie, got {self.predictor}")
-
-    @property
-    def evaluations(self) -> int:
-        return self.predictor.evaluations + self.corrector_steps
-
     @property
     def order(self) -> float:
         """One more than the predictor's: an error of its steps is forgotten at a rate for each step, not for time."""
         return self.predictor.order + 1 if self.predictor.order else 0.0
 
-    @property
-    def consistent(self) -> bool:
-        return self.predictor.consistent
-
-    @property
-    def restartable(self) -> bool:
-        return self.predictor.restartable
-
-    def init(self, problem: Any, x: Tensor, nodes: Any) -> Any:
-        return self.predictor.init(problem, x, nodes)
-
-    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        assert isinstance(self.predictor, DiscreteSolver)  # see __post_init__
-        made = yield from self.predictor.moves(problem, x, t, s, carry)
-        x = made.x
+    def corrected(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode) -> Generator[Law, Tensor, Tensor]:
         for _ in range(self.corrector_steps):
             x = yield from moved_once(problem, x, s)
-        return made._replace(x=x)
-
-    def end(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        assert isinstance(self.predictor, DiscreteSolver)
-        return self.predictor.end(problem, x, t, s, carry)
+        return x
 
 
 def moved_once(problem: Any, x: Tensor, s: ProcessNode) -> Generator[OneOf, Tensor, Tensor]:

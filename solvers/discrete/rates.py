@@ -40,8 +40,26 @@ def moved(rates: Tensor, x: Tensor, duration: float, kernel: Kernel = "hold") ->
     return away.scatter(-1, x[..., None], 1 - away.sum(-1, keepdim=True))
 
 
+class FromRates(DiscreteSolver):
+    """The base class of solvers that move tokens at rates; a subclass has the option ``clock``, and ``stages``."""
+
+    clock: Clock
+
+    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
+        process, found = problem.path, evaluated(problem, x, t)
+        if pure_noise(process, t, self.clock):
+            x = yield Product(process.posterior(found.x0, x, t, s), x)
+            return Step(x, carry)
+        made: Step = yield from self.stages(problem, x, process.rates(found, x, t, self.clock), t, s)
+        return made._replace(carry=carry)
+
+    def stages(self, problem: Any, x: Tensor, first: Tensor, t: ProcessNode, s: ProcessNode) -> Moves:
+        """The laws of a step from x (B, *) at t to s, with the rates ``first`` (B, *, S) out of x at t."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class FrozenRates(DiscreteSolver):
+class FrozenRates(FromRates):
     """The base class of solvers whose tokens move at the rates of the step's start.
 
     Args:
@@ -54,14 +72,9 @@ class FrozenRates(DiscreteSolver):
         """The law (B, *, S) of each token after a duration at constant rates (B, *, S) out of x (B, *)."""
         raise NotImplementedError
 
-    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        process, found = problem.path, evaluated(problem, x, t)
-        if pure_noise(process, t, self.clock):
-            x = yield Product(process.posterior(found.x0, x, t, s), x)
-            return Step(x, carry)
-        rates = process.rates(found, x, t, self.clock)
-        x = yield Product(self.law(rates, x, process.elapsed(t, s, self.clock)), x)
-        return Step(x, carry)
+    def stages(self, problem: Any, x: Tensor, first: Tensor, t: ProcessNode, s: ProcessNode) -> Moves:
+        x = yield Product(self.law(first, x, problem.path.elapsed(t, s, self.clock)), x)
+        return Step(x)
 
 
 @solvers.register(

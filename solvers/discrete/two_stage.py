@@ -12,12 +12,12 @@ from ..errors import InputError
 from ..registry.ranges import Inside
 from ..types.process import Clock, Process, ProcessNode
 from ..types.solver import Step, solvers
-from .base import DiscreteSolver, Moves, Product, evaluated, pure_noise
-from .rates import Kernel, moved
+from .base import DiscreteSolver, Moves, Product, evaluated
+from .rates import FromRates, Kernel, moved
 
 
 @dataclass(frozen=True)
-class TwoStages(DiscreteSolver):
+class TwoStages(FromRates):
     """The base class of methods that evaluate the rates at the start of a step and at a point between.
 
     Args:
@@ -28,19 +28,10 @@ class TwoStages(DiscreteSolver):
     theta: Inside = 0.5
     clock: Clock = "natural"
 
-    def moves(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, carry: Any) -> Moves:
-        process, found = problem.path, evaluated(problem, x, t)
-        if pure_noise(process, t, self.clock):
-            x = yield Product(process.posterior(found.x0, x, t, s), x)
-            return Step(x, carry)
-        first = process.rates(found, x, t, self.clock)
-        duration, between = process.elapsed(t, s, self.clock), process.between(t, s, self.theta, self.clock)
-        made: Step = yield from self.stages(problem, x, first, duration, between)
-        return made._replace(carry=carry)
-
-    def stages(self, problem: Any, x: Tensor, first: Tensor, duration: float, between: ProcessNode) -> Moves:
-        """The laws of a step of a duration, from x (B, *) with the rates ``first`` (B, *, S), and its node between."""
-        raise NotImplementedError
+    def between(self, problem: Any, t: ProcessNode, s: ProcessNode) -> tuple[float, ProcessNode]:
+        """The duration of a step, and its node between."""
+        process = problem.path
+        return process.elapsed(t, s, self.clock), process.between(t, s, self.theta, self.clock)
 
 
 @solvers.register(
@@ -79,8 +70,9 @@ class ThetaTrapezoidal(TwoStages):
         """2, or 1 with a kernel of order 1."""
         return 2.0 if self.kernel == "hold" else 1.0
 
-    def stages(self, problem: Any, x: Tensor, first: Tensor, duration: float, between: ProcessNode) -> Moves:
+    def stages(self, problem: Any, x: Tensor, first: Tensor, t: ProcessNode, s: ProcessNode) -> Moves:
         process, theta = problem.path, self.theta
+        duration, between = self.between(problem, t, s)
         y = yield Product(moved(first, x, theta * duration, self.kernel), x)
         second = process.rates(evaluated(problem, y, between), y, between, self.clock)
         late = 1 / (2 * theta * (1 - theta))
@@ -105,8 +97,9 @@ class ThetaTrapezoidal(TwoStages):
 class ThetaRK2(TwoStages):
     """A midpoint rule whose step starts again from x: of order 1 for discrete states."""
 
-    def stages(self, problem: Any, x: Tensor, first: Tensor, duration: float, between: ProcessNode) -> Moves:
+    def stages(self, problem: Any, x: Tensor, first: Tensor, t: ProcessNode, s: ProcessNode) -> Moves:
         process, theta = problem.path, self.theta
+        duration, between = self.between(problem, t, s)
         y = yield Product(moved(first, x, theta * duration), x)
         second = process.rates(evaluated(problem, y, between), y, between, self.clock)
         share = 1 / (2 * theta)

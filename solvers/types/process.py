@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NoReturn, overload
 
 import torch
 from torch import Tensor
@@ -162,7 +162,12 @@ class Process(Schedule):
         """The data: the node at t = 0."""
         return self(0.0)
 
-    def __call__(self, t: float) -> ProcessNode:  # type: ignore[override]
+    @overload  # type: ignore[override]  # a process has nodes of its own
+    def __call__(self, t: float) -> ProcessNode: ...
+    @overload
+    def __call__(self, t: Tensor) -> ProcessNode[Tensor]: ...
+    def __call__(self, t: Any) -> Any:
+        """The node at a time; for times (B,), with one node for each sample."""
         raise NotImplementedError
 
     def nodes(self, times: Sequence[float]) -> list[ProcessNode]:  # type: ignore[override]

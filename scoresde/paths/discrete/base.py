@@ -39,7 +39,7 @@ class ScheduledProcess(Options, Process):
         """The schedule's last time."""
         return self.schedule.t_max
 
-    @overload  # type: ignore[override]
+    @overload  # type: ignore[override]  # see Process
     def __call__(self, t: float) -> ProcessNode: ...
     @overload
     def __call__(self, t: Tensor) -> ProcessNode[Tensor]: ...

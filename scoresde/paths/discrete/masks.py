@@ -253,9 +253,9 @@ class MaskByState(Masking):
 
     def __post_init__(self) -> None:
         if isinstance(self.powers, Tensor):
-            object.__setattr__(self, "weights", tuple(float(w) for w in self.powers.flatten()))
+            object.__setattr__(self, "powers", tuple(float(power) for power in self.powers.flatten()))
         super().__post_init__()
-        if len(self.powers) < 2 or not all(0 < w < math.inf for w in self.powers):
+        if len(self.powers) < 2 or not all(0 < power < math.inf for power in self.powers):
             raise InputError("mask_by_state: powers must be at least two positive numbers, one for each value")
 
     @property

@@ -55,7 +55,7 @@ class Stepwise(Options, Process):
         """The law at t_max of a token that was any value alike; for steps that keep that law, all values alike."""
         return self._products[-1].mean(0)
 
-    @overload  # type: ignore[override]
+    @overload  # type: ignore[override]  # see Process
     def __call__(self, t: float) -> ProcessNode: ...
     @overload
     def __call__(self, t: Tensor) -> ProcessNode[Tensor]: ...
