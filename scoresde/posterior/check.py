@@ -178,10 +178,8 @@ def _prediction_error(method: DenoiserPosterior, case: Case, exact: Exact, path:
 
 def check_steps(method: Posterior, effort: Effort) -> Iterator[Check]:
     """Twice as many steps give draws of the same law: what is done in a step must be a part of a limit of many."""
-    case, steps = (
-        cases(noise=1.0)[-1],
-        effort.steps,
-    )  # less noise makes some methods stiff, which few steps do not solve
+    # less noise makes some methods stiff, which few steps do not solve
+    case, steps = cases(noise=1.0)[-1], effort.steps
     y, seeds = case.y.expand(effort.draws, -1), range(effort.draws)
     few, many = (_drawn(method, case.prior, case.operator, y, seeds, n).x for n in (steps, 2 * steps))
     passed, detail = _compared(few, many.mean(0), torch.cov(many.T), effort, 2)
