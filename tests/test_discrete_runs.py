@@ -160,6 +160,8 @@ def test_the_likelihood_of_a_text_is_in_bits_per_character(text, tmp_path, capsy
     found = re.search(r"bits/character <= (\d\.\d+) ", printed.out)
     assert found is not None
     assert 2.5 < float(found[1]) < 5.5
+    assert "(draws " in printed.out  # no trace and no solver: a bound solves no equation
+    assert "the solver error" not in printed.out
     assert "bits/character" in (tmp_path / "l" / "likelihood.html").read_text()
     assert "the data are not those that the run was trained on" in printed.err
     # a second call reads the shards that are there

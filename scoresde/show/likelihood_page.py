@@ -30,8 +30,9 @@ def block(result: LogProb) -> str:
     lines = [str(result)]
     if result.nfe_per_sample is not None:
         lines.append(f"  NFE per sample: {float(result.nfe_per_sample.double().mean()):.1f}, at most {result.nfe}")
-    measured = result.solver_error is not None
-    how = f"trace {number(parts['trace'])}" + (f", solver {number(parts['solver'])}" if measured else "")
+    solved, measured = bool(result.divergence), result.solver_error is not None  # a bound solves no equation
+    how = f"{'trace' if solved else 'draws'} {number(parts['trace'])}"
+    how += f", solver {number(parts['solver'])}" if measured else ""
     lines.append(f"  uncertainty of the mean of these samples: {shown('of_these')} ({how})")
     if math.isnan(parts["samples"]):
         lines.append("  uncertainty of the mean of their distribution: unknown from a single sample")
@@ -39,7 +40,7 @@ def block(result: LogProb) -> str:
         lines.append(
             f"  uncertainty of the mean of their distribution: {shown('total')} (samples {number(parts['samples'])})"
         )
-    if not measured:
+    if solved and not measured:
         lines.append("  not included: the solver error, which was not measured")
     return "\n".join(lines)
 
