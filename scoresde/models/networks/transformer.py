@@ -28,8 +28,10 @@ class Transformer(Network):
     """Transformer of tokens, in which each one sees all others; an untrained one returns 0.
 
     Samples of any shape are sequences of all their tokens. Each layer normalises before its attention and before its
-    two linear maps (torch's ``TransformerEncoderLayer``). The embeddings of a token, its place, the time, classes and
-    vectors are added.
+    two linear maps (torch's ``TransformerEncoderLayer``). The embeddings of a token and its place are added. The time
+    is a token of its own before the others, and so are the classes and vectors together (Bao et al. 2022,
+    arXiv:2209.12152). Added to every token they would hide the tokens, and a network of uniform noise would learn
+    little more than frequencies.
 
     Attributes:
         width: the width of the layers; their inner width is four times as large.
@@ -102,15 +104,17 @@ class TokenTransformer(nn.Module):
         if flat.shape[1] != self.length:
             raise InputError(f"this transformer is for {self.length} tokens, got {flat.shape[1]}")
         h = self.token(flat) + self.place(torch.arange(self.length, device=x.device))
+        first = []
         if self.time is not None:
             if label is None:
                 raise InputError("this transformer takes a time: build it with time=False, or call it with a label")
-            h = h + self.time(self.scale * label)[:, None]
+            first.append(self.time(self.scale * label))
         if self.conditions is None:
             check_names(conditions, ())
         else:
-            h = h + self.conditions(conditions)[:, None]
+            first.append(self.conditions(conditions))
+        h = torch.cat([*(token[:, None] for token in first), h], 1)
         for layer in self.layers:
             h = layer(h)
-        out: Tensor = self.leave(self.norm(h))
+        out: Tensor = self.leave(self.norm(h[:, len(first) :]))
         return out.view(*x.shape, -1)
