@@ -86,10 +86,13 @@ class Trajectory:
         """The times of its last node with sigma > 0 and of its first node."""
         return self.nodes[-2 if self.to_zero else -1].t, self.nodes[0].t
 
-    def place(self, rule: str | Grid, steps: int) -> tuple[Node, ...]:
+    def rule(self, grid: str | Grid) -> Grid:
+        """A grid with the reference's end."""
+        return replace(grids.make(grid), end="zero" if self.to_zero else "t_min")
+
+    def place(self, grid: str | Grid, steps: int) -> tuple[Node, ...]:
         """The nodes of a grid on the same range of times and with the same end."""
-        made = replace(grids.make(rule), end="zero" if self.to_zero else "t_min")
-        return made.nodes(self.schedule, steps, *self.range)
+        return self.rule(grid).nodes(self.schedule, steps, *self.range)
 
     @torch.no_grad()
     def errors(self, solver: str | Solver, problem: Problem, nodes: Sequence[Node]) -> Tensor:
@@ -294,8 +297,7 @@ def _tunable(solver: str | Solver) -> Solver:
 def _candidates(method: Solver, problem: Problem, nfe: int, reference: Trajectory) -> dict[str, tuple[Node, ...]]:
     """The grids where a search may start, of as many steps as the budget affords: dynamic programming's, then the
     built-in ones that suit the path."""
-    rule = replace(grids.make("logsnr"), end="zero" if reference.to_zero else "t_min")
-    steps = steps_of_nfe(method, rule, reference.schedule, nfe, *reference.range)
+    steps = steps_of_nfe(method, reference.rule("logsnr"), reference.schedule, nfe, *reference.range)
     if steps < 2:
         raise InputError(f"nfe={nfe} is too small for {method}: one step leaves no node to place")
     if steps > len(reference.nodes) - 1:
