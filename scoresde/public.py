@@ -40,6 +40,7 @@ from .sampling.plan import Plan, plan
 from .sampling.restore import restore
 from .sampling.restored import Restored
 from .sampling.sample import Sample, encode, sample
+from .sampling.trajectory import trajectory
 
 __all__ = [
     "EDM",
@@ -103,4 +104,5 @@ __all__ = [
     "targets",
     "time_labels",
     "train",
+    "trajectory",
 ]

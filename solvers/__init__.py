@@ -16,6 +16,7 @@ from .program.program import Program
 from .program.trace import trace
 from .registry.registry import Info, Registry
 from .time_grids.base import Grid, grid, grids
+from .tuning.choice import Choice, choose
 from .tuning.grids import Trajectory, TunedGrid, trajectory, tune_grid
 from .types.model_output import Output
 from .types.node import AnyNode, Node, Prediction, Rows
@@ -34,6 +35,7 @@ make = solvers.make
 __all__ = [
     "AnyNode",
     "BrownianNoise",
+    "Choice",
     "Corrector",
     "Grid",
     "Hook",
@@ -58,6 +60,7 @@ __all__ = [
     "TunedGrid",
     "__version__",
     "as_problem",
+    "choose",
     "convert_eta",
     "correctors",
     "difference",

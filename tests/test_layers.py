@@ -15,7 +15,7 @@ PACKAGES = ("solvers", "scoresde")
 FLOORS = {
     "solvers": (
         *("errors", "files", "libraries", "registry", "types", "noise", "time_grids", "loop", "budget"),
-        *("one_step", "multistep", "adaptive", "wrappers", "discrete", "program", "tuning", "foreign", "conformance"),
+        *("one_step", "multistep", "adaptive", "wrappers", "discrete", "program", "foreign", "tuning", "conformance"),
     ),
     "scoresde": (
         *(

@@ -22,6 +22,7 @@ HELP = {
     "restore": "draw samples given an observation: a masked, blurred, small, ... picture; mean, deviation and a page",
     "likelihood": "log-likelihood of data under a trained model; resumes if started again",
     "benchmark": "steps versus quality: every solver at every number of evaluations",
+    "choose": "the solver and grid with the least error at a number of evaluations, as fields of the config to paste",
     "solvers": "the table of solvers, one solver's card, or its program on a grid",
     "guidances": "the table of guidance, or the card of one kind",
     "posteriors": "the table of methods for scoresde restore, or the card of one method",
@@ -36,6 +37,7 @@ FIELDS = {
     "restore": ("--config.sampling.batch_size=64", "--config.device=cuda"),
     "likelihood": ("--config.likelihood.divergence=exact", "--config.likelihood.batch_size=64", "--config.device=cuda"),
     "benchmark": ("--config.sampling.batch_size=64", "--config.device=cuda"),
+    "choose": ("--config.sampling.guidance='cfg(scale=2)'", "--config.sampling.batch_size=64", "--config.device=cuda"),
 }
 STATUS = """
 
@@ -195,6 +197,19 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
     bench.add_argument("--seeds", type=seeds_of, default="512", help="one sample per seed: 512 means 0-511")
 
 
+def _tuning(commands: argparse._SubParsersAction[Parser]) -> None:
+    """The command that finds a solver for a budget."""
+    choose = _command(commands, "choose")
+    _workdir(choose)
+    choose.add_argument("--nfe", type=counts_of, required=True, help="budgets of model evaluations: 8, or 5,8,10")
+    choose.add_argument("--seeds", type=seeds_of, default="256", help="the samples to compare on: 256 means 0-255")
+    every = "names or specs, separated by commas; by default every deterministic solver with fixed steps"
+    choose.add_argument("--solvers", type=specs_of, metavar="NAMES", help=every)
+    choose.add_argument("--grids", type=specs_of, metavar="NAMES", help="likewise; by default those of common use")
+    choose.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help="of the samples; or none")
+    choose.add_argument("--out", type=folder_of, help="a folder for choice.json, with the errors of all settings")
+
+
 def _solvers(commands: argparse._SubParsersAction[Parser]) -> None:
     """The commands about solvers alone."""
     listing = _command(commands, "solvers")
@@ -228,7 +243,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"scoresde {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_making, _restoring, _measuring, _solvers):
+    for add in (_making, _restoring, _measuring, _tuning, _solvers):
         add(commands)
     return made, dict(commands.choices)
 

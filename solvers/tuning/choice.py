@@ -32,7 +32,7 @@ from ..types.problem import Problem, as_problem
 from ..types.solver import Solver, solvers
 from .grids import BUILT_IN, Trajectory
 
-_FIRST, _DIVIDE = 16, 4  # samples in the first round; in each round so many times as many samples for as few settings
+_DIVIDE = 4  # each round has so many times as many samples, and as few settings
 _LAST = 4  # settings in the last round, at least
 _RESAMPLES = 1000  # for the intervals
 
@@ -132,6 +132,7 @@ def choose(
     among: Sequence[str] | None = None,
     on: Sequence[str] | None = None,
     *,
+    first: int = 16,
     show: Callable[[int, int, str], object] | None = None,
 ) -> Choice:
     """The solver and grid that come closest to the exact solution with at most ``nfe`` model evaluations.
@@ -146,6 +147,7 @@ def choose(
         among: solvers' names or specs; a label such as "DPM++ 2M Karras" also names its grid. By default every
             deterministic solver that has a ``Program`` and fixed steps.
         on: grids' names or specs, for solvers whose label names none; by default ``BUILT_IN``.
+        first: samples in the first round; with all of them, the search is full.
         show: called before each measurement with the number of those made, of all, and the setting.
 
     Raises:
@@ -153,9 +155,10 @@ def choose(
             small for every solver; a name is unknown.
     """
     positive_integer("nfe", nfe)
+    positive_integer("first", first)
     problem, total = as_problem(problem), reference.states.shape[1]
     left = _contestants(nfe, reference, among, on)
-    sizes, counts = _rounds(len(left), total)
+    sizes, counts = _rounds(len(left), total, first)
     spent = done = 0
     full, known = sum(c.nfe for c in left) * total, list[_Contestant]()
     for k, (size, count) in enumerate(zip(sizes, counts, strict=True)):
@@ -175,9 +178,9 @@ def choose(
     return Choice(tied[0], tied, tuple(c.setting() for c in known), spent, full)
 
 
-def _rounds(settings: int, samples: int) -> tuple[list[int], list[int]]:
+def _rounds(settings: int, samples: int, first: int) -> tuple[list[int], list[int]]:
     """The numbers of settings and of samples of each round."""
-    sizes, counts = [settings], [min(_FIRST, samples)]
+    sizes, counts = [settings], [min(first, samples)]
     while counts[-1] < samples:
         sizes.append(min(sizes[-1], max(_LAST, -(-sizes[-1] // _DIVIDE))))
         last = sizes[-1] <= _LAST
