@@ -190,7 +190,7 @@ def test_a_grid_needs_a_number_of_steps(spec):
     ids=str,
 )
 def test_a_range_outside_the_schedules_is_refused(spec, limits):
-    with pytest.raises(InputError, match=r"are not a range within \[0.001, 1\], where the SDE is defined"):
+    with pytest.raises(InputError, match=r"are not a range within \[0.001, 1\], where vp is defined"):
         grid(spec, scoresde.VP(), 5, **limits)
 
 

@@ -74,6 +74,8 @@ def heartbeat(request: Request) -> Raw:
     options = _options(request)
     if request.path:
         raise InputError(f"the data set 'heartbeat' is made by its definition and takes no path, got {request.path!r}")
+    if request.columns:
+        raise InputError(f"the data set 'heartbeat' has no column {request.columns[0]!r}: leave out data.labels")
     length = positive_integer("data.length", _BEAT if options.length is None else options.length)
     period = positive_integer("data.period", options.period)
     if not 2 <= period <= length:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from solvers import InputError
+from solvers import Hook, InputError
 from solvers.discrete.base import picked
 from solvers.noise.uniform import UniformNoise
 
@@ -45,6 +45,12 @@ def tokens_of(name: str, value: Any, process: Any, masked: bool = True) -> Tenso
         raise InputError(f"{name} must be whole numbers, the tokens of {process}, got {x.dtype}")
     if x.ndim < 2 or not x.numel():
         raise InputError(f"{name} must have the shape (B, *), at least one sample, got {tuple(x.shape)}")
+    check_values(name, x, process, masked)
+    return x.long()
+
+
+def check_values(name: str, x: Tensor, process: Any, masked: bool = True) -> None:
+    """Rejects whole numbers (B, *) that are no tokens of a process; see ``tokens_of``."""
     low, high = int(x.min()), int(x.max())
     most = (process.values if masked else process.states) - 1
     if low < 0 or high > most:
@@ -52,4 +58,20 @@ def tokens_of(name: str, value: Any, process: Any, masked: bool = True) -> Tenso
         if wrong == process.mask:
             raise InputError(f"{name} has the value {wrong}, the mask of {process}; data have the values 0 to {most}")
         raise InputError(f"{name} has the value {wrong}, but {process} has the values 0 to {most}")
-    return x.long()
+
+
+def checked_hook(hook: Hook, process: Any) -> Hook:
+    """The hook, and after it a check that it leaves tokens of the process.
+
+    Raises:
+        InputError: the state that it returns, or has written into, has other values.
+    """
+
+    def run(x: Tensor, node: Any) -> Tensor | None:
+        found = hook(x, node)
+        state = x if found is None else found
+        if isinstance(state, Tensor) and state.dtype == x.dtype and state.numel():
+            check_values("the state after a hook", state, process)
+        return found
+
+    return run

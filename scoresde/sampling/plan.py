@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import solvers
 from solvers import Grid, InputError, Node, Program, Solver
 from solvers.types.model_output import Output
+from solvers.types.process import Process
 from solvers.types.schedule import as_schedule
 
 from ..models.model import as_model
@@ -51,10 +52,16 @@ class PlanRequest(NamedTuple):
     forwards: int | None = None
 
     def in_space(self, space: str) -> PlanRequest:
-        """The request with the name of its solver in a space of states, where the spaces share it."""
+        """The request with the name of its solver in a space of states, where the spaces share it.
+
+        Raises:
+            InputError: the solver is unknown, or solves for other states.
+        """
         if not isinstance(self.solver, str):
             return self
-        return self._replace(solver=solvers.solvers.in_space(self.solver, space))
+        own = solvers.solvers.in_space(self.solver, space)
+        _check_space(solvers.make(solvers.resolve(own, space)[0]), space)
+        return self._replace(solver=own)
 
     def or_default(self, default: tuple[str, str | None] | None = None) -> PlanRequest:
         """The request with the default solver and grid where it names none.
@@ -125,11 +132,7 @@ class Plan:
         if isinstance(solver, str):
             solver, named = solvers.resolve(solver, denoiser.space)
         method = solvers.make(solver)
-        if method.space != denoiser.space:
-            raise InputError(
-                f"{method} solves for {method.space} states, but the model has {denoiser.space} states; use one of "
-                f"{', '.join(solvers.names(space=denoiser.space))}"
-            )
+        _check_space(method, denoiser.space)
         if method.nodes is not None:
             if end_at_t_min:
                 raise _has_its_own(method)
@@ -207,6 +210,8 @@ class Plan:
         """
         if self.solver.space == "discrete":
             return self._on_process(sde)
+        if isinstance(sde, Process):
+            raise InputError(f"{self.solver} solves for gaussian states, but {sde} has discrete states")
         placed = self.rule is not None and sde is self.sde
         if placed and type(sde).__eq__ is not object.__eq__:  # a path that learns may have changed
             return self
@@ -246,6 +251,19 @@ class Plan:
 
     def __str__(self) -> str:
         return f"{self.solver} on {self.grid}, {self.steps} steps"
+
+
+def _check_space(solver: Solver, space: str) -> None:
+    """Rejects a solver of other states than those of a model.
+
+    Raises:
+        InputError: it lists the solvers of the model's space.
+    """
+    if solver.space != space:
+        raise InputError(
+            f"{solver} solves for {solver.space} states, but the model has {space} states; use one of "
+            f"{', '.join(solvers.names(space=space))}"
+        )
 
 
 def _has_its_own(solver: Solver) -> InputError:

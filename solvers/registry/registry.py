@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points as installed_entry_points
 from typing import Any, Generic, TypeVar
 
-from ..errors import InputError, near, unknown
+from ..errors import InputError, near, shown, unknown
 from . import outside
 from . import spec as grammar
 from .normalise import is_title, normalise
@@ -277,7 +277,8 @@ class Registry(Generic[T]):
         elif isinstance(spec, Spec) and ":" not in spec.name:
             spec = self._complete(self._find(spec.name), spec)
         if not isinstance(spec, Spec):
-            raise InputError(f"expected the spec of a {self.kind}, got {spec!r}")
+            article = "an" if self.kind[0] in "aeiou" else "a"
+            raise InputError(f"expected the spec of {article} {self.kind}, got {shown(spec)}")
         info = self.info(spec.name)
         fields, most = info.fields, len(info.positional)
         if len(spec.args) > most:

@@ -106,7 +106,7 @@ def time_range(schedule: Schedule, t_min: float | None, t_max: float | None) -> 
     if not schedule.t_min <= lo < hi <= schedule.t_max:
         raise InputError(
             f"the times [{lo:g}, {hi:g}] are not a range within [{schedule.t_min:g}, {schedule.t_max:g}], "
-            "where the SDE is defined"
+            f"where {schedule} is defined"
         )
     return lo, hi
 

@@ -270,5 +270,5 @@ class Process(Schedule):
 
 def _normalised(law: Tensor, x: Tensor) -> Tensor:
     total = law.sum(-1, keepdim=True)
-    some = total > 0
+    some = total != 0  # also NaN, which stays so
     return torch.where(some, law / torch.where(some, total, 1.0), one_hot(x, law))

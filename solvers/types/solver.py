@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import unknown
 from ..registry import spec as grammar
 from ..registry.normalise import normalise
-from ..registry.options import Options
+from ..registry.options import Options, type_hints
 from ..registry.registry import Registry
 from ..registry.spec import Spec
 from .answers import drawn
@@ -236,24 +236,34 @@ class SolverRegistry(Registry[Solver]):
         return {shared: info.name for info in infos for shared in info.shared}
 
     def in_space(self, text: str, space: str) -> str:
-        """The spec ``text`` with names that the spaces share, also of its options, replaced by those of one space.
+        """The spec ``text`` with names that the spaces share, also of solvers in it, replaced by those of one space.
 
         >>> solvers.in_space("pc(predictor=euler)", "discrete")
         'discrete_pc(predictor=tau_euler)'
+
+        Raises:
+            InputError: a name is unknown.
         """
         own = self.shared_names(space)
         if not any(re.search(rf"\b{name}\b", text.lower()) for name in own):
             return text
         head = text.partition("(")[0]
-        return str(_renamed(grammar.parse(text, label="" if ":" in head else head), own))
+        return str(self._renamed(grammar.parse(text, label="" if ":" in head else head), own))
 
-
-def _renamed(value: Any, own: Mapping[str, str]) -> Any:
-    if isinstance(value, Spec):
-        kwargs = tuple((key, _renamed(option, own)) for key, option in value.kwargs)
+    def _renamed(self, value: Any, own: Mapping[str, str]) -> Any:
+        if not isinstance(value, Spec):
+            return value
         name = own.get(normalise(value.name), value.name)
-        return Spec(name, tuple(_renamed(option, own) for option in value.args), kwargs)
-    return value
+        if not (value.args or value.kwargs):
+            return Spec(name)
+        info, hints = self.info(name), type_hints(self.info(name).cls)
+        solver = {option for option, field in info.fields.items() if hints[field.name] is Solver}
+        args = zip(value.args, (*info.positional, *[""] * len(value.args)), strict=False)
+        return Spec(
+            name,
+            tuple(self._renamed(each, own) if option in solver else each for each, option in args),
+            tuple((option, self._renamed(each, own) if option in solver else each) for option, each in value.kwargs),
+        )
 
 
 solvers = SolverRegistry("solver", Solver, entry_points="scoresde.solvers")

@@ -83,7 +83,7 @@ def require(
 
     Args:
         name: the wrapper, for the error.
-        solver: the inner solver. It must not be adaptive.
+        solver: the inner solver, of Gaussian states. It must not be adaptive.
         restartable: True if the wrapper needs steps that depend on the state alone, not on the steps before.
         deterministic: the wrapper needs a deterministic solver.
         other_steps: True if the wrapper takes steps that are not the grid's.
@@ -91,6 +91,8 @@ def require(
     Raises:
         InputError: the solver does not fit.
     """
+    if solver.space != "gaussian":
+        raise InputError(f"{name} wraps solvers of gaussian states, but {solver} solves for {solver.space} states")
     if solver.adaptive:
         raise InputError(f"{name}: {solver} chooses its own steps; take a solver of fixed steps")
     if restartable and not solver.restartable:

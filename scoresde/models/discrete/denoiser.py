@@ -15,7 +15,7 @@ from solvers.types.answers import call
 from solvers.types.process import DiscretePrediction, Process, ProcessNode
 
 from ...data.conditions import Condition
-from ...paths.discrete.base import processes
+from ...paths.discrete.base import make_process
 from ..counting import add_forwards
 from ..model import condition_error
 from ..reachable import reachable_modules
@@ -56,12 +56,7 @@ class DiscreteDenoiser(DiscreteModel):
     def __post_init__(self) -> None:
         if not callable(self.network) or isinstance(self.network, (Process, type)):
             raise InputError(f"the first argument of DiscreteDenoiser is a network, got {self.network!r}")
-        if isinstance(self.process, str):
-            object.__setattr__(self, "process", processes.make(self.process))
-        if not isinstance(self.process, Process):
-            raise InputError(
-                f"process must be one of discrete states, such as scoresde.Absorbing(27), got {self.process}"
-            )
+        object.__setattr__(self, "process", make_process(self.process))
         if self.predicts not in get_args(Predicts):
             raise unknown("prediction", self.predicts, get_args(Predicts))
         if self.shape is not None:

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from solvers import InputError
+from solvers.errors import positive_integer
 from solvers.types.process import DiscretePrediction, Process, ProcessNode
 
+from ...io.inputs import tensor_of
+from ...paths.discrete.base import make_process
 from ..counting import add_forwards
 from .model import DiscreteModel
 
@@ -33,7 +36,7 @@ class DiscreteEmpirical:
     weights: Tensor | None = None
 
     def __post_init__(self) -> None:
-        data = torch.as_tensor(self.data)
+        data = tensor_of("data", self.data)
         if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool or data.ndim < 2 or not len(data):
             raise InputError(f"data must be whole numbers (n, *), got {data.dtype} of shape {tuple(data.shape)}")
         if int(data.min()) < 0:
@@ -51,31 +54,46 @@ class DiscreteEmpirical:
         return tuple(self.data.shape[1:])
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draws (count, *)."""
+        """Draws (count, *).
+
+        Raises:
+            InputError: count is no positive integer.
+        """
         assert self.weights is not None
+        positive_integer("count", count)
         return self.data[torch.multinomial(self.weights, count, replacement=True, generator=generator)]
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-probabilities (B,) of states x (B, *), in nats; -inf of those that are no points."""
+        """The log-probabilities (B,) of states x (B, *), in nats; -inf of those that are no points.
+
+        Raises:
+            InputError: x has other dimensions than the data.
+        """
         assert self.weights is not None
+        self._check_shape(x)
         same = (x.flatten(1)[:, None] == self.data.flatten(1)[None]).all(2)
         return torch.log((same * self.weights).sum(1))
 
-    def denoiser(self, process: Process) -> ExactDiscrete:
-        """The exact model of the data on a process.
+    def denoiser(self, process: str | Process) -> ExactDiscrete:
+        """The exact model of the data on a process, or on the one that a spec names.
 
         Raises:
-            InputError: the data have values that the process does not have.
+            InputError: the data have values that the process does not have; see also ``make_process``.
         """
-        return ExactDiscrete(self, process)
+        return ExactDiscrete(self, make_process(process))
 
     def log_prob_at(self, x: Tensor, process: Process, node: ProcessNode) -> Tensor:
         """The log-probabilities (B,) of noisy states x (B, *) at a node, in nats."""
         return torch.logsumexp(self._joint(x, process, node), 1)
 
+    def _check_shape(self, x: Tensor) -> None:
+        if tuple(x.shape[1:]) != self.shape:
+            raise InputError(f"samples of the data set have the shape {self.shape}, x has {tuple(x.shape[1:])}")
+
     def _joint(self, x: Tensor, process: Process, node: ProcessNode[Any]) -> Tensor:
         """log P(point and x_t = x), (B, n)."""
         assert self.weights is not None
+        self._check_shape(x)
         flat, points = x.flatten(1), self.data.flatten(1)
         seen = process.transition(process.clean, node, x).columns(x).flatten(1, -2).log()  # (B, d, S)
         found = torch.log(self.weights)[None].expand(len(x), -1).clone()

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from solvers import InputError, Registry
+from solvers.errors import shown
 from solvers.registry.options import Options
+from solvers.registry.spec import Spec
 from solvers.types.process import Clock, DiscretePrediction, Process, ProcessNode
 
-from .schedules import Linear, ProcessSchedule
+from .schedules import Linear, ProcessSchedule, process_schedules
 
 ENDLESS = 300.0
 """A clock -log alpha beyond which 1 - alpha is 1 in float64, while products with alpha still have all their digits."""
@@ -30,6 +32,7 @@ class ScheduledProcess(Options, Process):
     t_min: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "schedule", process_schedules.make(self.schedule))  # which may be a spec
         super().__post_init__()
         if not 0 <= self.t_min < self.t_max:
             raise InputError(f"{type(self).__name__}: t_min must lie in [0, {self.t_max:g}), got {self.t_min:g}")
@@ -123,16 +126,33 @@ class ScheduledProcess(Options, Process):
 processes: Registry[Process] = Registry("process", Process)
 
 
-def make_process(spec: str | Process) -> Process:
+def make_process(spec: str | Spec | Process) -> Process:
     """Makes the process that a spec names; returns a process unchanged.
 
     >>> str(make_process("absorbing(27, schedule=cosine)"))
     'absorbing(schedule=cosine, states=27)'
 
     Raises:
-        InputError: the name or an option is unknown, or an option is outside its range.
+        InputError: the name or an option is unknown, or an option is outside its range; it is neither.
     """
+    if not isinstance(spec, (str, Spec, Process)):
+        raise InputError(f"process must be one of discrete states, such as scoresde.Absorbing(27), got {shown(spec)}")
     return processes.make(spec)
+
+
+def row_of(values: Any, name: str) -> tuple[float, ...]:
+    """Numbers (S,) of any kind as a tuple of floats.
+
+    Raises:
+        InputError: they are no row of numbers.
+    """
+    try:
+        row = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        row = torch.zeros(())
+    if row.ndim != 1:
+        raise InputError(f"{name} must be a row of numbers, got {shown(values)}")
+    return tuple(row.tolist())
 
 
 def spread(value: Any, x: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from solvers.registry.ranges import Range
 from solvers.types.process import Clock, ProcessNode
 from solvers.types.transition import MaskingByState, Mixing, Transition, one_hot
 
-from .base import ENDLESS, ScheduledProcess, processes, spread
+from .base import ENDLESS, ScheduledProcess, processes, row_of, spread
 from .rank_one import States
-from .schedules import ChainLinear, ProcessSchedule, Quotient, root
+from .schedules import ChainLinear, ProcessSchedule, Quotient, process_schedules, root
 
 
 class Masking(ScheduledProcess):
@@ -65,6 +65,8 @@ class MaskReplace(Masking):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.substitution is not None:
+            object.__setattr__(self, "substitution", process_schedules.make(self.substitution))
         if self.substitution is not None and self.substitution.t_max < self.t_max:
             raise InputError(
                 f"mask_replace: the schedule of substitution ends at t={self.substitution.t_max:g}, before "
@@ -252,8 +254,7 @@ class MaskByState(Masking):
     powers: tuple[float, ...] | Tensor
 
     def __post_init__(self) -> None:
-        if isinstance(self.powers, Tensor):
-            object.__setattr__(self, "powers", tuple(float(power) for power in self.powers.flatten()))
+        object.__setattr__(self, "powers", row_of(self.powers, "mask_by_state: powers"))
         super().__post_init__()
         if len(self.powers) < 2 or not all(0 < power < math.inf for power in self.powers):
             raise InputError("mask_by_state: powers must be at least two positive numbers, one for each value")

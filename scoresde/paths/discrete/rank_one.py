@@ -18,7 +18,7 @@ from solvers.registry.ranges import Range
 from solvers.types.process import Clock, DiscretePrediction, ProcessNode
 from solvers.types.transition import Mixing, Transition, one_hot
 
-from .base import ScheduledProcess, processes, spread
+from .base import ScheduledProcess, processes, row_of, spread
 
 States = Annotated[int, Range(2)]
 
@@ -100,8 +100,7 @@ class RankOne(Resampling):
     law: tuple[float, ...] | Tensor
 
     def __post_init__(self) -> None:
-        if isinstance(self.law, Tensor):
-            object.__setattr__(self, "law", tuple(float(p) for p in self.law.flatten()))
+        object.__setattr__(self, "law", row_of(self.law, "rank_one: law"))
         super().__post_init__()
         if len(self.law) < 2 or not all(p >= 0 for p in self.law) or not 0 < sum(self.law) < float("inf"):
             raise InputError("rank_one: law must be at least two numbers of at least 0, not all of them 0")

@@ -121,6 +121,11 @@ class Geometric(ProcessSchedule):
     low: Positive = 1e-3
     high: Positive = 20.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.low < self.high:
+            raise InputError(f"geometric: low must be below high={self.high:g}, got {self.low:g}")
+
     def clock(self, t: Tensor) -> Tensor:
         return self.low * torch.expm1(t * math.log(self.high / self.low))
 
