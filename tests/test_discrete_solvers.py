@@ -47,11 +47,11 @@ def errors_of(spec, process, concentration, start, end, counts, size=2):
         ("theta_rk2", 1, (4.89e-3, 2.48e-3, 1.25e-3, 6.26e-4)),
         ("tau_reject", 1, (8.51e-3, 4.46e-3, 2.28e-3, 1.15e-3)),
         ("euler_dfm", 1, (1.81e-3, 9.02e-4, 4.50e-4, 2.25e-4)),
-        ("theta_trapezoidal", 2, (3.13e-4, 7.40e-5, 1.79e-5, 4.38e-6)),
+        ("theta_trapezoidal", 2, (3.13e-4, 7.40e-5, 1.79e-5, 4.38e-6, 1.08e-6)),
     ],
 )
 def test_orders_on_tokens_that_are_drawn_again(spec, order, found):
-    errors = errors_of(spec, UNIFORM, 20.0, 2.0, 0.1, (8, 16, 32, 64))
+    errors = errors_of(spec, UNIFORM, 20.0, 2.0, 0.1, (8, 16, 32, 64, 128)[: len(found)])
     assert errors == pytest.approx(found, rel=4e-3)
     assert all(order - 0.1 < slope < order + 0.15 for slope in slopes(errors)[1:])
 
@@ -110,15 +110,19 @@ def test_on_masks_the_kernel_of_the_first_stage_decides_the_order(spec, found):
 @pytest.mark.parametrize(
     ("spec", "concentration", "size", "found"),
     [
-        ("theta_trap_hazard", 20.0, 2, (8.46e-4, 1.53e-4, 2.02e-5, 2.56e-6)),
-        ("theta_trap_hazard", 5.0, 3, (8.6e-3, 2.5e-3)),
-        ("tweedie", 5.0, 3, (3.7e-2, 2.0e-2)),  # at the same numbers of evaluations, 4 and 8
+        ("tweedie", 20.0, 2, (4.98e-3, 2.58e-3, 1.30e-3, 6.5e-4, 3.3e-4, 1.6e-4)),
+        ("theta_trap_hazard", 20.0, 2, (8.46e-4, 1.53e-4, 2.02e-5, 2.56e-6, 3.2e-7, 4.0e-8)),
+        ("tweedie", 5.0, 3, (3.7e-2, 2.0e-2, 1.0e-2, 5.1e-3)),
+        ("theta_trap_hazard", 5.0, 3, (8.6e-3, 2.5e-3, 7.2e-4, 2.4e-4)),
+        ("tweedie", 0.3, 2, (8.4e-2, None, None, None, None, 2.8e-3)),
+        ("theta_trap_hazard", 0.3, 2, (6.8e-2, None, None, None, None, 2.1e-3)),
     ],
 )
 def test_the_exact_hazard_beats_the_posterior_at_equal_cost(spec, concentration, size, found):
-    counts = (2, 4, 8, 16)[: len(found)] if "hazard" in spec else (4, 8)
-    errors = errors_of(spec, MASKS, concentration, 4.0, 0.05, counts, size)
-    assert errors == pytest.approx(found, rel=3e-2 if size == 3 else 4e-3)  # digits as printed
+    """At 4, 8, ... evaluations; where tokens depend on each other strongly, its order is 1."""
+    known = {(4 << i) // solvers.make(spec).evaluations: error for i, error in enumerate(found) if error is not None}
+    errors = errors_of(spec, MASKS, concentration, 4.0, 0.05, tuple(known), size)
+    assert errors == pytest.approx(list(known.values()), rel=3e-2)  # two digits, as printed
 
 
 def test_sums_of_moves_of_ordered_values_are_those_of_poisson_numbers():

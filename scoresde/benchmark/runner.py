@@ -38,7 +38,7 @@ from ..models.model import as_model
 from ..models.problem import Diffusion
 from ..paths.base import ModelLike
 from ..sampling.batches import batches_of
-from ..sampling.plan import Plan, PlanRequest, grid_of
+from ..sampling.plan import Plan, PlanRequest, check_space, grid_of
 from ..sampling.sample import Sample, sample
 from ..sampling.width import WrongWidth
 from .metrics import DISTANCES, METRICS, Estimate, Features, check_names, compare
@@ -242,7 +242,8 @@ def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int], space: str
     pairs: dict[tuple[Solver, Grid], None] = {}
     for spec in specs:
         label, named = resolve(spec, space)
-        pairs[make(label), grids.make(grid or named or grid_of(space))] = None
+        check_space(method := make(label), space)
+        pairs[method, grids.make(grid or named or grid_of(space))] = None
     budgets = list(dict.fromkeys(nfe))
     return [_Job(method, rule, n) for method, rule in pairs for n in ([None] if method.adaptive else budgets)]
 

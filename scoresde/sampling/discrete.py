@@ -13,6 +13,7 @@ from solvers.discrete.base import picked
 from solvers.noise.uniform import UniformNoise
 
 from ..io.inputs import tensor_of
+from ..models.model import Model
 
 
 def discrete_starts(
@@ -60,13 +61,12 @@ def check_values(name: str, x: Tensor, process: Any, masked: bool = True) -> Non
         raise InputError(f"{name} has the value {wrong}, but {process} has the values 0 to {most}")
 
 
-def checked_hook(hook: Hook, process: Any) -> Hook:
-    """The hook, and after it a check that it leaves tokens of the process.
+def checked_hooks(hooks: Sequence[Hook], model: Model) -> Sequence[Hook]:
+    """The hooks of a solve; those of discrete states reject a state that is no longer one of tokens."""
+    return tuple(_checked(hook, model.sde) for hook in hooks) if model.space == "discrete" else hooks
 
-    Raises:
-        InputError: the state that it returns, or has written into, has other values.
-    """
 
+def _checked(hook: Hook, process: Any) -> Hook:
     def run(x: Tensor, node: Any) -> Tensor | None:
         found = hook(x, node)
         state = x if found is None else found

@@ -60,7 +60,7 @@ class PlanRequest(NamedTuple):
         if not isinstance(self.solver, str):
             return self
         own = solvers.solvers.in_space(self.solver, space)
-        _check_space(solvers.make(solvers.resolve(own, space)[0]), space)
+        check_space(solvers.make(solvers.resolve(own, space)[0]), space)
         return self._replace(solver=own)
 
     def or_default(self, default: tuple[str, str | None] | None = None) -> PlanRequest:
@@ -132,7 +132,7 @@ class Plan:
         if isinstance(solver, str):
             solver, named = solvers.resolve(solver, denoiser.space)
         method = solvers.make(solver)
-        _check_space(method, denoiser.space)
+        check_space(method, denoiser.space)
         if method.nodes is not None:
             if end_at_t_min:
                 raise _has_its_own(method)
@@ -253,7 +253,7 @@ class Plan:
         return f"{self.solver} on {self.grid}, {self.steps} steps"
 
 
-def _check_space(solver: Solver, space: str) -> None:
+def check_space(solver: Solver, space: str) -> None:
     """Rejects a solver of other states than those of a model.
 
     Raises:

@@ -43,7 +43,7 @@ from .batches import (
     check_source,
     check_start,
 )
-from .discrete import checked_hook, discrete_starts
+from .discrete import checked_hooks, discrete_starts
 from .failures import Failure, Watch, check_how, failures_of, lost, report, without
 from .pictures import save_samples
 from .plan import Plan, PlanRequest, choose_plan
@@ -195,10 +195,7 @@ def sample(
     batching = Batching(batch_size, device_of(device), dtype_of(dtype), progress)
     conditions = conditions_of(condition, len(given), batching.device, model.conditions, model.given)
     conditions |= keyed(model.condition_noise, given, batching.device)
-    called = hooks_of(hooks)
-    if model.space == "discrete":
-        called = tuple(checked_hook(hook, model.sde) for hook in called)
-    solve = _Solve(model, made, conditions, batching, called, cuda_graph, on_failure)
+    solve = _Solve(model, made, conditions, batching, checked_hooks(hooks_of(hooks), model), cuda_graph, on_failure)
     made.warn_of_width(model.output)
     return solve.run(len(given), solve.starts(given, lengths, check_source(noise, model.space), x_init), given)
 
