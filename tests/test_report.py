@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from browser import CHROMIUM, browser
 from matplotlib.text import Text
 from PIL import Image
 
@@ -24,7 +25,7 @@ from scoresde.show.figures import curves, inline, number
 from scoresde.show.page import write_report
 from solvers import InputError
 
-VOID = {"meta", "img", "br", "link", "hr", "input"}
+VOID = {"meta", "img", "br", "wbr", "link", "hr", "input"}
 
 
 class Page(HTMLParser):
@@ -214,6 +215,30 @@ def test_a_name_is_drawn_literally(budgets):
     picture = program_view.picture(program, evil)
     inline(picture)
     assert picture.axes[0].get_title(loc="left").startswith(r"file:$\frac{$")
+
+
+# the words of row labels that a browser shows on several lines
+BROKEN = r"""[...document.querySelectorAll('table.pictures th.name')].flatMap(c => [...c.childNodes]).flatMap(node =>
+    [...node.textContent.matchAll(/[\w=]+/g)].filter(word => {
+        const range = document.createRange();
+        range.setStart(node, word.index);
+        range.setEnd(node, word.index + word[0].length);
+        return range.getClientRects().length > 1;
+    }).map(word => word[0]))"""
+
+
+def test_row_labels_break_between_words_only(tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    name = "theta_trapezoidal(clock=rate, kernel=euler)"
+    rows = [row(name, nfe, 0.5, samples=pictures(0)) for nfe in (4, 8, 16, 32, 64)]
+    page(tmp_path, rows=rows, reference=pictures(9))
+    with browser(tmp_path / "profile") as opened:
+        for width in (1200, 390):
+            opened.open(tmp_path / "report.html", width)
+            shown = opened.value("[...document.querySelectorAll('th.name')].map(e => e.textContent)")
+            assert name in shown
+            assert opened.value(BROKEN) == []
 
 
 def test_pictures_are_the_samples_in_their_cells(tmp_path):

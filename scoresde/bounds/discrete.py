@@ -85,8 +85,8 @@ def discrete_bound(
         seeds, batch_size, on_failure: as in ``log_prob``.
 
     Raises:
-        InputError: the states of the model are not discrete, or it has no likelihood, as of SUNDAE; x are no tokens of
-            its process; ``draws`` is no multiple of ``sets``; trajectories without steps; all samples fail.
+        InputError: the states of the model are not discrete, or it has no likelihood, such as SUNDAE's; x are no tokens
+            of its process; ``draws`` is no multiple of ``sets``; trajectories without steps; all samples fail.
     """
     check_how(on_failure)
     known = _with_likelihood(model)

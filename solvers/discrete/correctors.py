@@ -1,4 +1,4 @@
-"""Correctors of discrete states: moves at one time that leave the law of the path unchanged."""
+"""Correctors of discrete states: after a step, moves at its end that bring the state nearer to the law there."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ class Corrected(DiscreteSolver):
 )
 @dataclass(frozen=True)
 class DiscretePC(Corrected):
-    """A predictor, and after each of its steps moves forwards and back in time at once, which leave p_s unchanged.
+    """A predictor, and after each of its steps moves forwards and back in time at once.
+
+    The rates of these moves leave p_s unchanged. A move of duration h draws all tokens at once, and changes p_s by an
+    error of order h^2.
 
     Args:
         predictor: any solver of discrete states.

@@ -1,6 +1,6 @@
 """Forward processes of discrete states: each token keeps its value, is drawn again, masked, or moves to another one.
 
-What reverses them, posteriors and rates, follows in ``solvers.types.process``.
+Posteriors and reverse rates, which every process has, are those of ``solvers.types.process``.
 """
 
 from .base import ScheduledProcess, make_process, processes

@@ -25,7 +25,11 @@ ENDLESS = 300.0
 class ScheduledProcess(Options, Process):
     """A process with one clock, -log alpha(t); its author adds transitions and the generator, per unit of the clock.
 
-    ``t_min`` and ``t_max`` limit grids; t_max is the schedule's unless told otherwise.
+    ``t_min`` and ``t_max``, the schedule's last time, limit grids.
+
+    Args:
+        schedule: alpha(t), or its spec such as "cosine".
+        t_min: where grids that are asked to end there end, and bounds in continuous time.
     """
 
     schedule: ProcessSchedule = field(default_factory=Linear, kw_only=True)

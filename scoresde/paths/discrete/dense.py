@@ -1,4 +1,4 @@
-"""Processes with any generator, a table of rates: of ordered values, such as grey levels, to values nearby.
+"""Processes whose tokens move at the rates of a table, such as grey levels that move to levels nearby.
 
 The transition over a clock c is exp(c Q). It is summed and multiplied from numbers of at least 0 only, so that every
 probability, however small, has a relative accuracy of about 1e-13; from eigenvalues it would be absolute, and small
@@ -106,7 +106,7 @@ def table_of(values: Any, name: str, ndim: int) -> Tensor:
     """A table of numbers as float64; its last two dimensions are equal, and at least 2.
 
     Raises:
-        InputError: it is none.
+        InputError: the values are no such table.
     """
     try:
         table = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
@@ -177,7 +177,10 @@ class DenseRate(Dense):
 )
 @dataclass(frozen=True)
 class BirthDeath(Dense):
-    """Ordered values move to their neighbours. All values alike are reached at clocks far above states^2 / pi^2."""
+    """Ordered values move to their neighbours, and in the end have the law of all values alike.
+
+    That law is reached only where the clock is far above states^2 / pi^2.
+    """
 
     states: States
     ordinal = True

@@ -1,6 +1,6 @@
 """Processes that mask tokens, and do more than that: replace them as well, or mask values at rates of their own.
 
-Of all of them the natural clock is -log P(a token is masked).
+Their natural clock is -log P(a token is masked); if that depends on the token's value, of a value of power 1.
 """
 
 from __future__ import annotations
