@@ -37,6 +37,27 @@ def test_multinomial_diffusions_cosine_has_its_betas():
     assert torch.exp(-clock)[:-1].numpy() == pytest.approx(np.sqrt(squares / squares[0])[1:-1], rel=1e-12)
 
 
+def test_a_binomial_chain_has_the_betas_of_a_gaussian_one():
+    process, path = scoresde.Binomial(schedule="gaussian_path(vp)"), scoresde.VP()
+    times = [path.t_max * i / 50 for i in range(1, 51)]
+    for (s, t), (before, after) in zip(pairwise(process.nodes(times)), pairwise(path.nodes(times)), strict=True):
+        beta = 1 - (after.alpha / before.alpha) ** 2  # x_i = sqrt(1 - beta) x_{i-1} + sqrt(beta) z
+        # the bit flips with half the probability of a new draw
+        flips = float(process.transition(s, t, torch.zeros(1, 1, dtype=torch.long)).rows(torch.tensor([[0]]))[0, 0, 1])
+        assert flips == pytest.approx(beta / 2, rel=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("spec", "same"),
+    [("gaussian_path(cosine)", "cosine"), ("gaussian_path(rectified_flow, power=1)", "linear")],
+)
+def test_paths_of_both_kinds_have_the_same_schedules(spec, same):
+    one, other = process_schedules.make(spec), process_schedules.make(same)
+    t = torch.linspace(0, one.t_max, 50, dtype=torch.float64)
+    assert torch.allclose(one.clock(t), other.clock(t), rtol=1e-12, atol=1e-14)
+    assert torch.allclose(one.rate(t[1:]), other.rate(t[1:]), rtol=1e-9)
+
+
 @pytest.mark.parametrize("states", [2, 27])
 def test_information_falls_at_a_constant_rate(states):
     process = scoresde.Uniform(states, schedule=process_schedules.make(f"mutual_information({states})"))
@@ -223,6 +244,7 @@ def test_tables_and_laws_may_be_tensors():
             "^mask_replace: the schedule of substitution ends at t=1, before t=2",
         ),
         ("absorbing(4, schedule=chain_linear(first=0.1, last=0.2))", "^chain_linear: last must be below first=0.1"),
+        ("absorbing(4, schedule=gaussian_path(ve))", "^gaussian_path: alpha of ve does not fall from 1 at t=0"),
         ("absorbing(4, schedule=quotient(whole=linear, part=cosine))", "^quotient: alpha of cosine falls faster than"),
     ],
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
@@ -17,6 +17,9 @@ from torch import Tensor
 from solvers import InputError, Registry
 from solvers.registry.options import Options
 from solvers.registry.ranges import Inside, Positive, Range
+
+from ..base import SDE, sdes
+from ..standard import VP
 
 
 class ProcessSchedule(Options):
@@ -250,6 +253,45 @@ class MutualInformation(ProcessSchedule):
         n, alpha = self.states, torch.exp(-clock)
         slope = (n - 1) / n * (torch.log1p((n - 1) * alpha) - torch.log1p(-alpha)) / math.log(n)
         return 1 / (alpha * slope)
+
+
+@process_schedules.register(
+    "gaussian_path",
+    formula="alpha = (alpha of the path)^power",
+    reference="Sohl-Dickstein et al. 2015, arXiv:1503.03585, table C.1",
+)
+@dataclass(frozen=True)
+class GaussianPath(ProcessSchedule):
+    """alpha of a path of Gaussian states, to a power.
+
+    With 2, chains of the two have equal betas: numbers become sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) z, and tokens are
+    drawn again with probability beta_i, as in the binomial process of 2015.
+
+    Raises:
+        InputError: alpha of the path is not 1 at t = 0, or does not fall.
+    """
+
+    path: SDE = field(default_factory=VP)
+    power: Positive = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "path", sdes.make(self.path))
+        times = torch.linspace(0, self.t_max, 1001, dtype=torch.float64)
+        alpha = self.path.alpha(times)
+        if float(alpha[0]) != 1 or bool((alpha.diff() >= 0).any()):
+            raise InputError(f"gaussian_path: alpha of {self.path} does not fall from 1 at t=0: use vp or cosine")
+
+    @property
+    def t_max(self) -> float:  # type: ignore[override]
+        """The end of the path."""
+        return self.path.t_max
+
+    def clock(self, t: Tensor) -> Tensor:
+        return 0.0 - self.power * torch.log(self.path.alpha(t))
+
+    def time_of(self, clock: float) -> float:
+        return root(lambda t: float(self.clock(torch.tensor(t, dtype=torch.float64))) - clock, 0.0, self.t_max)
 
 
 def root(f: Callable[[float], float], low: float, high: float) -> float:
