@@ -144,6 +144,14 @@ def test_bad_arguments_of_a_denoiser(arguments, message):
     refused(message, scoresde.DiscreteDenoiser, *arguments)
 
 
+def test_a_bound_of_a_network_that_returns_no_numbers_is_an_error():
+    model = scoresde.DiscreteDenoiser(lambda x, t: torch.full((*x.shape, 2), math.nan), "absorbing(2)")
+    for steps in (None, 4):
+        refused(
+            "^5 of 5 samples of the discrete bound are not finite", scoresde.discrete_bound, model, X, steps, draws=4
+        )
+
+
 def test_processes_are_no_paths():
     refused("^sde must be a path such as scoresde.VP", scoresde.Denoiser, nn.Identity(), Absorbing(2))
     refused("^no SDE 'absorbing'; accepted: ", scoresde.make_sde, "absorbing(2)")

@@ -55,7 +55,8 @@ def reported(bound: LogProb, on_failure: str) -> LogProb:
     ends = bound.latent.flatten(1).to(bound.nats)
     bad = lost(torch.cat([bound.nats[:, None], ends], 1))
     failures = failures_of(bad, 0)
-    report(failures, len(bad), on_failure, f"the bound of {bound.solver}")
+    name = bound.solver if bound.solver.endswith(" bound") else f"bound of {bound.solver}"
+    report(failures, len(bad), on_failure, f"the {name}")
     if not failures:
         return bound
     terms = None if bound.terms is None else without(bound.terms, bad, torch.nan)
