@@ -18,6 +18,9 @@ from .registry.registry import Info, Registry
 from .time_grids.base import Grid, grid, grids
 from .tuning.choice import Choice, choose
 from .tuning.grids import Trajectory, TunedGrid, trajectory, tune_grid
+from .tuning.programs import tune_program
+from .tuning.table import Table
+from .tuning.tuned_program import TunedProgram
 from .types.model_output import Output
 from .types.node import AnyNode, Node, Prediction, Rows
 from .types.problem import Problem, ProblemWrapper, as_problem
@@ -56,8 +59,10 @@ __all__ = [
     "Solution",
     "Solver",
     "Step",
+    "Table",
     "Trajectory",
     "TunedGrid",
+    "TunedProgram",
     "__version__",
     "as_problem",
     "choose",
@@ -82,4 +87,5 @@ __all__ = [
     "trace",
     "trajectory",
     "tune_grid",
+    "tune_program",
 ]

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -120,6 +121,16 @@ def parse_json(text: str) -> Any:
         raise InputError("it is nested too deeply") from None
     except ValueError as error:  # also an integer of more than 4300 digits
         raise InputError(f"it is not JSON: {error}") from None
+
+
+def finite(value: Any) -> Any:
+    """A value as JSON can represent it: mappings and sequences of the same, in which numbers that are not finite are
+    None."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
@@ -41,27 +42,29 @@ class HasParts(Protocol):
     def states(self) -> tuple[State, ...]: ...
 
 
-def write(program: HasParts, note: str = "") -> str:
+def write(program: HasParts, note: str = "", facts: Mapping[str, Any] | None = None) -> str:
     """The text of a program, with one line per node and per row.
 
     Args:
         program: the program to write.
         note: for people; readers ignore it.
+        facts: further entries by name, of types that JSON supports; readers ignore them.
     """
 
     def listed(rows: list[Any]) -> str:
         return "[\n    " + ",\n    ".join(json.dumps(row, allow_nan=False) for row in rows) + "\n  ]"
 
     nodes = [[_finite(v) for v in (n.t, n.alpha, n.sigma, n.dalpha, n.dsigma)] for n in program.nodes]
-    facts = {
+    head = {
         "format": FORMAT,
         "version": VERSION,
         **({"note": note} if note else {}),
         "solver": program.solver,
         "output": program.output.name,
         "sigma_data": program.output.sigma_data,
+        **(facts or {}),
     }
-    lines = [f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in facts.items()]
+    lines = [f'"{key}": {json.dumps(value, allow_nan=False)}' for key, value in head.items()]
     lines += [f'"nodes": {listed(nodes)}', f'"rows": {listed([_row(i) for i in program.instructions])}']
     lines.append(f'"states": {json.dumps([list(state) for state in program.states])}')
     return "{\n  " + ",\n  ".join(lines) + "\n}\n"

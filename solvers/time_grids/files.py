@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import read_json, write_atomically
+from ..files import finite, read_json, write_atomically
 from ..types.node import Node
 from ..types.schedule import Schedule
 from .base import Grid, grids
@@ -30,20 +30,12 @@ def write_grid(path: str | Path, ratios: Sequence[float], facts: Mapping[str, An
     Raises:
         InputError: the file cannot be written.
     """
-    document = {"format": FORMAT, "version": VERSION, "ratios": list(ratios), **_finite(facts)}
+    document = {"format": FORMAT, "version": VERSION, "ratios": list(ratios), **finite(facts)}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     try:
         write_atomically(path, text)
     except OSError as error:
         raise InputError(f"cannot write the grid {str(path)!r}: {error.strerror}") from None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_grid(path: str | Path) -> tuple[float, ...]:

@@ -58,6 +58,7 @@ class Trajectory:
         schedule: the path.
         nodes: from noise to data; if the last one has sigma = 0, grids tuned on this reference end there too.
         states: the states at the nodes (len(nodes), B, *).
+        evaluations: what it cost: model evaluations of all samples together, if known.
 
     Raises:
         InputError: the states do not fit the nodes or are not finite, or the nodes run from data to noise.
@@ -66,6 +67,7 @@ class Trajectory:
     schedule: Schedule
     nodes: tuple[Node, ...]
     states: Tensor
+    evaluations: int = 0
 
     def __post_init__(self) -> None:
         checked(self.nodes, "the reference")
@@ -110,9 +112,12 @@ class Trajectory:
         start = self.states[0]
         if not math.isclose(nodes[0].ratio, begin.ratio, rel_tol=1e-9):
             start = math.hypot(nodes[0].alpha, nodes[0].sigma) / math.hypot(begin.alpha, begin.sigma) * start
-        outcome = trace(solver, nodes, self.schedule).run(problem, start)
-        squares = (outcome.double() - self.states[-1].double()).flatten(1).square().mean(1)
-        return torch.where(squares.isfinite(), squares, math.inf)
+        return self.squares(trace(solver, nodes, self.schedule).run(problem, start))
+
+    def squares(self, outcome: Tensor) -> Tensor:
+        """Mean square distance per coordinate (B,), float64, between outcomes (B, *) and the last states."""
+        found = (outcome.double() - self.states[-1].double()).flatten(1).square().mean(1)
+        return torch.where(found.isfinite(), found, math.inf)
 
 
 @torch.no_grad()
@@ -146,8 +151,8 @@ def trajectory(
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise InputError("x must be floats (B, *)")
     states = [x]
-    solve(method, problem, x, nodes, hooks=[lambda state, node: states.append(state)])
-    return Trajectory(schedule, nodes, torch.stack(states))
+    made = solve(method, problem, x, nodes, hooks=[lambda state, node: states.append(state)])
+    return Trajectory(schedule, nodes, torch.stack(states), int(made.nfe.sum()))
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ class TunedGrid:
             "samples": {"tuning": self.samples[0], "held_out": self.samples[1]},
             "errors": dict(self.errors),
             "held_out": dict(self.held_out),
-            "versions": {"scoresde": _installed("scoresde"), "torch": torch.__version__},
+            "versions": {"scoresde": installed("scoresde"), "torch": torch.__version__},
         }
         for name in facts:
             if name in own or name in ("format", "version", "ratios"):
@@ -218,7 +223,7 @@ class TunedGrid:
         return "\n".join(lines)
 
 
-def _installed(package: str) -> str:
+def installed(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -255,7 +260,7 @@ def tune_grid(
         InputError: the solver draws noise, chooses its own steps or has no ``Program``; nfe is not a positive integer
             or leaves no node to place; the reference has fewer steps, or the held-out one another range.
     """
-    method = _tunable(solver)
+    method = tunable(solver)
     positive_integer("starts", starts)
     positive_integer("runs", runs)
     if held_out is not None and (held_out.range, held_out.to_zero) != (reference.range, reference.to_zero):
@@ -282,7 +287,7 @@ def tune_grid(
     )
 
 
-def _tunable(solver: str | Solver) -> Solver:
+def tunable(solver: str | Solver) -> Solver:
     """The solver, if there is a grid to tune for it."""
     method = solvers.make(solver)
     if method.stochastic:
