@@ -156,6 +156,8 @@ def test_clocks_have_their_inverses_and_speeds(process):
             t = process(time * process.t_max)
             reading = process.reading(t, clock)
             assert process.time_of(reading, clock) == pytest.approx(t.t, rel=1e-9)
+            several = torch.tensor([0.5 * reading, reading, 2 * reading], dtype=torch.float64)
+            assert process.times_of(several, clock).tolist() == [process.time_of(u, clock) for u in several.tolist()]
             h = 1e-5
             before, after = (process(t.t * (1 + k * h)) for k in (-1, 1))
             fall = process.reading(before, clock) - process.reading(after, clock)

@@ -74,7 +74,7 @@ class FirstHitting(Exact):
                 rows = rows[reading[rows] < end]
             if not len(rows):
                 return Step(x, accepted=moves)
-            there = process(torch.tensor([process.time_of(u) for u in reading[rows].tolist()], dtype=torch.float64))
+            there = process(process.times_of(reading[rows]))
             x0 = evaluated(problem.select(rows), x[rows], there).x0
             x[rows] = OneOf(unmasked(x0, x[rows], process.mask), x[rows]).draw(partial(noise.select(rows), t, s))
             moves[rows] += 1
@@ -94,16 +94,18 @@ def unmasked(x0: Tensor, x: Tensor, mask: int) -> Tensor:
     adaptive=True,
     native="rates",
     reference="Chen and Ying 2024, arXiv:2402.08095, algorithm 1; van Dijk 1992, Stoch. Proc. Appl. 42, 127",
-    formula="candidates at a rate that bounds all others; each becomes a move to y with probability r(y) / bound",
+    formula="candidates at a rate that bounds those out of the state; each becomes a move to y with probability "
+    "r(y) / bound",
     note="exact if the rates stay below their bound, as those of exact models do; a rate above it is cut and logged. "
     "Evaluations are random: their mean is the bound times the step, summed over the parts of the steps",
 )
 @dataclass(frozen=True)
 class Uniformization(Exact):
-    """Candidates for moves come at a constant rate that bounds the rates of a part of a step; each is accepted or not.
+    """Candidates for moves come at a rate that bounds those out of a state, in a part of a step; some are accepted.
 
-    The bound is the largest rate that any data could have. A step is divided where the bound would become loose, so
-    that the grid need not be fine. Just before the data, rates have no bound: all tokens are then drawn at once.
+    The bound is a sum over the tokens, of the largest rate out of each that any data could have; it is constant until a
+    token moves. A step is divided where the bound would become loose, so that the grid need not be fine. Just before
+    the data, rates have no bound: all tokens are then drawn at once.
 
     Args:
         last: the share of tokens that are still noisy where they are drawn at once; an error of this size is left.
@@ -126,25 +128,27 @@ class Uniformization(Exact):
         return step
 
     def _part(self, problem: Any, x: Tensor, t: ProcessNode, s: ProcessNode, noise: Any) -> Step:
-        """The state at s, from x (B, *) at t, with one bound of the rates."""
+        """The state at s, from x (B, *) at t, with one bound of the rates out of each value."""
         process, x = problem.path, x.clone()
-        bound = x[0].numel() * max(_bound(process, node) for node in (t, s))
+        bounds = torch.maximum(_bounds(process, t), _bounds(process, s)).to(x.device)
         start, span = process.reading(t, "rate"), process.elapsed(t, s, "rate")
         rows, passed = torch.arange(len(x)), torch.zeros(len(x), dtype=torch.float64)
         events = torch.zeros(2, len(x), dtype=torch.long)
         while True:
-            # the times of a Poisson process are sums of exponential waiting times
+            # waiting times are exponential; the bound is that of the state, which changes only at candidates
+            bound = bounds[x[rows]].flatten(1).sum(1).cpu()
             passed[rows] += -torch.log(_one(noise.select(rows), t, s)) / bound
-            rows = rows[passed[rows] < span]
+            ahead = passed[rows] < span
+            rows, bound = rows[ahead], bound[ahead].to(x.device)
             if not len(rows):
                 return Step(x, accepted=events[0], rejected=events[1])
-            times = [process.time_of(start + u, "rate") for u in passed[rows].tolist()]
-            there, before = process(torch.tensor(times, dtype=torch.float64)), x[rows]
+            there, before = process(process.times_of(start + passed[rows], "rate")), x[rows]
             rates = process.rates(evaluated(problem.select(rows), before, there), before, there, "rate")
             total = rates.flatten(1).sum(1)
             if bool((total > bound * (1 + 1e-9)).any()):
-                log.warning("%s: a rate of %.4g exceeds its bound %.4g and is cut", self, float(total.max()), bound)
-            law = rates / total.clamp_min(bound).view(-1, *(1,) * x.ndim)
+                row = int((total / bound).argmax())
+                log.warning("%s: a rate of %.4g exceeds its bound %.4g and is cut", self, total[row], bound[row])
+            law = rates / torch.maximum(total, bound).view(-1, *(1,) * x.ndim)
             x[rows] = OneOf(law, before).draw(partial(noise.select(rows), t, s))
             moved = (x[rows] != before).flatten(1).any(1).cpu()
             events[0, rows[moved]] += 1
@@ -169,16 +173,10 @@ def _parts(process: Process, t: ProcessNode, s: ProcessNode) -> Iterator[tuple[P
         yield t, s
 
 
-def _bound(process: Process, s: ProcessNode) -> float:
-    """The largest rate out of a token at s, per unit of the clock, over all its values and laws of its clean value."""
+def _bounds(process: Process, s: ProcessNode) -> Tensor:
+    """The largest rates (S,) out of a token of each value at s, per unit of the clock, over all laws of its clean
+    value."""
     values = torch.arange(process.values)
     seen = process.transition(process.clean, s, values).rows(values[: process.states])  # P_s[c, y]
-    largest = 0.0
-    for x in range(process.values):
-        column = process.generator_columns(values[x : x + 1, None], s)[0, 0].clone()
-        column[x] = 0.0
-        possible = seen[:, x] > 0
-        if bool(possible.any()):
-            out = (seen[possible] / seen[possible, x, None]) @ column
-            largest = max(largest, float(out.max()))
-    return largest
+    into = process.generator_columns(values[:, None], s)[:, 0].fill_diagonal_(0.0)  # Q[y, x] at [x, y]
+    return torch.where(seen > 0, (seen @ into.T) / seen, 0.0).amax(0)

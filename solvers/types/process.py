@@ -157,6 +157,10 @@ class Process(Schedule):
         """The time at which a clock has the reading."""
         raise NotImplementedError
 
+    def times_of(self, readings: Tensor, clock: Clock = "natural") -> Tensor:
+        """The times (n,) at which a clock has the readings (n,), float64 on the CPU."""
+        return torch.tensor([self.time_of(u, clock) for u in readings.tolist()], dtype=torch.float64)
+
     @property
     def clean(self) -> ProcessNode:  # type: ignore[override]  # the node of a process
         """The data: the node at t = 0."""

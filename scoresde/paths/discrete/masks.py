@@ -124,7 +124,13 @@ class MaskReplace(Masking):
     def time_of(self, reading: float, clock: Clock = "natural") -> float:
         if clock == "natural":
             return super().time_of(reading, clock)
-        return root(lambda t: min(self(t).clock, 1e300) + reading, 0.0, self.t_max)
+        return float(self.times_of(torch.tensor([reading], dtype=torch.float64), clock))
+
+    def times_of(self, readings: Tensor, clock: Clock = "natural") -> Tensor:
+        if clock == "natural":
+            return super().times_of(readings, clock)
+        low = torch.zeros_like(readings)
+        return root(lambda t: torch.stack(self.clocks(t)).sum(0).clamp_max(1e300) + readings, low, low + self.t_max)
 
 
 @processes.register(
@@ -220,17 +226,22 @@ class Hybrid(Masking):
         return (gone - k) / (left + k) if left + k > 0 else math.inf
 
     def time_of(self, reading: float, clock: Clock = "natural") -> float:
-        # both clocks change with -log a alone
-        if clock == "rate":
-            at = math.inf if reading == -math.inf else root(lambda u: u + self._log_total(u) + reading, 0.0, -reading)
-        elif reading <= 0:
-            at = math.inf
-        else:
-            at = root(lambda u: reading - self._log_total(u) + math.log(-math.expm1(-u or -1e-300)), 0.0, ENDLESS)
-        return self.within(self.schedule.time_of(at))
+        return float(self.times_of(torch.tensor([reading], dtype=torch.float64), clock))
 
-    def _log_total(self, clock: float) -> float:
-        return float(torch.log1p(self._spread_out(torch.tensor(clock, dtype=torch.float64))))
+    def times_of(self, readings: Tensor, clock: Clock = "natural") -> Tensor:
+        # both clocks change with -log a alone
+        low = torch.zeros_like(readings)
+        if clock == "rate":
+            known = readings > -math.inf
+            at = root(lambda u: u + self._log_total(u) + readings, low, torch.where(known, -readings, 0.0))
+        else:
+            known = readings > 0
+            at = root(lambda u: readings + log_gone(u.clamp_min(1e-300)) - self._log_total(u), low, low + ENDLESS)
+        at = torch.where(known, at, math.inf)
+        return torch.tensor([self.within(self.schedule.time_of(u)) for u in at.tolist()], dtype=torch.float64)
+
+    def _log_total(self, clock: Tensor) -> Tensor:
+        return torch.log1p(self._spread_out(clock))
 
 
 @processes.register(

@@ -207,10 +207,8 @@ class Quotient(ProcessSchedule):
         return self.whole.clock(t) - self.part.clock(t)
 
     def time_of(self, clock: float) -> float:
-        def excess(t: float) -> float:
-            return float(self.clock(torch.tensor(t, dtype=torch.float64))) - clock
-
-        return root(excess, 0.0, self.t_max)
+        ends = torch.tensor([[0.0], [self.t_max]], dtype=torch.float64)
+        return float(root(lambda t: self.clock(t) - clock, ends[0], ends[1]))
 
 
 @process_schedules.register(
@@ -291,13 +289,18 @@ class GaussianPath(ProcessSchedule):
         return 0.0 - self.power * torch.log(self.path.alpha(t))
 
     def time_of(self, clock: float) -> float:
-        return root(lambda t: float(self.clock(torch.tensor(t, dtype=torch.float64))) - clock, 0.0, self.t_max)
+        ends = torch.tensor([[0.0], [self.t_max]], dtype=torch.float64)
+        return float(root(lambda t: self.clock(t) - clock, ends[0], ends[1]))
 
 
-def root(f: Callable[[float], float], low: float, high: float) -> float:
-    """The zero of an increasing function between low and high, by halving; the nearer end if it has none there."""
-    if f(low) >= 0 or f(high) <= 0:
-        return low if f(low) >= 0 else high
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (low, middle) if f(middle) >= 0 else (middle, high)
-    return high
+def root(f: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """The zeros (n,) of n increasing functions, of which f(t (n,)) are the values (n,), by halving.
+
+    They lie between low (n,) and high (n,), float64; the nearer end is returned where there is none.
+    """
+    below, above = f(low) >= 0, f(high) <= 0
+    found, end = low, high
+    while bool(((found < (middle := (found + end) / 2)) & (middle < end)).any()):
+        right = f(middle) >= 0
+        found, end = torch.where(right, found, middle), torch.where(right, middle, end)
+    return torch.where(below, low, torch.where(above, high, end))
