@@ -22,7 +22,8 @@ CANONICAL = (  # noqa: SIM905
     "rho_rk dpm_solver_1 dpm_solver_2 dpm_solver_3 dpm_solver_2m dpm_solver_3m dpm_fast dpm_adaptive dpmpp_2s dpmpp_3s "
     "dpmpp_2m dpmpp_3m uni_pc uni_pc_bh2 res_2s res_3s res_2m euler_ancestral dpm_2_ancestral dpmpp_2s_ancestral "
     "dpmpp_sde dpmpp_2m_sde dpmpp_3m_sde seeds_1 seeds_2 seeds_3 sa_solver er_sde gotta_go_fast rk45 dopri5 "
-    "torchdiffeq scipy adams pc churn restart picard step_doubling afs gradient_estimation final decode sharpened"
+    "torchdiffeq scipy adams pc churn restart picard step_doubling afs gradient_estimation final decode sharpened "
+    "psi"
 ).split()
 
 

@@ -115,6 +115,11 @@ SOLVERS: dict[str, str] = {
     # after ten steps without a change, which have drawn 97 % of its tokens again (after one, most are not yet right)
     "maskgit": "decode(randomness=4.5)",
     "sundae": "sharpened(solver=decode(commit=all, remask=random, share=0.3, patience=10), temperature=0.8)",
+    # ReMDM's schedules with the numbers of its released scripts, without their top_p, for which there is ``sharpened``
+    "remdm_cap": "psi(kappa=0.992, per=step, remask=cap)",
+    "remdm_rescale": "psi(kappa=0.985, per=step, remask=rescale)",
+    "remdm_conf": "psi(kappa=0, per=step, remask=rescale, tokens=confidence)",
+    "remdm_loop": "psi(kappa=0.98, per=step, remask=cap, window=[0.55, 0.05], hold=0.9)",
     # azula's classes at its defaults; the eta of its DDIM is the square of eta here
     "ddpmsampler": "ddpm",
     "ddimsampler": "ddim",
