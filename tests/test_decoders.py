@@ -1,5 +1,6 @@
 """Entropy-bounded steps, decoders, and sharpened laws: exact where they are consistent, otherwise marked."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,9 @@ from scoresde.show import solver_cards
 from solvers import InputError
 from solvers.conformance.discrete import LEVEL, p_value
 from solvers.conformance.kernels import all_states, kernel
+from solvers.discrete.decode import Decode
 from solvers.discrete.entropy_bounded import within
+from solvers.noise.uniform import UniformNoise
 
 PROCESS = Absorbing(2)
 TARGET = dirichlet(0.5, 2, 3)
@@ -151,6 +154,107 @@ def test_tokens_are_taken_back_and_given_ones_stay(remask):
     assert [(x != 2).sum(1).unique().tolist() for x in states] == [[k] for k in range(1, 9)]
 
 
+SIX = dirichlet(0.3, 2, 6)
+
+
+def others_law(x):
+    """The exact law of each token given the others, as a network may learn it that does not see its own token."""
+    found = torch.zeros(*x.shape, 2, dtype=torch.float64)
+    for i in range(x.shape[1]):
+        at = x.clone()
+        at[:, i] = PROCESS.mask
+        found[:, i] = SIX.predict(at, PROCESS, PROCESS(0.5)).x0[:, i, :2]
+    return found
+
+
+NETWORK = DiscreteDenoiser(lambda x: others_law(x).log(), PROCESS, time=False, shape=(6,))
+
+
+@dataclass(frozen=True)
+class OtherPlan(Decode):
+    """A planner of its own: it likes a token that equals its left neighbour."""
+
+    def plan(self, problem, y, found):
+        return neighbours(y)
+
+
+def neighbours(y):
+    same = torch.where(y.roll(1, 1) == 0, 0.9, 0.1).double()
+    return torch.stack([same, 1 - same, torch.zeros_like(same)], -1)
+
+
+def path_planned(steps, eta, given, numbers, plan):
+    """P2 as published: of the candidates and the known tokens those of the lowest scores are masked, one by one."""
+    x, states = given.clone(), []
+    for k in range(1, steps + 1):
+        law, (_, second) = others_law(x), next(numbers)
+        y, score = x.clone(), torch.zeros(x.shape, dtype=torch.float64)
+        for i, j in torch.cartesian_prod(torch.arange(len(x)), torch.arange(x.shape[1])).tolist():
+            if x[i, j] == 2:
+                y[i, j] = int(second[i, j] >= law[i, j, 0])
+                score[i, j] = law[i, j, y[i, j]].log()
+        planned = law if plan is None else plan(y)
+        known = (x != 2) & (given == 2)
+        scores = torch.where(known, eta * planned.gather(-1, x.clamp_max(1)[..., None])[..., 0].log(), score)
+        for i in range(len(x)):
+            free = [j for j in range(x.shape[1]) if given[i, j] == 2]
+            lowest = sorted(free, key=lambda j: (float(scores[i, j]), -j))[: int(len(free) * (1 - k / steps) + 1e-9)]
+            x[i] = torch.where(x[i] == 2, y[i], x[i])
+            x[i, lowest] = 2
+        states.append(x.clone())
+    return states
+
+
+@pytest.mark.parametrize(("make", "plan"), [(Decode, None), (OtherPlan, neighbours)])
+@pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
+def test_planned_remasking_is_as_published(make, plan, eta):
+    given = torch.full((40, 6), 2)
+    given[:20, 2] = 1
+    solver, states, changed = make(commit="linear", remask="planned", eta=eta), [], 0
+    nodes = solvers.grid("uniform", PROCESS, 5)
+    noise, again = (UniformNoise(range(40), (6,)) for _ in range(2))
+    problem, x = Diffusion(NETWORK), given
+    carry = solver.init(problem, x, nodes)
+    for t, s in pairwise(nodes):
+        x, carry = solver.step(problem, x, t, s, carry, noise)[:2]
+        states.append(x)
+    wanted = path_planned(5, eta, given, ((again(t, s), again(t, s)) for t, s in pairwise(nodes)), plan)
+    for found, right in zip(states, wanted, strict=True):
+        assert torch.equal(found, right)
+    changed = sum(int(((a != 2) & (a != b)).sum()) for a, b in pairwise(states))
+    assert changed > 10
+    assert torch.equal(x[:20, 2], given[:20, 2])
+
+
+@pytest.mark.parametrize("order", ["confidence", "margin", "random"])
+def test_nothing_is_taken_back_without_a_weight_of_known_tokens_or_a_network_that_doubts_them(order):
+    """At eta=0, and of exact models, for which a token that is not masked is certain."""
+    wanted = scoresde.sample(NETWORK, seeds=64, solver=f"decode(order={order})", steps=4)
+    planned = f"decode(order={order}, remask=planned, eta=0)"
+    assert torch.equal(scoresde.sample(NETWORK, seeds=64, solver=planned, steps=4).x, wanted.x)
+    exact = scoresde.sample(SIX.denoiser(PROCESS), seeds=64, solver=f"decode(order={order})", steps=4)
+    if order != "random":  # a random order knows no doubt
+        planned = f"decode(order={order}, remask=planned)"
+        assert torch.equal(scoresde.sample(SIX.denoiser(PROCESS), seeds=64, solver=planned, steps=4).x, exact.x)
+
+
+def test_planned_tokens_stay_in_their_blocks_and_samples_alone():
+    states = []
+    spec = "decode(commit=linear, remask=planned, block=3, eta=3)"
+    batch = scoresde.sample(NETWORK, seeds=32, solver=spec, steps=6, hooks=lambda x, node: states.append(x))
+    for k, x in enumerate(states):
+        assert (x != 2).sum(1).tolist() == [k + 1] * 32
+        assert bool((x[:, :3] != 2).all()) == (k >= 2)
+        assert k < 2 or torch.equal(x[:, :3], states[2][:, :3])
+    alone = scoresde.sample(NETWORK, seeds=[9], solver=spec, steps=6)
+    assert torch.equal(alone.x[0], batch.x[9])
+    assert not solvers.make("p2").consistent
+    with pytest.raises(
+        InputError, match=r"^decode: remask=planned compares logarithms .* order=entropy has not: use con"
+    ):
+        solvers.make("decode(order=entropy, remask=planned)")
+
+
 def test_sundae_redraws_a_share_of_the_tokens_and_stops():
     process = Uniform(2)
     network = HEARTBEAT.denoiser(process)
@@ -242,6 +346,7 @@ def test_cards_and_table_say_what_is_no_consistent_sampler():
     [
         ("decode", Uniform(2), "fills in masked tokens, which .* does not have: use commit=all with remask=random"),
         ("maskgit", Uniform(2), "fills in masked tokens"),
+        ("p2", Uniform(2), "fills in masked tokens"),
         ("entropy_bounded", Uniform(2), "^entropy_bounded unmasks tokens, which .* does not mask: use tweedie$"),
     ],
 )

@@ -1,7 +1,8 @@
 """``decode``: tokens are filled in by a rule, such as the surest first. Most rules do not sample from the model's law.
 
 A step draws a candidate for every open token, and keeps some of them. Open are masked tokens, and known ones that the
-step takes back first. The rules for both are options, so that published decoders are presets: ``maskgit``, ``sundae``.
+step takes back first; or known tokens and candidates stand in one order, and the last of both are masked. The rules are
+options, so that published decoders are presets: ``maskgit``, ``sundae``, ``p2``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..registry.options import named
 from ..registry.ranges import NonNegative, Range, Share
-from ..types.process import Process, ProcessNode
+from ..types.process import DiscretePrediction, Process, ProcessNode
 from ..types.solver import Noise, Step, solvers
 from ..types.transition import one_hot
 from .base import DiscreteSolver, Moves, Product, Uniform, evaluated, follow
@@ -42,7 +43,7 @@ class Kept(NamedTuple):
     native="x0",
     consistent=False,
     reference="Chang et al. 2022, arXiv:2202.04200 (maskgit); Savinov et al. 2021, arXiv:2112.06749 (sundae); "
-    "Nie et al. 2025, arXiv:2502.09992 (blocks)",
+    "Nie et al. 2025, arXiv:2502.09992 (blocks); Peng et al. 2025, arXiv:2502.03540 (p2)",
     formula="y ~ x0 for every open token; of these candidates the first in the order are kept, until the share of "
     "masked tokens is gamma(t / t_max), gamma = cos(pi / 2 (1 - u)) or u",
     note="with order=random, margin, entropy or left_to_right, commit=linear or cosine and remask=none it samples from "
@@ -59,8 +60,11 @@ class Decode(DiscreteSolver):
         commit: how many tokens are known after a step: 1 - gamma of those that were masked at the start. ``all`` keeps
             every candidate.
         remask: the tokens that a step takes back before the model is evaluated: none, evenly at random, or those kept
-            with the lowest probability. Tokens that are known at the start stay.
-        share: the share of the known tokens that a step takes back.
+            with the lowest probability; or, after that (planned), those that the order puts behind candidates, by the
+            laws of ``plan``. Tokens that are known at the start stay.
+        share: the share of the known tokens that a step takes back, at random or by confidence.
+        eta: of planned: a factor of the logarithms by which known tokens are ordered. The larger, the more of them are
+            taken back; at 0 they stay.
         block: the number of tokens of a block; blocks are filled from left to right in equal times. 0 for one block.
         randomness: the scale of Gumbel noise on the logarithm by which candidates are ordered, times t / t_max.
         patience: after so many steps in a row that changed nothing a sample stays as it is; 0 for never.
@@ -68,11 +72,20 @@ class Decode(DiscreteSolver):
 
     by: Literal["random", "confidence", "margin", "entropy", "left_to_right"] = named("order", "confidence")
     commit: Literal["cosine", "linear", "all"] = "cosine"
-    remask: Literal["none", "random", "confidence"] = "none"
+    remask: Literal["none", "random", "confidence", "planned"] = "none"
     share: Share = 0.1
+    eta: NonNegative = 1.0
     block: Annotated[int, Range(0)] = 0
     randomness: NonNegative = 0.0
     patience: Annotated[int, Range(0)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remask == "planned" and self.by in ("entropy", "left_to_right"):
+            raise InputError(
+                f"decode: remask=planned compares logarithms of probabilities, which order={self.by} has not: use "
+                "confidence, margin or random"
+            )
 
     @property
     def consistent(self) -> bool:
@@ -81,10 +94,10 @@ class Decode(DiscreteSolver):
 
     @property
     def restartable(self) -> bool:
-        return self.remask != "confidence" and not self.patience
+        return self.remask in ("none", "random") and not self.patience
 
     def check(self, process: Process) -> None:
-        if process.mask is None and (self.commit != "all" or self.remask == "none" or self.block):
+        if process.mask is None and (self.commit != "all" or self.remask in ("none", "planned") or self.block):
             raise InputError(
                 f"{self} fills in masked tokens, which {process} does not have: use commit=all with remask=random or "
                 "confidence and without blocks, such as sundae"
@@ -126,23 +139,48 @@ class Decode(DiscreteSolver):
             x = x.masked_fill(taken, process.mask)
             waiting = x == process.mask
         count, behind = self._goal(waiting, carry, 1 - t_left)
-        waiting = waiting & ~behind
-        rows = ((count > 0) & waiting.flatten(1).any(1)).cpu().nonzero()[:, 0]
-        law = one_hot(x, process.prior.to(x.device))
+        waiting, known = waiting & ~behind, self._in_question(x, process, carry, behind)
+        rows = (waiting.flatten(1).any(1) & (count + known.flatten(1).sum(1) > 0)).cpu().nonzero()[:, 0]
+        law, part = one_hot(x, process.prior.to(x.device)), problem.select(rows)
         if len(rows):
             node = t if process.mask is None else at_masked_share(process, x[rows])
-            x0 = evaluated(problem.select(rows), x[rows], node).x0
-            law[rows] = torch.where(waiting[rows][..., None], x0, law[rows])
+            found = evaluated(part, x[rows], node)
+            law[rows] = torch.where(waiting[rows][..., None], found.x0, law[rows])
         y = yield Product(law, x)
+        if len(rows) and self.remask == "planned":
+            law[rows] = torch.where(known[rows][..., None], self.plan(part, y[rows], found), law[rows])
         confidence = law.gather(-1, y[..., None])[..., 0].log()
-        chosen = self._first(self._scores(law, confidence, t_left, uniform), waiting, count)
-        x = torch.where(chosen, y, x)
+        scores = self._scores(law, confidence, uniform)
+        scores = torch.where(known, self.eta * scores if self.eta else math.inf, scores)
+        if self.randomness and self.by != "random":
+            scores = scores - self.randomness * t_left * torch.log(-torch.log(uniform()))
+        chosen = self._first(scores, waiting | known, count + known.flatten(1).sum(1))
+        x = torch.where(chosen, y, x.masked_fill(known, process.mask or 0))
         still = torch.where((x == before).flatten(1).all(1), carry.still + 1, 0)
-        return Step(x, Kept(torch.where(chosen, confidence, carry.confidence), still))
+        return Step(x, Kept(torch.where(chosen & waiting, confidence, carry.confidence), still))
+
+    def _in_question(self, x: Tensor, process: Process, carry: Kept, behind: Tensor) -> Tensor:
+        """Which known tokens (B, *) stand in one order with the candidates."""
+        if self.remask != "planned":
+            return torch.zeros_like(behind)
+        return (carry.confidence < math.inf) & (x != process.mask) & ~behind
+
+    def plan(self, problem: Any, y: Tensor, found: DiscretePrediction) -> Tensor:
+        """The laws (B, *, S) by which known tokens are ordered: those that the network itself gives them.
+
+        A subclass may ask another model, as it returns log-probabilities of y.
+
+        Args:
+            problem: that of these samples.
+            y: the samples (B, *) with all their candidates.
+            found: the prediction for the samples before.
+        """
+        own: Tensor | None = found.own
+        return one_hot(y, found.x0) if own is None else own
 
     def _taken_back(self, x: Tensor, process: Process, s: ProcessNode, carry: Kept, uniform: Uniform) -> Tensor:
         """Which known tokens (B, *) the step takes back; none in the last step of masked ones."""
-        if self.remask == "none" or (process.mask is not None and s.clean):
+        if self.remask in ("none", "planned") or (process.mask is not None and s.clean):
             return torch.zeros_like(x, dtype=torch.bool)
         scores = uniform().flatten(1)
         free = carry.confidence.flatten(1) < math.inf
@@ -181,23 +219,19 @@ class Decode(DiscreteSolver):
         behind = (places > now).expand_as(flat).view_as(waiting)
         return (wanted - (free & ~flat).sum(1)).clamp_min(0), behind
 
-    def _scores(self, law: Tensor, confidence: Tensor, t_left: float, uniform: Uniform) -> Tensor:
-        """The numbers (B, *) by which candidates are kept, the highest first."""
+    def _scores(self, law: Tensor, confidence: Tensor, uniform: Uniform) -> Tensor:
+        """The numbers (B, *) by which tokens are kept, the highest first."""
         if self.by == "random":
-            return uniform()
+            return torch.log(uniform())
         if self.by == "margin":
             two = law.topk(2, -1).values
-            scores = (two[..., 0] - two[..., 1]).log()
-        elif self.by == "entropy":
-            scores = -torch.special.entr(law).sum(-1).log()
-        elif self.by == "confidence":
-            scores = confidence
-        else:
-            scores = -torch.arange(confidence[0].numel(), device=law.device).double().view_as(confidence[0])
-            scores = scores.expand_as(confidence)
-        if self.randomness:
-            scores = scores - self.randomness * t_left * torch.log(-torch.log(uniform()))
-        return scores
+            return torch.log(two[..., 0] - two[..., 1])
+        if self.by == "entropy":
+            return -torch.log(torch.special.entr(law).sum(-1))
+        if self.by == "confidence":
+            return confidence
+        places = torch.arange(confidence[0].numel(), device=law.device).double().view_as(confidence[0])
+        return -places.expand_as(confidence)
 
     def _first(self, scores: Tensor, waiting: Tensor, count: Tensor) -> Tensor:
         """Which waiting tokens (B, *) are the first ``count`` (B,) in the order; earlier blocks come first."""

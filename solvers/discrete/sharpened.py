@@ -117,7 +117,8 @@ class _Sharp(ProblemWrapper):
         self.rule = rule
 
     def predict(self, x: Tensor, node: Any) -> Any:
-        return DiscretePrediction(self.rule.law(self.problem.predict(x, node).x0))
+        found: Any = self.problem.predict(x, node)
+        return DiscretePrediction(self.rule.law(found.x0), own=None if found.own is None else self.rule.law(found.own))
 
     def select(self, rows: Rows) -> Problem:
         return _Sharp(self.problem.select(rows), self.rule)

@@ -115,6 +115,7 @@ SOLVERS: dict[str, str] = {
     # after ten steps without a change, which have drawn 97 % of its tokens again (after one, most are not yet right)
     "maskgit": "decode(randomness=4.5)",
     "sundae": "sharpened(solver=decode(commit=all, remask=random, share=0.3, patience=10), temperature=0.8)",
+    "p2": "decode(commit=linear, remask=planned)",
     # ReMDM's schedules with the numbers of its released scripts, without their top_p, for which there is ``sharpened``
     "remdm_cap": "psi(kappa=0.992, per=step, remask=cap)",
     "remdm_rescale": "psi(kappa=0.985, per=step, remask=rescale)",

@@ -95,10 +95,13 @@ class DiscretePrediction:
     Attributes:
         x0: the law (B, *, S) of each clean token given all of x, its own noisy token included.
         ratios: the concrete score (B, *, S), 1 at y = x, of a model that predicts it; rates then use it.
+        own: the law (B, *, S) that a network itself gives each token, also where x0 is certain, as of tokens that are
+            not masked. It says how well a token fits the others, if the network has learned that.
     """
 
     x0: Tensor
     ratios: Tensor | None = None
+    own: Tensor | None = None
 
 
 class Process(Schedule):

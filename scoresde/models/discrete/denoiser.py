@@ -81,8 +81,8 @@ class DiscreteDenoiser(DiscreteModel):
             return DiscretePrediction(self.process.x0_of_ratios(ratios, x, node), ratios)
         law = self.law(out)
         if self.predicts == "x0_loo_logits":
-            return DiscretePrediction(self.process.x0_of_loo(law, x, node))
-        return DiscretePrediction(self.process.possible(law, x, node))
+            return DiscretePrediction(self.process.x0_of_loo(law, x, node), own=law)
+        return DiscretePrediction(self.process.possible(law, x, node), own=law)
 
     def log_x0(self, x: Tensor, node: ProcessNode[Any], **conditions: Tensor) -> Tensor:
         """The logarithms (B, *, S) of the laws of the clean tokens at x (B, *), from one evaluation of the network.

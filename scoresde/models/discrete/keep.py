@@ -65,9 +65,11 @@ class Kept(ModelWrapper):
         if process.mask is not None and process.mixture:  # the known tokens leave fewer masks than the node's time
             seen = torch.where(fixed, known, x)
             at = at_masked_share(process, seen)
-        x0 = self.model.predict(seen, at, **given).x0
-        x0 = torch.where(fixed[..., None], one_hot(known.clamp_min(0), x0), x0)
-        return DiscretePrediction(process.possible(x0, x, node))
+        found: Any = self.model.predict(seen, at, **given)
+        sure = one_hot(known.clamp_min(0), found.x0)
+        x0 = torch.where(fixed[..., None], sure, found.x0)
+        own = None if found.own is None else torch.where(fixed[..., None], sure, found.own)
+        return DiscretePrediction(process.possible(x0, x, node), own=own)
 
 
 def keep(model: DiscreteModel, known: Array) -> Kept:
