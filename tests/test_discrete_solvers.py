@@ -230,8 +230,8 @@ def test_candidates_come_as_often_as_the_tokens_of_a_state_may_move():
     parts = [(4.0, 2.0), (2.0, 1.0), (1.0, 0.9), (0.9, 0.45), (0.45, 0.3)]
     masked = [t - s + math.exp(-t) - math.exp(-s) for t, s in parts]
     wanted = 3 * sum(share / math.expm1(s) for share, (_, s) in zip(masked, parts, strict=True))
-    mean = found.nfe_per_sample.double()
-    assert float(mean.mean()) == pytest.approx(wanted, abs=4 * float(mean.std()) / math.sqrt(4000))
+    count = found.nfe_per_sample.double()
+    assert float(count.mean()) == pytest.approx(wanted, abs=4 * float(count.std()) / math.sqrt(4000))
 
 
 @pytest.mark.parametrize("process", [MaskReplace(3), Hybrid(3)], ids=str)
@@ -277,8 +277,7 @@ def corrected_error(steps, moves):
 
 
 def test_corrections_help_more_the_more_there_are_and_never_at_equal_cost():
-    """The reference: one move halves the error of 8 steps, 8 moves divide it by more than six; 72 evaluations are best
-    spent on 72 steps without any."""
+    """The reference: one move halves the error of 8 steps; 72 evaluations are best spent on 72 steps without any."""
     errors = [corrected_error(8, moves) for moves in (0, 1, 2, 4, 8)]
     assert all(a > b for a, b in pairwise(errors))
     assert errors[1] == pytest.approx(0.5 * errors[0], rel=0.01)

@@ -1,7 +1,7 @@
 """The best solver for a budget, and grids and programs tuned to a model: searches for the least error in few steps."""
 
 from .choice import Choice, Setting, choose
-from .decoding import decoding_costs, jump_your_steps
+from .decoding import bound_costs, decoding_costs, jump_your_steps, tightest_grid
 from .grids import Trajectory, TunedGrid, trajectory, tune_grid
 from .losses import TuningLoss, tuning_losses
 from .programs import tune_program
@@ -16,9 +16,11 @@ __all__ = [
     "TunedGrid",
     "TunedProgram",
     "TuningLoss",
+    "bound_costs",
     "choose",
     "decoding_costs",
     "jump_your_steps",
+    "tightest_grid",
     "trajectory",
     "tune_grid",
     "tune_program",
