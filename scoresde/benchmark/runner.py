@@ -243,7 +243,7 @@ def _jobs(specs: Sequence[str], grid: str | None, nfe: Sequence[int], space: str
     for spec in specs:
         label, named = resolve(spec, space)
         check_space(method := make(label), space)
-        pairs[method, grids.make(grid or named or grid_of(space))] = None
+        pairs[method, grids.make(grid or named or method.own_grid or grid_of(space))] = None
     budgets = list(dict.fromkeys(nfe))
     return [_Job(method, rule, n) for method, rule in pairs for n in ([None] if method.adaptive else budgets)]
 

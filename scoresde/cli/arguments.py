@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from .. import __version__
-from .readers import classes_of, count_of, counts_of, folder_of, seed_of, seeds_of, share_of, specs_of
+from .readers import classes_of, count_of, counts_of, folder_of, free_of, seed_of, seeds_of, share_of, specs_of
 
 HELP = {
     "demo": "train on real digits, sample, score, and write a report; about a minute, offline",
@@ -23,6 +23,7 @@ HELP = {
     "likelihood": "log-likelihood of data under a trained model; resumes if started again",
     "benchmark": "steps versus quality: every solver at every number of evaluations",
     "choose": "the solver and grid with the least error at a number of evaluations, as fields of the config to paste",
+    "tune": "a solver tuned to a run for a number of evaluations, as a file that a config names",
     "solvers": "the table of solvers, one solver's card, or its program on a grid",
     "guidances": "the table of guidance, or the card of one kind",
     "posteriors": "the table of methods for scoresde restore, or the card of one method",
@@ -37,6 +38,7 @@ FIELDS = {
     "restore": ("--config.sampling.batch_size=64", "--config.device=cuda"),
     "likelihood": ("--config.likelihood.divergence=exact", "--config.likelihood.batch_size=64", "--config.device=cuda"),
     "benchmark": ("--config.sampling.batch_size=64", "--config.device=cuda"),
+    "tune": ("--config.sampling.guidance='cfg(scale=2)'", "--config.sampling.batch_size=64", "--config.device=cuda"),
     "choose": ("--config.sampling.guidance='cfg(scale=2)'", "--config.sampling.batch_size=64", "--config.device=cuda"),
 }
 STATUS = """
@@ -198,16 +200,28 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _tuning(commands: argparse._SubParsersAction[Parser]) -> None:
-    """The command that finds a solver for a budget."""
-    choose = _command(commands, "choose")
-    _workdir(choose)
-    choose.add_argument("--nfe", type=counts_of, required=True, help="budgets of model evaluations: 8, or 5,8,10")
-    choose.add_argument("--seeds", type=seeds_of, default="256", help="the samples to compare on: 256 means 0-255")
+    """The commands that find a solver for a budget."""
+    choose, tune = _command(commands, "choose"), _command(commands, "tune")
     every = "names or specs, separated by commas; by default every deterministic solver with fixed steps"
-    choose.add_argument("--solvers", type=specs_of, metavar="NAMES", help=every)
-    choose.add_argument("--grids", type=specs_of, metavar="NAMES", help="likewise; by default those of common use")
-    choose.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help="of the samples; or none")
+    for sub in (choose, tune):
+        _workdir(sub)
+        sub.add_argument("--nfe", type=counts_of, required=True, help="budgets of model evaluations: 8, or 5,8,10")
+        sub.add_argument("--solvers", type=specs_of, metavar="NAMES", help=every)
+        sub.add_argument("--grids", type=specs_of, metavar="NAMES", help="likewise; by default those of common use")
+        sub.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help="of the samples; or none")
+    choose.add_argument("--seeds", type=seeds_of, default="256", help="the samples to compare on: 256 means 0-255")
     choose.add_argument("--out", type=folder_of, help="a folder for choice.json, with the errors of all settings")
+    _out(tune)
+    each = "samples to tune on; as many more decide when to stop, and as many are held out"
+    tune.add_argument("--samples", type=count_of, default=256, metavar="N", help=each)
+    free = (
+        "what moves: all, ld3 (nodes, labels), s4s (nodes, predictions), or some of nodes, labels, predictions, states"
+    )
+    tune.add_argument("--free", type=free_of, default="all", help=free)
+    loss = "squared, pseudo_huber or log: the distance to the exact solution; energy or sliced_wasserstein: to data"
+    tune.add_argument("--loss", default="squared", help=loss)
+    tune.add_argument("--iterations", type=count_of, default=400, metavar="N", help="the most iterations")
+    tune.add_argument("--batch", type=count_of, metavar="N", help="samples of an iteration; by default all")
 
 
 def _solvers(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: scoresde demo | train | sample | restore | likelihood | benchmark | choose | solvers |
+"""The command line: scoresde demo | train | sample | restore | likelihood | benchmark | choose | tune | solvers |
 guidances | posteriors | operators | check-solver | check-posterior.
 
 Every command that takes a config also takes ``--config.section.field=value``. Invalid input ends with a message of one
@@ -60,7 +60,7 @@ def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
         from .current_folder import named_modules, origin_of
 
         alone = parsed.command in ("solvers", "guidances", "posteriors", "operators", "check-solver", "check-posterior")
-        room = "solver_commands" if alone else "tuning" if parsed.command == "choose" else "commands"
+        room = "solver_commands" if alone else "tuning" if parsed.command in ("choose", "tune") else "commands"
         module = import_module(f"{__package__}.{room}")
     try:
         with _plain_lines(), named_modules(), origin_of(parsed, overrides).limits():

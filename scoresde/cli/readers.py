@@ -110,6 +110,16 @@ def share_of(text: str) -> tuple[int, int]:
     return which, count
 
 
+def free_of(text: str) -> str | list[str]:
+    """Reads what a tuning moves: one name, or several between commas.
+
+    >>> free_of("all"), free_of("nodes, labels")
+    ('all', ['nodes', 'labels'])
+    """
+    found = [part.strip() for part in text.split(",")]
+    return found[0] if len(found) == 1 else found
+
+
 def specs_of(text: str) -> list[str]:
     """Reads specs, separated by commas outside brackets.
 

@@ -87,7 +87,7 @@ def _program(arguments: argparse.Namespace) -> tuple[solvers.Program, str]:
         if given:
             raise InputError(f"{solver} already fixes its nodes and its output: leave out --{given[0]}")
         return solver.program, str(solver)
-    rule = solvers.grids.make(arguments.grid or named or NAMED)
+    rule = solvers.grids.make(arguments.grid or named or solver.own_grid or NAMED)
     if arguments.steps is None and not rule.fixed:
         raise InputError(f"a program needs a number of steps: add --steps, such as --steps 8 (the grid is {rule})")
     sde = make_sde(arguments.sde or "vp")

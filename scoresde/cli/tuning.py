@@ -1,14 +1,19 @@
-"""The commands that find a solver for a model and a number of evaluations: choose."""
+"""The commands that find a solver for a model and a number of evaluations: choose, and tune, which makes one."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import solvers
 from solvers import Choice, InputError, Trajectory
+from solvers.files import read_json
+from solvers.tuning import TunedProgram, tuning_losses
 from solvers.tuning.choice import Setting
 
 from ..io.progress import bar as progress_bar
@@ -81,6 +86,96 @@ def fields_of(best: Setting) -> str:
     return shlex.join(f"--config.sampling.{name}={value}" for name, value in given.items())
 
 
+def tune(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Tunes a program for each budget into OUT/nfeN.json; those that are there already are kept."""
+    run = load_run(arguments.workdir, overrides, ("sampling", "device"))
+    say_average(run)
+    out, data = writable(arguments.out), _data_of(run, arguments.loss)
+    count = arguments.samples
+    seeds = [range(k * count, (k + 1) * count) for k in range(3)]
+    files = {nfe: out / f"nfe{nfe}.json" for nfe in arguments.nfe}
+    left = [nfe for nfe, path in files.items() if arguments.overwrite or not _is_kept(path, run)]
+    with run.origin.limits(), evaluation(run.denoiser):
+        if left:
+            parts = [exact(run, part, arguments.classes) for part in seeds]
+            for nfe in left:
+                made, best = _tuned(run, parts, nfe, arguments, data)
+                facts = {"command": command, "seeds": f"0-{3 * count - 1}", "step": run.step, "config": _identity(run)}
+                made.save(files[nfe], **facts, chosen={**vars(best), "held_out": _error(parts[2], best)})
+                _part(files[nfe]).unlink(missing_ok=True)
+                print(made, _line(files[nfe]), sep="\n")
+    for nfe in [n for n in files if n not in left]:
+        print(f"{nfe} NFE: {files[nfe]} is there already; --overwrite tunes it again", _line(files[nfe]), sep="\n")
+
+
+def _line(path: Path) -> str:
+    """The field of the config that chooses a tuned program."""
+    return shlex.join([f"--config.sampling.solver=file:{path}"])
+
+
+def _part(path: Path) -> Path:
+    """The file of a tuning that is not finished."""
+    return path.with_suffix(".part.json")
+
+
+def _data_of(run: Run, loss: str) -> Tensor | None:
+    """Training samples, if the loss compares sets."""
+    if not tuning_losses.make(loss).needs_data:
+        return None
+    return build.load_data(run.config, run.card).train.some(2048).x
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """The parts of a run's config that decide what its network predicts."""
+    own = run.config.to_dict()
+    return {name: own[name] for name in ("sde", "model", "training", "data", "seed")}
+
+
+def _is_kept(path: Path, run: Run) -> bool:
+    """Whether there is a program that was tuned to this run.
+
+    Raises:
+        InputError: there is another file.
+    """
+    if not path.exists():
+        return False
+    facts = read_json(path, "program").get("tuning", {})
+    if (facts.get("step"), facts.get("config")) != (run.step, _identity(run)):
+        raise InputError(f"{path} was not tuned to this run: use a different --out, or add --overwrite to replace it")
+    return True
+
+
+def _tuned(
+    run: Run,
+    parts: Sequence[tuple[Diffusion, Trajectory]],
+    nfe: int,
+    arguments: argparse.Namespace,
+    data: Tensor | None,
+) -> tuple[TunedProgram, Setting]:
+    """The tuned program at one budget, and the best untuned setting."""
+    problem, truths = parts[0][0], [truth for _, truth in parts]
+    choice = _choice(run, problem, truths[0], nfe, arguments)
+    starts = list(dict.fromkeys(s.solver for s in choice.settings if solvers.make(s.solver).own_grid is None))[:2]
+    with progress_bar(None, desc=f"tune, {nfe} NFE", total=arguments.iterations) as bar:
+
+        def show(at: Any) -> None:
+            bar.update(at.iteration - bar.n)
+            bar.set_postfix_str(f"validation {at.best:.3g}")
+
+        made = solvers.tune_program(
+            starts, problem, nfe, truths[0], validation=truths[1], held_out=truths[2], free=arguments.free,
+            loss=arguments.loss, data=data, iterations=arguments.iterations, batch=arguments.batch, progress=show,
+            checkpoint=_part(arguments.out / f"nfe{nfe}.json"),
+        )  # fmt: skip
+    return made, choice.best
+
+
+def _error(part: tuple[Diffusion, Trajectory], setting: Setting) -> float:
+    """The root-mean-square error of an untuned setting on some samples."""
+    problem, truth = part
+    return float(truth.errors(setting.solver, problem, truth.place(setting.grid, setting.steps)).mean().sqrt())
+
+
 def _facts(choice: Choice) -> dict[str, Any]:
     return {
         "tied": [vars(setting) for setting in choice.tied],
@@ -90,4 +185,4 @@ def _facts(choice: Choice) -> dict[str, Any]:
     }
 
 
-COMMANDS = {"choose": choose}
+COMMANDS = {"choose": choose, "tune": tune}

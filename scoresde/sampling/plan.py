@@ -141,7 +141,7 @@ class Plan:
                     f"{method} has fixed nodes, from noise to data: leave out grid, steps, nfe, t_min and t_max"
                 )
             return cls(method, None, method.nodes, denoiser.sde).on(denoiser.sde)
-        rule = solvers.grids.make(grid or named or grid_of(denoiser.space))
+        rule = solvers.grids.make(grid or named or method.own_grid or grid_of(denoiser.space))
         if end_at_t_min:
             rule = replace(rule, end="t_min")
         if nfe is not None or forwards is not None:

@@ -69,4 +69,5 @@ def trajectory(
     start = (first.alpha**2 + first.sigma**2) ** 0.5 * SeededNoise(given, lengths, dtype, device_of(device)).initial()
     states = torch.stack([start, *(torch.cat(parts) for parts in found.values())])
     conditions = conditions_of(condition, len(given), device_of(device), model.conditions, model.given)
-    return Diffusion(model, conditions), solvers.Trajectory(model.sde, made.nodes, states)
+    spent = int(made.nfe_per_sample.sum())
+    return Diffusion(model, conditions), solvers.Trajectory(model.sde, made.nodes, states, spent)

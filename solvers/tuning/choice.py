@@ -211,7 +211,7 @@ def _contestants(
                 "draws noise" if method.stochastic else "chooses its own steps" if method.adaptive else "has no program"
             )
             raise InputError(f"{method} {why}: only deterministic solvers with a program and fixed steps are compared")
-        for rule in [named] if named else rules or BUILT_IN:
+        for rule in [own] if (own := named or method.own_grid) else rules or BUILT_IN:
             try:
                 ending = reference.rule(rule)
                 steps = steps_of_nfe(method, ending, reference.schedule, nfe, *reference.range)

@@ -153,6 +153,11 @@ class Solver(Options):
         return None
 
     @property
+    def own_grid(self) -> str | None:
+        """The grid that the solver's numbers were made for, which it takes where none is named; None if any suits."""
+        return None
+
+    @property
     def parallel(self) -> bool:
         """Whether one model call evaluates several steps. A program evaluates one step after the other."""
         return False
