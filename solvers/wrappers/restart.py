@@ -84,34 +84,35 @@ class Restart(Wrapper):
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Any:
         # the last step to sigma = 0 starts no round; if it passes over a whole interval, the grid is coarse there
         low, high = min(node.ratio for node in nodes if node.sigma > 0), nodes[0].ratio
-        for interval in self.intervals:
+        begins = tuple(_beginning(nodes, interval) for interval in self.intervals)
+        for interval, begin in zip(self.intervals, begins, strict=True):
             passed_over = nodes[-1].sigma == 0 and low > interval[3]
-            if _beginning(nodes, interval) is None and not passed_over and len(nodes) > COARSE + 1:
+            if begin is None and not passed_over and len(nodes) > COARSE + 1:
                 shown = ", ".join(f"{v:g}" for v in interval)
                 raise InputError(
                     f"restart: the interval [{shown}] is never reached: the grid's levels sigma / alpha above 0 go "
                     f"from {high:g} to {low:g}, and a level of at most {interval[2]:g} must follow a higher one"
                 )
-        return 0, tuple(nodes), self.solver.init(problem, x, nodes)
+        return 0, tuple(nodes), begins, self.solver.init(problem, x, nodes)
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        index, nodes, inner = carry
+        index, nodes, begins, inner = carry
         step = self.solver.step(problem, x, t, s, inner, noise)
-        for interval in self.intervals:
-            if _beginning(nodes, interval) == index + 1:
+        for interval, begin in zip(self.intervals, begins, strict=True):
+            if begin == index + 1:
                 assert noise is not None
                 step = self._rounds(problem, step, s, nodes, interval, noise)
                 step = step._replace(carry=self.solver.init(problem, step.x, nodes[index + 1 :]))
-        return step._replace(carry=(index + 1, nodes, step.carry))
+        return step._replace(carry=(index + 1, nodes, begins, step.carry))
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Any, noise: Noise | None) -> Step:
-        index, nodes, inner = carry
+        index, nodes, begins, inner = carry
         step = self.solver.to_data(problem, x, t, s, inner, noise)
-        return step._replace(carry=(index + 1, nodes, step.carry))
+        return step._replace(carry=(index + 1, nodes, begins, step.carry))
 
     def replaced(self, carry: Any, x: Tensor) -> Any:
-        index, nodes, inner = carry
-        return index, nodes, self.solver.replaced(inner, x)
+        index, nodes, begins, inner = carry
+        return index, nodes, begins, self.solver.replaced(inner, x)
 
     def _rounds(
         self, problem: Problem, step: Step, s: Node, nodes: Sequence[Node], interval: Interval, noise: Noise
