@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import stdev
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,9 +84,8 @@ def sliced_wasserstein(
     """
     positive_integer("projections", projections)
     x, y = _prepare(x, y, features)
-    normal = torch.randn(projections, x.shape[1], dtype=torch.float64, generator=solvers.generator(seed, 0))
-    directions = normal / normal.norm(dim=1, keepdim=True)
-    p, q = (directions @ x.T).sort(1).values, (directions @ y.T).sort(1).values
+    directions = _directions(projections, x.shape[1], seed)
+    p, q = _sorted(directions @ x.T), _sorted(directions @ y.T)
     n, m = len(x), len(y)
     if n == m:
         return float((p - q).abs().pow(power).mean().pow(1 / power))
@@ -93,6 +94,18 @@ def sliced_wasserstein(
     widths = ends.diff(prepend=ends.new_zeros(1)).to(x) / (n * m)
     last = ends - 1
     return float(((p[:, last // m] - q[:, last // n]).abs().pow(power) @ widths).mean().pow(1 / power))
+
+
+@lru_cache(maxsize=4)  # an interval takes the same ones for each of its halves
+def _directions(projections: int, d: int, seed: int) -> Tensor:
+    """Directions (projections, d), uniform on the sphere."""
+    normal = torch.randn(projections, d, dtype=torch.float64, generator=solvers.generator(seed, 0))
+    return normal / normal.norm(dim=1, keepdim=True)
+
+
+def _sorted(rows: Tensor) -> Tensor:
+    """The rows of a matrix, sorted; NumPy sorts float64 three to ten times as fast as torch."""
+    return torch.from_numpy(np.sort(rows.numpy(), axis=1))
 
 
 def mmd(x: Tensor, y: Tensor, features: Features | None = None) -> float:
