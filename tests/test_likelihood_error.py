@@ -28,7 +28,7 @@ def of_dimensions(d):
         return mixture(16), mixture(16).sample(60, generator(0))
     x = torch.from_numpy(load_digits().data) / 8 - 1
     x = x + (torch.rand(x.shape, generator=generator(1), dtype=torch.float64) - 0.5) / 8
-    fit = Fit(10, reg_covar=1e-3, random_state=0, max_iter=10).fit(x[:1500].numpy())
+    fit = Fit(4, reg_covar=1e-3, random_state=0, max_iter=10).fit(x[:1500].numpy())
     return GaussianMixture(*(torch.from_numpy(v) for v in (fit.means_, fit.covariances_, fit.weights_))), x[1500:1520]
 
 
