@@ -100,7 +100,8 @@ def sliced_wasserstein(
 def _directions(projections: int, d: int, seed: int) -> Tensor:
     """Directions (projections, d), uniform on the sphere."""
     normal = torch.randn(projections, d, dtype=torch.float64, generator=solvers.generator(seed, 0))
-    return normal / normal.norm(dim=1, keepdim=True)
+    directions: Tensor = normal / normal.norm(dim=1, keepdim=True)
+    return directions
 
 
 def _sorted(rows: Tensor) -> Tensor:
