@@ -53,11 +53,8 @@ MODELS: dict[str, tuple[str, ...]] = {  # the changes of a config
     "text_absorbing": _TEXT,
     "text_multinomial": _TEXT,
     "text_sundae": _TEXT,
-    "mnist_binary": (
-        "--config.model.network=mlp(width=512,depth=3)", "--config.training.steps=2000",
-        "--config.training.batch_size=128", "--config.training.checkpoint_every=500",
-    ),
-}  # fmt: skip
+    "mnist_binary": ("--config.training.checkpoint_every=500",),
+}
 SOLVERS = ("tweedie", "tau_hold", "theta_trapezoidal", "first_hitting")
 NFE = (4, 8, 16, 32)
 VALID, DRAWN, SCORED = 1000, 256, 256  # samples of a row of the heartbeat and of a text, held-out samples scored
@@ -151,7 +148,8 @@ def measured(name: str, path: Path | None, workdir: Path, steps: int | None) -> 
     run = load_run(folder)
     facts, x = MEASURES[name](run, build.load_data(run.config, run.card))
     lines = [json.loads(line) for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()]
-    training = {"updates": run.step, "seconds": lines[-1]["seconds"], "commands": commands.kept}
+    planned = run.config.training.steps  # of a run that was stopped more than its updates
+    training = {"updates": run.step, "of": planned, "seconds": lines[-1]["seconds"], "commands": commands.kept}
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path and path.is_file() else None
     row = {"model": name, "process": str(run.denoiser.sde), "training": training, "sha256_of_text": digest}
     return {**row, **facts, **environment()}, x, run
