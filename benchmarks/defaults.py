@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 import scoresde
 import solvers
 from scoresde.benchmark.metrics import frechet
-from scoresde.benchmark.runner import ode_solution
+from scoresde.benchmark.truth import ode_solution
 from scoresde.cli.training import Job, fit
 from scoresde.io.result_files import environment, write_json
 from scoresde.runs import config

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import scoresde
-from scoresde.benchmark.runner import ode_solution
+from scoresde.benchmark.truth import ode_solution
 from scoresde.cli.training import Job, fit
 from scoresde.io.result_files import environment, fingerprint, write_figure, write_json
 from scoresde.runs import config

@@ -37,7 +37,10 @@ from matplotlib.figure import Figure
 import scoresde
 import solvers
 from scoresde.benchmark.metrics import compare
-from scoresde.benchmark.runner import Truth, benchmark, ode_solution, record
+from scoresde.benchmark.rows import record
+from scoresde.benchmark.runner import benchmark
+from scoresde.benchmark.truth import Truth, ode_solution
+from scoresde.benchmark.tuned import Tuning
 from scoresde.io.result_files import environment, write_csv, write_figure, write_json
 from scoresde.show import solver_cards
 
@@ -48,6 +51,8 @@ SHOWN = 7  # rows of a panel
 METRICS = ("sliced_wasserstein",)
 COLUMNS = ("problem", "solver", "nfe_budget")  # which identify a row
 TIMINGS = ("seconds", "seconds_per_sample")
+# columns of a row that the committed file does not have
+LEFT_OUT = ("depth", "free_first_step", "program", "drawn", *Tuning._fields)
 MEASURE = {False: "error", True: "sliced_wasserstein"}  # the measure that ranks solvers, by whether they draw noise
 
 
@@ -124,7 +129,8 @@ def measure(chosen: Sequence[str], samples: int) -> tuple[list[dict[str, Any]], 
             target.denoiser(scoresde.VP()), reference, chosen, NFE, range(samples), shape=tuple(target.shape),
             truth=whole_truth(problem, samples) if exact else None, truth_steps=0, metrics=METRICS, dtype=torch.float64,
         )  # fmt: skip
-        records += [{"problem": problem, **record(row)} for row in rows]
+        kept = [{name: value for name, value in record(row).items() if name not in LEFT_OUT} for row in rows]
+        records += [{"problem": problem, **columns} for columns in kept]
         estimate = compare(target.sample(samples, solvers.generator(2)), reference, METRICS)["sliced_wasserstein"]
         floors[problem] = [estimate.value, estimate.low, estimate.high]
     return records, floors

@@ -23,7 +23,8 @@ from torch import nn
 
 import scoresde
 import solvers
-from scoresde.benchmark.runner import benchmark, ode_solution
+from scoresde.benchmark.runner import benchmark
+from scoresde.benchmark.truth import ode_solution
 from scoresde.cli.parser import main
 from scoresde.models.problem import Diffusion
 

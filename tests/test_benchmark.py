@@ -10,7 +10,9 @@ import torch
 import scoresde
 import solvers
 from scoresde.benchmark.metrics import Estimate, compare
-from scoresde.benchmark.runner import Row, Truth, benchmark, ode_solution, read, write
+from scoresde.benchmark.rows import Row, read, write
+from scoresde.benchmark.runner import benchmark
+from scoresde.benchmark.truth import Truth, ode_solution
 from scoresde.io.result_files import environment, fingerprint
 from solvers import InputError, generator
 
@@ -170,8 +172,11 @@ def test_result_files_hold_the_same_numbers(tmp_path, reference):
             assert line[key] == ("" if value is None else str(value))
         if not row.skipped:
             assert Estimate(*(float(line[key]) for key in ("mmd", "mmd_low", "mmd_high"))) == row.metrics["mmd"]
-            assert float(line["seconds"]) == row.seconds
-    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["results.csv", "results.json"]
+    times = json.loads((tmp_path / "new" / "times.json").read_text())  # apart: all else has the same bytes on every run
+    assert times["seconds"] == [row.seconds for row in rows]
+    assert not any({"seconds", "seconds_per_sample"} & record.keys() for record in records)
+    names = ["results.csv", "results.json", "times.json"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, reference, monkeypatch):
@@ -186,7 +191,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, reference, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write(rows, tmp_path, {"run": 2})
     assert (tmp_path / "results.json").read_text() == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 @pytest.mark.parametrize(
@@ -218,8 +223,9 @@ def test_bad_input_is_one_clear_line(options, message, reference):
         ({"solver": None}, "solver is None"),
         ({"nfe": "5"}, "nfe is '5'"),
         ({"nfe": True}, "nfe is True"),
-        ({"seconds": []}, r"seconds is \[\]"),
-        ({"seconds": 10**400}, "seconds is 1000"),
+        ({"depth": []}, r"depth is \[\]"),
+        ({"tuning_nfe": 10**400}, "tuning_nfe is 1000"),
+        ({"environment": [1]}, r"environment is \[1\]"),
         ({"nfe_budget": 10**30}, "nfe_budget is 1000"),
         ({"frechet": "x"}, "frechet is 'x'"),
         ({"error_low": {}}, "error_low is {}"),

@@ -97,7 +97,7 @@ def test_likelihood_matches_the_library(run, tmp_path):
 def test_benchmark_writes_rows_that_were_measured(run, tmp_path, capsys):
     arguments = ["--solvers=ddim, heun, pc(corrector_steps=2)", "--nfe=2,6", "--seeds=0-15"]
     assert main(["benchmark", f"--workdir={run}", f"--out={tmp_path}", *arguments]) == 0
-    header, rows = scoresde.benchmark.runner.read(tmp_path)
+    header, rows = scoresde.benchmark.rows.read(tmp_path)
     assert [(row.solver, row.nfe) for row in rows] == [
         ("ddim", 2), ("ddim", 6), ("heun", 1), ("heun", 5), ("pc(corrector_steps=2)", 1), ("pc(corrector_steps=2)", 4),
     ]  # fmt: skip
@@ -152,7 +152,7 @@ def test_the_demo_walks_the_whole_path(tmp_path, capsys):
     assert {"report.html", "results.csv", "results.json", "likelihood.npz", "run"} <= {
         p.name for p in tmp_path.iterdir()
     }
-    _, rows = scoresde.benchmark.runner.read(tmp_path)
+    _, rows = scoresde.benchmark.rows.read(tmp_path)
     assert [row.nfe for row in rows if row.solver == "heun"] == [5, 9, 19, 49]
     assert {row.solver for row in rows} == {"ddim", "heun", "dpmpp_2m", "ddpm"}
     bits = np.load(tmp_path / "likelihood.npz")["bits_per_dim"].mean()

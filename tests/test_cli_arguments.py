@@ -12,11 +12,11 @@ import time
 
 import numpy as np
 import pytest
-from commands import SMALL, fails, forked
+from commands import SMALL, contents, fails, forked
 
 import scoresde
 import solvers
-from scoresde.cli import arguments, commands
+from scoresde.cli import arguments, benchmarking, commands
 from scoresde.cli.parser import main
 from scoresde.io import progress
 from scoresde.runs.run import load_run
@@ -74,7 +74,7 @@ def test_all_solvers_and_repeated_budgets(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(solvers, "names", lambda space: ["ddim", "heun", "rk23"])  # others exist: warnings name them
     arguments = ["--solvers=all", "--nfe=1,2,2,6", "--seeds=5"]
     assert main(["benchmark", f"--workdir={run}", f"--out={tmp_path}", *arguments]) == 0
-    _, rows = scoresde.benchmark.runner.read(tmp_path)
+    _, rows = scoresde.benchmark.rows.read(tmp_path)
     measured = [(row.solver, row.nfe, row.steps) for row in rows if not row.skipped]
     assert [row for row in measured if row[0] != "rk23"] == [
         *(("ddim", 1, 1), ("ddim", 2, 2), ("ddim", 6, 6), ("heun", 1, 1), ("heun", 5, 3)),
@@ -108,7 +108,7 @@ def test_solvers_without_commas_are_told_apart(run, tmp_path, capsys):
     fails(capsys, [*bench, "--solvers=pc(predictor=ddpm, corrector=langevin) DDIM, rk4"], "langevin), DDIM", advice)
     fails(capsys, [*bench, "--solvers=huen, ddim"], "no solver 'huen'; did you mean heun?")
     for label in ("DPM++ 2M Karras", "euler ancestral", "ddim(eta=1)"):
-        commands._check_commas([label])  # names that people type contain spaces
+        benchmarking._check_commas([label])  # names that people type contain spaces
     assert not (tmp_path / "b").exists()
 
 
@@ -267,20 +267,20 @@ def test_results_that_are_there_are_replaced_only_on_request(run, tmp_path, caps
 
     (tmp_path / "notes.txt").write_text("a file of the user's own does not matter")
     assert (main(sample), main(bench)) == (0, 0)  # files of other names: two commands may share a folder
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = contents(tmp_path)
     remedy = "use a different --out, or add --overwrite"
     fails(
         capsys, [*sample, "--solver=heun"], f"{tmp_path} already contains samples.npz, grid.png, samples.json: {remedy}"
     )
-    fails(capsys, [*bench, "--solver=heun"], f"{tmp_path} already contains results.csv, results.json", remedy)
+    fails(capsys, [*bench, "--solver=heun"], f"{tmp_path} already contains results.json with 1 rows that", "--overwrite")
     fails(capsys, [*sample, "--overwrite", "--solver=huen"], "did you mean heun?")
     with monkeypatch.context() as patch:
         patch.setattr(commands, "draw", stopped)  # while it samples
         assert main([*sample, "--overwrite", "--solver=heun"]) == 130
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
     assert (main([*sample, "--overwrite", "--solver=heun"]), main([*bench, "--overwrite", "--solver=heun"])) == (0, 0)
     assert record(tmp_path)["solver"] == "heun"
-    assert {row.solver for row in scoresde.benchmark.runner.read(tmp_path)[1]} == {"heun"}
+    assert {row.solver for row in scoresde.benchmark.rows.read(tmp_path)[1]} == {"heun"}
 
 
 @pytest.mark.quick

@@ -17,7 +17,7 @@ from PIL import Image
 import scoresde
 import solvers
 from scoresde.benchmark.metrics import Estimate
-from scoresde.benchmark.runner import Row
+from scoresde.benchmark.rows import Row
 from scoresde.likelihood.result import LogProb
 from scoresde.sampling.pictures import image_grid
 from scoresde.show import likelihood_page, program_view

@@ -14,6 +14,7 @@ from test_score import command, saved
 
 import scoresde
 from scoresde.cli.parser import main
+from scoresde.io import checked_arrays
 from scoresde.likelihood.learned_dequantisation import VariationalDequantiser, save_dequantiser
 from scoresde.likelihood.result import LogProb
 from scoresde.runs import shards
@@ -120,7 +121,7 @@ def forged(shard, change):
         arrays = dict(file)
     facts = json.loads(str(arrays.pop("facts")))
     change(arrays)
-    manifest = {name: shards._digest(array) for name, array in arrays.items()}
+    manifest = {name: checked_arrays.digest(array) for name, array in arrays.items()}
     return packed({**arrays, "facts": np.array(json.dumps({**facts, "arrays": manifest}))})
 
 

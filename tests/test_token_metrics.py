@@ -7,7 +7,8 @@ import torch
 
 import scoresde
 from scoresde.benchmark.metrics import compare
-from scoresde.benchmark.runner import benchmark, read, write
+from scoresde.benchmark.rows import read, write
+from scoresde.benchmark.runner import benchmark
 from scoresde.benchmark.token_metrics import invalid, meaningful, ngrams, wilson
 from scoresde.data.dataset import DataCard
 from scoresde.models.discrete import DiscreteEmpirical

@@ -9,6 +9,7 @@ channels with zeros (option A), which needs no weights.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -86,3 +87,8 @@ def load(path: Path) -> ResNet20:
     network = ResNet20()
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     return network.eval().requires_grad_(False)
+
+
+def activations(path: str) -> Callable[[Tensor], Tensor]:
+    """The features as a benchmark's ``--features``: "features.resnet20:activations(path='resnet20-12fca82f.th')"."""
+    return load(Path(path)).features

@@ -9,8 +9,9 @@ numbers of samples. ``mmd`` is unbiased, and may be negative.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import stdev
 
@@ -28,16 +29,28 @@ from .token_metrics import TOKEN_METRICS, invalid, wilson
 Features = Callable[[Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], float]
 
+LIKE_FID, ENOUGH = ("frechet", "mmd"), 10_000  # what looks like an FID or a KID, and how many samples these need
 _BLOCK = 4096  # rows of a kernel matrix that are in memory at the same time
+
+
+class FewSamples(UserWarning):
+    """A distance of features from too few samples to be compared with a published one."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimated number and the ends of its confidence interval."""
+    """An estimated number and the ends of its confidence interval.
+
+    Attributes:
+        value, low, high: the number, and the ends of the interval.
+        again: the number again from parts of the samples, which have the same places in every set of N samples. The
+            spread of the differences of two estimates is therefore that of paired samples. Empty if it is not known.
+    """
 
     value: float
     low: float
     high: float
+    again: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
 
 def frechet(x: Tensor, y: Tensor, features: Features | None = None) -> float:
@@ -132,6 +145,7 @@ DISTANCES: dict[str, Callable[..., float]] = {  # of numbers
     "mmd": mmd,
 }
 METRICS: dict[str, Callable[..., float]] = {**DISTANCES, **TOKEN_METRICS}
+HIGHER: frozenset[str] = frozenset()  # metrics of which a larger value is better
 SIGNED = frozenset({"mmd"})  # metrics whose estimates may be negative
 
 
@@ -175,7 +189,7 @@ def bootstrap(
     values = [metric(_half(x, generator), _half(y, generator)) for _ in range(repeats)]
     reach = float(library("scipy.stats").t.ppf(0.5 + level / 2, repeats - 1)) * stdev(values)
     value = metric(x, y)
-    return Estimate(value, max(value - reach, floor), value + reach)
+    return Estimate(value, max(value - reach, floor), value + reach, tuple(values))
 
 
 def compare(
@@ -199,6 +213,7 @@ def compare(
         InputError: an unknown metric; see also the metrics and ``bootstrap``.
     """
     check_names(metrics)
+    warn_of_few(metrics, features, len(x), len(y))
     x, y = _prepare(x, y, features)
 
     def estimate(name: str) -> Estimate:
@@ -239,15 +254,40 @@ def _vectors(name: str, samples: Tensor, features: Features | None) -> Tensor:
     count = len(samples) if samples.ndim else 0
     if count < 2 or samples.ndim < 2:
         raise InputError(f"a distance needs at least two samples (N, *), got {name} of shape {tuple(samples.shape)}")
-    with torch.no_grad():
-        mapped = features(samples) if features else samples
-    if len(mapped) != count:
-        raise InputError(f"features gave {len(mapped)} rows for the {count} samples of {name}")
-    flat: Tensor = mapped.detach().flatten(1).cpu().double()
+    flat: Tensor = mapped(name, samples, features).detach().flatten(1).cpu().double()
     bad = int((~torch.isfinite(flat)).any(1).sum())
     if bad:
         raise InputError(f"{bad} of the {count} samples of {name} are not finite")
     return flat
+
+
+def mapped(name: str, samples: Tensor, features: Features | None) -> Tensor:
+    """The features of samples (N, *), or the samples themselves.
+
+    Raises:
+        InputError: there is not a row of features for each sample.
+    """
+    if features is None:
+        return samples
+    with torch.no_grad():
+        found = torch.as_tensor(features(samples))
+    if found.ndim < 2 or len(found) != len(samples):
+        raise InputError(
+            f"features gave {len(found) if found.ndim else 0} rows for the {len(samples)} samples of {name}"
+        )
+    return found
+
+
+def warn_of_few(metrics: Sequence[str], features: Features | None, n: int, m: int) -> None:
+    """Warns if a distance of features that readers would compare with a published FID or KID is of few samples."""
+    names = [name for name in metrics if name in LIKE_FID]
+    if features is not None and names and min(n, m) < ENOUGH:
+        warnings.warn(
+            f"{', '.join(names)} of features, from {n} samples and {m} real ones: a published FID or KID uses 50,000, "
+            f"and below {ENOUGH:,} the bias is large; compare only rows with the same numbers of samples",
+            FewSamples,
+            stacklevel=3,
+        )
 
 
 def _centred(x: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ HELP = {
     "sample": "draw samples from a trained model",
     "restore": "draw samples given an observation: a masked, blurred, small, ... picture; mean, deviation and a page",
     "likelihood": "log-likelihood of data under a trained model; resumes if started again",
-    "benchmark": "steps versus quality: every solver at every number of evaluations",
+    "benchmark": "steps versus quality: every solver at every number of evaluations; resumes if started again",
+    "rerun": "draw rows of a benchmark again from its file: identical, or by how much not",
+    "compare": "the differences of two benchmarks, with intervals",
     "choose": "the solver and grid with the least error at a number of evaluations, as fields of the config to paste",
     "tune": "a solver tuned to a run for a number of evaluations, as a file that a config names",
     "solvers": "the table of solvers, one solver's card, or its program on a grid",
@@ -61,6 +63,7 @@ INSTEAD = {
 _METHOD = ("solver", "grid", "steps", "nfe", "forwards", "tolerance")  # flags that set the config's fields
 
 
+_AUTO = "auto: as torchrun or a Slurm array says"
 _SAMPLING = ("guidance", "condition", "operator", "observation", "posterior")  # likewise
 
 
@@ -185,11 +188,12 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
     _method(likelihood, "likelihood")
     likelihood.add_argument("--tolerance", help="total error, bits/dim or nats; replaces the steps")
     shards = "k/n: score every n-th batch, from the k-th, together with n - 1 other processes on the same --out"
-    likelihood.add_argument("--shards", type=share_of, default="1/1", metavar="K/N", help=shards)
+    likelihood.add_argument("--shards", type=share_of, default="1/1", metavar="K/N", help=f"{shards}; {_AUTO}")
 
     bench = _command(commands, "benchmark")
     _workdir(bench)
-    _out(bench)
+    bench.add_argument("--out", type=folder_of, required=True, help="folder for the results; finished rows are kept")
+    bench.add_argument("--overwrite", action="store_true", help="replace the results of a different benchmark there")
     names = "names or specs, separated by commas; or all"
     bench.add_argument(
         "--solvers", "--solver", type=specs_of, default="ddim, heun, dpmpp_2m, ddpm", metavar="NAMES", help=names
@@ -197,6 +201,26 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
     bench.add_argument("--grid", help="the grid of all solvers; sets --config.sampling.grid")
     bench.add_argument("--nfe", type=counts_of, default="5,10,20,50", help="budgets of model evaluations")
     bench.add_argument("--seeds", type=seeds_of, default="512", help="one sample per seed: 512 means 0-511")
+    scores = "distances from held-out data, separated by commas, such as frechet, precision, recall"
+    bench.add_argument("--metrics", type=specs_of, metavar="NAMES", help=scores)
+    mapped = "module:factory(option=value): returns a function whose outputs are compared instead of the samples"
+    bench.add_argument("--features", metavar="SPEC", help=mapped)
+    bench.add_argument(
+        "--round", action="store_true", help="round samples to the levels of the data before the metrics"
+    )
+    rows = "k/n: compute every n-th row, from the k-th, together with n - 1 other processes on the same --out"
+    bench.add_argument("--shards", type=share_of, default="1/1", metavar="K/N", help=f"{rows}; {_AUTO}")
+
+    again = _command(commands, "rerun")
+    again.add_argument("results", type=folder_of, help="the folder of a benchmark's results")
+    again.add_argument(
+        "--row", type=counts_of, metavar="N", help="the numbers of the rows, such as 7 or 1,3; default all"
+    )
+    again.add_argument("--workdir", type=folder_of, help="the run's folder, if it has been moved")
+    again.add_argument("--trust", action="store_true", help="import modules that the files name, which runs code")
+
+    two = _command(commands, "compare")
+    two.add_argument("folders", type=folder_of, nargs=2, help="the folders of the results of two benchmarks")
 
 
 def _tuning(commands: argparse._SubParsersAction[Parser]) -> None:

@@ -1,29 +1,18 @@
-"""The commands that use a trained model: sample, likelihood and benchmark, and demo, which trains one first."""
+"""The commands that use a trained model: sample and likelihood, and demo, which trains one first."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 import solvers
 from solvers import InputError
-from solvers.libraries import without_traces
 
-from ..benchmark.metrics import Estimate
-from ..benchmark.metrics import compare as distances
-from ..benchmark.runner import Row, write
-from ..benchmark.runner import benchmark as run_benchmark
-from ..benchmark.token_metrics import MEANINGS, TOKEN_METRICS, meaningful
-from ..data.dataset import DataCard
 from ..data.rows import Batch
 from ..guidance.guided import Guided
-from ..io.result_files import environment, fingerprint, replacing, writable, write_arrays
-from ..likelihood.result import LogProb
+from ..io.result_files import fingerprint, replacing, writable, write_arrays
 from ..runs import build, conditions, config
 from ..runs.class_posterior import class_posterior
 from ..runs.run import Run, load_run
@@ -31,13 +20,11 @@ from ..runs.score import Unfinished, evaluate, summary, write_results
 from ..sampling.pictures import is_image, listing
 from ..sampling.sample import PICTURES
 from ..sampling.sample import sample as draw
+from .benchmarking import Place, benchmark, compare, rerun, run_benchmark
 from .current_folder import import_drawing
-from .readers import split
 from .restoring import restore
-from .results import record, results_folder, say_average
+from .results import record, results_folder, say_average, say_if_other
 from .training import Job, fit, train
-
-REFERENCES = 10_000  # samples with which a benchmark compares, of a data set that has more
 
 
 def sample(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -111,7 +98,7 @@ def likelihood(arguments: argparse.Namespace, overrides: list[str], command: str
     run = load_run(arguments.workdir, overrides, ("likelihood", "sampling.ema", "device", "data.path"))
     say_average(run)
     data = build.load_data(run.config, run.card)
-    _say_if_other(data.card, run.card)
+    say_if_other(data.card, run.card)
     whole = {"train": data.train, "test": data.test}[arguments.split]
     try:
         rows = whole.first(arguments.limit)
@@ -146,125 +133,6 @@ def of_classes(run: Run, rows: Batch, arguments: argparse.Namespace, out: Path, 
     print(found, out / "classes.json", sep="\n")
 
 
-def _say_if_other(card: DataCard, trained: DataCard) -> None:
-    """A note if the data are not those of the run: its held-out samples may then be among those it was trained on."""
-    if found := trained.differences(card):
-        print(f"note: the data are not those that the run was trained on: {', '.join(found)}", file=sys.stderr)
-
-
-def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
-    """Compares solvers at several budgets; writes results.csv, results.json and report.html."""
-    run = load_run(arguments.workdir, overrides, ("sampling", "device", "data.path"))
-    say_average(run)
-    named = [
-        name for spec in arguments.solvers for name in (solvers.names(run.denoiser.space) if spec == "all" else [spec])
-    ]
-    _check_commas(named, run.denoiser.space)
-    out = results_folder(arguments, "results.csv", "results.json", "report.html")
-    compare(run, out, named, arguments.nfe, arguments.seeds, command, f"{arguments.workdir}")
-
-
-def _check_commas(specs: Sequence[str], space: str = "gaussian") -> None:
-    """Checks names of solvers between commas; one name may contain spaces, as "DPM++ 2M Karras" does.
-
-    Raises:
-        InputError: an unknown name; if its words are names, the message says that commas separate solvers.
-    """
-    for spec in specs:
-        try:
-            solvers.resolve(spec, space)
-        except InputError as error:
-            words = split(spec, " ")
-            if len(words) > 1 and all(solvers.solvers.knows(word.partition("(")[0]) for word in words):
-                advice = f"separate solvers by commas, --solvers={', '.join(words)!r}"
-                raise InputError(f"no solver {spec!r}; {advice}") from None
-            raise error
-
-
-def compare(
-    run: Run,
-    out: Path,
-    names: Sequence[str],
-    nfe: Sequence[int],
-    seeds: Sequence[int],
-    command: str,
-    title: str,
-    result: LogProb | None = None,
-) -> None:
-    """Benchmarks solvers on a run's model against its held-out data; writes the results and the page."""
-    import_drawing()
-    with without_traces():
-        from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
-
-    data = build.load_data(run.config, run.card)
-    _say_if_other(data.card, run.card)
-    reference = data.test.first(REFERENCES).x
-    metrics, notes = None, list[str]()
-    if run.config.process is not None:
-        metrics = meaningful(reference, data.train.some(min(REFERENCES, len(data.train))).x)
-        notes = _floor(data.train.some(min(len(seeds), len(data.train))).x, reference, metrics)
-    with run.origin.limits():
-        rows = run_benchmark(
-            run.denoiser, reference, names, nfe, seeds, shape=run.card.shape, grid=run.config.sampling.grid,
-            batch_size=run.config.sampling.batch_size, device=build.device_of(run.config), truth_steps=64, keep=12,
-            metrics=metrics, condition=conditions.of_test(data.test, len(seeds)),
-        )  # fmt: skip
-    header = {
-        **environment(build.device_of(run.config)),
-        "command": command,
-        "path": run.config.process or run.config.sde,
-        "network": run.config.model.network,
-        "step": run.step,
-        "average": run.average and run.average.facts(),
-        "reference": f"held-out {run.config.data.name}, {len(reference)} samples, {fingerprint(reference)}",
-        "seeds": list(seeds),
-        "config": run.config.to_dict(),
-    }
-    with replacing(out, ("results.csv", "report.html", "results.json")) as aside:
-        write(rows, aside, header)
-        write_report(
-            aside / "report.html",
-            title=title,
-            rows=rows,
-            low=run.card.low,
-            high=run.card.high,
-            reference=reference,
-            likelihood=result,
-            header=header,
-            notes=notes,
-            texts=None if run.config.process is None or is_image(reference) else run.card.texts,
-        )
-    print(*[table(rows), *notes, f"{out / 'report.html'}"], sep="\n")
-
-
-def _floor(train: Tensor, reference: Tensor, names: Sequence[str]) -> list[str]:
-    """What the metrics of tokens mean, and their values for training samples (N, *)."""
-    shown = ", ".join(f"{k} {_interval(v).strip()}" for k, v in distances(train, reference, names).items())
-    meanings = [f"{name}: {MEANINGS[name]}" for name in names]
-    return [*meanings, f"{len(train)} training samples have {shown}; no sampler is better than that"]
-
-
-def table(rows: Sequence[Row]) -> str:
-    """The rows of a benchmark as text."""
-    tokens = [name for name in TOKEN_METRICS if any(name in row.metrics for row in rows)]
-    heads = [f"{name:>22s}" for name in tokens] or [f"{'sliced W2':>22s}", f"{'Frechet':>9s}", f"{'ODE error':>10s}"]
-    lines = [" ".join([f"{'solver':28s} {'NFE':>4s} {'steps':>5s}", *heads, f"{'s':>6s}"])]
-    for row in rows:
-        if row.skipped:
-            lines.append(f"{row.solver:28s} {row.nfe_budget or '':>4} skipped: {row.skipped}")
-            continue
-        cells = [_interval(row.metrics[name]) for name in tokens or ("sliced_wasserstein",)]
-        if not tokens:
-            error = f"{row.error.value:10.4f}" if row.error else f"{'-':>10s}"
-            cells += [f"{row.metrics['frechet'].value:9.3f}", error]
-        lines.append(" ".join([f"{row.solver:28s} {row.nfe:4d} {row.steps:5d}", *cells, f"{row.seconds:6.2f}"]))
-    return "\n".join(lines)
-
-
-def _interval(found: Estimate) -> str:
-    return f"{found.value:8.4f} [{found.low:.4f},{found.high:.4f}]"[:24].rjust(22)
-
-
 def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Trains on real digits, samples with four solvers, scores held-out digits and writes the page."""
     steps = "--config.training.steps=300" if arguments.fast else "--config.training.steps=4500"
@@ -281,7 +149,8 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     print(summary(run, x, "test", found))
     names = ["ddim", "heun", "dpmpp_2m", "ddpm"]
     seeds = range(64 if arguments.fast else 256)
-    compare(run, out, names, [5, 10, 20, 50], seeds, command, "scoresde demo: 8x8 digits", found["ode"])
+    place = Place(out, command, str(out / "run"), title="scoresde demo: 8x8 digits", overwrite=True)
+    run_benchmark(run, place, names, [5, 10, 20, 50], seeds, result=found["ode"])
 
 
 COMMANDS = {
@@ -291,4 +160,6 @@ COMMANDS = {
     "restore": restore,
     "likelihood": likelihood,
     "benchmark": benchmark,
+    "rerun": rerun,
+    "compare": compare,
 }

@@ -1,5 +1,5 @@
-"""The command line: scoresde demo | train | sample | restore | likelihood | benchmark | choose | tune | solvers |
-guidances | posteriors | operators | check-solver | check-posterior.
+"""The command line: scoresde demo | train | sample | restore | likelihood | benchmark | rerun | compare | choose |
+tune | solvers | guidances | posteriors | operators | check-solver | check-posterior.
 
 Every command that takes a config also takes ``--config.section.field=value``. Invalid input ends with a message of one
 line and exit status 2, Ctrl-C and SIGTERM with exit status 130.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError
+from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -96,7 +98,7 @@ def counts_of(text: str) -> list[int]:
 
 
 def share_of(text: str) -> tuple[int, int]:
-    """Reads k/n: the number of this process, and the number of all processes.
+    """Reads k/n: the number of this process, and the number of all processes; or ``auto``, see ``share_in``.
 
     >>> share_of("2/4")
     (2, 4)
@@ -104,6 +106,8 @@ def share_of(text: str) -> tuple[int, int]:
     Raises:
         ArgumentTypeError: any other text.
     """
+    if text.strip() == "auto":
+        return share_in(os.environ)
     which, _, count = map(_whole, text.partition("/"))
     if which is None or count is None or not 1 <= which <= count:
         raise ArgumentTypeError(f"cannot read the shards {text!r}; expected k/n with k from 1 to n, such as 2/4")
@@ -118,6 +122,43 @@ def free_of(text: str) -> str | list[str]:
     """
     found = [part.strip() for part in text.split(",")]
     return found[0] if len(found) == 1 else found
+
+
+def share_in(variables: Mapping[str, str]) -> tuple[int, int]:
+    """The share of this process as torchrun (RANK of WORLD_SIZE) and Slurm arrays set it, and as both together do.
+
+    A task of an array is counted from the least id in steps of the array, so that 1-7 and 0-12:2 are seven shares.
+
+    >>> share_in({"RANK": "1", "WORLD_SIZE": "4"})
+    (2, 4)
+    >>> share_in({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "7"})
+    (7, 7)
+
+    Raises:
+        ArgumentTypeError: no such variable is set, or they are not the numbers of a process and of all processes.
+    """
+    places: list[tuple[int, int]] = []
+    if "SLURM_ARRAY_TASK_ID" in variables:
+        task, least, step, count = (
+            _whole(variables.get(f"SLURM_ARRAY_TASK_{name}", default))
+            for name, default in (("ID", ""), ("MIN", "0"), ("STEP", "1"), ("COUNT", ""))
+        )
+        if task is None or least is None or not step or count is None:
+            raise ArgumentTypeError("SLURM_ARRAY_TASK_ID is set, but not with the count of an array")
+        places.append(((task - least) // step, count))
+    if "RANK" in variables or "WORLD_SIZE" in variables:
+        rank, world = _whole(variables.get("RANK", "")), _whole(variables.get("WORLD_SIZE", ""))
+        if rank is None or world is None:
+            raise ArgumentTypeError("RANK and WORLD_SIZE must both be numbers, as torchrun sets them")
+        places.append((rank, world))
+    if not places:
+        raise ArgumentTypeError("auto needs RANK and WORLD_SIZE, or SLURM_ARRAY_TASK_ID; otherwise write k/n")
+    which, total = 0, 1
+    for place, count in places:
+        if not 0 <= place < count:
+            raise ArgumentTypeError(f"process {place} of {count} does not exist: ids are counted from 0")
+        which, total = which * count + place, total * count
+    return which + 1, total
 
 
 def specs_of(text: str) -> list[str]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from solvers import InputError
 
+from ..data.dataset import DataCard
 from ..io.result_files import environment, writable, write_json
 from ..runs import build
 from ..runs.run import Run
@@ -45,3 +47,9 @@ def say_average(run: Run) -> None:
     """A note on the average of the weights, if one was named."""
     if run.config.sampling.ema is not None:
         print(f"weights: {run.average}")
+
+
+def say_if_other(card: DataCard, trained: DataCard) -> None:
+    """A note if the data are not those of the run: its held-out samples may then be among those it was trained on."""
+    if found := trained.differences(card):
+        print(f"note: the data are not those that the run was trained on: {', '.join(found)}", file=sys.stderr)

@@ -1,14 +1,10 @@
 """The shards of an evaluation: written as soon as they are done, read again, joined.
 
-A shard is a .npz file with the facts of its evaluation and, in the same place, the names and fingerprints of all its
-other arrays. Zip files have checksums of their parts, but none of the list of the parts: without the fingerprints, one
-flipped bit there would rename an array or drop it.
+A shard is a file of ``checked_arrays`` with the facts of its evaluation.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -22,8 +18,7 @@ from torch import Tensor
 from solvers import InputError
 from solvers.files import parse_json
 
-from ..io.array_files import read_arrays
-from ..io.result_files import write_arrays
+from ..io.checked_arrays import as_text, read_checked, write_checked
 from ..likelihood.result import LogProb
 from ..sampling.failures import Failure
 from .config import line
@@ -56,9 +51,7 @@ def write_shard(path: Path, facts: Mapping[str, Any], rows: slice, found: Mappin
                 arrays |= {f"{key}.{field.name}.{name}": inner.detach().cpu().numpy() for name, inner in value.items()}
             elif field.name not in _TENSORS:
                 plain[key][field.name] = value
-    arrays["plain"] = _text(plain)
-    manifest = {name: _digest(array) for name, array in arrays.items()}
-    write_arrays(path, **arrays, facts=_text({"evaluation": facts, "arrays": manifest}))
+    write_checked(path, {**arrays, "plain": as_text(plain)}, facts)
 
 
 def read_shard(path: Path, facts: Mapping[str, Any], rows: slice) -> dict[str, LogProb]:
@@ -120,17 +113,10 @@ def _arrays(path: Path) -> dict[str, Any]:
         InputError: the shard is damaged.
     """
     try:
-        arrays: dict[str, Any] = read_arrays(path, "shard")
-        document = parse_json(str(arrays.pop("facts")[()]))
-        evaluation, manifest = document["evaluation"], document["arrays"]
-        if arrays.keys() != manifest.keys():
-            raise InputError(f"its arrays are {', '.join(arrays)} instead of {', '.join(manifest)}")
-        for name, array in arrays.items():
-            if _digest(array) != manifest[name]:
-                raise InputError(f"the fingerprint of {name} is not the recorded one")
-        return {**{name: arrays[name] for name in manifest}, "facts": dict(evaluation)}
-    except (InputError, KeyError, ValueError, TypeError, AttributeError) as error:
+        arrays, evaluation = read_checked(path, "shard")
+    except InputError as error:
         raise _damaged(path, error) from None
+    return {**arrays, "facts": evaluation}
 
 
 def _results(arrays: dict[str, Any], count: int) -> dict[str, LogProb]:
@@ -192,17 +178,6 @@ def _same(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None
                 f"{path.parent} contains shards of a different evaluation, such as {path.name}: {name} is "
                 f"{there.get(name)!r} there and {here.get(name)!r} here; use a different --out"
             )
-
-
-def _text(document: Mapping[str, Any]) -> Any:
-    return np.array(json.dumps(document))
-
-
-def _digest(array: np.ndarray[Any, Any]) -> str:
-    """A fingerprint of an array's shape, type and content."""
-    found = hashlib.sha256(f"{array.shape} {array.dtype.str} ".encode())
-    found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:16]
 
 
 def _damaged(path: Path, error: BaseException) -> InputError:

@@ -216,7 +216,10 @@ class Plan:
         if placed and type(sde).__eq__ is not object.__eq__:  # a path that learns may have changed
             return self
         noisy = [node.t for node in self.nodes if node.sigma > 0]
-        owns = dict(zip(noisy, as_schedule(sde).nodes(noisy), strict=True))
+        try:
+            owns = dict(zip(noisy, as_schedule(sde).nodes(noisy), strict=True))
+        except InputError as error:  # outside of its range
+            raise InputError(f"{self.solver} was made for a different path: {error}") from None
         for node in self.nodes:
             own = owns[node.t] if node.sigma > 0 else sde.clean
             if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in ((node.alpha, own.alpha), (node.sigma, own.sigma))):

@@ -20,7 +20,7 @@ from torch import Tensor
 from solvers.errors import clipped
 
 from ..benchmark.metrics import Estimate
-from ..benchmark.runner import Row
+from ..benchmark.rows import Row
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#4d4d4d")
 _MARKERS = "osD^v"  # the second eight solvers get the second marker

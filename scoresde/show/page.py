@@ -16,7 +16,7 @@ from torch import Tensor
 from solvers import InputError
 from solvers.files import write_atomically
 
-from ..benchmark.runner import Row
+from ..benchmark.rows import Row
 from ..benchmark.token_metrics import TOKEN_METRICS
 from ..io.result_files import environment
 from ..likelihood.result import LogProb, typical_error

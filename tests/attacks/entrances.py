@@ -165,7 +165,7 @@ def _dequantiser() -> object:
 
 
 def _results() -> object:
-    from scoresde.benchmark.runner import read
+    from scoresde.benchmark.rows import read
 
     return len(read("bench")[1])
 

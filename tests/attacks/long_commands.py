@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from attacks.processes import run
+from scoresde.benchmark.rows import FILES
 from scoresde.cli.start import main
 
 MODEL = (
@@ -82,7 +83,8 @@ class Command:
 
 
 def _benchmark(seeds: int) -> tuple[str, ...]:
-    return ("benchmark", "--workdir=run", "--out=bench", "--solvers=ddim", "--nfe=4", f"--seeds={seeds}", "--overwrite")
+    row = ("--workdir=run", "--out=bench", "--solvers=ddim, heun", "--nfe=2,4")
+    return ("benchmark", *row, f"--seeds={seeds}", "--overwrite")
 
 
 def _sample(seeds: int) -> tuple[str, ...]:
@@ -109,7 +111,15 @@ COMMANDS = (
         resumes=True,
     ),
     Command("sample", command_line, _sample(9), _sample(6), ("samples",), "samples/samples.json"),
-    Command("benchmark", command_line, _benchmark(9), _benchmark(6), ("bench",), "bench/results.json"),
+    # the files of the result are replaced together, and the rows one by one, as they are done
+    Command(
+        "benchmark",
+        command_line,
+        _benchmark(9),
+        _benchmark(6),
+        tuple(f"bench/{name}" for name in FILES),
+        "bench/results.json",
+    ),
     Command("tune", tune, (1,), (0,), ("tuned.json",)),
 )
 

@@ -1,0 +1,234 @@
+"""The command ``benchmark``, and ``rerun`` and ``compare``, which read its results."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+import solvers
+from solvers import InputError
+from solvers.libraries import without_traces
+
+from ..benchmark.comparison import Difference, compared, read_whole
+from ..benchmark.metrics import Estimate
+from ..benchmark.metrics import compare as distances
+from ..benchmark.rows import FILES, NewerVersion, Row, read, set_aside, write
+from ..benchmark.runner import measure
+from ..benchmark.store import Unfinished
+from ..benchmark.token_metrics import MEANINGS, TOKEN_METRICS
+from ..io.result_files import replacing, writable
+from ..likelihood.result import LogProb
+from ..runs import build
+from ..runs.benchmarks import Choice, Task
+from ..runs.redrawn import Redrawn, rows_again
+from ..runs.run import Run, load_run
+from ..sampling.pictures import is_image
+from .current_folder import import_drawing
+from .readers import split
+from .results import say_average, say_if_other
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the results of a benchmark are written, and by which command.
+
+    Attributes:
+        out: the folder.
+        command: the command line, without what chooses a share of the work.
+        workdir, overrides: the run, and the fields of its config that were set.
+        share: (k, n): this process computes every n-th row, from the k-th.
+        overwrite: whether results of a different benchmark are replaced.
+    """
+
+    out: Path
+    command: str
+    workdir: str
+    overrides: Sequence[str] = ()
+    title: str = ""
+    share: tuple[int, int] = (1, 1)
+    overwrite: bool = False
+
+
+def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Compares solvers at several budgets; writes results.csv, results.json, times.json and report.html."""
+    run = load_run(arguments.workdir, overrides, ("sampling", "device", "data.path"))
+    say_average(run)
+    named = [
+        name for spec in arguments.solvers for name in (solvers.names(run.denoiser.space) if spec == "all" else [spec])
+    ]
+    _check_commas(named, run.denoiser.space)
+    choice = Choice(arguments.metrics and tuple(arguments.metrics), arguments.features, arguments.round)
+    words = [word for word in command.split(" ") if not word.startswith("--shards=") and word != "--overwrite"]
+    place = Place(
+        writable(arguments.out), " ".join(words), f"{arguments.workdir}", overrides, f"{arguments.workdir}",
+        arguments.shards, arguments.overwrite,
+    )  # fmt: skip
+    run_benchmark(run, place, named, arguments.nfe, arguments.seeds, choice)
+
+
+def _check_commas(specs: Sequence[str], space: str = "gaussian") -> None:
+    """Checks names of solvers between commas; one name may contain spaces, as "DPM++ 2M Karras" does.
+
+    Raises:
+        InputError: an unknown name; if its words are names, the message says that commas separate solvers.
+    """
+    for spec in specs:
+        try:
+            solvers.resolve(spec, space)
+        except InputError as error:
+            words = split(spec, " ")
+            if len(words) > 1 and all(solvers.solvers.knows(word.partition("(")[0]) for word in words):
+                advice = f"separate solvers by commas, --solvers={', '.join(words)!r}"
+                raise InputError(f"no solver {spec!r}; {advice}") from None
+            raise error
+
+
+def run_benchmark(
+    run: Run,
+    place: Place,
+    names: Sequence[str],
+    nfe: Sequence[int],
+    seeds: Sequence[int],
+    choice: Choice | None = None,
+    result: LogProb | None = None,
+) -> None:
+    """Benchmarks solvers on a run's model against its held-out data; writes the results and the page."""
+    choice = choice or Choice()
+    import_drawing()
+    with without_traces():
+        from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
+
+    data = build.load_data(run.config, run.card)
+    say_if_other(data.card, run.card)
+    with run.origin.limits():
+        task = Task.of(run, data, seeds, choice).kept_in(place.out, place.overwrite)
+        jobs = task.setting.jobs(names, run.config.sampling.grid, nfe)
+        _refuse_to_drop(place, {(str(job.method), job.nfe) for job in jobs})
+        rows = measure(task.setting, jobs, place.share)
+    store = task.setting.store
+    assert store is not None
+    if isinstance(rows, Unfinished):
+        print(f"{rows.done} of {rows.total} rows are in {store.folder}: the last process joins them")
+        return
+    notes = list[str]()
+    if run.config.process is not None:
+        some = data.train.some(min(len(seeds), len(data.train))).x
+        notes = _floor(some, task.setting.reference, task.setting.metrics)
+    header = task.header(
+        run, place.command, place.workdir, place.overrides, choice, any(row.error is not None for row in rows)
+    )
+    reference = task.setting.reference
+    with replacing(place.out, FILES) as aside:
+        write(rows, aside, header)
+        write_report(
+            aside / "report.html",
+            title=place.title,
+            rows=rows,
+            low=run.card.low,
+            high=run.card.high,
+            reference=reference,
+            likelihood=result,
+            header=header,
+            notes=notes,
+            texts=None if run.config.process is None or is_image(reference) else run.card.texts,
+        )
+    print(*[table(rows), *notes, f"{place.out / 'report.html'}"], sep="\n")
+
+
+def _refuse_to_drop(place: Place, coming: set[tuple[str, int | None]]) -> None:
+    """Rejects a folder with rows that this benchmark would leave out; damaged results are reported and set aside.
+
+    Raises:
+        InputError: there are such rows, or results of a newer version, and nothing is to be replaced.
+    """
+    path = place.out / "results.json"
+    if not path.exists():
+        return
+    try:
+        there = read(place.out)[1]
+    except NewerVersion:
+        if not place.overwrite:
+            raise
+        return
+    except InputError as error:
+        print(f"note: {error}; it is now {set_aside(path).name}", file=sys.stderr)
+        return
+    gone = [row for row in there if (row.solver, row.nfe_budget) not in coming]
+    if gone and not place.overwrite:
+        first = f"{gone[0].solver}, NFE {gone[0].nfe_budget or 'adaptive'}"
+        raise InputError(
+            f"{place.out} already contains results.json with {len(gone)} rows that this command leaves out, such as "
+            f"{first}: name them too, use a different --out, or add --overwrite to replace what is there"
+        )
+
+
+def _floor(train: Tensor, reference: Tensor, names: Sequence[str]) -> list[str]:
+    """What the metrics of tokens mean, and their values for training samples (N, *)."""
+    names = [name for name in names if name in MEANINGS]
+    shown = ", ".join(f"{k} {_interval(v).strip()}" for k, v in distances(train, reference, names).items())
+    meanings = [f"{name}: {MEANINGS[name]}" for name in names]
+    return [*meanings, f"{len(train)} training samples have {shown}; no sampler is better than that"] if names else []
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows of a benchmark as text."""
+    names = list(dict.fromkeys(name for row in rows for name in row.metrics))
+    tokens = [name for name in TOKEN_METRICS if name in names]
+    usual = ["sliced_wasserstein", "frechet"]
+    default = not tokens and all(name in names for name in usual)
+    wide = tokens or (usual[:1] if default else names)
+    heads = [f"{'sliced W2' if default else name:>22s}" for name in wide]
+    heads += [f"{'Frechet':>9s}"] if default else []
+    heads += [] if tokens else [f"{'ODE error':>10s}"]
+    lines = [" ".join([f"{'solver':28s} {'NFE':>4s} {'steps':>5s}", *heads, f"{'s':>6s}"])]
+    for row in rows:
+        if row.skipped:
+            lines.append(f"{row.solver:28s} {row.nfe_budget or '':>4} skipped: {row.skipped}")
+            continue
+        cells = [_interval(row.metrics[name]) for name in wide]
+        cells += [f"{row.metrics['frechet'].value:9.3f}"] if default else []
+        if not tokens:
+            cells.append(f"{row.error.value:10.4f}" if row.error else f"{'-':>10s}")
+        lines.append(" ".join([f"{row.solver:28s} {row.nfe:4d} {row.steps:5d}", *cells, f"{row.seconds:6.2f}"]))
+    return "\n".join(lines)
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.value:8.4f} [{found.low:.4f},{found.high:.4f}]"[:24].rjust(22)
+
+
+def rerun(arguments: argparse.Namespace, overrides: list[str], command: str) -> int:
+    """Draws rows of a benchmark again from what its file contains; returns status 1 if a number differs."""
+    header, rows = read(arguments.results)
+    found: list[Redrawn] = []
+    for again in rows_again(header, rows, arguments.row, arguments.results, arguments.workdir, arguments.trust):
+        print(again, flush=True)
+        found.append(again)
+    return int(not all(again.identical for again in found))
+
+
+def compare(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Prints the differences of the rows that two benchmarks have in common."""
+    one, two = (read_whole(folder) for folder in arguments.folders)
+    found = compared(one, two)
+    print(_differences(found, *map(str, arguments.folders)))
+
+
+def _differences(found: Sequence[Difference], one: str, two: str) -> str:
+    """The differences of two benchmarks as text."""
+    lines = [f"{two} minus {one}, with 95 % intervals", ""]
+    lines.append(f"{'solver':28s} {'budget':>6s} {'metric':20s} {'first':>10s} {'second':>10s} difference")
+    for each in found:
+        apart = f"{each.apart.value:+.4g} [{each.apart.low:+.4g}, {each.apart.high:+.4g}]"
+        notes = [each.verdict] + ([] if each.paired else ["not paired"])
+        budget = "-" if each.budget is None else str(each.budget)
+        lines.append(
+            f"{each.solver:28s} {budget:>6s} {each.metric:20s} {each.first.value:10.4g} {each.second.value:10.4g} "
+            f"{apart}, {', '.join(notes)}"
+        )
+    return "\n".join(lines)
