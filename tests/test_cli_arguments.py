@@ -272,7 +272,9 @@ def test_results_that_are_there_are_replaced_only_on_request(run, tmp_path, caps
     fails(
         capsys, [*sample, "--solver=heun"], f"{tmp_path} already contains samples.npz, grid.png, samples.json: {remedy}"
     )
-    fails(capsys, [*bench, "--solver=heun"], f"{tmp_path} already contains results.json with 1 rows that", "--overwrite")
+    fails(
+        capsys, [*bench, "--solver=heun"], f"{tmp_path} already contains results.json with 1 rows that", "--overwrite"
+    )
     fails(capsys, [*sample, "--overwrite", "--solver=huen"], "did you mean heun?")
     with monkeypatch.context() as patch:
         patch.setattr(commands, "draw", stopped)  # while it samples

@@ -16,7 +16,7 @@ from solvers.errors import shown
 from solvers.registry.outside import import_named, refuse_untyped
 from solvers.registry.spec import parse
 
-from .metrics import Features
+from .sets import Features
 
 _BATCH = 256  # samples that are mapped at the same time
 

@@ -1,16 +1,16 @@
 """Distances between two sets of samples, each with an interval.
 
 A set is a tensor (N, *); its samples are flattened to vectors of d numbers and compared in float64. ``features`` maps
-samples to other vectors first (a classifier's activations, say). All three distances are *estimators*. ``frechet`` and
-``sliced_wasserstein`` have an upward bias that falls with the number of samples, so compare only values from the same
-numbers of samples. ``mmd`` is unbiased, and may be negative.
+samples to other vectors first (a classifier's activations, say). All are *estimators*. ``frechet``,
+``sliced_wasserstein`` and ``wasserstein`` have an upward bias that falls with the number of samples, so compare only
+values from the same numbers of samples. ``mmd`` is unbiased, and may be negative.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import stdev
@@ -24,9 +24,11 @@ from solvers import InputError
 from solvers.errors import positive_integer, unknown
 from solvers.libraries import library
 
+from .known_laws import wasserstein
+from .neighbours import classifier, coverage, density, precision, recall, tested
+from .sets import Features, prepared
 from .token_metrics import TOKEN_METRICS, invalid, wilson
 
-Features = Callable[[Tensor], Tensor]
 Metric = Callable[[Tensor, Tensor], float]
 
 LIKE_FID, ENOUGH = ("frechet", "mmd"), 10_000  # what looks like an FID or a KID, and how many samples these need
@@ -66,7 +68,7 @@ def frechet(x: Tensor, y: Tensor, features: Features | None = None) -> float:
     Raises:
         InputError: fewer than two samples, samples that are not finite, or sets with samples of different sizes.
     """
-    x, y = _prepare(x, y, features)
+    x, y = prepared(x, y, features)
     a, b = _centred(x), _centred(y)
     # With C1 = A'A and C2 = B'B the last trace is the sum of the singular values of A B'. Triangular factors replace
     # A and B, and no covariance is formed: its square root would lose half of the digits.
@@ -96,7 +98,7 @@ def sliced_wasserstein(
         InputError: as in ``frechet``; also a number of projections that is not a positive integer.
     """
     positive_integer("projections", projections)
-    x, y = _prepare(x, y, features)
+    x, y = prepared(x, y, features)
     directions = _directions(projections, x.shape[1], seed)
     p, q = _sorted(directions @ x.T), _sorted(directions @ y.T)
     n, m = len(x), len(y)
@@ -135,7 +137,7 @@ def mmd(x: Tensor, y: Tensor, features: Features | None = None) -> float:
     Raises:
         InputError: as in ``frechet``.
     """
-    x, y = _prepare(x, y, features)
+    x, y = prepared(x, y, features)
     return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * _kernel_sum(x, y) / (len(x) * len(y))
 
 
@@ -144,8 +146,20 @@ DISTANCES: dict[str, Callable[..., float]] = {  # of numbers
     "frechet": frechet,
     "mmd": mmd,
 }
-METRICS: dict[str, Callable[..., float]] = {**DISTANCES, **TOKEN_METRICS}
-HIGHER: frozenset[str] = frozenset()  # metrics of which a larger value is better
+NEIGHBOURS: dict[str, Callable[..., float]] = {  # by nearest neighbours
+    "precision": precision,
+    "recall": recall,
+    "density": density,
+    "coverage": coverage,
+}
+METRICS: dict[str, Callable[..., float]] = {
+    **DISTANCES,
+    "wasserstein": wasserstein,
+    **NEIGHBOURS,
+    "classifier": classifier,
+    **TOKEN_METRICS,
+}
+HIGHER = frozenset(NEIGHBOURS)  # metrics of which a larger value is better
 SIGNED = frozenset({"mmd"})  # metrics whose estimates may be negative
 
 
@@ -192,18 +206,25 @@ def bootstrap(
     return Estimate(value, max(value - reach, floor), value + reach, tuple(values))
 
 
+Metrics = Sequence[str] | Mapping[str, Metric]
+
+
 def compare(
     x: Tensor,
     y: Tensor,
-    metrics: Sequence[str] = ("sliced_wasserstein", "frechet", "mmd"),
+    metrics: Metrics = ("sliced_wasserstein", "frechet", "mmd"),
     features: Features | None = None,
     repeats: int = 50,
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Estimate]:
-    """Several distances of samples x (N, *) from a reference y (M, *), by name, with ``bootstrap``'s intervals.
+    """Several metrics of samples x (N, *) and a reference y (M, *), by name, with ``bootstrap``'s intervals.
 
-    The share of invalid samples has Wilson's interval.
+    The share of invalid samples and the accuracy of the classifier are shares of independent draws, right or wrong, and
+    have Wilson's interval.
+
+    Args:
+        metrics: names; or metrics of your own by name, such as ``{"modes": known_laws.mode_weights(centres)}``.
 
     >>> x = torch.arange(20.0).view(10, 2)
     >>> round(compare(x, x + 1, metrics=["frechet"])["frechet"].value, 9)
@@ -212,17 +233,33 @@ def compare(
     Raises:
         InputError: an unknown metric; see also the metrics and ``bootstrap``.
     """
-    check_names(metrics)
-    warn_of_few(metrics, features, len(x), len(y))
-    x, y = _prepare(x, y, features)
+    chosen = by_name(metrics)
+    warn_of_few(list(chosen), features, len(x), len(y))
+    x, y = prepared(x, y, features)
 
-    def estimate(name: str) -> Estimate:
-        if name == "invalid":  # whose samples are independent draws, right or wrong
-            wrong = invalid(x, y)
-            return Estimate(wrong, *wilson(wrong, len(x), level))
-        return bootstrap(METRICS[name], x, y, repeats, seed, level, -math.inf if name in SIGNED else 0.0)
+    def estimate(name: str, metric: Metric) -> Estimate:
+        if metric in (invalid, classifier):
+            share = metric(x, y)
+            return Estimate(share, *wilson(share, len(x) if metric is invalid else tested(len(x), len(y)), level))
+        return bootstrap(metric, x, y, repeats, seed, level, -math.inf if name in SIGNED else 0.0)
 
-    return {name: estimate(name) for name in metrics}
+    return {name: estimate(name, metric) for name, metric in chosen.items()}
+
+
+def by_name(metrics: Metrics) -> dict[str, Metric]:
+    """Metrics by name.
+
+    Raises:
+        InputError: an unknown name; the message contains the nearest matches. A metric of your own has the name of one
+            of the library's, or a name that is not an identifier.
+    """
+    if not isinstance(metrics, Mapping):
+        check_names(metrics)
+        return {name: METRICS[name] for name in metrics}
+    for name in metrics:
+        if name in METRICS or name == "error" or not name.isidentifier():
+            raise InputError(f"a metric of your own needs a free name of letters and digits, got {name!r}")
+    return dict(metrics)
 
 
 def check_names(metrics: Sequence[str]) -> None:
@@ -239,43 +276,6 @@ def check_names(metrics: Sequence[str]) -> None:
 def _half(x: Tensor, generator: torch.Generator) -> Tensor:
     rows = torch.randperm(len(x), generator=generator)[: len(x) // 2]
     return x[rows.to(x.device)]
-
-
-def _prepare(x: Tensor, y: Tensor, features: Features | None) -> tuple[Tensor, Tensor]:
-    """Both sets as float64 (N, d) and (M, d), checked."""
-    x, y = _vectors("x", x, features), _vectors("y", y, features)
-    if x.shape[1] != y.shape[1]:
-        raise InputError(f"the samples have different sizes: {x.shape[1]} numbers in x, {y.shape[1]} in y")
-    return x, y
-
-
-def _vectors(name: str, samples: Tensor, features: Features | None) -> Tensor:
-    samples = torch.as_tensor(samples)
-    count = len(samples) if samples.ndim else 0
-    if count < 2 or samples.ndim < 2:
-        raise InputError(f"a distance needs at least two samples (N, *), got {name} of shape {tuple(samples.shape)}")
-    flat: Tensor = mapped(name, samples, features).detach().flatten(1).cpu().double()
-    bad = int((~torch.isfinite(flat)).any(1).sum())
-    if bad:
-        raise InputError(f"{bad} of the {count} samples of {name} are not finite")
-    return flat
-
-
-def mapped(name: str, samples: Tensor, features: Features | None) -> Tensor:
-    """The features of samples (N, *), or the samples themselves.
-
-    Raises:
-        InputError: there is not a row of features for each sample.
-    """
-    if features is None:
-        return samples
-    with torch.no_grad():
-        found = torch.as_tensor(features(samples))
-    if found.ndim < 2 or len(found) != len(samples):
-        raise InputError(
-            f"features gave {len(found) if found.ndim else 0} rows for the {len(samples)} samples of {name}"
-        )
-    return found
 
 
 def warn_of_few(metrics: Sequence[str], features: Features | None, n: int, m: int) -> None:

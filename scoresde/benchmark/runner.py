@@ -42,8 +42,9 @@ from ..sampling.batches import batches_of
 from ..sampling.plan import Plan, PlanRequest, check_space, grid_of
 from ..sampling.sample import Sample, sample
 from ..sampling.width import WrongWidth
-from .metrics import DISTANCES, Features, check_names, compare, mapped, warn_of_few
+from .metrics import DISTANCES, METRICS, Estimate, Metric, Metrics, by_name, compare, warn_of_few
 from .rows import Row
+from .sets import Features, mapped
 from .store import Store, Unfinished, key_of
 from .token_metrics import meaningful
 from .truth import Truth, check_truth, error_of, exact_end, ode_solution
@@ -61,7 +62,7 @@ def benchmark(
     grid: str | None = None,
     truth: Truth | None = None,
     truth_steps: int = 128,
-    metrics: Sequence[str] | None = None,
+    metrics: Metrics | None = None,
     features: Features | None = None,
     rounding: Callable[[Tensor], Tensor] | None = None,
     condition: Mapping[str, Tensor] | None = None,
@@ -124,7 +125,7 @@ class Setting:
     reference: Tensor
     seeds: list[int]
     shape: tuple[int, ...]
-    metrics: tuple[str, ...]
+    metrics: Mapping[str, Metric]
     features: Features | None
     rounding: Callable[[Tensor], Tensor] | None
     common: Mapping[str, Any]
@@ -137,7 +138,7 @@ class Setting:
     @classmethod
     def of(
         cls, denoiser: ModelLike, reference: Array, seeds: Seeds, shape: Sequence[int], *,
-        truth: Truth | None = None, truth_steps: int = 128, metrics: Sequence[str] | None = None,
+        truth: Truth | None = None, truth_steps: int = 128, metrics: Metrics | None = None,
         features: Features | None = None, rounding: Callable[[Tensor], Tensor] | None = None,
         condition: Mapping[str, Tensor] | None = None, batch_size: int | None = None,
         dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", keep: int = 8,
@@ -146,7 +147,7 @@ class Setting:
         """Checks the arguments of ``benchmark`` that do not concern single rows."""
         seeds, shape, reference = seeds_of(seeds), shape_of(shape), tensor_of("the reference", reference)
         space = as_model(denoiser, None).space
-        check_names(metrics := metrics or (meaningful(reference) if space == "discrete" else tuple(DISTANCES)))
+        chosen = by_name(metrics or (meaningful(reference) if space == "discrete" else tuple(DISTANCES)))
         if reference.shape[1:] != shape:
             raise InputError(
                 f"the reference has samples of shape {tuple(reference.shape[1:])}, the model's are {shape}"
@@ -157,7 +158,7 @@ class Setting:
         check_truth(truth, len(seeds))
         common = {"condition": condition, "batch_size": batch_size, "device": device}
         return cls(
-            denoiser, reference, seeds, shape, tuple(metrics), features, rounding, common, dtype, truth, truth_steps,
+            denoiser, reference, seeds, shape, chosen, features, rounding, common, dtype, truth, truth_steps,
             keep, store,
         )  # fmt: skip
 
@@ -234,17 +235,19 @@ class Setting:
             seconds=result.seconds,
             seconds_per_sample=result.seconds / len(x),
             samples=x[: self.keep].clone(),
-            metrics=compare(self._mapped(scored), self._mapped_reference, self.metrics),
+            metrics=self._scores(scored),
             error=None if exact is None else error_of(x, exact),
             environment=environment(self.common["device"], self.dtype),
         )
 
-    def _mapped(self, x: Tensor) -> Tensor:
-        return mapped("the samples", x, self.features)
+    def _scores(self, x: Tensor) -> dict[str, Estimate]:
+        x, names = mapped("the samples", x, self.features), list(self.metrics)
+        library = all(name in METRICS for name in names)
+        return compare(x, self._mapped_reference, names if library else self.metrics)
 
     @cached_property
     def _mapped_reference(self) -> Tensor:
-        warn_of_few(self.metrics, self.features, len(self.seeds), len(self.reference))
+        warn_of_few(list(self.metrics), self.features, len(self.seeds), len(self.reference))
         return mapped("the reference", self.reference, self.features)
 
     def _depth(self, result: Sample) -> int:

@@ -73,7 +73,7 @@ class Store:
 
     def put(self, key: str, row: Row) -> None:
         """Writes a row."""
-        arrays: dict[str, Any] = {"row": as_text({**record(row), "environment": row.environment})}
+        arrays: dict[str, Any] = {"plain": as_text({**record(row), "environment": row.environment})}
         if row.samples is not None:
             arrays["samples"] = row.samples.numpy()
         for name, score in {**row.metrics, **({"error": row.error} if row.error else {})}.items():
@@ -153,7 +153,7 @@ def _row(arrays: Mapping[str, Any]) -> Row:
     Raises:
         InputError, KeyError, ValueError, TypeError, AttributeError: an array is missing or is not what it should be.
     """
-    row = row_of(dict(parse_json(str(arrays["row"][()]))))
+    row = row_of(dict(parse_json(str(arrays["plain"][()]))))
     samples = torch.from_numpy(arrays["samples"]) if "samples" in arrays else None
 
     def whole(name: str, score: Estimate) -> Estimate:

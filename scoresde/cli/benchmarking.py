@@ -118,7 +118,7 @@ def run_benchmark(
     notes = list[str]()
     if run.config.process is not None:
         some = data.train.some(min(len(seeds), len(data.train))).x
-        notes = _floor(some, task.setting.reference, task.setting.metrics)
+        notes = _floor(some, task.setting.reference, list(task.setting.metrics))
     header = task.header(
         run, place.command, place.workdir, place.overrides, choice, any(row.error is not None for row in rows)
     )
