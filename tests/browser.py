@@ -10,6 +10,22 @@ import sys
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
+# what is wider than its place, but for what scrolls inside of its own box
+WIDE = """[...document.querySelectorAll('body *')].filter(e => !e.closest('svg, .wide') &&
+    e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
+# the contrast of each text with the page, as WCAG 2 defines it
+CONTRAST = """(() => {
+    const light = c => c.map(v => v / 255).map(v => v <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+        .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+    const numbers = text => text.match(/[\\d.]+/g).slice(0, 3).map(Number);
+    const page = light(numbers(getComputedStyle(document.body).backgroundColor));
+    return [...document.querySelectorAll('h1, h2, p, td, th, dt, dd, figcaption, svg text')].map(e => {
+        const style = getComputedStyle(e), ink = light(numbers(e.closest('svg') ? style.fill : style.color));
+        return (Math.max(ink, page) + .05) / (Math.min(ink, page) + .05);
+    });
+})()"""
+SIZES = "[...document.querySelectorAll('svg text')].map(e => e.getBoundingClientRect().height)"
+
 
 class Browser:
     """A page of a browser.

@@ -201,7 +201,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, reference, monkeypatch):
         ({"grid": "karas"}, "no grid 'karas'; did you mean karras"),
         (
             {"metrics": ("fid",)},
-            "no metric 'fid'; accepted: bigrams, classifier, coverage, density, frechet, invalid, mmd, precision, recall",
+            "no metric 'fid'; accepted: bigrams, classifier, coverage, density, frechet, invalid, mmd, precision",
         ),
         ({"nfe": [5, 0]}, "nfe must be a positive integer, got 0"),
         ({"reference": torch.zeros(9, 3)}, r"shape \(3,\), the model's are \(2,\)"),

@@ -1,17 +1,17 @@
 """The page: every number is there, nothing comes from outside, nobody's text is markup; pictures to the pixel."""
 
 import base64
+import hashlib
 import io
 import math
 import re
 from html.parser import HTMLParser
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, browser
-from matplotlib.text import Text
 from PIL import Image
 
 import scoresde
@@ -21,7 +21,8 @@ from scoresde.benchmark.rows import Row
 from scoresde.likelihood.result import LogProb
 from scoresde.sampling.pictures import image_grid
 from scoresde.show import likelihood_page, program_view
-from scoresde.show.figures import curves, inline, number
+from scoresde.show.charts import charts, number
+from scoresde.show.figures import inline
 from scoresde.show.page import write_report
 from solvers import InputError
 
@@ -33,7 +34,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.addresses, self.text, self.tables, self.alt = [], [], [], [], [], []
+        self.open, self.tags, self.addresses, self.text, self.tables, self.classes = [], [], [], [], [], []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -48,6 +49,7 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "table":
             self.tables.append([])
+            self.classes.append(dict(attributes).get("class"))
         if tag == "tr":
             self.tables[-1].append([])
         if tag in ("td", "th"):
@@ -60,6 +62,9 @@ class Page(HTMLParser):
         self.text.append(data)
         if {"td", "th"} & set(self.open):
             self.tables[-1][-1][-1][1] += f" {data.strip()}"
+
+    def table(self, name):
+        return self.tables[self.classes.index(name)]
 
     def pictures(self):
         for address in self.addresses:
@@ -97,7 +102,7 @@ def page(tmp_path, **options):
 
 def test_every_number_is_in_its_row(tmp_path):
     found, _ = page(tmp_path)
-    head, *lines = found.tables[1]
+    head, *lines = found.table("rows")
     names = [cell[1].strip() for cell in head]
     assert names[:3] == ["solver", "steps", "NFE"]
     assert len(lines) == len(ROWS)
@@ -126,11 +131,14 @@ def test_every_number_is_in_its_row(tmp_path):
 
 
 def test_the_best_of_each_budget_is_marked(tmp_path):
-    found, text = page(tmp_path)
-    column = [cell[1].strip() for cell in found.tables[1][0]].index("sliced Wasserstein")
-    marked = [line[0][1].strip() for line in found.tables[1][1:] if len(line) > column and line[column][0]]
+    found, _ = page(tmp_path)
+    column = [cell[1].strip() for cell in found.table("rows")[0]].index("sliced Wasserstein")
+    marked = [line[0][1].strip() for line in found.table("rows")[1:] if len(line) > column and line[column][0]]
     assert marked == ["ddim", "ddpm"]  # at 10 and at 5; rk45 has no budget to be the best of
-    assert "ddpm with 5 evaluations (0.666); ddim with 10 evaluations (0.333)" in text
+    head, *lines = [[cell[1].strip() for cell in line] for line in found.table("answers")]
+    assert head == ["NFE", "sliced Wasserstein", "MMD²", "error"]
+    assert [line[:2] for line in lines] == [["5", "ddpm (0.666)"], ["10", "ddim (0.333)"]]
+    assert all(line[3] == "-" for line in lines)  # a single solver wins nothing
 
 
 def scored(solver, asked, value, low, high):
@@ -142,20 +150,38 @@ def test_what_intervals_do_not_distinguish_is_tied_and_a_single_solver_wins_noth
         scored("heun", 5, 0.50, 0.44, 0.56), scored("ddim", 5, 0.55, 0.51, 0.59), scored("euler", 5, 0.60, 0.57, 0.63),
         scored("heun", 9, 0.10, 0.09, 0.11),
     ]  # fmt: skip
-    found, text = page(tmp_path, rows=rows)
-    column = [cell[1].strip() for cell in found.tables[0][0]].index("sliced Wasserstein")
-    marked = [line[0][1].strip() for line in found.tables[0][1:] if line[column][0]]
+    found, _ = page(tmp_path, rows=rows)
+    head, *lines = found.table("rows")
+    column = [cell[1].strip() for cell in head].index("sliced Wasserstein")
+    marked = [line[0][1].strip() for line in lines if line[column][0]]
     assert marked == ["heun", "ddim"]  # 0.55 lies in heun's interval; 0.60 does not, nor 0.50 in euler's
-    assert "Least sliced Wasserstein distance: heun, ddim with 5 evaluations (0.5 to 0.55, tied).<" in text
+    assert [cell[1].strip() for cell in found.table("answers")[1]] == ["5", "heun, ddim (0.5 to 0.55, tied)"]
+
+
+NUMBER = r"(-?[\d.]+)"
+
+
+def points(svg):
+    """The points of a chart: row, label, x and y."""
+    form = rf'aria-label="([^"]*)" data-row="(\d+)" style="[^"]*" transform="translate\({NUMBER},{NUMBER}\)"'
+    return [(int(row), label, float(x), float(y)) for label, row, x, y in re.findall(form, svg)]
 
 
 def test_a_single_budget_is_a_line_for_each_solver():
-    rows = [scored("heun", 5, 0.50, 0.44, 0.56), scored("ddim", 5, 0.75, 0.61, 0.89)]
-    (panel,) = curves(rows).axes
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["heun, 5 NFE", "ddim, 5 NFE"]
-    assert [line.get_xydata().tolist() for line in panel.lines] == [[[0.5, 0.0]], [[0.75, 1.0]]]
-    ends = [path.vertices[:, 0].tolist() for each in panel.collections for path in each.get_paths()]
-    assert ends == [[0.44, 0.56], [0.61, 0.89]]
+    rows = [scored("ddim", 5, 0.75, 0.61, 0.89), scored("heun", 5, 0.50, 0.44, 0.56)]
+    (chart,) = charts(rows)
+    found = points(chart["svg"])
+    assert [(row, label) for row, label, *_ in found] == [
+        (2, "heun, 5 NFE: 0.5 (0.44 to 0.56)"), (1, "ddim, 5 NFE: 0.75 (0.61 to 0.89)"),
+    ]  # fmt: skip  # best first
+    reach = [
+        tuple(map(float, pair))
+        for pair in re.findall(rf'class="reach"[^>]*d="M{NUMBER},[\d.]+H{NUMBER}"', chart["svg"])
+    ]
+    low, high = math.log(0.44 / 1.15), math.log(0.89 * 1.15)  # the ends of the axis
+    for (_, _, x, _), (left, right), ends in zip(found, reach, [(0.5, 0.44, 0.56), (0.75, 0.61, 0.89)], strict=True):
+        for place, value in zip((x, left, right), ends, strict=True):
+            assert place == pytest.approx(190 + (480 - 190 - 14) * (math.log(value) - low) / (high - low), abs=0.06)
 
 
 def test_both_pages_of_a_run_show_the_same_standard_error(tmp_path):
@@ -169,10 +195,13 @@ def test_both_pages_of_a_run_show_the_same_standard_error(tmp_path):
     assert "standard error of the estimator 0.2 nats a sample" in " ".join(" ".join(found.text).split())
 
 
-def test_nothing_is_fetched_and_nothing_runs(tmp_path):
+def test_nothing_is_fetched_and_no_script_runs_but_its_own(tmp_path):
     found, text = page(tmp_path, reference=pictures(9), header={"command": "scoresde benchmark --out=b"})
     assert all(address.startswith("data:image/png;base64,") for address in found.addresses)
-    assert "script" not in found.tags
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{own}'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text
     assert "link" not in found.tags
     assert "http:" not in text
     assert "https:" not in text
@@ -185,31 +214,29 @@ def test_hostile_text_is_shown_and_not_obeyed(tmp_path):
     rows = [Row(evil, evil, 5, 5, 5, False, 4, skipped=evil)]
     header = {"command": evil, evil: evil, "config": {evil: evil}}
     found, text = page(tmp_path, title=evil, rows=rows, notes=[evil], header=header)
-    assert "script" not in found.tags
+    assert found.tags.count("script") == text.count("<script>") == 1  # the page's own
     assert "img" not in found.tags
-    assert "<script>" not in text
     assert "".join(found.text).count("alert(2)") >= 8
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1e308, 1e308])
 def test_a_number_that_no_axis_can_show_is_left_out(tmp_path, value):
     far = {"metrics": {"mmd": Estimate(value, value, value)}}
-    found, _ = page(tmp_path, rows=[row("ddim", 5, 0.5, **far), row("ddim", 10, 0.5, **far)])
-    assert list(found.pictures()) == []
-    found, _ = page(tmp_path, rows=[row("ddim", 5, 0.5, **far), row("heun", 5, 0.5), row("heun", 10, 0.4)])
-    assert len(list(found.pictures())) == 1
+    _, text = page(tmp_path, rows=[row("ddim", 5, 0.5, **far), row("ddim", 10, 0.5, **far)])
+    assert "<svg" not in text
+    _, text = page(tmp_path, rows=[row("ddim", 5, 0.5, **far), row("heun", 5, 0.5), row("heun", 10, 0.4)])
+    assert [number for number, *_ in points(text)] == [2, 3] * 2
 
 
 @pytest.mark.parametrize("budgets", [(5,), (5, 10)])
 def test_a_name_is_drawn_literally(budgets):
     evil = r"file:$\frac{$" + "\n\0\udc80" + "x" * 9000
     named = [row(name, asked, 0.5) for name in (r"$\frac{1}{2}$", r"$\no{$", evil) for asked in budgets]
-    figure = curves(named)
-    inline(figure)  # before, an error of the parser of formulas
-    texts = [text for text in figure.findobj(Text) if "frac" in text.get_text()]
-    assert len(texts) > 1
-    assert not any(text.get_parse_math() for text in texts)
-    assert max(len(text.get_text()) for text in texts) <= 80
+    for chart in charts(named):
+        ElementTree.fromstring(chart["svg"])  # well-formed
+        labels = [label for _, label, *_ in points(chart["svg"])]
+        assert len(labels) == 3 * len(budgets)
+        assert max(map(len, labels)) < 80 + 50
     sde = scoresde.VP()
     program = solvers.trace(solvers.make("heun"), solvers.grids.make("karras").nodes(sde, 2), sde, "x0")
     picture = program_view.picture(program, evil)
@@ -217,40 +244,16 @@ def test_a_name_is_drawn_literally(budgets):
     assert picture.axes[0].get_title(loc="left").startswith(r"file:$\frac{$")
 
 
-# the words of row labels that a browser shows on several lines
-BROKEN = r"""[...document.querySelectorAll('table.pictures th.name')].flatMap(c => [...c.childNodes]).flatMap(node =>
-    [...node.textContent.matchAll(/[\w=]+/g)].filter(word => {
-        const range = document.createRange();
-        range.setStart(node, word.index);
-        range.setEnd(node, word.index + word[0].length);
-        return range.getClientRects().length > 1;
-    }).map(word => word[0]))"""
-
-
-def test_row_labels_break_between_words_only(tmp_path):
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium")
-    name = "theta_trapezoidal(clock=rate, kernel=euler)"
-    rows = [row(name, nfe, 0.5, samples=pictures(0)) for nfe in (4, 8, 16, 32, 64)]
-    page(tmp_path, rows=rows, reference=pictures(9))
-    with browser(tmp_path / "profile") as opened:
-        for width in (1200, 390):
-            opened.open(tmp_path / "report.html", width)
-            shown = opened.value("[...document.querySelectorAll('th.name')].map(e => e.textContent)")
-            assert name in shown
-            assert opened.value(BROKEN) == []
-
-
 def test_pictures_are_the_samples_in_their_cells(tmp_path):
     found, _ = page(tmp_path, reference=pictures(9), low=-1, high=1)
-    grid = [[cell[1].strip() for cell in line] for line in found.tables[0]]
+    grid = [[cell[1].strip() for cell in line] for line in found.table("pictures")]
     assert grid[0] == ["", "NFE 5", "NFE 10", "adaptive"]
     assert [line[0] for line in grid[1:]] == ["real data", "ddim", "ddpm", "rk45", "heun"]
     assert grid[5][1] == "nfe=5 is too small for <heun>"
     shown = [np.array(picture) for picture in found.pictures()]
     for array, seed in zip(shown, [9, 0, 1, 2, 3, 4], strict=False):
         assert np.array_equal(array, np.array(image_grid(pictures(seed), -1, 1, columns=4, tile=48)))
-    assert len(shown) == 7  # and the curves
+    assert len(shown) == 6
 
 
 @pytest.mark.parametrize("shape", [(2,), (1,), (16,)])
@@ -308,22 +311,40 @@ def test_a_failed_report_leaves_the_old_page(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_curves_draw_each_rows_numbers_against_counted_evaluations():
-    panels = {axes.get_title(loc="left"): axes for axes in curves(ROWS).axes}
-    assert list(panels) == ["sliced Wasserstein", "MMD²", "error"]
-    lines = {line.get_label(): line for line in panels["sliced Wasserstein"].lines}
-    assert lines["ddim"].get_xydata().tolist() == [[4, 0.777], [9, 0.333]]
-    assert lines["ddpm"].get_xydata().tolist() == [[4, 0.666], [9, 0.444]]
-    assert (lines["ddim"].get_linestyle(), lines["ddpm"].get_linestyle()) == ("-", "--")
-    assert lines["rk45"].get_xydata().tolist() == [[77, 0.111]]
-    assert {line.get_label() for line in panels["error"].lines} == {"ddim", "rk45"}
-    assert [panels[name].get_yscale() for name in panels] == ["log", "linear", "log"]  # MMD: within its noise
+def test_charts_draw_each_rows_numbers_against_counted_evaluations():
+    found = {chart["name"]: str(chart["svg"]) for chart in charts(ROWS)}
+    assert list(found) == ["sliced Wasserstein", "MMD²", "error"]
+    first = {number: (label, x, y) for number, label, x, y in points(found["sliced Wasserstein"])}
+    assert list(first) == [1, 2, 3, 4, 5]
+    assert first[1][0] == "ddim, 4 NFE: 0.777 (0.765 to 0.823)"
+    low, high = math.log(4 / 1.12), math.log(77 * 1.12)
+    bottom, top = math.log(max(0.111 - 0.0123, 0.111 / 3) / 1.15), math.log((0.777 + 0.0456) * 1.15)
+    for place, nfe, value in ((1, 4, 0.777), (2, 9, 0.333), (3, 4, 0.666), (4, 9, 0.444), (5, 77, 0.111)):
+        _, x, y = first[place]
+        assert x == pytest.approx(58 + (480 - 58 - 14) * (math.log(nfe) - low) / (high - low), abs=0.06)
+        assert y == pytest.approx(34 + (320 - 34 - 46) * (1 - (math.log(value) - bottom) / (top - bottom)), abs=0.06)
+    assert found["sliced Wasserstein"].count('class="line dashed"') == 1  # ddpm draws noise
+    assert [number for number, *_ in points(found["error"])] == [1, 2, 5]
     far = [*ROWS, Row("bad", "karras", 5, 5, 5, False, 31, metrics={"mmd": Estimate(90.0, 80.0, 100.0)})]
-    assert curves(far).axes[1].get_yscale() == "symlog"  # a negative one among large ones
-    ticks = curves(far).axes[1].get_yticks().tolist()
-    assert ticks == [0, 1, 10, 100]
-    band = panels["error"].collections[0].get_paths()[0].vertices
-    assert {0.0876, 0.1098, 0.0076, 0.0098} <= {round(float(y), 6) for y in band[:, 1]}
+    signed = str(charts(far)[1]["svg"])
+    ticks = re.findall(r'<text class="tick" [^>]*>([^<]*)</text>', signed)
+    assert ticks == ["0", "1", "10", "100"]  # of either sign: logarithmic beyond the noise
+    assert "nan" not in signed
+
+
+def test_shares_of_which_more_is_better_have_an_axis_from_zero_and_their_own_best(tmp_path):
+    rows = [
+        row(name, 5, 0.5, metrics={"recall": Estimate(v, v - 0.05, v + 0.05)}) for name, v in (("a", 0.2), ("b", 0.8))
+    ]
+    (chart,) = charts(rows)
+    assert chart["higher"]
+    assert "recall (more is better)" in chart["svg"]
+    (best, _, high, _), (worst, _, low, _) = points(chart["svg"])
+    assert (best, worst) == (2, 1)
+    width = (480 - 190 - 14) / (0.85 * 1.05)
+    assert (low, high) == (pytest.approx(190 + 0.2 * width, abs=0.06), pytest.approx(190 + 0.8 * width, abs=0.06))
+    found, _ = page(tmp_path, rows=rows)
+    assert [cell[1].strip() for cell in found.table("answers")[1]] == ["5", "b (0.8)"]
 
 
 def test_image_grid_is_exact():

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..data.dataset import DataCard
 from ..likelihood.result import LogProb, error_of_mean, uncertainty
 from ..sampling.pictures import image_grid, is_image
-from .figures import histogram, inline, number
+from .charts import number
+from .figures import histogram, inline
 from .pages import template
 
 SHOWN = 12  # how many of the least and of the most likely samples the page shows

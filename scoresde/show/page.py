@@ -1,28 +1,35 @@
 """A benchmark or a likelihood as one self-contained HTML page.
 
-Pictures are inline; the page fetches nothing and runs no code, so it can be mailed or archived.
+Pictures and charts are inline; the page fetches nothing and can be mailed or archived. It runs one script, its own, for
+sorting, filtering, labels and export: a policy in the page names the script's hash, and browsers run nothing else.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from torch import Tensor
 
 from solvers import InputError
 from solvers.files import write_atomically
 
+from ..benchmark.metrics import Estimate
 from ..benchmark.rows import Row
+from ..benchmark.ties import leaders
 from ..benchmark.token_metrics import TOKEN_METRICS
 from ..io.result_files import environment
 from ..likelihood.result import LogProb, typical_error
 from ..sampling.pictures import image_grid, is_image
-from .figures import NAMES, curves, drawing, groups_of, histogram, inline, number, score_of, scores_of
-from .pages import template
+from .charts import NAMES, charts, groups_of, legend, number, score_of, scores_of
+from .figures import drawing, histogram, inline
+from .pages import source, template
 
 _TEXTS = 4  # texts of a row and budget
 _TILE = 48  # smallest size of a picture in the table, in pixels
@@ -59,12 +66,16 @@ def write_report(
     """
     header = {**environment(), **(header or {})}
     command, config = header.pop("command", ""), header.pop("config", None)
+    script = source("report.js.html")
     page = template("report.html").render(
         title=title,
         notes=list(notes),
-        summary=_summary(rows),
+        answers=_answers(rows),
         likelihood=likelihood and _likelihood(likelihood),
-        curves=inline(curves(rows)) if scores_of(rows) else "",
+        charts=charts(rows),
+        legend=legend(rows),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         command=command,
         config=json.dumps(config, indent=2, default=str) if config else "",
         facts=[(name, text_of(value)) for name, value in header.items()],
@@ -74,54 +85,57 @@ def write_report(
     write_atomically(path, page)
 
 
-def leaders(rows: Sequence[Row], name: str) -> dict[int, list[Row]]:
-    """The rows with the smallest value at each budget that several rows have: the best, then those tied with it.
-
-    A row is tied with the best one if the value of either lies in the interval of the other.
-    """
-    found: dict[int, list[Row]] = {}
-    for budget in dict.fromkeys(row.nfe_budget for row in rows if row.nfe_budget is not None):
-        scored = [(score, row) for row in rows if row.nfe_budget == budget and (score := score_of(row, name))]
-        if len(scored) < 2:
-            continue
-        scored.sort(key=lambda pair: pair[0].value)
-        best = scored[0][0]
-        found[budget] = [row for score, row in scored if score.low <= best.value or score.value <= best.high]
-    return found
-
-
-def _summary(rows: Sequence[Row]) -> str:
-    """The leaders in the first metric, in a sentence."""
+def _answers(rows: Sequence[Row]) -> dict[str, Any]:
+    """For every budget and metric the best solver and those tied with it, with their values."""
     names = scores_of(rows)
-    if not names:
-        return ""
-    parts = []
-    for budget, members in sorted(leaders(rows, names[0]).items()):
-        values = [number(score.value) for row in members if (score := score_of(row, names[0]))]
-        shown = values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}, tied"
-        parts.append(f"{', '.join(row.solver for row in members)} with {budget} evaluations ({shown})")
-    what = NAMES.get(names[0], names[0]) + ("" if names[0] in TOKEN_METRICS else " distance")
-    return f"Least {what}: {'; '.join(parts)}." if parts else ""
+    best = {name: leaders(rows, name) for name in names}
+    budgets = sorted({budget for found in best.values() for budget in found})
+
+    def cell(places: Sequence[int], name: str) -> str:
+        members = [rows[place] for place in places]
+        values = [number(score.value) for row in members if (score := score_of(row, name))]
+        ends = " to ".join(dict.fromkeys([values[0], values[-1]]))
+        shown = ends if len(values) == 1 else f"{ends}, tied"
+        return f"{', '.join(dict.fromkeys(row.solver for row in members))} ({shown})"
+
+    lines = [
+        {"budget": budget, "cells": [cell(best[n][budget], n) if budget in best[n] else "-" for n in names]}
+        for budget in budgets
+    ]
+    return {"heads": [NAMES.get(name, name) for name in names], "lines": lines}
 
 
 def _table(rows: Sequence[Row]) -> dict[str, Any]:
     names = scores_of(rows)
-    best = {name: leaders(rows, name) for name in names}
+    best = {name: {place for places in leaders(rows, name).values() for place in places} for name in names}
     lines = []
-    for row in rows:
-        facts = [row.steps, row.nfe, row.nfe_budget, row.grid, _kind(row, names), row.n_samples]
-        cells = []
-        for name in names:
-            score = score_of(row, name)
-            marked = any(row is leader for leader in best[name].get(row.nfe_budget or 0, ()))
-            interval = f"{number(score.low)} to {number(score.high)}" if score else ""
-            cells.append({"value": number(score.value if score else None), "interval": interval, "best": marked})
+    for place, row in enumerate(rows):
+        tuned = "-" if row.parameters is None else f"{row.parameters} numbers"
+        facts = [row.steps, row.nfe, row.nfe_budget, row.depth, row.grid, _kind(row, names), tuned, row.n_samples]
+        cells = [_score_cell(score_of(row, name), place in best[name]) for name in names]
         time = None if row.seconds_per_sample is None else 1e3 * row.seconds_per_sample
-        cells.append({"value": number(time), "interval": "", "best": False})
+        cells.append({"value": number(time), "raw": _raw(time), "interval": "", "best": False})
         shown = ["-" if fact is None else str(fact) for fact in facts]
-        lines.append({"solver": row.solver, "facts": shown, "scores": cells, "skipped": row.skipped})
-    columns = ["steps", "NFE", "budget", "grid", "kind", "samples", *(NAMES.get(n, n) for n in names), "ms / sample"]
+        text = " ".join([row.solver, *shown, row.skipped and "skipped"])
+        line = {"number": place + 1, "solver": row.solver, "facts": shown, "scores": cells, "text": text}
+        lines.append({**line, "skipped": row.skipped})
+    heads = ["steps", "NFE", "budget", "depth", "grid", "kind", "tuned", "samples"]
+    columns = [{"name": name, "score": False} for name in heads]
+    columns += [{"name": NAMES.get(name, name), "score": True} for name in names]
+    columns.append({"name": "ms / sample", "score": False})
     return {"table_rows": lines, "columns": columns, "scores": len(names) + 1, "has_error": "error" in names}
+
+
+def _score_cell(score: Estimate | None, best: bool) -> dict[str, Any]:
+    if score is None:
+        return {"value": "-", "raw": "", "interval": "", "best": False}
+    low, high = number(score.low), number(score.high)
+    ends = {"low": low, "high": high, "interval": f"{low} to {high}"}
+    return {"value": number(score.value), "raw": _raw(score.value), "best": best, **ends}
+
+
+def _raw(value: float | None) -> str:
+    return "" if value is None else f"{value:.9g}"
 
 
 def _kind(row: Row, names: Sequence[str]) -> str:

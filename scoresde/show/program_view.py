@@ -127,7 +127,7 @@ def picture(program: Program, title: str = "") -> Figure:
         from matplotlib.colors import SymLogNorm  # here, so that the text of a program does not wait for matplotlib
         from matplotlib.figure import Figure
 
-    from .figures import drawn
+    from .charts import drawn
 
     (rows, columns), matrix = _response(program)
     figure = Figure(figsize=size(program), layout="constrained")

@@ -20,7 +20,8 @@ from ..operators.base import Operator
 from ..sampling.pictures import image_grid, is_image
 from ..sampling.restored import Restored
 from . import restore_figures as figures
-from .figures import inline, number
+from .charts import number
+from .figures import inline
 from .page import text_of
 from .pages import template
 

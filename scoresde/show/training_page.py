@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import training_figures as figures
-from .figures import number
+from .charts import number
 from .pages import template
 from .training_figures import Lines
 

@@ -7,6 +7,7 @@ second hits the moments between two files of one result, which are short.
 from __future__ import annotations
 
 import random
+import re
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ def wrong_files(known: Measured, folder: Path, done: set[str]) -> str:
         return f"work is lost: {', '.join(sorted(lost)[:3])}"
     results = [name for name in {**known.before, **known.after} if name.startswith(command.results)]
     others = [name for name in {**here, **known.before} if not name.startswith(command.results)]
+    others = [name for name in others if not re.match(command.parts, name)]
     if changed := [name for name in others if here.get(name) != known.before.get(name)]:
         return f"these are no results of it and differ: {', '.join(changed)}"
     if command.resumes or (command.record is not None and command.record not in here):

@@ -70,6 +70,8 @@ class Command:
         results: the files and folders that it writes.
         record: the file that says what the result is, without which nothing is one; None if every file is a result.
         resumes: whether work that was done is kept.
+        kept: a pattern of files that one run may keep and another not.
+        parts: a pattern of files that are replaced one by one, as they are done, and not with the result.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Command:
     record: str | None = None
     resumes: bool = False
     kept: str = "$^"  # files that one run may keep and another not: checkpoints between, of which a stop writes its own
+    parts: str = "$^"
 
 
 def _benchmark(seeds: int) -> tuple[str, ...]:
@@ -111,7 +114,6 @@ COMMANDS = (
         resumes=True,
     ),
     Command("sample", command_line, _sample(9), _sample(6), ("samples",), "samples/samples.json"),
-    # the files of the result are replaced together, and the rows one by one, as they are done
     Command(
         "benchmark",
         command_line,
@@ -119,6 +121,7 @@ COMMANDS = (
         _benchmark(6),
         tuple(f"bench/{name}" for name in FILES),
         "bench/results.json",
+        parts="bench/rows/",
     ),
     Command("tune", tune, (1,), (0,), ("tuned.json",)),
 )

@@ -25,7 +25,7 @@ def processes(known: Measured, scratch: Path, sizes: tuple[int, ...]) -> Tally:
         calls = [command.arguments if k % 2 == 0 or command.before is None else command.before for k in range(count)]
         _start(known, folder, calls, tally)
         here = content(folder)
-        if all(differences(whole, here) for whole in wholes):
+        if all(differences(whole, here, command.parts) for whole in wholes):
             tally.failures.append(f"{count} processes: these differ: {differences(known.after, here)}")
     return tally.done()
 

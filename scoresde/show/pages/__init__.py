@@ -7,8 +7,12 @@ from importlib import resources
 import jinja2
 
 
+def source(name: str) -> str:
+    """The text of a file of this folder, such as the script "report.js.html"."""
+    return resources.files(__name__).joinpath(name).read_text(encoding="utf-8")
+
+
 def template(name: str) -> jinja2.Template:
     """The template of a page, such as "report.html"; what is put into it is escaped, and nothing may be missing."""
-    folder = resources.files(__name__)
-    loader = jinja2.FunctionLoader(lambda file: folder.joinpath(file).read_text(encoding="utf-8"))
+    loader = jinja2.FunctionLoader(source)
     return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader).get_template(name)
