@@ -229,8 +229,9 @@ def test_a_program_of_another_path_is_one_line(run, here, capsys):
     fails(capsys, words, "file:p.json was made for a different path")
     assert main(["solvers", "heun", "--steps=2", "--sde=vp", "--output=v", "--json=p.json"]) == 0
     document = json.loads((here / "p.json").read_text())
-    tuned = {"parameters": 7, "evaluations": 1e4, "seconds": 3, "teacher": "heun in 64 steps"}
-    (here / "p.json").write_text(json.dumps({**document, "note": json.dumps({"tuned": tuned})}))
+    costs = {"forwards": 9000, "vjps": 500, "teacher": 500, "seconds": 3}
+    tuning = {"parameters": 7, "costs": costs, "teacher": "heun in 64 steps"}
+    (here / "p.json").write_text(json.dumps({**document, "tuning": tuning}))
     assert main(words) == 0
     (row,) = read("bench")[1]
     assert (row.solver, row.nfe_budget, row.nfe) == ("file:p.json", 3, 3)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from solvers import InputError, Solver
-from solvers.files import parse_json, read_json
+from solvers import Solver
+from solvers.files import read_json
 from solvers.program.from_file import File
+from solvers.program.instructions import Combine
 from solvers.wrappers.base import Wrapper
 
 
@@ -22,35 +23,30 @@ class Tuning(NamedTuple):
 def tuning_of(method: Solver) -> Tuning:
     """The facts about the tuning of a solver from a file, which is also found inside of wrappers.
 
-    They are in the object ``tuned`` of the program's file, or of its note if that is JSON: ``parameters`` (how many
-    numbers were fitted), ``evaluations`` (of the model, the teacher's included), ``seconds`` and ``teacher``. Values of
-    another type are left out.
+    They are in the object ``tuning`` of the program's file, as ``TunedProgram.save`` writes it: its ``costs`` have
+    ``forwards``, ``vjps`` and ``teacher``, evaluations that are added, and ``seconds``. A file may also have
+    ``parameters``, the number of fitted numbers, and ``teacher``, the solver that was imitated, in words. Without them
+    these are the number of the program's coefficients, and the exact solution. Values of another type are left out.
     """
     while isinstance(method, Wrapper):
         method = method.inner
     if not isinstance(method, File):
         return Tuning()
-    document = read_json(method.path, "program")
-    found = document.get("tuned") or _in_note(document.get("note"))
+    found = read_json(method.path, "program").get("tuning")
     if not isinstance(found, dict):
         return Tuning()
-    number = {key: value for key, value in found.items() if type(value) in (int, float) and abs(value) < 2**53}
-    parameters, teacher = number.get("parameters"), found.get("teacher")
+    there = found.get("costs")
+    costs: dict[str, Any] = there if isinstance(there, dict) else {}
+    counts = [number for name in ("forwards", "vjps", "teacher") if (number := _number(costs.get(name))) is not None]
+    parameters, teacher = found.get("parameters"), found.get("teacher")
+    terms = sum(len(row.terms) for row in method.program.instructions if isinstance(row, Combine))
     return Tuning(
-        parameters if type(parameters) is int else None,
-        _float(number.get("evaluations")),
-        _float(number.get("seconds")),
-        teacher if type(teacher) is str else None,
+        parameters if type(parameters) is int and 0 <= parameters < 2**53 else terms,
+        sum(counts) if counts else None,
+        _number(costs.get("seconds")),
+        teacher if type(teacher) is str else "exact solution",
     )
 
 
-def _float(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def _in_note(note: Any) -> Any:
-    try:
-        document = parse_json(note) if type(note) is str else None
-    except InputError:
-        return None
-    return document.get("tuned") if isinstance(document, dict) else None
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and 0 <= value < 2**53 else None
