@@ -47,7 +47,9 @@ def save(name: str, opened: Any, clip: dict[str, float]) -> None:
     """Writes a part of the page."""
     shot = opened.call("Page.captureScreenshot", captureBeyondViewport=True, clip={**clip, "scale": 1})["data"]
     picture, out = Image.open(io.BytesIO(base64.b64decode(shot))), io.BytesIO()
-    picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        out, "PNG", optimize=True
+    )
     write_atomically(RESULTS / f"{name}.png", out.getvalue())
 
 
