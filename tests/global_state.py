@@ -208,6 +208,8 @@ def calls(folder, given, denoiser, network):
         ],
         "likelihood": ["likelihood", run, "--limit=4", "--steps=4", f"--out={folder / 'likelihood'}"],
         "benchmark": ["benchmark", run, fast, "--solvers=ddim", "--nfe=5", f"--out={folder / 'bench'}"],
+        "rerun": ["rerun", f"{folder / 'bench'}"],  # of the command before
+        "compare": ["compare", f"{folder / 'bench'}", f"{folder / 'bench'}"],
         "solvers": ["solvers", "heun", "--steps=2", "--show", f"--out={folder / 'heun.png'}"],
         "check-solver": ["check-solver", "euler"],
         "check-posterior": ["check-posterior", "jfps"],
