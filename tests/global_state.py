@@ -130,6 +130,10 @@ def calls(folder, given, denoiser, network):
         reference = solvers.trajectory(problem, start, SDE, steps=12)
         return solvers.tune_grid("heun", problem, 6, reference, runs=5, starts=1)
 
+    def tune_numbers():
+        truths = [solvers.trajectory(problem, part, SDE, steps=12) for part in start.split(8)]
+        return solvers.tune_program("ddim", problem, 4, truths[0], validation=truths[1], iterations=3, grid="logsnr")
+
     def scheduler():
         made = scoresde.interop.DiffusersScheduler("heun", "vp", grid="trailing")
         made.set_timesteps(2)
@@ -161,6 +165,7 @@ def calls(folder, given, denoiser, network):
         "plug_in_bound": lambda: scoresde.plug_in_bound(denoiser, x, steps=4),
         "check": lambda: scoresde.check(denoiser, x),
         "plan": lambda: scoresde.plan(denoiser, "dpmpp_2m", steps=4),
+        "trajectory, of a model": lambda: scoresde.trajectory(denoiser, (2,), 4, 4),
         "eps_power": lambda: scoresde.eps_power(denoiser, x),
         "dequantise": lambda: scoresde.dequantise(levels, 0.5, range(8)),
         "fit_dequantiser": lambda: scoresde.fit_dequantiser(denoiser, levels, 0.5, iterations=2, batch=4, steps=4),
@@ -179,6 +184,8 @@ def calls(folder, given, denoiser, network):
         "solve": lambda: solvers.solve(solvers.make("heun"), problem, x, nodes),
         "trajectory": lambda: solvers.trajectory(problem, x.double(), SDE, steps=4),
         "tune_grid": tune,
+        "tune_program": tune_numbers,
+        "choose": lambda: solvers.choose(problem, 4, solvers.trajectory(problem, start, SDE, steps=12), ["ddim"]),
         "trace": lambda: solvers.trace("dpmpp_2m", nodes, SDE),
         "as_problem": lambda: solvers.as_problem(exact),
         "convert_eta": lambda: solvers.convert_eta(0.5, "sde", "azula_ddim"),
@@ -210,6 +217,17 @@ def calls(folder, given, denoiser, network):
         "benchmark": ["benchmark", run, fast, "--solvers=ddim", "--nfe=5", f"--out={folder / 'bench'}"],
         "rerun": ["rerun", f"{folder / 'bench'}"],  # of the command before
         "compare": ["compare", f"{folder / 'bench'}", f"{folder / 'bench'}"],
+        "choose": ["choose", run, "--nfe=4", "--seeds=8", "--solvers=ddim", "--grids=logsnr"],
+        "tune": [
+            "tune",
+            run,
+            "--nfe=4",
+            "--samples=4",
+            "--solvers=ddim",
+            "--grids=logsnr",
+            "--iterations=2",
+            f"--out={folder / 'tuned'}",
+        ],
         "solvers": ["solvers", "heun", "--steps=2", "--show", f"--out={folder / 'heun.png'}"],
         "check-solver": ["check-solver", "euler"],
         "check-posterior": ["check-posterior", "jfps"],
