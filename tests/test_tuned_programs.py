@@ -170,6 +170,20 @@ def test_the_file_is_a_solver_by_name_with_equal_numbers(tuned, known, tmp_path)
         tuned.save(tmp_path / "none" / "nfe5.json")
 
 
+def test_a_loop_of_diffusers_runs_the_file_with_equal_numbers(tuned, known, tmp_path):
+    pytest.importorskip("diffusers")
+    path = tmp_path / "nfe5.json"
+    tuned.save(path)
+    scheduler = scoresde.interop.DiffusersScheduler(f"file:{path}", "vp", prediction_type="sample")
+    scheduler.set_timesteps(5)
+    x = scheduler.init_noise_sigma * solvers.SeededNoise(range(2000, 2192), (2,), torch.float64).initial()
+    for timestep in scheduler.timesteps:
+        node = VP(min(max((float(timestep) + 1) / 1000, VP.t_min), VP.t_max))  # label i is at t = (i + 1) / 1000
+        x = scheduler.step(PROBLEM.predict(scheduler.scale_model_input(x, timestep), node).x0, timestep, x).prev_sample
+    # timesteps are float32, so that the model is evaluated at times with a relative error of 6e-8
+    assert torch.allclose(x, tuned.program.run(PROBLEM, known["held_out"].states[0]), rtol=0, atol=1e-4)
+
+
 def test_it_prints_what_it_found(tuned):
     lines = str(tuned).splitlines()
     assert lines[0] == "5 NFE from ipndm, free: nodes, labels, predictions, states; loss squared"

@@ -20,7 +20,7 @@ from solvers import InputError, Node, Prediction, Program, Solver
 from ..paths.base import SDE
 from ..sampling.width import Entry, warn_of_width
 from .diffusers_config import PREDICTIONS, Reading, config_of, limited, origin_of
-from .foreign_loop import ForeignRun, amplification
+from .foreign_loop import ForeignRun, amplification, scale_before
 from .k_diffusion import linear_solver, working
 from .timesteps import Timesteps, evaluated, value
 
@@ -145,9 +145,11 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     @property
     def init_noise_sigma(self) -> float:
         """The standard deviation of the first state for data of unit variance: 1 on variance-preserving paths."""
-        sde = self._reading.sde
-        node = self._entries.nodes[0] if self.num_inference_steps else sde(sde.t_max)
-        return math.hypot(node.alpha, node.sigma)
+        if not self.num_inference_steps:
+            return self._reading.sde.prior().std
+        own = self._solver.nodes  # a program with a grid of its own may scale the start before its first evaluation
+        node, scale = (own[0], scale_before(self._program)) if own else (self._entries.nodes[0], 1.0)
+        return scale * math.hypot(node.alpha, node.sigma)
 
     @property
     def begin_index(self) -> int | None:
@@ -174,7 +176,7 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         """Makes the grid and traces the solver on it; a current run is discarded.
 
         Args:
-            num_inference_steps: steps of the grid.
+            num_inference_steps: steps of the grid; a program in a file has its own grid.
             device: the device of ``timesteps``.
             sigmas: levels instead of a grid, one per step, descending; a last 0 is optional. Those of a flow are
                 shifted.
@@ -184,11 +186,12 @@ class DiffusersScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Raises:
             InputError: none of steps, sigmas and timesteps is given, or they lie outside the path.
         """
-        self.num_inference_steps = None
-        self._run = self._begin_index = self._broken_off = None
+        self.num_inference_steps = self._run = self._begin_index = self._broken_off = None
         config = self.config
-        nodes = self._reading.nodes(config, config.get("grid"), num_inference_steps, sigmas, timesteps, mu)
-        self._place(nodes, device)
+        own = self._solver.nodes if sigmas is timesteps is None else None
+        if own is None or num_inference_steps not in (None, len(own) - 1):
+            own = self._reading.nodes(config, config.get("grid"), num_inference_steps, sigmas, timesteps, mu)
+        self._place(own, device)
         entry = Entry(
             "DiffusersScheduler",
             solver="DiffusersScheduler({!r})",
