@@ -88,7 +88,7 @@ def prepare(workdir: Path) -> dict[str, Any]:
     weights = torch.cat([p.detach().flatten() for p in run.denoiser.network.parameters()])
     exact = scoresde.targets.Empirical(digits).denoiser(scoresde.VP())
     errors = {}
-    for name, denoiser in (("exact", exact), ("trained", _Flat(run.denoiser))):
+    for name, denoiser in (("exact", exact), ("trained", Flat(run.denoiser))):
         problem = Diffusion(denoiser)
         tuning, held_out = (references(problem, seeds) for seeds in (TUNING, HELD_OUT))
         made[name] = problem, {end: (tuning[0][end], held_out[0][end]) for end in ENDS}
@@ -104,7 +104,7 @@ def prepare(workdir: Path) -> dict[str, Any]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Flat:
+class Flat:
     """A denoiser of images (B, 1, 8, 8) at states (B, 64), so that both models see the same starts."""
 
     denoiser: scoresde.Denoiser
