@@ -2,7 +2,8 @@
 
 A full search solves every sample with every solver on every grid. Successive halving (Jamieson and Talwalkar 2016,
 arXiv:1502.07943, algorithm 1), here a division by four, measures all of them on few samples, and the better quarter on
-four times as many, until the last ones are measured on all.
+four times as many, until the last ones are measured on all. A few samples that start near a divide have most of the
+error: a pilot of a few settings on all samples finds them, and they come first.
 
 >>> import torch
 >>> from solvers.conformance.problems import VP, Mixture
@@ -34,6 +35,11 @@ from .grids import BUILT_IN, Trajectory
 
 _DIVIDE = 4  # each round has so many times as many samples, and as few settings
 _LAST = 4  # settings in the last round, at least
+# settings that are measured on all samples, to find those with most of the error: good ones, which differ
+PILOT = (
+    ("gradient_estimation", "kl_optimal"), ("deis", "flow_shift(shift=1.0)"), ("ipndm", "quadratic(end=zero)"),
+    ("uni_pc", "kl_optimal"), ("ipndm_v", "flow_shift"),
+)  # fmt: skip
 _RESAMPLES = 1000  # for the intervals
 
 
@@ -45,8 +51,8 @@ class Setting:
         solver, grid: canonical specs.
         nfe: model evaluations of a sample, as counted.
         steps: steps of the grid, including one to sigma = 0.
-        samples: how many samples it was measured on.
-        error: root-mean-square distance per coordinate to the exact solution.
+        samples: how many samples it was measured on; if not all, those with most of the error.
+        error: root-mean-square distance per coordinate to the exact solution, over these samples.
         interval: the ends of the error's 95 % interval, from resampled samples.
     """
 
@@ -94,13 +100,15 @@ class _Contestant:
         self.solver, self.grid, self.nodes, self.nfe = solver, grid, nodes, nfe
         self.squares = torch.empty(0, dtype=torch.float64)
 
-    @property
-    def mean(self) -> float:
-        return float(self.squares.mean())
+    def on(self, count: int) -> float:
+        """The mean square error of the first ``count`` samples."""
+        return float(self.squares[:count].mean())
 
     def measure(self, problem: Problem, reference: Trajectory, count: int) -> int:
         """Measures the first ``count`` samples; returns the model evaluations of those that were not yet measured."""
         new = slice(len(self.squares), count)
+        if new.start >= count:
+            return 0
         part = Trajectory(reference.schedule, reference.nodes, reference.states[:, new])
         self.squares = torch.cat([self.squares, part.errors(self.solver, problem.select(new), self.nodes).cpu()])
         return self.nfe * (new.stop - new.start)
@@ -113,7 +121,7 @@ class _Contestant:
             self.nfe,
             len(self.nodes) - 1,
             len(self.squares),
-            math.sqrt(self.mean),
+            math.sqrt(self.on(len(self.squares))),
             (low, high),
         )
 
@@ -132,7 +140,7 @@ def choose(
     among: Sequence[str] | None = None,
     on: Sequence[str] | None = None,
     *,
-    first: int = 16,
+    first: int = 24,
     show: Callable[[int, int, str], object] | None = None,
 ) -> Choice:
     """The solver and grid that come closest to the exact solution with at most ``nfe`` model evaluations.
@@ -159,22 +167,30 @@ def choose(
     problem, total = as_problem(problem), reference.states.shape[1]
     left = _contestants(nfe, reference, among, on)
     sizes, counts = _rounds(len(left), total, first)
-    spent = done = 0
-    full, known = sum(c.nfe for c in left) * total, list[_Contestant]()
+    pilot = _pilot(left) if len(sizes) > 1 else []
+    full, spent, done, known = sum(c.nfe for c in left) * total, 0, 0, list[_Contestant]()
+
+    def measure(contestants: Sequence[_Contestant], count: int) -> None:
+        nonlocal spent, done
+        for contestant in contestants:
+            if show is not None:
+                show(done, len(pilot) + sum(sizes), f"{contestant.solver} on {contestant.grid}")
+            spent, done = spent + contestant.measure(problem, reference, count), done + 1
+
+    if pilot:
+        measure(pilot, total)
+        problem, reference = _hardest_first(problem, reference, pilot)
     for k, (size, count) in enumerate(zip(sizes, counts, strict=True)):
         left = left[:size]
-        for contestant in left:
-            if show is not None:
-                show(done, sum(sizes), f"{contestant.solver} on {contestant.grid}")
-            spent, done = spent + contestant.measure(problem, reference, count), done + 1
-        left.sort(key=lambda c: c.mean)
+        measure(left, count)
+        left.sort(key=lambda c: c.on(count))
         if k == 0:
-            left = _different(left)
+            left = _different(left, count)
             known = left.copy()
     table = torch.stack([c.squares for c in left])
     behind = (resampled(table) - resampled(table[:1])).quantile(0.025, dim=1)
     tied = tuple(c.setting() for c, gap in zip(left, behind.tolist(), strict=True) if not gap > 0)
-    known.sort(key=lambda c: (-len(c.squares), c.mean))
+    known.sort(key=lambda c: (-len(c.squares), c.on(total)))
     return Choice(tied[0], tied, tuple(c.setting() for c in known), spent, full)
 
 
@@ -188,11 +204,28 @@ def _rounds(settings: int, samples: int, first: int) -> tuple[list[int], list[in
     return sizes, counts
 
 
-def _different(sorted_ones: list[_Contestant]) -> list[_Contestant]:
+def _pilot(contestants: Sequence[_Contestant]) -> list[_Contestant]:
+    """One in 30 of the settings, at most five: of those in ``PILOT`` as far as they are there."""
+    count = min(len(PILOT), len(contestants) // 30)
+    known = [c for c in contestants if (str(c.solver), c.grid) in PILOT]
+    return (known + [c for c in contestants[:: max(1, len(contestants) // 5)] if c not in known])[:count]
+
+
+def _hardest_first(problem: Problem, reference: Trajectory, pilot: Sequence[_Contestant]) -> tuple[Problem, Trajectory]:
+    """The same samples in another order: first those with the largest shares of the pilot's errors."""
+    shares = torch.stack([c.squares / c.squares.mean().clamp_min(1e-300) for c in pilot]).sum(0)
+    order = shares.argsort(descending=True, stable=True)
+    for contestant in pilot:
+        contestant.squares = contestant.squares[order]
+    states = reference.states[:, order.to(reference.states.device)]
+    return problem.select(order), Trajectory(reference.schedule, reference.nodes, states)
+
+
+def _different(sorted_ones: list[_Contestant], count: int) -> list[_Contestant]:
     """Those whose errors differ: many solvers are the same program (``euler`` and ``ddim``), rounded otherwise."""
     kept: list[_Contestant] = []
     for one in sorted_ones:
-        if not kept or not torch.allclose(one.squares, kept[-1].squares, rtol=1e-6, atol=0.0):
+        if not kept or not torch.allclose(one.squares[:count], kept[-1].squares[:count], rtol=1e-6, atol=0.0):
             kept.append(one)
     return kept
 
