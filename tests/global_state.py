@@ -204,6 +204,7 @@ def calls(folder, given, denoiser, network):
         "steps_of_nfe": lambda: solvers.steps_of_nfe(solvers.make("heun"), solvers.grids.make("karras"), SDE, 9),
         "terminal_covariance": lambda: solvers.terminal_covariance(program, 0.25),
     }  # fmt: skip
+    (folder / "times.txt").write_text("80, 2, 0.5")
     run, fast = f"--workdir={given / 'run'}", "--seeds=8"
     commands = {
         "demo": ["demo", "--fast", f"--out={folder / 'demo'}", *SMALL],
@@ -227,6 +228,9 @@ def calls(folder, given, denoiser, network):
             "--grids=logsnr",
             "--iterations=2",
             f"--out={folder / 'tuned'}",
+        ],
+        "import-solver": [
+            *("import-solver", f"{folder / 'times.txt'}", "--kind=gits", f"--out={folder / 'gits.json'}"),
         ],
         "solvers": ["solvers", "heun", "--steps=2", "--show", f"--out={folder / 'heun.png'}"],
         "check-solver": ["check-solver", "euler"],

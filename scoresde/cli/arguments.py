@@ -26,6 +26,7 @@ HELP = {
     "compare": "the differences of two benchmarks, with intervals",
     "choose": "the solver and grid with the least error at a number of evaluations, as fields of the config to paste",
     "tune": "a solver tuned to a run for a number of evaluations, as a file that a config names",
+    "import-solver": "a table of LD3, GITS, AMED, EPD or DyWeight as a solver, in a file that a config names",
     "solvers": "the table of solvers, one solver's card, or its program on a grid",
     "guidances": "the table of guidance, or the card of one kind",
     "posteriors": "the table of methods for scoresde restore, or the card of one method",
@@ -248,6 +249,24 @@ def _tuning(commands: argparse._SubParsersAction[Parser]) -> None:
     tune.add_argument("--batch", type=count_of, metavar="N", help="samples of an iteration; by default all")
 
 
+def _importing(commands: argparse._SubParsersAction[Parser]) -> None:
+    """The command that reads other projects' tables."""
+    table = _command(commands, "import-solver")
+    table.add_argument("file", type=folder_of, help="a .pt, .pth, .npz, .npy, .safetensors, .json or .txt file")
+    table.add_argument("--kind", required=True, help="whose table it is: amed, dyweight, epd, gits or ld3")
+    table.add_argument("--sde", default="edm", help="the path of the model that will run it; by default edm")
+    table.add_argument(
+        "--output", default="x0", help="the model's output: x0 (by default), eps, v, score, velocity, edm"
+    )
+    table.add_argument("--solver", help="of ld3 and gits, whose files have nodes only, such as 'uni_pc(order=3)'")
+    table.add_argument("--table-sde", help="of ld3: the path whose times the file contains; by default t is sigma")
+    table.add_argument("--quantity", help="of ld3: what the solver keeps of an evaluation: x0 or eps")
+    fact = "what the file does not contain, such as afs=true or t_steps=[80,1,0.002]; may be repeated"
+    table.add_argument("--set", action="append", metavar="NAME=VALUE", help=fact)
+    table.add_argument("--out", type=folder_of, required=True, metavar="FILE", help="the program's file")
+    table.add_argument("--overwrite", action="store_true", help="replace that file")
+
+
 def _solvers(commands: argparse._SubParsersAction[Parser]) -> None:
     """The commands about solvers alone."""
     listing = _command(commands, "solvers")
@@ -281,7 +300,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"scoresde {__version__}")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add in (_making, _restoring, _measuring, _tuning, _solvers):
+    for add in (_making, _restoring, _measuring, _tuning, _importing, _solvers):
         add(commands)
     return made, dict(commands.choices)
 

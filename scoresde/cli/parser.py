@@ -1,5 +1,5 @@
 """The command line: scoresde demo | train | sample | restore | likelihood | benchmark | rerun | compare | choose |
-tune | solvers | guidances | posteriors | operators | check-solver | check-posterior.
+tune | import-solver | solvers | guidances | posteriors | operators | check-solver | check-posterior.
 
 Every command that takes a config also takes ``--config.section.field=value``. Invalid input ends with a message of one
 line and exit status 2, Ctrl-C and SIGTERM with exit status 130.
@@ -59,7 +59,15 @@ def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
 
         from .current_folder import named_modules, origin_of
 
-        alone = parsed.command in ("solvers", "guidances", "posteriors", "operators", "check-solver", "check-posterior")
+        alone = parsed.command in (
+            "solvers",
+            "guidances",
+            "posteriors",
+            "operators",
+            "import-solver",
+            "check-solver",
+            "check-posterior",
+        )
         room = "solver_commands" if alone else "tuning" if parsed.command in ("choose", "tune") else "commands"
         module = import_module(f"{__package__}.{room}")
     try:

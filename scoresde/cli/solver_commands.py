@@ -1,18 +1,21 @@
-"""The commands that need no run: solvers, guidances, posteriors, operators, check-solver and check-posterior."""
+"""The commands that need no run: solvers, guidances, posteriors, operators,
+import-solver, check-solver and check-posterior."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import solvers
 from solvers import InputError
 from solvers.conformance import Check, checks
-from solvers.files import write_atomically
+from solvers.files import parse_json, write_atomically
 from solvers.program import json_format
 from solvers.program.from_file import File
 
+from ..interop.solver_files import import_solver
 from ..io.result_files import writable, write_figure
 from ..paths.base import make_sde
 from ..posterior import check, ddrm, denoisers, loops, particles, replacement  # noqa: F401  # which register methods
@@ -76,6 +79,31 @@ def _writable_file(path: Path) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     return writable(path.parent) / path.name
+
+
+def import_table(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
+    """Writes the program of a table that another project has published, and prints what it is."""
+    out = _writable_file(arguments.out)
+    if out.exists() and not arguments.overwrite:
+        raise InputError(f"{out} exists: use a different --out, or add --overwrite to replace it")
+    settings = dict(_setting(text) for text in arguments.set or ())
+    made = import_solver(
+        arguments.file, arguments.kind, arguments.sde, output=arguments.output, solver=arguments.solver,
+        table_sde=arguments.table_sde, quantity=arguments.quantity, **settings,
+    )  # fmt: skip
+    made.save(out)
+    print(made, f"--config.sampling.solver=file:{out}", sep="\n")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """The name and the value of NAME=VALUE; a value that is not JSON is a text."""
+    name, separator, value = text.partition("=")
+    if not separator:
+        raise InputError(f"cannot read the setting {text!r}; expected NAME=VALUE, such as afs=true")
+    try:
+        return name.strip(), parse_json(value)
+    except InputError:
+        return name.strip(), value.strip()
 
 
 def _program(arguments: argparse.Namespace) -> tuple[solvers.Program, str]:
@@ -142,6 +170,7 @@ COMMANDS = {
     "guidances": list_guidances,
     "posteriors": list_posteriors,
     "operators": list_operators,
+    "import-solver": import_table,
     "check-solver": check_solver,
     "check-posterior": check_posterior,
 }

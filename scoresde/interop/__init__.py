@@ -2,7 +2,8 @@
 
 ``DiffusersScheduler`` is a scheduler object for diffusers' pipelines, ``sample_function`` a sampler with k-diffusion's
 signature. Both drive ``Program.steps``, so they support every linear solver of the registry without a second
-implementation. Only ``DiffusersScheduler`` needs diffusers, and its first use imports it.
+implementation. Only ``DiffusersScheduler`` needs diffusers, and its first use imports it. In the other
+direction, ``import_solver`` reads the tables of solvers that other projects have tuned.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from solvers import InputError
 from solvers.libraries import without_traces
 
 from .k_diffusion import sample_function
+from .solver_files import ImportedSolver, import_solver
 
 if TYPE_CHECKING:
     from .diffusers_scheduler import DiffusersScheduler
 
-__all__ = ["DiffusersScheduler", "sample_function"]
+__all__ = ["DiffusersScheduler", "ImportedSolver", "import_solver", "sample_function"]
 
 
 def __getattr__(name: str) -> Any:

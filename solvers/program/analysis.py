@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..types.model_output import Output
 from ..types.node import Prediction
-from .instructions import Combine, Evaluate
+from .instructions import Combine, Evaluate, reads
 from .program import Program
 
 Matrix = np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -174,3 +174,19 @@ def _variances(program: Program, v: np.ndarray[tuple[int], np.dtype[np.float64]]
         for register in dying:
             del values[register]
     return (values[program.states[-1].register] ** 2).sum(1)
+
+
+def depth(program: Program) -> int:
+    """The sequential depth: how many evaluations wait for one another, if those that can be parallel are.
+
+    It is at most ``program.nfe``. A run of this library makes all evaluations one after the other.
+
+    >>> import scoresde, solvers
+    >>> nodes = solvers.grid("karras", scoresde.EDM(), steps=5)
+    >>> [depth(solvers.trace(name, nodes)) for name in ("ddim", "picard(sweeps=2)")]
+    [5, 2]
+    """
+    found = [0]
+    for instruction in program.instructions:
+        found.append(max((found[r] for r in reads(instruction)), default=0) + isinstance(instruction, Evaluate))
+    return found[program.states[-1].register]

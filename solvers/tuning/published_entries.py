@@ -1,0 +1,117 @@
+"""The numbers and settings of another project's table, checked as they are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import InputError, shown
+
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+# the names by which a kind is recognised, and where its loop is defined
+KINDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "amed": (("r",), "Zhou et al. 2024, arXiv:2312.00094, section 3"),
+    "dyweight": (("hybrid_weights",), "Zhao et al. 2026, arXiv:2603.11607, section 3"),
+    "epd": (("r_params", "weight_s"), "Zhu et al. 2025, arXiv:2507.14797, section 3"),
+    "gits": (("t_steps",), "Chen et al. 2024, arXiv:2405.11326, section 4"),
+    "ld3": (("best_t_steps",), "Tong et al. 2024, arXiv:2405.15506, section 4"),
+}
+SETTINGS = (
+    *("afs", "fcn", "num_steps", "sampler_stu", "scale_dir", "scale_time"),
+    *("schedule_rho", "schedule_type", "sigma_max", "sigma_min", "t_steps"),
+)
+_LARGEST = 1000  # steps; the largest published table has 20
+
+
+class Entries:
+    """The numbers and settings of a file, checked as they are read."""
+
+    def __init__(self, kind: str, entries: Mapping[str, Any]) -> None:
+        self.kind = kind
+        self.entries = {str(name).removeprefix("module."): value for name, value in entries.items()}
+        self.used: dict[str, Any] = {}
+
+    def need(self, *choices: str) -> str:
+        """The first of the names that is there."""
+        for name in choices:
+            if name in self.entries:
+                return name
+        there = ", ".join(sorted(self.entries)[:8]) or "nothing"
+        other = [kind for kind, (names, _) in KINDS.items() if all(name in self.entries for name in names)]
+        tail = f"; this looks like a table of {other[0]}" if other and other[0] != self.kind else ""
+        raise InputError(f"a table of {self.kind} has {' or '.join(choices)}, and this one has {there}{tail}")
+
+    def array(self, name: str, *shape: int | None) -> Numbers:
+        """An array of a shape, None for any length from 1 to ``_LARGEST``; a scale may also be a flat list."""
+        value = self.entries[name]
+        try:
+            found = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value).astype(np.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise InputError(f"{name} of a table of {self.kind} is not an array of numbers") from None
+        fits = found.ndim == len(shape) and all(
+            1 <= n <= _LARGEST if known is None else n == known for n, known in zip(found.shape, shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("N" if n is None else str(n) for n in shape)
+            raise InputError(f"{name} of a table of {self.kind} has the shape ({wanted}), and this one {found.shape}")
+        if not np.isfinite(found).all():
+            raise InputError(f"{name} of a table of {self.kind} has numbers that are not finite")
+        return found
+
+    def number(self, name: str, default: float | None = None, low: float = 0.0) -> float:
+        value = self.entries.get(name, default)
+        if value is None:
+            raise InputError(f"the numbers of a table of {self.kind} need the setting {name}: add {name}=VALUE")
+        if isinstance(value, (str, bytes)) or not np.isscalar(value) or not low <= (made := float(value)) < math.inf:  # type: ignore[arg-type]
+            raise InputError(f"the setting {name} must be a number from {low:g}, got {shown(value)}")
+        self.used[name] = made
+        return made
+
+    def flag(self, name: str, default: bool | None) -> bool:
+        value = self.entries.get(name, default)
+        if value is None:
+            raise InputError(
+                f"the numbers of a table of {self.kind} need the setting {name}: add {name}=true or =false"
+            )
+        if value not in (True, False, 0, 1):
+            raise InputError(f"the setting {name} must be true or false, got {shown(value)}")
+        self.used[name] = bool(value)
+        return bool(value)
+
+    def times(self, steps: int | None) -> list[float]:
+        """The nodes' times, steps + 1: those in the entries, or those of a schedule (Karras et al. 2022, eq. 5)."""
+        if self.entries.get("t_steps") is not None:
+            found = self.array("t_steps", None if steps is None else steps + 1).tolist()
+        else:
+            if steps is None:
+                self.need("t_steps")
+            assert steps is not None
+            kind = self.entries.get("schedule_type", "polynomial") or "polynomial"
+            self.used["schedule_type"] = kind
+            if kind not in ("polynomial", "logsnr"):
+                raise InputError(
+                    f"the nodes of schedule_type={shown(kind)} depend on the network: add t_steps=[...], its "
+                    f"{steps + 1} times; polynomial and logsnr need none"
+                )
+            high, low = self.number("sigma_max", 80.0, 1e-12), self.number("sigma_min", 0.002, 1e-12)
+            share = np.arange(steps + 1) / steps
+            if kind == "logsnr":
+                found = np.exp(math.log(high) + share * math.log(low / high)).tolist()
+            else:
+                rho = self.number("schedule_rho", 7.0, 1e-3)
+                found = ((high ** (1 / rho) + share * (low ** (1 / rho) - high ** (1 / rho))) ** rho).tolist()
+            found[0], found[-1] = high, low
+        return self.falling(found)
+
+    def falling(self, times: Sequence[float]) -> list[float]:
+        if len(times) < 2 or times[-1] < 0 or any(s >= t for t, s in pairwise(times)):
+            raise InputError(
+                f"the times of a table of {self.kind} must be positive and decrease, got {list(times)[:6]}"
+            )
+        return list(times)
