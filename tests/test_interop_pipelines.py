@@ -9,10 +9,12 @@ import diffusers
 import pytest
 import torch
 from foreign_loops import REQUIRED, gap, sampled, seeded, solved  # noqa: F401  (sampled is a fixture)
+from small_tunings import problem_on, reference
 
 import scoresde
 import solvers
 from scoresde.interop import DiffusersScheduler
+from scoresde.models.problem import Diffusion
 from scoresde.paths.chain_paths import ChainSDE
 from solvers.time_grids.rules import Explicit
 
@@ -146,6 +148,28 @@ def test_an_unconditional_pipeline(spec, sampled, monkeypatch):  # noqa: F811
     model = scoresde.Denoiser(plain(pipeline.unet), CHAIN, "eps", "index")
     ours = sampled(model, spec, "trailing", x, generator, steps=6)
     assert gap(states[0], ours) < TOLERANCE
+
+
+def test_a_tuned_program_in_a_file(tmp_path, monkeypatch):
+    """One tuned program through JSON, a pipeline and ``sample``: its labels lie between the network's steps."""
+    problem = problem_on(CHAIN)
+    known = [reference(range(k, k + 32), problem, CHAIN) for k in (0, 100)]
+    tuned = solvers.tune_program("ipndm", problem, 4, known[0], validation=known[1], grid="logsnr", iterations=10)
+    path = tmp_path / "nfe4.json"
+    tuned.save(path)
+    program = solvers.Program.from_json(path.read_text())
+    assert program == tuned.program
+    assert len(program.nodes) > len(program.grid)  # labels of their own
+    scheduler = DiffusersScheduler(f"file:{path}", diffusers.DDPMScheduler(clip_sample=False))
+    pipeline, states = unconditional(scheduler), last_state(scheduler, monkeypatch)
+    pipeline(2, seeded(), num_inference_steps=4, output_type="np")
+    x = torch.randn(2, 3, 8, 8, generator=seeded())
+    model = scoresde.Denoiser(plain(pipeline.unet), CHAIN, "eps", "index")
+    made = scoresde.sample(model, (3, 8, 8), range(2), f"file:{path}", x_init=x)
+    assert made.nfe == program.nfe == 4
+    with torch.no_grad():
+        assert gap(made.x, program.run(Diffusion(model), x)) < TOLERANCE
+    assert gap(states[0], made.x) < TOLERANCE
 
 
 @pytest.mark.parametrize("spec", REQUIRED)
