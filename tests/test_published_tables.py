@@ -129,6 +129,24 @@ def test_amed_with_one_midpoint_for_each_step(tmp_path):
     assert made.program.nfe == made.depth == 2 * STEPS - 1
 
 
+@pytest.mark.parametrize("rho", [1.0, 2.0])
+def test_times_uniform_on_vp(rho):
+    """They are nodes of the VP path whose sigma / alpha is sigma_max at t = 1 and sigma_min at t = 0.001."""
+    settings = {
+        "schedule_type": "time_uniform",
+        "schedule_rho": rho,
+        "sigma_max": 40.0,
+        "sigma_min": 0.01,
+        "afs": False,
+    }
+    found = published_table("amed", {"r": [0.5] * 4, **settings}).table.labels[::2].tolist()
+    a, b = math.log1p(40.0**2), math.log1p(0.01**2)  # of int beta = beta_min t + (beta_max - beta_min) t^2 / 2
+    beta_min, slope = np.linalg.solve([[1, 0.5], [1e-3, 0.5e-6]], [a, b])
+    path = scoresde.VP(beta_min=float(beta_min), beta_max=float(beta_min + slope))
+    times = (np.linspace(1, 1e-3 ** (1 / rho), 5) ** rho).tolist()
+    assert found == pytest.approx([path(t).ratio for t in times[:-1]], rel=1e-12)
+
+
 def test_gits(tmp_path):
     (tmp_path / "a.txt").write_text(f"{TIMES}\n")
     made = import_solver(tmp_path / "a.txt", "gits")
@@ -232,6 +250,7 @@ def test_the_command_writes_a_solver_that_sample_runs(weighted, tmp_path, capsys
     assert facts["settings"] == {
         "afs": True, "schedule_type": "polynomial", "sigma_max": 80, "sigma_min": 0.002, "schedule_rho": 7,
     }  # fmt: skip
+    assert printed[2].startswith("the file does not say, and this is assumed: schedule_type=polynomial, sigma_max=80")
     fails(capsys, command, f"{out} exists")
     assert main([*command, "--overwrite", "--set=schedule_rho=5"]) == 0
     assert solvers.Program.from_json(out.read_text()) != program
@@ -273,7 +292,11 @@ GOOD = {"hybrid_weights": np.eye(3), "t_steps": [8, 2, 1, 0.5], "afs": False}
         ("dyweight", {"hybrid_weights": np.eye(3)}, {}, "need the setting afs: add afs=true"),
         ("dyweight", {"hybrid_weights": np.eye(3), "afs": 2}, {}, "afs must be true or false, got 2"),
         ("dyweight", {**GOOD, "t_steps": None, "schedule_type": "discrete"}, {}, "depend on the network: add t_steps"),
-        ("dyweight", {**GOOD, "t_steps": None, "sigma_max": "80"}, {}, "sigma_max must be a number"),
+        ("dyweight", {**GOOD, "t_steps": None, "sigma_max": "80"}, {}, "sigma_max must be a number, got '80'"),
+        ("dyweight", {**GOOD, "t_steps": None, "sigma_min": -1}, {}, "sigma_min must be a finite number from 1e-12 on"),
+        ("dyweight", {**GOOD, "t_steps": None, "schedule_type": 3}, {}, "schedule_type must be a text, got 3"),
+        ("dyweight", {**GOOD, "t_steps": None, "num_steps": 5}, {}, "num_steps=5 does not suit the numbers of 3 steps"),
+        ("dyweight", {**GOOD, "afs": np.ones(2)}, {}, "afs must be true or false"),
         ("dyweight", GOOD, {"solver": "ddim"}, "a solver of its own: leave out the solver 'ddim'"),
         ("dyweight", {"dyweight_weights_raw": np.eye(3)}, {}, "t = 1 of a flow, where alpha = 0"),
         ("amed", {"enc_layer0.weight": np.eye(3), "r": [0.5]}, {}, "every sample's midpoints from its features"),

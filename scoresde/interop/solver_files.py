@@ -85,7 +85,15 @@ class ImportedSolver:
 
     def __str__(self) -> str:
         numbers = f"{self.program.nfe} NFE, sequential depth {self.depth}, {self.table.parameters} fitted numbers"
-        return f"{self.table.kind} ({self.table.reference}): {numbers}\n{self.converted}"
+        lines = [f"{self.table.kind} ({self.table.reference}): {numbers}", self.converted]
+        settings, assumed = self.table.settings, [name for name in self.table.assumed if name != "sampler_stu"]
+        if assumed:
+            shown = ", ".join(
+                f"{name}={settings[name]:g}" if isinstance(settings[name], float) else f"{name}={settings[name]}"
+                for name in assumed
+            )
+            lines.append(f"the file does not say, and this is assumed: {shown}")
+        return "\n".join(lines)
 
 
 def import_solver(

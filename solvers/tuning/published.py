@@ -41,6 +41,7 @@ class PublishedTable:
         reference: the paper.
         parameters: how many numbers were fitted.
         settings: the facts that the numbers do not contain: the grid, a free first step, ...
+        assumed: the names of those that nobody gave, whose values are defaults.
     """
 
     table: Table
@@ -48,6 +49,7 @@ class PublishedTable:
     reference: str
     parameters: int
     settings: Mapping[str, Any] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
 
     def program(self, schedule: Schedule, output: str | Output = "x0") -> tuple[Program, str]:
         """The program on a path, and a line on what is converted.
@@ -91,8 +93,8 @@ def published_table(
     Args:
         entries: numbers and settings by name; names that the kind does not use are ignored. Settings: ``afs`` (a free
             first step), ``scale_dir`` and ``scale_time`` (the ranges of EPD's scales), ``fcn``, and the nodes: their
-            times ``t_steps``, or ``schedule_type`` ("polynomial" or "logsnr"), ``schedule_rho``, ``sigma_min`` and
-            ``sigma_max``.
+            times ``t_steps``, or ``schedule_type`` ("polynomial", "logsnr" or "time_uniform"), ``schedule_rho``,
+            ``sigma_min`` and ``sigma_max``.
         solver: of ``ld3`` and ``gits``; by default "ipndm" for GITS.
         path: of ``ld3``: the path whose times the file contains; sigma = t by default.
         quantity: of ``ld3``: what the solver keeps of an evaluation at another label; by default what its formula has.
@@ -116,7 +118,7 @@ def published_table(
 
 
 def _result(given: Entries, table: Table, parameters: int) -> PublishedTable:
-    return PublishedTable(table, given.kind, KINDS[given.kind][1], parameters, dict(given.used))
+    return PublishedTable(table, given.kind, KINDS[given.kind][1], parameters, dict(given.used), tuple(given.assumed))
 
 
 class _Loop:
@@ -176,7 +178,9 @@ def _dyweight(given: Entries) -> PublishedTable:
                 f"t_scale of a table of dyweight has {steps} or {steps - 1} numbers, and this {len(scales)}"
             )
         free = len(scales) < steps
-    free = given.flag("afs", free)
+    if free is not None and given.entries.get("afs") is None:
+        given.entries["afs"] = free  # a fact that the numbers contain
+    free = given.flag("afs", None)
     if scales is not None and free != (len(scales) < steps):
         raise InputError(f"with afs={free} t_scale has {steps - free} numbers, and this one {len(scales)}")
     times = given.times(steps)
@@ -204,7 +208,7 @@ def _midpoints(given: Entries) -> PublishedTable:
             "these are weights of AMED's network, which computes every sample's midpoints from its features: no table "
             "has them; average r, scale_dir and scale_time over samples, and write one number for each step"
         )
-    student = given.entries.get("sampler_stu", given.kind)
+    student = given.word("sampler_stu", given.kind)
     if student != given.kind:
         raise InputError(f"this table belongs to {given.kind}'s plugin for {shown(student)}; accepted: {given.kind}")
     if given.kind == "epd" and "r_params" in given.entries:
