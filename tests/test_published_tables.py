@@ -310,6 +310,8 @@ GOOD = {"hybrid_weights": np.eye(3), "t_steps": [8, 2, 1, 0.5], "afs": False}
         ("ld3", {"best_t_steps": [8, 1, 7, 1]}, {"solver": "ddpm"}, "draws noise"),
         ("ld3", {"best_t_steps": [8, 1, 7, 1]}, {"solver": "dpm_2"}, "between the nodes, where ld3 has no time label"),
         ("ld3", {"best_t_steps": [8, 1, 7, 1]}, {"solver": "ddim", "quantity": "v"}, "no quantity 'v'"),
+        ("gits", {"t_steps": None}, {}, "a table of gits has t_steps, and this one has nothing"),
+        ("dyweight", {**GOOD, "hybrid_weights": 1e200 * np.tri(3)}, {}, "not positive|not finite"),
         ("gits", {"best_t_steps": [8, 1, 7, 1]}, {}, "this looks like a table of ld3"),
     ],
 )  # fmt: skip

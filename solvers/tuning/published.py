@@ -118,6 +118,8 @@ def published_table(
 
 
 def _result(given: Entries, table: Table, parameters: int) -> PublishedTable:
+    if not all(bool(torch.isfinite(v).all()) for v in (table.ratios, table.labels, table.start, table.weights)):
+        raise InputError(f"the numbers of this table of {given.kind} make coefficients that are not finite")
     return PublishedTable(table, given.kind, KINDS[given.kind][1], parameters, dict(given.used), tuple(given.assumed))
 
 
@@ -242,7 +244,9 @@ def _midpoints(given: Entries) -> PublishedTable:
 def _activated(given: Entries) -> tuple[Numbers, Numbers, Numbers, Numbers]:
     """r, the scales of direction and label, and the weights, from the numbers before the sigmoids and the softmax."""
     r = given.array("r_params", None, None)
-    weight = np.exp(raw := given.array(given.need("weight_s"), *r.shape)) / np.exp(raw).sum(1, keepdims=True)
+    raw = given.array(given.need("weight_s"), *r.shape)
+    weight = np.exp(raw - raw.max(1, keepdims=True))
+    weight = weight / weight.sum(1, keepdims=True)
     scales = []
     for name in ("scale_dir", "scale_time"):
         width = given.number(name)

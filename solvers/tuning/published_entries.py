@@ -47,9 +47,9 @@ class Entries:
     def need(self, *choices: str) -> str:
         """The first of the names that is there."""
         for name in choices:
-            if name in self.entries:
+            if self.entries.get(name) is not None:
                 return name
-        there = ", ".join(sorted(self.entries)[:8]) or "nothing"
+        there = ", ".join(sorted(name for name, value in self.entries.items() if value is not None)[:8]) or "nothing"
         other = [kind for kind, (names, _) in KINDS.items() if all(name in self.entries for name in names)]
         tail = f"; this looks like a table of {other[0]}" if other and other[0] != self.kind else ""
         raise InputError(f"a table of {self.kind} has {' or '.join(choices)}, and this one has {there}{tail}")
