@@ -23,6 +23,7 @@ import tables.losses
 import tables.posteriors
 import tables.reliability
 import tables.trained
+import tables.transfer
 import tables.tuned_programs
 import tables.which_solver
 
@@ -308,7 +309,9 @@ def marked() -> dict[str, dict[str, str]]:
             "best": leaders(),
             "posteriors": tables.posteriors.short(read("posteriors.json")),
         },
-        "docs/programs.md": {"overhead": overhead()} | tables.tuned_programs.tables(read("tuned_programs.json")),
+        "docs/programs.md": {"overhead": overhead()}
+        | tables.tuned_programs.tables(read("tuned_programs.json"))
+        | tables.transfer.tables(read("transfer.json")),
         "docs/ddpm_and_sde.md": tables.ddpm_and_sde.tables(results("ddpm_and_sde.json")[1])
         | tables.ddpm_and_sde.digits(read("digits_chains.json"))
         | tables.ddpm_and_sde.learned(read("learned_schedule.json")),

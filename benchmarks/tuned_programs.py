@@ -94,9 +94,9 @@ def digits() -> Tensor:
 
 
 @cache
-def model(name: str, workdir: Path, mnist: Path | None) -> tuple[Any, str]:
+def model(name: str, workdir: Path, mnist: Path | None, sde: scoresde.SDE | None = None) -> tuple[Any, str]:
     """A denoiser of states (B, d), and its description."""
-    sde = scoresde.VP()
+    sde = scoresde.VP() if sde is None else sde  # of an exact score
     if name == "mixture":
         means = 0.6 * torch.randn(12, 8, generator=solvers.generator(3), dtype=torch.float64)
         spread = torch.linspace(0.03, 0.25, 12, dtype=torch.float64)
