@@ -113,8 +113,9 @@ def steps_of_nfe(
     least = cost(1)
     if least > nfe:
         raise InputError(f"{name}={nfe} is too small for {solver}: one step takes {least}")
-    # every step takes at least one evaluation; most take ``solver.evaluations``, so that two or three counts suffice
-    low, high, trial = 1, nfe + 1, max(1, 1 + (nfe - least) // solver.evaluations)
+    # every step takes at least one evaluation, but for a first one that is free (``afs``); most take
+    # ``solver.evaluations``, so that two or three counts suffice
+    low, high, trial = 1, nfe + 1 + (least == 0), max(1, 1 + (nfe - least) // solver.evaluations)
     while high - low > 1:
         trial = trial if low < trial < high else (low + high) // 2
         left = nfe - cost(trial)

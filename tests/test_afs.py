@@ -7,6 +7,7 @@ import torch
 
 import solvers
 from solvers import InputError, grid, make, solve
+from solvers.budget import evaluations, steps_of_nfe
 from solvers.conformance.problems import EDM, VP, GaussianData, Mixture
 from solvers.program.instructions import Evaluate
 
@@ -66,3 +67,21 @@ def test_it_encodes_as_its_solver_does():
 def test_what_it_makes_no_sense_around_is_refused(inner, message):
     with pytest.raises(InputError, match=message):
         make(f"afs(solver={inner})")
+
+
+@pytest.mark.parametrize("inner", ["euler", "ipndm", "heun", "dpm_solver_3", "plms"])
+@pytest.mark.parametrize("rule", ["logsnr(end=t_min)", "karras"])
+def test_a_budget_is_spent_to_the_last_evaluation_that_a_step_leaves(inner, rule):
+    method, places = make(f"afs(solver={inner})"), solvers.grids.make(rule)
+    for nfe in (3, 5, 8, 10):
+        steps = steps_of_nfe(method, places, VP, nfe)
+        assert evaluations(method, VP, places.nodes(VP, steps)) <= nfe
+        assert evaluations(method, VP, places.nodes(VP, steps + 1)) > nfe
+
+
+def test_the_free_step_is_not_counted_in_a_budget():
+    # one evaluation buys the free step and another one; without it, the row of a benchmark had 0 evaluations
+    for nfe in (1, 5, 20):
+        steps = steps_of_nfe(make("afs(solver=euler)"), solvers.grids.make("karras"), VP, nfe)
+        assert steps == nfe + 1
+        assert evaluations(make("afs(solver=euler)"), VP, grid("karras", VP, steps)) == nfe
