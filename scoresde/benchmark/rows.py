@@ -25,7 +25,7 @@ from .ties import marks
 FORMAT, VERSION = "scoresde-benchmark", 1
 FILES = ("results.csv", "report.html", "times.json", "results.json")  # of a whole benchmark, the record last
 TIMES = ("seconds", "seconds_per_sample")
-_NESTED = ("metrics", "error", "samples", "environment")  # fields of a row that are not columns
+_NESTED = ("metrics", "error", "samples", "states", "environment")  # fields of a row that are not columns
 _WHAT = "benchmark's result file"
 
 
@@ -46,6 +46,8 @@ class Row:
         skipped: the reason why the row has no numbers, or "": a budget below the cost of one step or without a step
             more than a smaller one, a grid whose nodes coincide, or samples that are not finite.
         samples: the first few samples (K, *), on the CPU; not written to result files.
+        states: the first sample on its way, from its start to its end (K, *), see ``states_of``; None for tokens; not
+            written to result files.
         depth: calls of the network one after the other, for a batch; a call for several nodes counts once.
         free_first_step: whether a formula replaces the first evaluation.
         program: the first 16 digits of the SHA-256 of the solver's program as JSON; None if it has no program.
@@ -68,6 +70,7 @@ class Row:
     seconds_per_sample: float | None = None
     skipped: str = ""
     samples: Tensor | None = field(default=None, repr=False, compare=False)
+    states: Tensor | None = field(default=None, repr=False, compare=False)
     depth: int | None = None
     free_first_step: bool = False
     program: str | None = None

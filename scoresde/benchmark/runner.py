@@ -45,6 +45,7 @@ from ..sampling.width import WrongWidth
 from .metrics import DISTANCES, METRICS, Estimate, Metric, Metrics, by_name, compare, warn_of_few
 from .rows import Row
 from .sets import Features, mapped
+from .states import states_of
 from .store import Store, Unfinished, key_of
 from .token_metrics import meaningful
 from .truth import Truth, check_truth, error_of, exact_end, ode_solution
@@ -82,7 +83,7 @@ def benchmark(
         truth, truth_steps: the exact solution; by default ``ode_solution`` in so many steps, 0 for none.
         metrics, features: as for ``metrics.compare``; by default ``DISTANCES``, or ``meaningful``.
         rounding: a function applied to the samples before the metrics, such as rounding to 8 bits.
-        keep, progress: samples in a row; whether to show a bar over the rows.
+        keep, progress: samples in a row, 0 for neither samples nor states; whether to show a bar over the rows.
 
     Raises:
         InputError: an unknown name, fewer than four seeds or reference samples, a budget below 1, or no row for which a
@@ -235,9 +236,19 @@ class Setting:
             seconds=result.seconds,
             seconds_per_sample=result.seconds / len(x),
             samples=x[: self.keep].clone(),
+            states=self._states(plan),
             metrics=self._scores(scored),
             error=None if exact is None else error_of(x, exact),
             environment=environment(self.common["device"], self.dtype),
+        )
+
+    def _states(self, plan: Plan) -> Tensor | None:
+        if not self.keep or as_model(self.denoiser, None).space == "discrete":
+            return None
+        condition = {name: rows[:1] for name, rows in (self.common["condition"] or {}).items()} or None
+        device = self.common["device"]
+        return states_of(
+            self.denoiser, plan, self.seeds[0], self.shape, condition=condition, dtype=self.dtype, device=device
         )
 
     def _scores(self, x: Tensor) -> dict[str, Estimate]:

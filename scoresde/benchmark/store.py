@@ -1,7 +1,7 @@
 """The finished rows of a benchmark in a folder, so that a benchmark that was stopped resumes, and processes share it.
 
-A row is a file with its columns, its first samples, its values on parts of the samples, and the facts of the benchmark.
-It is written as soon as it is done, and named by a hash of its solver, grid and budget.
+A row is a file with its columns, its first samples, the states of one of them, its values on parts of the samples, and
+the facts of the benchmark. It is written as soon as it is done, and named by a hash of its solver, grid and budget.
 """
 
 from __future__ import annotations
@@ -74,8 +74,9 @@ class Store:
     def put(self, key: str, row: Row) -> None:
         """Writes a row."""
         arrays: dict[str, Any] = {"plain": as_text({**record(row), "environment": row.environment})}
-        if row.samples is not None:
-            arrays["samples"] = row.samples.numpy()
+        for name, kept in (("samples", row.samples), ("states", row.states)):
+            if kept is not None:
+                arrays[name] = kept.numpy()
         for name, score in {**row.metrics, **({"error": row.error} if row.error else {})}.items():
             arrays[f"again.{name}"] = np.array(score.again, dtype=np.float64)
         self._write(self.path(key), arrays)
@@ -154,14 +155,15 @@ def _row(arrays: Mapping[str, Any]) -> Row:
         InputError, KeyError, ValueError, TypeError, AttributeError: an array is missing or is not what it should be.
     """
     row = row_of(dict(parse_json(str(arrays["plain"][()]))))
-    samples = torch.from_numpy(arrays["samples"]) if "samples" in arrays else None
+    kept = {name: torch.from_numpy(arrays[name]) for name in ("samples", "states") if name in arrays}
 
     def whole(name: str, score: Estimate) -> Estimate:
         return replace(score, again=tuple(map(float, arrays[f"again.{name}"])))
 
     return replace(
         row,
-        samples=samples,
+        samples=kept.get("samples"),
+        states=kept.get("states"),
         metrics={name: whole(name, score) for name, score in row.metrics.items()},
         error=row.error and whole("error", row.error),
     )

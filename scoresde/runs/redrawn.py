@@ -12,6 +12,7 @@ from solvers.registry.outside import Origin
 from solvers.registry.registry import outside_names
 
 from ..benchmark.rows import Row
+from ..benchmark.runner import Setting
 from ..io.result_files import environment
 from ..sampling.plan import OWN
 from . import build
@@ -103,7 +104,7 @@ def rows_again(
             others = _others(header, task)
             for number in numbers:
                 row = rows[number - 1]
-                yield Redrawn(number, row, _again(task, row, run), others(row))
+                yield Redrawn(number, row, drawn_again(task.setting, row, run.config.sampling.grid), others(row))
 
 
 def _inputs(
@@ -137,9 +138,9 @@ def _inputs(
     return run, choice, list(seeds)
 
 
-def _again(task: Task, row: Row, run: Run) -> Row:
-    setting = task.setting
-    grid = run.config.sampling.grid if row.grid == OWN else row.grid
+def drawn_again(setting: Setting, row: Row, own_grid: str | None = None) -> Row:
+    """A row drawn again in a benchmark's setting; ``own_grid`` is the grid of rows whose solver has fixed nodes."""
+    grid = own_grid if row.grid == OWN else row.grid
     jobs = [job for job in setting.jobs([row.solver], grid, [row.nfe_budget or 1]) if job.nfe == row.nfe_budget]
     if not jobs:
         raise InputError(f"{row.solver} has no row of {row.nfe_budget} evaluations any more")

@@ -1,4 +1,4 @@
-"""The figures of a page: samples that are not pictures, histograms.
+"""The figures of a page: samples and states that are not pictures, histograms.
 
 They use matplotlib's objects without pyplot, so that they need no display and leave no global state.
 """
@@ -47,6 +47,35 @@ def drawing(samples: Tensor, reference: Tensor | None, limits: tuple[float, floa
     else:
         axes.plot(x.T, lw=0.8, color=_BLUE, alpha=0.7)
         axes.set(xlim=(0, d - 1), ylim=limits)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_color("#dcdfe3")
+    return figure
+
+
+def way(states: Tensor, reference: Tensor | None, limits: tuple[float, float]) -> Figure:
+    """The states (K, *) of one sample: a path in one or two dimensions, a row of lines in more."""
+    x = states.detach().cpu().double().flatten(1).numpy()
+    count, d = x.shape
+    if d > 2:
+        figure = Figure(figsize=(1.1 * count, 0.9), dpi=150)
+        for place, state in enumerate(x):
+            axes = figure.add_axes((place / count + 0.003, 0.02, 1 / count - 0.006, 0.96))
+            axes.plot(state, lw=0.8, color=_BLUE)
+            axes.set(xlim=(0, d - 1), ylim=limits, xticks=[], yticks=[])
+            axes.spines[:].set_color("#dcdfe3")
+        return figure
+    real = None if reference is None else reference.detach().cpu().double().flatten(1)[:500].numpy()
+    figure = Figure(figsize=(2.2, 2.2), dpi=150)
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    if d == 1:
+        axes.plot(x[:, 0], marker="o", ms=3, lw=1, color=_BLUE)
+        axes.set(xlim=(-0.2, count - 0.8), ylim=limits)
+    else:
+        if real is not None:
+            axes.scatter(real[:, 0], real[:, 1], s=3, color=_REAL, lw=0)
+        axes.plot(x[:, 0], x[:, 1], marker="o", ms=3, lw=1, color=_BLUE)
+        axes.plot(x[-1, 0], x[-1, 1], marker="o", ms=6, color=_BLUE)
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("#dcdfe3")
     return figure

@@ -22,13 +22,14 @@ from solvers.files import write_atomically
 
 from ..benchmark.metrics import Estimate
 from ..benchmark.rows import Row
+from ..benchmark.states import STATES
 from ..benchmark.ties import leaders
 from ..benchmark.token_metrics import TOKEN_METRICS
 from ..io.result_files import environment
 from ..likelihood.result import LogProb, typical_error
 from ..sampling.pictures import image_grid, is_image
 from .charts import NAMES, charts, groups_of, legend, number, score_of, scores_of
-from .figures import drawing, histogram, inline
+from .figures import drawing, histogram, inline, way
 from .pages import source, template
 
 _TEXTS = 4  # texts of a row and budget
@@ -81,6 +82,7 @@ def write_report(
         facts=[(name, text_of(value)) for name, value in header.items()],
         **_table(rows),
         **_pictures(rows, low, high, reference, texts),
+        **_ways(rows, low, high, reference),
     )
     write_atomically(path, page)
 
@@ -190,6 +192,41 @@ def _pictures(
     columns = [f"NFE {budget}" for budget in budgets] + ["adaptive" for _ in own]
     facts = {"picture_columns": columns, "picture_class": "pixels" if pixels else "figure", "picture_caption": caption}
     return {"picture_rows": lines, **facts}
+
+
+def _ways(rows: Sequence[Row], low: float, high: float, reference: Tensor | None) -> dict[str, Any]:
+    """For every solver the states of its first sample, at its least budget."""
+    chosen = []
+    for label, members in groups_of(rows).items():
+        known = [row for row in members if row.states is not None]
+        if known:
+            chosen.append((label, min(known, key=lambda row: row.nfe_budget or 0)))
+    if not chosen:
+        return {"ways": []}
+    states = [row.states for _, row in chosen if row.states is not None]
+    pixels, dots = is_image(states[0]), states[0][0].numel() <= 2
+    ends = [float(end) for part in [*states, *([] if reference is None else [reference])] for end in part.aminmax()]
+    margin = 0.05 * (max(ends) - min(ends)) or 1.0
+    limits = min(ends) - margin, max(ends) + margin
+    lines = []
+    for (label, row), shown in zip(chosen, states, strict=True):
+        if pixels:
+            picture: Any = image_grid(shown, low, high, columns=len(shown), tile=_TILE)
+            width = picture.width
+        else:
+            picture = way(shown, reference, limits)
+            width = round(100 * picture.get_figwidth())
+        text = f"{len(shown)} states of a sample, from noise to data"
+        kind = "pixels" if pixels else "figure"
+        lines.append(
+            {"label": label, "nfe": row.nfe, "image": inline(picture), "width": width, "kind": kind, "text": text}
+        )  # fmt: skip
+    how = "The points are its states; the large one is the sample." if dots else "Each picture is a state."
+    caption = (
+        f"The first sample of each solver at its least budget, from noise, the same for all, to data. {how} States are "
+        f"divided by the square root of alpha² + sigma²; of a solve with more than {STATES}, so many are shown."
+    )
+    return {"ways": lines, "way_caption": caption}
 
 
 def _line(text: str) -> str:
