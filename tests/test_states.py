@@ -110,6 +110,14 @@ def test_points_are_a_path_and_signals_a_row_of_lines(tmp_path):
     assert np.ptp(rows[parts[0]]) < 0.1 * picture.height  # the first state is flat
 
 
+def test_a_solver_that_leaves_the_range_does_not_flatten_the_others(tmp_path):
+    path, real = torch.tensor([[-2.0, -2.0], [0.0, 0.0], [2.0, 2.0]]), torch.tensor([[2.0, 2.0], [-2.0, -2.0]])
+    far = torch.tensor([[-2.0, -2.0], [0.0, 900.0]])
+    first, second = shown(tmp_path, {("ddim", 5): path, ("heun", 5): far}, reference=real).pictures()
+    assert np.ptp(blue(first)[1]) > 0.8 * first.width
+    assert len(blue(second)[0]) > 10
+
+
 @pytest.mark.parametrize("size", [(1, 8, 8), (2,), (20,)])
 def test_a_browser_shows_the_states_at_any_width(tmp_path, size):
     if CHROMIUM is None:

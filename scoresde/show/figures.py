@@ -52,29 +52,29 @@ def drawing(samples: Tensor, reference: Tensor | None, limits: tuple[float, floa
     return figure
 
 
-def way(states: Tensor, reference: Tensor | None, limits: tuple[float, float]) -> Figure:
-    """The states (K, *) of one sample: a path in one or two dimensions, a row of lines in more."""
+def way(states: Tensor, reference: Tensor | None, limits: tuple[float, float], places: int) -> Figure:
+    """The states (K, *) of one sample: a path in one or two dimensions, a row of lines in ``places`` places in more."""
     x = states.detach().cpu().double().flatten(1).numpy()
     count, d = x.shape
     if d > 2:
-        figure = Figure(figsize=(1.1 * count, 0.9), dpi=150)
+        figure = Figure(figsize=(1.1 * places, 0.9), dpi=150)
         for place, state in enumerate(x):
-            axes = figure.add_axes((place / count + 0.003, 0.02, 1 / count - 0.006, 0.96))
+            axes = figure.add_axes((place / places + 0.003, 0.02, 1 / places - 0.006, 0.96))
             axes.plot(state, lw=0.8, color=_BLUE)
             axes.set(xlim=(0, d - 1), ylim=limits, xticks=[], yticks=[])
             axes.spines[:].set_color("#dcdfe3")
         return figure
     real = None if reference is None else reference.detach().cpu().double().flatten(1)[:500].numpy()
-    figure = Figure(figsize=(2.2, 2.2), dpi=150)
+    figure = Figure(figsize=(1.5, 1.5), dpi=150)
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     if d == 1:
-        axes.plot(x[:, 0], marker="o", ms=3, lw=1, color=_BLUE)
+        axes.plot(x[:, 0], marker="o", ms=2.5, lw=0.8, color=_BLUE)
         axes.set(xlim=(-0.2, count - 0.8), ylim=limits)
     else:
         if real is not None:
             axes.scatter(real[:, 0], real[:, 1], s=3, color=_REAL, lw=0)
-        axes.plot(x[:, 0], x[:, 1], marker="o", ms=3, lw=1, color=_BLUE)
-        axes.plot(x[-1, 0], x[-1, 1], marker="o", ms=6, color=_BLUE)
+        axes.plot(x[:, 0], x[:, 1], marker="o", ms=2.5, lw=0.8, color=_BLUE)
+        axes.plot(x[-1, 0], x[-1, 1], marker="o", ms=5, color=_BLUE)
         axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("#dcdfe3")

@@ -205,7 +205,9 @@ def _ways(rows: Sequence[Row], low: float, high: float, reference: Tensor | None
         return {"ways": []}
     states = [row.states for _, row in chosen if row.states is not None]
     pixels, dots = is_image(states[0]), states[0][0].numel() <= 2
-    ends = [float(end) for part in [*states, *([] if reference is None else [reference])] for end in part.aminmax()]
+    # a solver that leaves the range of the noise and the data is cut off, so that it does not flatten all others
+    inside = [part[0] for part in states] + ([part[-1] for part in states] if reference is None else [reference])
+    ends = [float(end) for part in inside for end in part.aminmax()]
     margin = 0.05 * (max(ends) - min(ends)) or 1.0
     limits = min(ends) - margin, max(ends) + margin
     lines = []
@@ -214,7 +216,7 @@ def _ways(rows: Sequence[Row], low: float, high: float, reference: Tensor | None
             picture: Any = image_grid(shown, low, high, columns=len(shown), tile=_TILE)
             width = picture.width
         else:
-            picture = way(shown, reference, limits)
+            picture = way(shown, reference, limits, max(map(len, states)))
             width = round(100 * picture.get_figwidth())
         text = f"{len(shown)} states of a sample, from noise to data"
         kind = "pixels" if pixels else "figure"
