@@ -8,7 +8,7 @@ DOC := $(VENV)/.installed-docs
 # each process takes one half of the tests, in order, so that what a file makes is made once, and then steals
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo short-demo quick test test-all lint docs benchmark publish clean
+.PHONY: demo short-demo quick test test-all lint docs benchmark measurements publish clean
 
 demo: $(RUN)
 	$(BIN)/scoresde demo --out demo/
@@ -36,7 +36,13 @@ lint: $(DEV)
 docs: $(DOC)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
+# the leaderboard; a run that was stopped resumes
 benchmark: $(RUN)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/leaderboard.py
+	$(BIN)/python benchmarks/readme.py
+
+# orders, and distances of all solvers at 5 to 50 evaluations
+measurements: $(RUN)
 	$(BIN)/python benchmarks/solver_orders.py
 	$(BIN)/python benchmarks/steps_vs_quality.py
 	$(BIN)/python benchmarks/readme.py

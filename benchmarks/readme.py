@@ -1,7 +1,7 @@
 """Writes the README's table of solvers, docs/solvers.md and the figures of docs/start.md, docs/programs.md,
 docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/training.md, docs/guidance.md, docs/posteriors.md,
-docs/interop.md and docs/reliability.md, and the README's table of posteriors with the rows of their cards, from the
-registry and the committed results: python benchmarks/readme.py
+docs/interop.md, docs/reliability.md and docs/leaderboard.md, and the README's table of posteriors with the rows of
+their cards, from the registry and the committed results: python benchmarks/readme.py
 
 With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
@@ -18,6 +18,7 @@ import tables.conditions
 import tables.ddpm_and_sde
 import tables.diffusers
 import tables.guidance
+import tables.leaderboard
 import tables.likelihood
 import tables.losses
 import tables.posteriors
@@ -32,6 +33,7 @@ from scoresde.show import solver_cards
 from solvers.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = """\
 # Solvers
 
@@ -64,7 +66,7 @@ RANKINGS = (  # whether solvers draw noise, the measure that ranks them, and wha
 
 def read(name: str) -> dict[str, Any]:
     """A committed result file, read from JSON."""
-    document: dict[str, Any] = json.loads((ROOT / "benchmarks" / "results" / name).read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
     return document
 
 
@@ -320,6 +322,7 @@ def marked() -> dict[str, dict[str, str]]:
         "docs/start.md": {
             "which solver": tables.which_solver.table(read("defaults.json"), read("steps_vs_quality.json"))
         },
+        "docs/leaderboard.md": tables.leaderboard.tables(read("leaderboard.json"), RESULTS / "leaderboard.csv"),
         "docs/reliability.md": tables.reliability.tables(read("reliability.json")),
         "docs/guidance.md": tables.guidance.tables(read("guidance.json")),
         "docs/posteriors.md": tables.posteriors.tables(read("posteriors.json")),

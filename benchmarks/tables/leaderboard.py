@@ -1,0 +1,203 @@
+"""The tables of docs/leaderboard.md, made from leaderboard.csv and leaderboard.json; readme.py writes them."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from scipy.stats import t as student
+
+import solvers
+from scoresde.show.solver_cards import markdown
+
+NFE = (5, 8, 10, 20)
+NAMES = {
+    "mixture": "12 Gaussians, exact",
+    "digits": "digits, exact",
+    "mnist": "300 of MNIST, exact",
+    "cifar10": "300 of CIFAR-10, exact",
+    "trained": "digits, trained network",
+}
+LEVEL = 0.95
+SHOWN = 2  # names next to the best one; the others that are tied are a number
+Boards = dict[tuple[str, str], list[dict[str, str]]]
+
+
+class Standing(NamedTuple):
+    """A solver on a grid at one budget, over several boards.
+
+    Attributes:
+        label: the solver, with its grid unless that is the default one.
+        times: the geometric mean, over the boards, of its distance over the least one of the board.
+        tied: whether it is the best, or not distinguished from it.
+    """
+
+    label: str
+    times: float
+    tied: bool
+
+
+def boards_of(path: Path) -> Boards:
+    """The rows of the result file by board."""
+    found: Boards = {}
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault((row["problem"], row["path"]), []).append(row)
+    return found
+
+
+def label_of(row: Mapping[str, str]) -> str:
+    """A solver's name, with its grid unless that is the default one."""
+    own = row["grid"] in ("karras", row["solver"].partition("(")[0])
+    return f"`{row['solver']}`" if own else f"`{row['solver']}` on `{row['grid']}`"
+
+
+def standings(boards: Boards, measure: str, budget: int) -> list[Standing]:
+    """Every solver and grid with a distance on all boards, best first.
+
+    One is tied with the best if the 95 % interval of the mean difference of their logarithms over the boards, by
+    Student's t, contains 0.
+    """
+    logs: dict[str, list[float]] = {}
+    for rows in boards.values():
+        scored = {label_of(row): row[measure] for row in rows if row["nfe_budget"] == str(budget) and row[measure]}
+        least = min(map(float, scored.values()))
+        for label, value in scored.items():
+            logs.setdefault(label, []).append(math.log(float(value) / least))
+    whole = sorted((fmean(found), label) for label, found in logs.items() if len(found) == len(boards))
+    best = logs[whole[0][1]]
+    return [
+        Standing(label, math.exp(mean), label == whole[0][1] or _tied(logs[label], best)) for mean, label in whole
+    ]  # fmt: skip
+
+
+def _tied(one: Sequence[float], best: Sequence[float]) -> bool:
+    apart = [a - b for a, b in zip(one, best, strict=True)]
+    if len(apart) < 2:
+        return False
+    reach = float(student.ppf(0.5 + LEVEL / 2, len(apart) - 1)) * stdev(apart) / math.sqrt(len(apart))
+    return fmean(apart) <= reach
+
+
+def named(labels: Sequence[str]) -> str:
+    """The first names, and the number of the others.
+
+    >>> named(["a"]), named(["a", "b", "c", "d", "e"])
+    ('a', 'a, b and 3 more')
+    """
+    others = f" and {len(labels) - SHOWN} more" * (len(labels) > SHOWN)
+    return ", ".join(labels[:SHOWN]) + others
+
+
+def answers(boards: Boards) -> str:
+    """For each budget, the solvers that are nearest to the exact solution, and to the data, over all boards."""
+    networks = {key: rows for key, rows in boards.items() if key[0] not in NAMES or key[0] == "trained"}
+    lines = []
+    for budget in NFE:
+        cells = []
+        for some, measure in ((boards, "error"), (networks, "error"), (boards, "sliced_wasserstein")):
+            first, *others = (each for each in standings(some, measure, budget) if each.tied)
+            tied = f"; tied: {named([each.label for each in others])}" if others else ""
+            cells.append(f"**{first.label}** {first.times:.2f}{tied}")
+        lines.append((f"**{budget} NFE**", *cells))
+    head = ("", "nearest to the exact solution", "the same, trained networks alone", "nearest to the data")
+    return markdown(head, lines)
+
+
+def best_of(rows: Sequence[Mapping[str, str]], measure: str, budget: int) -> str:
+    """The best solver of a board, by the row's column ``best``, with its distance and those tied with it."""
+    marked = [row for row in rows if row["nfe_budget"] == str(budget) and measure in row["best"].split()]
+    marked.sort(key=lambda row: float(row[measure]))
+    first, *others = map(label_of, marked)
+    tied = f"; tied: {named(others)}" if others else ""
+    return f"**{first}** {float(marked[0][measure]):.3g}{tied}"
+
+
+def winners(boards: Boards, measure: str) -> str:
+    """The best of each board and budget."""
+    lines = [
+        (f"{NAMES.get(problem, problem)}, {path}", *(best_of(rows, measure, budget) for budget in NFE))
+        for (problem, path), rows in boards.items()
+    ]
+    return markdown(("", *(f"{budget} NFE" for budget in NFE)), lines)
+
+
+def everyone(boards: Boards) -> str:
+    """Every solver and grid: how many times the least distance it has, over the boards, at each budget."""
+    columns = [(measure, budget) for measure in ("error", "sliced_wasserstein") for budget in NFE]
+    found: dict[str, dict[tuple[str, int], Standing]] = {}
+    for column in columns:
+        for each in standings(boards, *column):
+            found.setdefault(each.label, {})[column] = each
+    lines = []
+    for label, row in sorted(found.items(), key=lambda item: _rank(item[1])):
+        cells = []
+        for column in columns:
+            own = row.get(column)
+            text = "" if own is None else f"{own.times:.2f}" if own.times < 100 else f"{own.times:.0f}"
+            cells.append(f"**{text}**" if own and own.tied else text)
+        lines.append((label, *cells))
+    head = ("", *(f"{'error' if measure == 'error' else 'data'}, {budget}" for measure, budget in columns))
+    return markdown(head, lines)
+
+
+def _rank(row: Mapping[tuple[str, int], Standing]) -> tuple[bool, float]:
+    """Deterministic solvers first; then by the mean over the budgets."""
+    errors = [math.log(each.times) for (measure, _), each in row.items() if measure == "error"]
+    return not errors, fmean(errors or [math.log(each.times) for each in row.values()])
+
+
+def absent(document: Mapping[str, Any], boards: Boards) -> str:
+    """The names without rows, by reason; a solver that was registered since then has none yet."""
+    there = {row["solver"].partition("(")[0] for rows in boards.values() for row in rows}
+    why = {name: "not drawn yet" for name in solvers.names("gaussian") if name not in there}
+    reasons: dict[str, list[str]] = {}
+    for name, reason in {**why, **document["without rows"]}.items():
+        reasons.setdefault(reason, []).append(f"`{name}`")
+    return "\n".join(f"- {', '.join(names)}: {reason}." for reason, names in reasons.items())
+
+
+def orders(document: Mapping[str, Any]) -> str:
+    """Where few-step quality and order disagree, and a table of the errors behind it."""
+    rows = document["slopes"]
+    few, many = (sorted(rows, key=lambda row, k=k: row["points"][k][1]) for k in (0, -1))  # type: ignore[misc]
+    high = max(rows, key=lambda row: row["order"])
+    wins = few[0]
+
+    def place(row: Mapping[str, Any], ranking: Sequence[Mapping[str, Any]]) -> int:
+        return [each["solver"] for each in ranking].index(row["solver"]) + 1
+
+    def clause(row: Mapping[str, Any], k: int, ranking: Sequence[Mapping[str, Any]]) -> str:
+        return f"`{row['solver']}` has place {place(row, ranking)} with {row['points'][k][1]:.2g}"
+
+    low = min(rows, key=lambda row: row["order"])
+    text = (
+        f"With {low['points'][0][0]} evaluations `{low['solver']}`, of the lowest order, {low['order']:.1f}, has the "
+        f"error {low['points'][0][1]:.2g}, and `{high['solver']}`, of the highest, {high['order']:.1f}, "
+        f"{high['points'][0][1]:.2g}; `{wins['solver']}`, of order {wins['order']:.1f}, has the least of these "
+        f"{len(rows)}, {wins['points'][0][1]:.2g}. With {high['points'][-1][0]} evaluations {clause(high, -1, many)}, "
+        f"{clause(wins, -1, many)}, and {clause(low, -1, many)}."
+    )
+    lines = []
+    for row in sorted(rows, key=lambda row: float(row["order"])):
+        errors = (f"{error:.2g} ({nfe})" for nfe, error in row["points"])
+        lines.append((f"`{row['solver']}`", f"{row['order']:.2f}", f"{row['slope']:.2f}", *errors))
+    counts = [nfe for nfe, _ in next(row for row in rows if row["solver"] == "ddim")["points"]]
+    return f"{text}\n\n{markdown(('solver', 'order', 'slope', *(f'error, {n}' for n in counts)), lines)}"
+
+
+def tables(document: Mapping[str, Any], path: Path) -> dict[str, str]:
+    """The marked parts of the page."""
+    boards = boards_of(path)
+    return {
+        "answers": answers(boards),
+        "winners": winners(boards, "error"),
+        "winners by data": winners(boards, "sliced_wasserstein"),
+        "everyone": everyone(boards),
+        "absent": absent(document, boards),
+        "orders": orders(document),
+    }
