@@ -218,7 +218,7 @@ def calls(folder, given, denoiser, network):
         "benchmark": ["benchmark", run, fast, "--solvers=ddim", "--nfe=5", f"--out={folder / 'bench'}"],
         "rerun": ["rerun", f"{folder / 'bench'}"],  # of the command before
         "compare": ["compare", f"{folder / 'bench'}", f"{folder / 'bench'}"],
-        "choose": ["choose", run, "--nfe=4", "--seeds=8", "--solvers=ddim", "--grids=logsnr"],
+        "choose": ["choose", run, "--nfe=4", "--seeds=8", "--solvers=ddim", "--grids=logsnr", "--without-tuning"],
         "tune": [
             "tune",
             run,

@@ -35,7 +35,8 @@ def test_the_trajectory_begins_where_samples_begin_and_ends_at_the_exact_solutio
     assert float((fine.states[-1] - truth.states[-1]).square().mean().sqrt()) < 1e-3  # solvers' errors are above 0.03
 
 
-def test_the_command_prints_fields_that_reach_the_error_it_names(run, digits, tmp_path, capsys):
+def test_the_command_prints_fields_that_reach_the_error_it_names(run, digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("scoresde.cli.tuning.TRIED", 20)
     assert main(["choose", f"--workdir={run}", "--nfe=6", f"--out={tmp_path}", *SHORT]) == 0
     out = capsys.readouterr().out
     found = json.loads((tmp_path / "choice.json").read_text())["choices"]["6"]
@@ -51,6 +52,11 @@ def test_the_command_prints_fields_that_reach_the_error_it_names(run, digits, tm
     made = scoresde.sample(digits.denoiser, None, range(64), best["solver"], best["grid"], nfe=best["nfe"])
     error = math.sqrt(float((made.x.double() - truth.states[-1]).square().mean()))
     assert error == pytest.approx(best["error"], rel=1e-3)  # samples are in float32
+    problem, others = scoresde.trajectory(digits.denoiser, None, range(192, 256))  # after 64 and two parts of 64
+    unseen = others.errors(best["solver"], problem, others.place(best["grid"], best["steps"]))
+    assert found["untuned_held_out"] == pytest.approx(math.sqrt(float(unseen.mean())), rel=1e-6)
+    assert found["tuned"]["rms"] < found["untuned_held_out"]
+    assert f"tuned in 20 iterations: {found['tuned']['rms']:.4g}" in out
 
 
 def test_bad_input_is_one_clear_line(run, tmp_path, capsys):

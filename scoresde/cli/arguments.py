@@ -235,6 +235,7 @@ def _tuning(commands: argparse._SubParsersAction[Parser]) -> None:
         sub.add_argument("--grids", type=specs_of, metavar="NAMES", help="likewise; by default those of common use")
         sub.add_argument("--class", dest="classes", type=classes_of, metavar="CLASSES", help="of the samples; or none")
     choose.add_argument("--seeds", type=seeds_of, default="256", help="the samples to compare on: 256 means 0-255")
+    choose.add_argument("--without-tuning", action="store_true", help="do not try how much a tuned program would gain")
     choose.add_argument("--out", type=folder_of, help="a folder for choice.json, with the errors of all settings")
     _out(tune)
     each = "samples to tune on; as many more decide when to stop, and as many are held out"

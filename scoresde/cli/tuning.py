@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from solvers import Choice, InputError, Trajectory
 from solvers.files import read_json
 from solvers.tuning import TunedProgram, tuning_losses
 from solvers.tuning.choice import Setting
+from solvers.tuning.descent import Progress
+from solvers.tuning.tuned_program import PROGRAM
 
 from ..io.progress import bar as progress_bar
 from ..io.result_files import writable
@@ -26,6 +28,8 @@ from ..sampling.plan import SAMPLER
 from ..sampling.trajectory import trajectory
 from .results import record, say_average
 
+TRIED, TRIED_ON = 100, 64  # iterations of the tuning that choose tries, and seeds of each of its parts
+
 
 def choose(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Finds the solver and the grid with the least error at each budget, and prints the config's fields."""
@@ -34,11 +38,52 @@ def choose(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     with run.origin.limits(), evaluation(run.denoiser):
         problem, truth = exact(run, arguments.seeds, arguments.classes)
         found = {nfe: _choice(run, problem, truth, nfe, arguments) for nfe in arguments.nfe}
+        gains = {} if arguments.without_tuning else _gains(run, found, arguments)
     if arguments.out is not None:
-        facts = {str(nfe): _facts(choice) for nfe, choice in found.items()}
+        facts = {str(nfe): _facts(choice) | gains.get(nfe, {}) for nfe, choice in found.items()}
         record(writable(arguments.out) / "choice.json", command, run, seeds=arguments.seeds, choices=facts)
     for nfe, choice in found.items():
-        print(f"{nfe} NFE: {choice}", _compared(problem, truth, nfe, choice), fields_of(choice.best), sep="\n")
+        print(f"{nfe} NFE: {choice}", _compared(problem, truth, nfe, choice), sep="\n")
+        if nfe in gains:
+            tuned, untuned = gains[nfe]["tuned"]["rms"], gains[nfe]["untuned_held_out"]
+            print(
+                f"tuned in {TRIED} iterations: {tuned:.4g}; the best has {untuned:.4g}, on {TRIED_ON} other seeds:"
+                f" scoresde tune --workdir={arguments.workdir} --nfe={nfe} --out=tuned"
+            )
+        print(fields_of(choice.best))
+
+
+def _gains(run: Run, found: Mapping[int, Choice], arguments: argparse.Namespace) -> dict[int, dict[str, Any]]:
+    """What a short tuning gains at each budget: its error on held-out seeds, and that of the best untuned setting."""
+    after = max(arguments.seeds) + 1
+    seeds = [range(after + k * TRIED_ON, after + (k + 1) * TRIED_ON) for k in range(3)]
+    parts = [exact(run, part, arguments.classes) for part in seeds]
+    problem, truths = parts[0][0], [truth for _, truth in parts]
+    gains = {}
+    for nfe, choice in found.items():
+        with progress_bar(None, desc=f"tune, {nfe} NFE", total=TRIED) as bar:
+            made = solvers.tune_program(
+                _starts(choice), problem, nfe, truths[0], validation=truths[1], held_out=truths[2], iterations=TRIED,
+                progress=_shown(bar),
+            )  # fmt: skip
+        tuned = made.held_out[PROGRAM]._asdict()
+        gains[nfe] = {"tuned": tuned, "untuned_held_out": _error(parts[2], choice.best), "iterations": TRIED}
+    return gains
+
+
+def _shown(bar: Any) -> Callable[[Progress], None]:
+    """Shows the progress of a tuning on a bar."""
+
+    def show(at: Progress) -> None:
+        bar.update(at.iteration - bar.n)
+        bar.set_postfix_str(f"validation {at.best:.3g}")
+
+    return show
+
+
+def _starts(choice: Choice) -> list[str]:
+    """The two best solvers, from which a tuning may start."""
+    return list(dict.fromkeys(s.solver for s in choice.settings if solvers.make(s.solver).own_grid is None))[:2]
 
 
 def exact(run: Run, seeds: Sequence[int], classes: Sequence[int | None] | None) -> tuple[Diffusion, Trajectory]:
@@ -155,17 +200,11 @@ def _tuned(
     """The tuned program at one budget, and the best untuned setting."""
     problem, truths = parts[0][0], [truth for _, truth in parts]
     choice = _choice(run, problem, truths[0], nfe, arguments)
-    starts = list(dict.fromkeys(s.solver for s in choice.settings if solvers.make(s.solver).own_grid is None))[:2]
     with progress_bar(None, desc=f"tune, {nfe} NFE", total=arguments.iterations) as bar:
-
-        def show(at: Any) -> None:
-            bar.update(at.iteration - bar.n)
-            bar.set_postfix_str(f"validation {at.best:.3g}")
-
         made = solvers.tune_program(
-            starts, problem, nfe, truths[0], validation=truths[1], held_out=truths[2], free=arguments.free,
-            loss=arguments.loss, data=data, iterations=arguments.iterations, batch=arguments.batch, progress=show,
-            checkpoint=_part(arguments.out / f"nfe{nfe}.json"),
+            _starts(choice), problem, nfe, truths[0], validation=truths[1], held_out=truths[2], free=arguments.free,
+            loss=arguments.loss, data=data, iterations=arguments.iterations, batch=arguments.batch,
+            progress=_shown(bar), checkpoint=_part(arguments.out / f"nfe{nfe}.json"),
         )  # fmt: skip
     return made, choice.best
 
