@@ -13,7 +13,7 @@ from discrete_problems import dirichlet, end_error, geometric, marginal
 
 import scoresde
 import solvers
-from scoresde.cli import commands
+from scoresde.cli import benchmarking
 from scoresde.models.discrete import DiscreteEmpirical
 from scoresde.models.problem import Diffusion
 from scoresde.paths.discrete import Absorbing, Hybrid, MaskReplace, Uniform
@@ -341,7 +341,7 @@ def test_a_step_from_pure_noise_draws_from_the_posterior(spec):
 def test_names_that_the_spaces_share_mean_the_solver_of_the_model(given, meant):
     model = HEARTBEAT.denoiser(Uniform(2))
     assert str(scoresde.plan(model, given, steps=4).solver) == meant
-    commands._check_commas([given], "discrete")  # as a benchmark reads them
+    benchmarking._check_commas([given], "discrete")  # as a benchmark reads them
 
 
 def test_names_of_the_other_space_stay_as_they_are():
