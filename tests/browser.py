@@ -119,3 +119,17 @@ def browser(profile):
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+def check_page(opened, path, width, dark):
+    """A page is complete, fits the width, can be read, and asks nothing of the network."""
+    opened.open(path, width, dark)
+    assert opened.complaints == []
+    assert [address for address in opened.requests if not address.startswith(("file:", "data:"))] == []
+    assert opened.value("document.documentElement.scrollWidth") <= width
+    assert opened.value(WIDE) == []
+    contrasts = opened.value(CONTRAST)
+    assert len(contrasts) > 60
+    assert min(contrasts) >= 4.5  # WCAG 2, level AA
+    assert min(opened.value(SIZES)) >= 9  # pixels: the numbers on the axes can be read
+    assert opened.value("[...document.images].every(i => i.naturalWidth > 0)") is True

@@ -4,7 +4,7 @@ import csv
 import io
 
 import pytest
-from browser import CHROMIUM, CONTRAST, SIZES, WIDE, browser
+from browser import CHROMIUM, browser, check_page
 from test_report import ROWS, Page, page, pictures, row
 
 from scoresde.show.page import write_report
@@ -47,16 +47,7 @@ def saved(opened, form):
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_shows_the_page(shown, width, dark):
     opened, path = shown
-    opened.open(path, width, dark)
-    assert opened.complaints == []
-    assert [address for address in opened.requests if not address.startswith(("file:", "data:"))] == []
-    assert opened.value("document.documentElement.scrollWidth") <= width
-    assert opened.value(WIDE) == []
-    contrasts = opened.value(CONTRAST)
-    assert len(contrasts) > 60
-    assert min(contrasts) >= 4.5  # WCAG 2, level AA
-    assert min(opened.value(SIZES)) >= 9  # pixels: the numbers on the axes can be read
-    assert opened.value("[...document.images].every(i => i.naturalWidth > 0)") is True
+    check_page(opened, path, width, dark)
 
 
 def test_the_table_sorts_and_filters_and_the_charts_follow(shown):

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from browser import CHROMIUM, CONTRAST, SIZES, WIDE, browser
+from browser import CHROMIUM, browser, check_page
 from PIL import Image
 
 from scoresde.show import training_figures
@@ -160,16 +160,7 @@ def shown(tmp_path_factory):
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_shows_the_page(shown, width, dark):
     opened, path = shown
-    opened.open(path, width, dark)
-    assert opened.complaints == []
-    assert [address for address in opened.requests if not address.startswith(("file:", "data:"))] == []
-    assert opened.value("document.documentElement.scrollWidth") <= width
-    assert opened.value(WIDE) == []
-    contrasts = opened.value(CONTRAST)
-    assert len(contrasts) > 60
-    assert min(contrasts) >= 4.5  # WCAG 2, level AA
-    assert min(opened.value(SIZES)) >= 9  # pixels: the numbers on the axes can be read
-    assert opened.value("[...document.images].every(i => i.naturalWidth > 0)") is True
+    check_page(opened, path, width, dark)
     # side by side where there is room
     tops = opened.value("[...document.querySelectorAll('.tiles:first-of-type figure')].map(e => e.offsetTop)")
     assert (len(set(tops[:2])) == 1) == (width == 1200)
