@@ -52,7 +52,12 @@ def test_files_of_the_run_are_kept_and_those_of_another_are_not_replaced(run, tu
     assert {p.name: p.read_bytes() for p in tuned.iterdir()} == before
     other = tmp_path / "other"
     assert main(["train", "--config=digits_vp", f"--workdir={other}", "--config.training.steps=2", *SMALL]) == 0
-    fails(capsys, ["tune", f"--workdir={other}", "--nfe=4", f"--out={tuned}", *SHORT], "not tuned to this run")
+    fails(
+        capsys,
+        ["tune", f"--workdir={other}", "--nfe=4", f"--out={tuned}", *SHORT],
+        "is of another tuning, which differs in step",
+    )
+    fails(capsys, ["tune", f"--workdir={run}", "--nfe=4", f"--out={tuned}", *SHORT, "--loss=log"], "differs in loss")
     assert {p.name: p.read_bytes() for p in tuned.iterdir()} == before
 
 

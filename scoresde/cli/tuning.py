@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -38,12 +39,13 @@ def choose(arguments: argparse.Namespace, overrides: list[str], command: str) ->
     with run.origin.limits(), evaluation(run.denoiser):
         problem, truth = exact(run, arguments.seeds, arguments.classes)
         found = {nfe: _choice(run, problem, truth, nfe, arguments) for nfe in arguments.nfe}
+        compared = {nfe: _compared(problem, truth, nfe, choice) for nfe, choice in found.items()}
         gains = {} if arguments.without_tuning else _gains(run, found, arguments)
     if arguments.out is not None:
         facts = {str(nfe): _facts(choice) | gains.get(nfe, {}) for nfe, choice in found.items()}
         record(writable(arguments.out) / "choice.json", command, run, seeds=arguments.seeds, choices=facts)
     for nfe, choice in found.items():
-        print(f"{nfe} NFE: {choice}", _compared(problem, truth, nfe, choice), sep="\n")
+        print(f"{nfe} NFE: {choice}", compared[nfe], sep="\n")
         if nfe in gains:
             tuned, untuned = gains[nfe]["tuned"]["rms"], gains[nfe]["untuned_held_out"]
             print(
@@ -139,13 +141,14 @@ def tune(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     count = arguments.samples
     seeds = [range(k * count, (k + 1) * count) for k in range(3)]
     files = {nfe: out / f"nfe{nfe}.json" for nfe in arguments.nfe}
-    left = [nfe for nfe, path in files.items() if arguments.overwrite or not _is_kept(path, run)]
+    identity = _identity(run, arguments)
+    left = [nfe for nfe, path in files.items() if arguments.overwrite or not _is_kept(path, identity)]
     with run.origin.limits(), evaluation(run.denoiser):
         if left:
             parts = [exact(run, part, arguments.classes) for part in seeds]
             for nfe in left:
                 made, best = _tuned(run, parts, nfe, arguments, data)
-                facts = {"command": command, "seeds": f"0-{3 * count - 1}", "step": run.step, "config": _identity(run)}
+                facts = {"command": command, "seeds": f"0-{3 * count - 1}", "of": identity}
                 made.save(files[nfe], **facts, chosen={**vars(best), "held_out": _error(parts[2], best)})
                 _part(files[nfe]).unlink(missing_ok=True)
                 print(made, _line(files[nfe]), sep="\n")
@@ -170,23 +173,39 @@ def _data_of(run: Run, loss: str) -> Tensor | None:
     return build.load_data(run.config, run.card).train.some(2048).x
 
 
-def _identity(run: Run) -> dict[str, Any]:
-    """The parts of a run's config that decide what its network predicts."""
-    own = run.config.to_dict()
-    return {name: own[name] for name in ("sde", "model", "training", "data", "seed")}
+def _identity(run: Run, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What decides a tuned program, as plain JSON types: the run, its guidance and conditions, and the options."""
+    own, given = run.config.to_dict(), vars(arguments)
+    options = ("solvers", "grids", "classes", "samples", "free", "loss", "iterations", "batch")
+    facts = {
+        "step": run.step,
+        "average": run.average and run.average.facts(),
+        **{name: own[name] for name in ("sde", "model", "training", "data", "seed")},
+        **{name: own["sampling"].get(name) for name in ("guidance", "condition")},
+        **{name: given[name] for name in options},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(facts))
+    return found
 
 
-def _is_kept(path: Path, run: Run) -> bool:
-    """Whether there is a program that was tuned to this run.
+def _is_kept(path: Path, identity: Mapping[str, Any]) -> bool:
+    """Whether there is a program of the same tuning.
 
     Raises:
-        InputError: there is another file.
+        InputError: there is another file, which differs in what the message names.
     """
     if not path.exists():
         return False
-    facts = read_json(path, "program").get("tuning", {})
-    if (facts.get("step"), facts.get("config")) != (run.step, _identity(run)):
-        raise InputError(f"{path} was not tuned to this run: use a different --out, or add --overwrite to replace it")
+    document = read_json(path, "program")
+    facts = document.get("tuning") if isinstance(document, dict) else None
+    there = facts.get("of") if isinstance(facts, dict) else None
+    if not isinstance(there, dict):
+        raise InputError(f"{path} is no program of scoresde tune: use a different --out, or add --overwrite")
+    if other := next((name for name, value in identity.items() if there.get(name) != value), None):
+        raise InputError(
+            f"{path} is of another tuning, which differs in {other}: use a different --out, or add --overwrite to "
+            "replace it"
+        )
     return True
 
 
