@@ -238,6 +238,11 @@ def test_a_program_of_another_path_is_one_line(run, here, capsys):
     assert (row.parameters, row.tuning_nfe, row.tuning_seconds) == (7, 1e4, 3.0)
     assert row.teacher == "heun in 64 steps"
     assert main(["rerun", "bench"]) == 0
+    assert main(["solvers", "dpm_2", "--steps=2", "--sde=vp", "--output=v", "--json=p.json"]) == 0
+    assert main(words) == 0  # the file has another program now: its row is drawn again
+    (other,) = read("bench")[1]
+    assert other.drawn != row.drawn
+    assert other.program != row.program
 
 
 FEATURES = """

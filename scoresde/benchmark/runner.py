@@ -242,6 +242,12 @@ class Setting:
             environment=environment(self.common["device"], self.dtype),
         )
 
+    def kept(self, job: Job, plan: Plan) -> Row | None:
+        """The stored row of a job; None if there is none, or if the file of its solver or grid has changed since."""
+        row = None if self.store is None else self.store.get(job.key)
+        stale = row is not None and row.program is not None and row.program != program_hash(plan, self.denoiser)
+        return None if stale else row
+
     def _states(self, plan: Plan) -> Tensor | None:
         if not self.keep or as_model(self.denoiser, None).space == "discrete":
             return None
@@ -285,7 +291,7 @@ def measure(
     for place, (job, plan) in enumerate(zip(jobs, plans, strict=True)):
         if isinstance(plan, str):
             rows[place] = replace(job.row(len(setting.seeds)), skipped=plan)
-        elif store is not None and (kept := store.get(job.key)) is not None:
+        elif (kept := setting.kept(job, plan)) is not None:
             rows[place] = kept
     mine = [place for place in range(len(jobs)) if place not in rows and place % share[1] == share[0] - 1]
     try:
@@ -300,7 +306,9 @@ def measure(
         note = f"{len(rows)} of {len(jobs)} rows are in {store.folder}; the same command resumes" if store else ""
         raise KeyboardInterrupt(note) from None
     if store is not None and len(rows) < len(jobs):  # other processes may have ended meanwhile
-        rows |= {k: row for k, job in enumerate(jobs) if k not in rows and (row := store.get(job.key)) is not None}
+        for place, (job, plan) in enumerate(zip(jobs, plans, strict=True)):
+            if place not in rows and isinstance(plan, Plan) and (kept := setting.kept(job, plan)) is not None:
+                rows[place] = kept
     if len(rows) < len(jobs):
         return Unfinished(len(rows), len(jobs))
     return [rows[place] for place in range(len(jobs))]
