@@ -39,14 +39,14 @@ import torch
 import scoresde
 import solvers
 from scoresde.benchmark.rows import read, write
-from scoresde.benchmark.runner import Job, Setting, measure
+from scoresde.benchmark.runner import Job, Terms, measure
 from scoresde.benchmark.store import FOLDER, Store, Unfinished
 from scoresde.benchmark.truth import exact_end, ode_solution
 from scoresde.cli.training import Job as Training
 from scoresde.cli.training import fit
 from scoresde.io.result_files import environment, fingerprint, write_csv, write_json
 from scoresde.runs import build, config
-from scoresde.runs.benchmarks import Choice, Task
+from scoresde.runs.benchmarks import Scoring, Task
 from scoresde.runs.redrawn import Redrawn, drawn_again, rows_again
 from scoresde.runs.run import load_run
 from scoresde.sampling.plan import Plan, PlanRequest
@@ -134,8 +134,8 @@ def target_of(problem: str, places: Places) -> Any:
     return scoresde.targets.Empirical(pixels.double() / 127.5 - 1)
 
 
-def exact_board(board: Board, places: Places) -> tuple[Setting, dict[str, Any]]:
-    """The setting of a board with an exact score, and the header of its results."""
+def exact_board(board: Board, places: Places) -> tuple[Terms, dict[str, Any]]:
+    """The terms of a board with an exact score, and the header of its results."""
     words, count, steps = EXACT[board.problem]
     target, sde = target_of(board.problem, places), scoresde.make_sde(PATHS[board.path])
     reference = target.sample(count, solvers.generator(1))
@@ -153,33 +153,33 @@ def exact_board(board: Board, places: Places) -> tuple[Setting, dict[str, Any]]:
         **{name: versions[name] for name in ("scoresde", "torch", "dtype")},
     }
     store = Store(places.out / board.name / FOLDER, json.loads(json.dumps(facts)))
-    setting = Setting.of(
+    terms = Terms.of(
         target.denoiser(sde), reference, range(count), tuple(target.shape), truth_steps=steps, metrics=METRICS,
         dtype=torch.float64, keep=12, store=store,
     )  # fmt: skip
-    return setting, facts
+    return terms, facts
 
 
-def trained_board(board: Board, places: Places, command: str) -> tuple[Setting, dict[str, Any]]:
-    """The setting of a board with a trained network, and the header of its results; trains the network if needed."""
+def trained_board(board: Board, places: Places, command: str) -> tuple[Terms, dict[str, Any]]:
+    """The terms of a board with a trained network, and the header of its results; trains the network if needed."""
     folder = places.workdir / f"digits_{board.path}" if board.path else Path(board.problem)
     if board.path:
         overrides = [f"--config.training.steps={TRAINING_STEPS}"]
         fit(Training(config.read_config(f"configs/{CONFIGS[board.path]}.py", overrides)), folder)
-    run, choice = load_run(folder, [], ("sampling", "device", "data.path")), Choice(METRICS)
-    task = Task.of(run, build.load_data(run.config, run.card), range(512), choice)
+    run, scoring = load_run(folder, [], ("sampling", "device", "data.path")), Scoring(METRICS)
+    task = Task.of(run, build.load_data(run.config, run.card), range(512), scoring)
     task = task.kept_in(places.out / board.name)
-    return task.setting, task.header(run, command, f"{folder}", [], choice, False)
+    return task.terms, task.header(run, command, f"{folder}", [], scoring, False)
 
 
-def setting_of(board: Board, places: Places) -> tuple[Setting, dict[str, Any]]:
+def terms_of(board: Board, places: Places) -> tuple[Terms, dict[str, Any]]:
     """What the rows of a board share, and the header of its results."""
     torch.set_num_threads(1)
     command = f"python benchmarks/leaderboard.py --out={places.out} --workdir={places.workdir}"
     if board.problem not in EXACT:
         return trained_board(board, places, command)
-    setting, facts = exact_board(board, places)
-    return setting, {"command": command, **facts}
+    terms, facts = exact_board(board, places)
+    return terms, {"command": command, **facts}
 
 
 def contenders() -> list[str]:
@@ -204,42 +204,42 @@ def without_rows() -> dict[str, str]:
     return found
 
 
-def jobs_of(setting: Setting, specs: Sequence[str], nfe: Sequence[int] = NFE) -> list[Job]:
+def jobs_of(terms: Terms, specs: Sequence[str], nfe: Sequence[int] = NFE) -> list[Job]:
     """Every solver on its default grid, and those in ``FEW`` on the other grids."""
     few = [spec for spec in specs if spec in FEW]
-    jobs = setting.jobs(specs, None, nfe)
-    jobs += [job for grid in GRIDS if few for job in setting.jobs(few, grid, nfe)]
+    jobs = terms.jobs(specs, None, nfe)
+    jobs += [job for grid in GRIDS if few for job in terms.jobs(few, grid, nfe)]
     return list({job.key: job for job in jobs}.values())
 
 
 def prepare(board: Board, places: Places) -> str:
     """Trains the network of a board and solves its ODE exactly, unless that is done."""
-    assert setting_of(board, places)[0].truth is not None
+    assert terms_of(board, places)[0].truth is not None
     return board.name
 
 
 def draw(board: Board, places: Places, specs: Sequence[str], share: tuple[int, int], nfe: Sequence[int] = NFE) -> None:
     """Draws every n-th row of a board into its store, from the k-th."""
-    setting, _ = setting_of(board, places)
+    terms, _ = terms_of(board, places)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WrongWidth)  # the distances show it
-        measure(setting, jobs_of(setting, specs, nfe), share, progress=False)
+        measure(terms, jobs_of(terms, specs, nfe), share, progress=False)
 
 
 def join(board: Board, places: Places, specs: Sequence[str], nfe: Sequence[int] = NFE) -> dict[str, Any]:
     """Writes the results and the page of a board, whose rows are all drawn; returns what the board's rows share."""
-    setting, header = setting_of(board, places)
-    rows = measure(setting, jobs_of(setting, specs, nfe), progress=False)
+    terms, header = terms_of(board, places)
+    rows = measure(terms, jobs_of(terms, specs, nfe), progress=False)
     assert not isinstance(rows, Unfinished)
-    truth = setting.truth
+    truth = terms.truth
     assert truth is not None
     header["exact solution"] = {"error": truth.error, "nfe": truth.nfe}
     folder = places.out / board.name
     write(rows, folder, header)
     title = board.name.replace("_", ", ")
-    write_report(folder / "report.html", title=title, rows=rows, reference=setting.reference, header=header)
+    write_report(folder / "report.html", title=title, rows=rows, reference=terms.reference, header=header)
     shared = {name: value for name, value in header.items() if name not in ("config", "command", "workdir", "seeds")}
-    return {"samples": len(setting.seeds), **shared}
+    return {"samples": len(terms.seeds), **shared}
 
 
 def redrawn(board: Board, places: Places, number: int) -> Redrawn:
@@ -251,8 +251,8 @@ def redrawn(board: Board, places: Places, number: int) -> Redrawn:
         return next(rows_again(header, rows, [number], folder))
     if not 1 <= number <= len(rows):
         raise InputError(f"{folder} has the rows 1 to {len(rows)}, and no row {number}")
-    setting, _ = setting_of(board, places)
-    return Redrawn(number, rows[number - 1], drawn_again(setting, rows[number - 1]))
+    terms, _ = terms_of(board, places)
+    return Redrawn(number, rows[number - 1], drawn_again(terms, rows[number - 1]))
 
 
 def lines_of(board: Board, places: Places) -> list[dict[str, Any]]:

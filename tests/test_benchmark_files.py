@@ -192,7 +192,7 @@ def test_a_result_file_cannot_name_code_unless_it_is_trusted(whole, tmp_path, ca
         elif change == "override":
             document["header"]["overrides"] = ["--config.sampling.solver=evil:Net"]
         else:
-            document["header"]["choice"] = {"metrics": None, "features": "evil:Net", "round": False}
+            document["header"]["scoring"] = {"metrics": None, "features": "evil:Net", "round": False}
         path.write_text(json.dumps(document))
         fails(capsys, ["rerun", "bench"], "names the class evil:Net", "--trust")
         assert not (tmp_path / "ran").exists()

@@ -282,3 +282,5 @@ def test_commands_of_a_run_refuse_what_discrete_states_do_not_have(tmp_path, cap
     fails(capsys, ["likelihood", f"--workdir={run}", out, "--grid=karras", "--steps=4"], "no noise level")
     fails(capsys, ["benchmark", f"--workdir={run}", out, "--solvers=ddim", "--nfe=4"], "solves for gaussian states")
     fails(capsys, ["restore", f"--workdir={run}", out, "--operator=tanh(m=1)", "--measure=test"], "discrete states")
+    for command in ("choose", "tune"):
+        fails(capsys, [command, f"--workdir={run}", out, "--nfe=4"], "discrete states have no ODE", "benchmark")

@@ -8,7 +8,7 @@ from test_report import Page, pictures, row
 
 import scoresde
 import solvers
-from scoresde.benchmark.runner import Setting, measure
+from scoresde.benchmark.runner import Terms, measure
 from scoresde.benchmark.states import STATES, states_of
 from scoresde.benchmark.store import FOLDER, Store
 from scoresde.models.problem import Diffusion
@@ -55,15 +55,15 @@ def test_of_many_states_a_few_are_kept_with_both_ends():
 def test_a_stored_row_has_its_states(tmp_path):
     model, reference = TARGET.denoiser(scoresde.VP()), TARGET.sample(50, solvers.generator(0))
     store = Store(tmp_path / FOLDER, {"model": "mixture"})
-    setting = Setting.of(model, reference, range(6), (2,), truth_steps=0, store=store)
-    jobs = setting.jobs(["ddim", "ddpm"], None, [5])
-    first = measure(setting, jobs, progress=False)
-    again = measure(setting, jobs, progress=False)  # from the store
+    terms = Terms.of(model, reference, range(6), (2,), truth_steps=0, store=store)
+    jobs = terms.jobs(["ddim", "ddpm"], None, [5])
+    first = measure(terms, jobs, progress=False)
+    again = measure(terms, jobs, progress=False)  # from the store
     for one, two in zip(first, again, strict=True):
         assert torch.equal(one.states, two.states)
         assert (one.states[-1] - one.samples[0]).abs().max() < 1e-5  # float32
     assert torch.equal(first[0].states[0], first[1].states[0])  # the same noise
-    silent = Setting.of(model, reference, range(6), (2,), truth_steps=0, keep=0)
+    silent = Terms.of(model, reference, range(6), (2,), truth_steps=0, keep=0)
     assert measure(silent, jobs, progress=False)[0].states is None
 
 

@@ -89,11 +89,11 @@ def benchmark(
         InputError: an unknown name, fewer than four seeds or reference samples, a budget below 1, or no row for which a
             budget is large enough; see also ``sample``.
     """
-    setting = Setting.of(
+    terms = Terms.of(
         denoiser, reference, seeds, shape, truth=truth, truth_steps=truth_steps, metrics=metrics, features=features,
         rounding=rounding, condition=condition, batch_size=batch_size, dtype=dtype, device=device, keep=keep,
     )  # fmt: skip
-    rows = measure(setting, setting.jobs(solvers, grid, nfe), progress=progress)
+    rows = measure(terms, terms.jobs(solvers, grid, nfe), progress=progress)
     assert not isinstance(rows, Unfinished)  # this process computes every row
     return rows
 
@@ -119,7 +119,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Setting:
+class Terms:
     """All that the rows of a benchmark share; ``of`` makes one from the arguments of ``benchmark``."""
 
     denoiser: ModelLike
@@ -144,7 +144,7 @@ class Setting:
         condition: Mapping[str, Tensor] | None = None, batch_size: int | None = None,
         dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu", keep: int = 8,
         store: Store | None = None,
-    ) -> Setting:  # fmt: skip
+    ) -> Terms:  # fmt: skip
         """Checks the arguments of ``benchmark`` that do not concern single rows."""
         seeds, shape, reference = seeds_of(seeds), shape_of(shape), tensor_of("the reference", reference)
         space = as_model(denoiser, None).space
@@ -272,7 +272,7 @@ class Setting:
 
 
 def measure(
-    setting: Setting, jobs: Sequence[Job], share: tuple[int, int] = (1, 1), progress: bool = True
+    terms: Terms, jobs: Sequence[Job], share: tuple[int, int] = (1, 1), progress: bool = True
 ) -> list[Row] | Unfinished:
     """The rows of jobs, in order: those of the store, and the others, which are computed and put into it.
 
@@ -286,12 +286,12 @@ def measure(
     Raises:
         InputError: no budget is large enough for any row; the store belongs to a different benchmark.
     """
-    plans = _plans(setting, jobs)
-    store, rows = setting.store, dict[int, Row]()
+    plans = _plans(terms, jobs)
+    store, rows = terms.store, dict[int, Row]()
     for place, (job, plan) in enumerate(zip(jobs, plans, strict=True)):
         if isinstance(plan, str):
-            rows[place] = replace(job.row(len(setting.seeds)), skipped=plan)
-        elif (kept := setting.kept(job, plan)) is not None:
+            rows[place] = replace(job.row(len(terms.seeds)), skipped=plan)
+        elif (kept := terms.kept(job, plan)) is not None:
             rows[place] = kept
     mine = [place for place in range(len(jobs)) if place not in rows and place % share[1] == share[0] - 1]
     try:
@@ -299,7 +299,7 @@ def measure(
             job, plan = jobs[place], plans[place]
             assert isinstance(plan, Plan)
             bar.set_postfix_str(f"{job.method}, NFE {job.nfe or 'adaptive'}")
-            rows[place] = setting.row(job, plan)
+            rows[place] = terms.row(job, plan)
             if store is not None:
                 store.put(job.key, rows[place])
     except KeyboardInterrupt:
@@ -307,14 +307,14 @@ def measure(
         raise KeyboardInterrupt(note) from None
     if store is not None and len(rows) < len(jobs):  # other processes may have ended meanwhile
         for place, (job, plan) in enumerate(zip(jobs, plans, strict=True)):
-            if place not in rows and isinstance(plan, Plan) and (kept := setting.kept(job, plan)) is not None:
+            if place not in rows and isinstance(plan, Plan) and (kept := terms.kept(job, plan)) is not None:
                 rows[place] = kept
     if len(rows) < len(jobs):
         return Unfinished(len(rows), len(jobs))
     return [rows[place] for place in range(len(jobs))]
 
 
-def _plans(setting: Setting, jobs: Sequence[Job]) -> list[Plan | str]:
+def _plans(terms: Terms, jobs: Sequence[Job]) -> list[Plan | str]:
     """The plan of every job, or the reason why it has none.
 
     Raises:
@@ -324,7 +324,7 @@ def _plans(setting: Setting, jobs: Sequence[Job]) -> list[Plan | str]:
     seen = dict[tuple[Solver, tuple[Node, ...]], int | None]()
     for job in jobs:
         try:
-            plan = setting.plan(job)
+            plan = terms.plan(job)
             before = seen.setdefault((plan.solver, plan.nodes), job.nfe)
             found.append(plan if before == job.nfe else f"the same steps as with nfe={before}")
         except InputError as reason:

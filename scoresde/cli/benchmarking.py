@@ -24,7 +24,7 @@ from ..benchmark.token_metrics import MEANINGS, TOKEN_METRICS
 from ..io.result_files import replacing, writable
 from ..likelihood.result import LogProb
 from ..runs import build
-from ..runs.benchmarks import Choice, Task
+from ..runs.benchmarks import Scoring, Task
 from ..runs.redrawn import Redrawn, rows_again
 from ..runs.run import Run, load_run
 from ..sampling.pictures import is_image
@@ -62,13 +62,13 @@ def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str)
         name for spec in arguments.solvers for name in (solvers.names(run.denoiser.space) if spec == "all" else [spec])
     ]
     _check_commas(named, run.denoiser.space)
-    choice = Choice(arguments.metrics and tuple(arguments.metrics), arguments.features, arguments.round)
+    scoring = Scoring(arguments.metrics and tuple(arguments.metrics), arguments.features, arguments.round)
     words = [word for word in command.split(" ") if not word.startswith("--shards=") and word != "--overwrite"]
     place = Place(
         writable(arguments.out), " ".join(words), f"{arguments.workdir}", overrides, f"{arguments.workdir}",
         arguments.shards, arguments.overwrite,
     )  # fmt: skip
-    run_benchmark(run, place, named, arguments.nfe, arguments.seeds, choice)
+    run_benchmark(run, place, named, arguments.nfe, arguments.seeds, scoring)
 
 
 def _check_commas(specs: Sequence[str], space: str = "gaussian") -> None:
@@ -94,11 +94,11 @@ def run_benchmark(
     names: Sequence[str],
     nfe: Sequence[int],
     seeds: Sequence[int],
-    choice: Choice | None = None,
+    scoring: Scoring | None = None,
     result: LogProb | None = None,
 ) -> None:
     """Benchmarks solvers on a run's model against its held-out data; writes the results and the page."""
-    choice = choice or Choice()
+    scoring = scoring or Scoring()
     import_drawing()
     with without_traces():
         from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
@@ -106,11 +106,11 @@ def run_benchmark(
     data = build.load_data(run.config, run.card)
     say_if_other(data.card, run.card)
     with run.origin.limits():
-        task = Task.of(run, data, seeds, choice).kept_in(place.out, place.overwrite)
-        jobs = task.setting.jobs(names, run.config.sampling.grid, nfe)
+        task = Task.of(run, data, seeds, scoring).kept_in(place.out, place.overwrite)
+        jobs = task.terms.jobs(names, run.config.sampling.grid, nfe)
         _refuse_to_drop(place, {(str(job.method), job.nfe) for job in jobs})
-        rows = measure(task.setting, jobs, place.share)
-    store = task.setting.store
+        rows = measure(task.terms, jobs, place.share)
+    store = task.terms.store
     assert store is not None
     if isinstance(rows, Unfinished):
         print(f"{rows.done} of {rows.total} rows are in {store.folder}: the last process joins them")
@@ -118,11 +118,11 @@ def run_benchmark(
     notes = list[str]()
     if run.config.process is not None:
         some = data.train.some(min(len(seeds), len(data.train))).x
-        notes = _floor(some, task.setting.reference, list(task.setting.metrics))
+        notes = _floor(some, task.terms.reference, list(task.terms.metrics))
     header = task.header(
-        run, place.command, place.workdir, place.overrides, choice, any(row.error is not None for row in rows)
+        run, place.command, place.workdir, place.overrides, scoring, any(row.error is not None for row in rows)
     )
-    reference = task.setting.reference
+    reference = task.terms.reference
     with replacing(place.out, FILES) as aside:
         write(rows, aside, header)
         write_report(

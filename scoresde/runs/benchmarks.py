@@ -15,7 +15,7 @@ from solvers import InputError
 
 from ..benchmark.features import features_of
 from ..benchmark.metrics import METRICS
-from ..benchmark.runner import Setting
+from ..benchmark.runner import Terms
 from ..benchmark.store import FOLDER, Store
 from ..benchmark.token_metrics import meaningful
 from ..data.dataset import DataCard, Dataset
@@ -29,7 +29,7 @@ TRUTH_STEPS, KEEP, DTYPE = 64, 12, torch.float32
 
 
 @dataclass(frozen=True)
-class Choice:
+class Scoring:
     """How a benchmark scores samples.
 
     Attributes:
@@ -48,17 +48,17 @@ class Task:
     """A benchmark of a run.
 
     Attributes:
-        setting: what its rows share.
+        terms: what its rows share.
         facts: what decides the numbers of its rows, as plain JSON types.
         data: the data, of which the test split is the reference.
     """
 
-    setting: Setting
+    terms: Terms
     facts: dict[str, Any]
     data: Dataset
 
     @classmethod
-    def of(cls, run: Run, data: Dataset, seeds: Sequence[int], choice: Choice) -> Task:
+    def of(cls, run: Run, data: Dataset, seeds: Sequence[int], scoring: Scoring) -> Task:
         """The benchmark of a run on its held-out data.
 
         Raises:
@@ -66,15 +66,15 @@ class Task:
                 another shape than the model's samples.
         """
         reference = data.test.first(REFERENCES).x
-        metrics = choice.metrics
+        metrics = scoring.metrics
         if metrics is None and run.config.process is not None:
             metrics = tuple(meaningful(reference, data.train.some(min(REFERENCES, len(data.train))).x))
         given = conditions.of_test(data.test, len(seeds))
         section, device = run.config.sampling, build.device_of(run.config)
-        setting = Setting.of(
+        terms = Terms.of(
             run.denoiser, reference, seeds, run.card.shape, metrics=metrics, truth_steps=TRUTH_STEPS, keep=KEEP,
-            features=None if choice.features is None else features_of(choice.features), condition=given,
-            rounding=Rounding.of(run.card) if choice.round else None, batch_size=section.batch_size, device=device,
+            features=None if scoring.features is None else features_of(scoring.features), condition=given,
+            rounding=Rounding.of(run.card) if scoring.round else None, batch_size=section.batch_size, device=device,
             dtype=DTYPE,
         )  # fmt: skip
         network = run.denoiser.network
@@ -89,34 +89,34 @@ class Task:
             "reference": f"held-out {run.config.data.name}, {len(reference)} samples, {fingerprint(reference)}",
             "seeds": list(seeds),
             "conditions": {name: fingerprint(rows) for name, rows in sorted(given.items())},
-            "metrics": list(setting.metrics),
-            "features": choice.features,
-            "conversion": str(setting.rounding) if setting.rounding else "none",
+            "metrics": list(terms.metrics),
+            "features": scoring.features,
+            "conversion": str(terms.rounding) if terms.rounding else "none",
             "kind of device": device.type,
             **{name: versions[name] for name in ("scoresde", "torch", "dtype")},
         }
-        return cls(setting, json.loads(json.dumps(facts, default=str)), data)
+        return cls(terms, json.loads(json.dumps(facts, default=str)), data)
 
     def kept_in(self, out: Path, overwrite: bool = False) -> Task:
         """The benchmark with its finished rows in a folder of results."""
-        return replace(self, setting=replace(self.setting, store=Store(out / FOLDER, self.facts, overwrite)))
+        return replace(self, terms=replace(self.terms, store=Store(out / FOLDER, self.facts, overwrite)))
 
     def header(
-        self, run: Run, command: str, workdir: str, overrides: Sequence[str], choice: Choice, exact: bool
+        self, run: Run, command: str, workdir: str, overrides: Sequence[str], scoring: Scoring, exact: bool
     ) -> dict[str, Any]:
         """All that the rows share, with what a reader needs to draw them again.
 
         Args:
             exact: whether a row has an error, for which the exact solution was computed.
         """
-        truth = self.setting.truth if exact else None
+        truth = self.terms.truth if exact else None
         return {
             "command": command,
             "workdir": workdir,
             "overrides": list(overrides),
             "network": run.config.model.network,
             **self.facts,
-            "choice": asdict(choice),
+            "scoring": asdict(scoring),
             "exact solution": truth and {"steps": TRUTH_STEPS, "error": truth.error, "nfe": truth.nfe},
             "config": run.config.to_dict(),
         }
@@ -150,16 +150,16 @@ class Rounding:
         return f"rounded to {count} levels from {self.low:g} to {self.high:g}"
 
 
-def choice_of(document: Mapping[str, Any]) -> Choice:
-    """The choice in the header of a benchmark's results.
+def scoring_of(document: Mapping[str, Any]) -> Scoring:
+    """The scoring in the header of a benchmark's results.
 
     Raises:
         KeyError, TypeError: there is none, or a part is of another type.
     """
-    found = document["choice"]
+    found = document["scoring"]
     metrics, features = found["metrics"], found["features"]
     if metrics is not None and not (isinstance(metrics, list) and all(name in METRICS for name in metrics)):
         raise TypeError(f"metrics are {metrics!r}")
     if (features is not None and type(features) is not str) or type(found["round"]) is not bool:
-        raise TypeError(f"the choice is {found!r}")
-    return Choice(None if metrics is None else tuple(metrics), features, found["round"])
+        raise TypeError(f"the scoring is {found!r}")
+    return Scoring(None if metrics is None else tuple(metrics), features, found["round"])

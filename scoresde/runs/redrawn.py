@@ -12,11 +12,11 @@ from solvers.registry.outside import Origin
 from solvers.registry.registry import outside_names
 
 from ..benchmark.rows import Row
-from ..benchmark.runner import Setting
+from ..benchmark.runner import Terms
 from ..io.result_files import environment
 from ..sampling.plan import OWN
 from . import build
-from .benchmarks import Choice, Task, choice_of
+from .benchmarks import Scoring, Task, scoring_of
 from .run import Run, load_run
 
 _COUNTS = ("nfe", "depth", "steps", "program", "skipped")
@@ -97,26 +97,26 @@ def rows_again(
             raise InputError(f"{results} has the rows 1 to {len(rows)}, and no row {number}")
     origin = Origin(str(results / "results.json"), trusted=trust)
     with origin.limits():
-        run, choice, seeds = _inputs(header, rows, results, workdir, trust)
+        run, scoring, seeds = _inputs(header, rows, results, workdir, trust)
         with run.origin.limits():
-            task = Task.of(run, build.load_data(run.config, run.card), seeds, choice)
+            task = Task.of(run, build.load_data(run.config, run.card), seeds, scoring)
             _refuse_other_reference(header, task, results)
             others = _others(header, task)
             for number in numbers:
                 row = rows[number - 1]
-                yield Redrawn(number, row, drawn_again(task.setting, row, run.config.sampling.grid), others(row))
+                yield Redrawn(number, row, drawn_again(task.terms, row, run.config.sampling.grid), others(row))
 
 
 def _inputs(
     header: Mapping[str, Any], rows: Sequence[Row], results: Path, workdir: Path | None, trust: bool
-) -> tuple[Run, Choice, list[int]]:
-    """The run, the choice and the seeds in a header.
+) -> tuple[Run, Scoring, list[int]]:
+    """The run, the scoring and the seeds in a header.
 
     Raises:
         InputError: the header lacks one, or names a class of another module without being trusted.
     """
     try:
-        folder, overrides, seeds, choice = header["workdir"], header["overrides"], header["seeds"], choice_of(header)
+        folder, overrides, seeds, scoring = header["workdir"], header["overrides"], header["seeds"], scoring_of(header)
         if type(folder) is not str or not all(type(text) is str and text.startswith("--config.") for text in overrides):
             raise TypeError("the run is not named by texts")
         if not all(type(seed) is int for seed in seeds):
@@ -135,20 +135,20 @@ def _inputs(
             f"{results / 'results.json'} names the class {outside[0]}, and importing it runs code: --trust allows it"
         )
     run = load_run(workdir or Path(folder), overrides, ("sampling", "device", "data.path"), trust)
-    return run, choice, list(seeds)
+    return run, scoring, list(seeds)
 
 
-def drawn_again(setting: Setting, row: Row, own_grid: str | None = None) -> Row:
-    """A row drawn again in a benchmark's setting; ``own_grid`` is the grid of rows whose solver has fixed nodes."""
+def drawn_again(terms: Terms, row: Row, own_grid: str | None = None) -> Row:
+    """A row drawn again in a benchmark's terms; ``own_grid`` is the grid of rows whose solver has fixed nodes."""
     grid = own_grid if row.grid == OWN else row.grid
-    jobs = [job for job in setting.jobs([row.solver], grid, [row.nfe_budget or 1]) if job.nfe == row.nfe_budget]
+    jobs = [job for job in terms.jobs([row.solver], grid, [row.nfe_budget or 1]) if job.nfe == row.nfe_budget]
     if not jobs:
         raise InputError(f"{row.solver} has no row of {row.nfe_budget} evaluations any more")
     try:
-        plan = setting.plan(jobs[0])
+        plan = terms.plan(jobs[0])
     except InputError as reason:
         return _skipped(row, str(reason))
-    return row if row.skipped.startswith("the same steps") else setting.row(jobs[0], plan)
+    return row if row.skipped.startswith("the same steps") else terms.row(jobs[0], plan)
 
 
 def _skipped(row: Row, reason: str) -> Row:
@@ -173,7 +173,7 @@ def _others(header: Mapping[str, Any], task: Task) -> Any:
         for name, value in task.facts.items()
         if name in header and header[name] != value and name not in ("scoresde", "torch", "dtype")
     ]
-    here = environment(task.setting.common["device"], task.setting.dtype)
+    here = environment(task.terms.common["device"], task.terms.dtype)
 
     def words(row: Row) -> tuple[str, ...]:
         there = {**{name: header.get(name) for name in here}, **row.environment}
