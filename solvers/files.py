@@ -101,6 +101,32 @@ def read_json(path: str | Path, what: str = "file", limit: int = LARGEST_TEXT) -
         raise InputError(f"{str(path)!r} is not a {what}: {error}") from None
 
 
+def read_document(path: str | Path, what: str, form: str, version: int) -> dict[str, Any]:
+    """The JSON object of a file that names its ``format`` and ``version``.
+
+    Raises:
+        InputError: see ``read_json``; or it names another format or version.
+    """
+    document = read_json(path, what)
+    if not isinstance(document, dict) or document.get("format") != form:
+        raise InputError(f'{str(path)!r} is not a {what}: it does not contain "format": "{form}"')
+    if (found := document.get("version")) != version:
+        raise InputError(f"{str(path)!r} is a {what} of version {found!r}; this library reads version {version}")
+    return document
+
+
+def write_document(path: str | Path, what: str, text: str) -> None:
+    """Writes a file whole.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise InputError(f"cannot write the {what} {str(path)!r}: {error.strerror}") from None
+
+
 def parse_json(text: str) -> Any:
     """The JSON document of a text; a name that occurs twice in an object is an error, because readers disagree on it.
 

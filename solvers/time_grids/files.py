@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import finite, read_json, write_atomically
+from ..files import finite, read_document, write_document
 from ..types.node import Node
 from ..types.schedule import Schedule
 from .base import Grid, grids
@@ -32,10 +32,7 @@ def write_grid(path: str | Path, ratios: Sequence[float], facts: Mapping[str, An
     """
     document = {"format": FORMAT, "version": VERSION, "ratios": list(ratios), **finite(facts)}
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise InputError(f"cannot write the grid {str(path)!r}: {error.strerror}") from None
+    write_document(path, "grid", text)
 
 
 def read_grid(path: str | Path) -> tuple[float, ...]:
@@ -44,12 +41,7 @@ def read_grid(path: str | Path) -> tuple[float, ...]:
     Raises:
         InputError: the file cannot be read, is not a grid, or has a version that this library does not support.
     """
-    document = read_json(path, "grid")
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError(f'{str(path)!r} is not a grid: it does not contain "format": "{FORMAT}"')
-    if document.get("version") != VERSION:
-        found = document.get("version")
-        raise InputError(f"{str(path)!r} is a grid of version {found!r}; this library reads version {VERSION}")
+    document = read_document(path, "grid", FORMAT, VERSION)
     levels = document.get("ratios")
     if not isinstance(levels, list) or any(isinstance(r, bool) or not isinstance(r, (int, float)) for r in levels):
         raise InputError(f"{str(path)!r} is not a grid: its ratios are not a list of numbers")

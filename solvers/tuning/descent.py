@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import read_json, write_atomically
+from ..files import read_document
 from ..noise.seeded import generator
 
 FORMAT, VERSION = "scoresde-tuning", 1
@@ -182,26 +182,9 @@ def read_checkpoint(path: str | Path, facts: Mapping[str, Any]) -> dict[str, Any
     """
     if not Path(path).exists():
         return None
-    document = read_json(path, "checkpoint")
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InputError(f'{str(path)!r} is not a checkpoint: it does not contain "format": "{FORMAT}"')
-    if document.get("version") != VERSION:
-        found = document.get("version")
-        raise InputError(f"{str(path)!r} is a checkpoint of version {found!r}; this library reads version {VERSION}")
+    document = read_document(path, "checkpoint", FORMAT, VERSION)
     for name, value in facts.items():
         if document.get("of", {}).get(name) != value:
             found = document.get("of", {}).get(name)
             raise InputError(f"{str(path)!r} is a checkpoint of a tuning with {name}={found!r}, not {value!r}")
     return document
-
-
-def write_checkpoint(path: str | Path, text: str) -> None:
-    """Writes a checkpoint whole.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    try:
-        write_atomically(path, text)
-    except OSError as error:
-        raise InputError(f"cannot write the checkpoint {str(path)!r}: {error.strerror}") from None

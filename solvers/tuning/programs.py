@@ -29,12 +29,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, positive_integer
+from ..files import write_document
 from ..noise.seeded import generator
 from ..program.trace import trace
 from ..time_grids.base import Grid, grids
 from ..types.problem import Problem
 from ..types.solver import Solver, solvers
-from .descent import Descent, Progress, Rule, read_checkpoint, write_checkpoint
+from .descent import Descent, Progress, Rule, read_checkpoint
 from .grids import Trajectory, tunable
 from .losses import Distance, TuningLoss, bound, tuning_losses
 from .numbers import FreeNumbers, Theory, groups_of
@@ -136,7 +137,7 @@ def _tuned(
         state = Descent.of(known)
     rule = _rule(samples, numbers, distances, options, progress)
     if checkpoint is not None:
-        rule.save = lambda now: write_checkpoint(checkpoint, now.document({"of": facts, "start": start}))
+        rule.save = lambda now: write_document(checkpoint, "checkpoint", now.document({"of": facts, "start": start}))
     return _result(samples, numbers, rule.run(state, resumed=known is not None), str(facts["loss"]))
 
 

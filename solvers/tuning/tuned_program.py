@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import finite, write_atomically
+from ..files import finite, write_document
 from ..program import json_format
 from ..program.program import Program
 from .grids import installed
@@ -145,10 +145,7 @@ class TunedProgram:
         error, best = self.errors[PROGRAM].rms, self.errors[self.best_untuned].rms
         note = f"{self.program.solver}: RMS error {error:.4g}, {self.best_untuned} has {best:.4g}"
         text = json_format.write(self.program, note, {"tuning": finite({**own, **facts})})
-        try:
-            write_atomically(path, text)
-        except OSError as fault:
-            raise InputError(f"cannot write the program {str(path)!r}: {fault.strerror}") from None
+        write_document(path, "program", text)
 
     def __str__(self) -> str:
         titles = ("tuning", "validation", "held out")
