@@ -16,7 +16,7 @@ from commands import SMALL, contents, fails, forked
 
 import scoresde
 import solvers
-from scoresde.cli import arguments, benchmarking, commands
+from scoresde.cli import arguments, benchmarking, commands, solver_commands
 from scoresde.cli.parser import main
 from scoresde.io import progress
 from scoresde.runs.run import load_run
@@ -340,6 +340,20 @@ def test_sigterm_writes_a_checkpoint_as_ctrl_c_does(tmp_path):
     assert f"stopped: {folder.name} is written" in error
     assert "Traceback" not in error
     assert "\r" not in error  # no frames of a bar without a terminal
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_ctrl_c_is_ctrl_c_also_where_a_package_fails_at_its_cleanup(capsys, monkeypatch, fails):
+    def stopped(*_):
+        try:
+            raise KeyboardInterrupt
+        finally:
+            if fails:
+                raise ValueError("this file is open")
+
+    monkeypatch.setitem(solver_commands.COMMANDS, "solvers", stopped)
+    assert main(["solvers"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
 
 
 def test_the_caller_s_handlers_come_back():

@@ -2,9 +2,12 @@
 
 import json
 import os
+import signal
 
+import numpy as np
 import pytest
 
+from scoresde.io.result_files import write_arrays
 from solvers import InputError
 from solvers.files import parse_json, read_bytes, read_json, read_text, write_atomically
 
@@ -81,3 +84,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path, monkeypat
         write_atomically(tmp_path / "x.json", json.dumps([2]))
     assert read_json(tmp_path / "x.json") == [1]
     assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_in_the_middle_of_a_zip_file_is_ctrl_c_and_writes_nothing(tmp_path, monkeypatch):
+    """zipfile turns it into a ValueError there, and prints a second one when the file is collected."""
+    write_array, written = np.lib.format.write_array, []
+
+    def interrupted(file, array, **options):
+        signal.raise_signal(signal.SIGINT)
+        write_array(file, array, **options)
+        written.append(array)
+
+    monkeypatch.setattr(np.lib.format, "write_array", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_arrays(tmp_path / "x.npz", x=np.ones(3), y=np.ones(2))
+    assert len(written) == 2
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -20,6 +20,7 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 
+from ..io.interrupts import uninterrupted
 from .arguments import Usage, read
 
 LONGEST = 2000  # characters of a message
@@ -47,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         _tell(f"stopped{': ' + str(stop) if str(stop) else ''}")
         return STOPPED
+    except Exception as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        _tell("stopped")  # a package failed while it closed what Ctrl-C had interrupted
+        return STOPPED
 
 
 def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
@@ -54,7 +60,7 @@ def _run(parsed: Namespace, overrides: list[str], command: str) -> int:
         os.getcwd()
     except FileNotFoundError:  # some builds of torch end the process there
         raise Usage("the current folder has been deleted: change to another one") from None
-    with _uninterrupted():  # torch is imported, which takes a second
+    with uninterrupted():  # torch is imported, which takes a second; in the middle, packages turn it into other errors
         from solvers import InputError
 
         from .current_folder import named_modules, origin_of
@@ -123,24 +129,6 @@ def _printable() -> Iterator[None]:
         for stream, errors in zip(streams, before, strict=True):
             with contextlib.suppress(OSError):  # it flushes
                 stream.reconfigure(errors=errors)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C and SIGTERM wait until the imports are done: in their middle, packages turn it into other errors."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, _: asked.append(number)) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-    if asked:
-        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

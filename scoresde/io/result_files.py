@@ -22,6 +22,8 @@ from torch import Tensor
 from solvers import InputError, __version__
 from solvers.files import flush_folder, write_atomically
 
+from .interrupts import uninterrupted
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -158,7 +160,8 @@ def write_csv(path: str | Path, records: Sequence[Mapping[str, Any]]) -> None:
 def write_arrays(path: str | Path, **arrays: Tensor | np.ndarray[Any, Any]) -> None:
     """Writes arrays to a compressed .npz file."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
+    with uninterrupted():  # in the middle of a zip file, zipfile turns Ctrl-C into a ValueError
+        np.savez_compressed(buffer, **{name: np.asarray(value) for name, value in arrays.items()})  # type: ignore[arg-type]
     write_atomically(path, buffer.getvalue())
 
 
