@@ -45,9 +45,10 @@ from scoresde.benchmark.truth import exact_end, ode_solution
 from scoresde.cli.training import Job as Training
 from scoresde.cli.training import fit
 from scoresde.io.result_files import environment, fingerprint, write_csv, write_json
-from scoresde.runs import build, config
-from scoresde.runs.benchmarks import Scoring, Task
-from scoresde.runs.redrawn import Redrawn, drawn_again, rows_again
+from scoresde.runs import config
+from scoresde.runs.benchmarks.redrawn import Redrawn, drawn_again, rows_again
+from scoresde.runs.benchmarks.sources import FREE, Source, of_run
+from scoresde.runs.benchmarks.task import Scoring, Task
 from scoresde.runs.run import load_run
 from scoresde.sampling.plan import Plan, PlanRequest
 from scoresde.sampling.width import WrongWidth
@@ -166,10 +167,10 @@ def trained_board(board: Board, places: Places, command: str) -> tuple[Terms, di
     if board.path:
         overrides = [f"--config.training.steps={TRAINING_STEPS}"]
         fit(Training(config.read_config(f"configs/{CONFIGS[board.path]}.py", overrides)), folder)
-    run, scoring = load_run(folder, [], ("sampling", "device", "data.path")), Scoring(METRICS)
-    task = Task.of(run, build.load_data(run.config, run.card), range(512), scoring)
+    scoring = Scoring(METRICS)
+    task = Task.of(of_run(load_run(folder, [], FREE), Source(f"{folder}")), range(512), scoring)
     task = task.kept_in(places.out / board.name)
-    return task.terms, task.header(run, command, f"{folder}", [], scoring, False)
+    return task.terms, task.header(command, scoring, False)
 
 
 def terms_of(board: Board, places: Places) -> tuple[Terms, dict[str, Any]]:
@@ -238,7 +239,7 @@ def join(board: Board, places: Places, specs: Sequence[str], nfe: Sequence[int] 
     write(rows, folder, header)
     title = board.name.replace("_", ", ")
     write_report(folder / "report.html", title=title, rows=rows, reference=terms.reference, header=header)
-    shared = {name: value for name, value in header.items() if name not in ("config", "command", "workdir", "seeds")}
+    shared = {name: value for name, value in header.items() if name not in ("config", "command", "source", "seeds")}
     return {"samples": len(terms.seeds), **shared}
 
 

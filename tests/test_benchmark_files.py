@@ -133,7 +133,7 @@ def test_damaged_results_are_set_aside(run, whole, here, capsys):
 def test_another_benchmark_in_the_folder_is_refused(run, whole, here, capsys):
     shutil.copytree(whole, here / "bench")
     fewer = ["benchmark", f"--workdir={run}", "--out=bench", "--solvers=ddim", "--nfe=4", "--seeds=8"]
-    fails(capsys, fewer, "results.json with 9 rows that this command leaves out, such as ddim, NFE 1", "--overwrite")
+    fails(capsys, fewer, "results.json with 9 rows that this command leaves out, such as ddim on karras, NFE 1", "--overwrite")
     seeds = [word.replace("--seeds=8", "--seeds=9") for word in bench(run)]
     fails(capsys, seeds, "contains rows of a different benchmark", "seeds is [0, 1, 2, 3, 4, 5, 6, 7] there")
     assert main([*fewer, "--seeds=5", "--overwrite"]) == 0
@@ -170,7 +170,7 @@ def test_a_changed_number_is_named_with_its_size(whole, tmp_path, capsys):
     path.write_text(json.dumps(document))
     assert main(["rerun", str(tmp_path / "bench"), "--row=2"]) == 1
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("row 2, ddim, NFE 4: frechet is ")
+    assert line.startswith("row 2, ddim on karras, NFE 4: frechet is ")
     assert ", +0.5; torch was 1.0 and is " in line
     assert "error" not in line
     fails(capsys, ["rerun", str(whole), "--row=11"], "has the rows 1 to 10, and no row 11")
@@ -185,12 +185,16 @@ def test_a_result_file_cannot_name_code_unless_it_is_trusted(whole, tmp_path, ca
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "bench" / "results.json"
     plain = json.loads(path.read_text())
-    for change in ("solver", "override", "features"):
+    for change in ("solver", "override", "features", "target", "sde"):
         document = json.loads(path.read_text()) | {"header": dict(plain["header"]), "rows": [dict(plain["rows"][0])]}
         if change == "solver":
             document["rows"][0]["solver"] = "evil:Net"
         elif change == "override":
-            document["header"]["overrides"] = ["--config.sampling.solver=evil:Net"]
+            document["header"]["source"] = {"workdir": "run", "overrides": ["--config.sampling.solver=evil:Net"]}
+        elif change == "target":
+            document["header"]["source"] = {"target": "evil:Net"}
+        elif change == "sde":
+            document["header"]["source"] = {"target": "gaussian(0)", "sde": "evil:Net"}
         else:
             document["header"]["scoring"] = {"metrics": None, "features": "evil:Net", "round": False}
         path.write_text(json.dumps(document))

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, Protocol, get_args, get_type_hints
 
 from torch import Tensor
 
@@ -84,6 +84,23 @@ class Row:
     def score(self, name: str) -> Estimate | None:
         """A metric by name, or "error"; None if the row has none."""
         return self.error if name == "error" else self.metrics.get(name)
+
+
+class Setting(Protocol):
+    """The attributes of a row that say how its samples were drawn, but for the budget."""
+
+    @property
+    def solver(self) -> str: ...
+    @property
+    def grid(self) -> str: ...
+
+
+def labels_of(rows: Sequence[Setting]) -> list[str]:
+    """The name of each row's setting: its solver, and its grid where the solver has several."""
+    grids: dict[str, set[str]] = {}
+    for row in rows:
+        grids.setdefault(row.solver, set()).add(row.grid)
+    return [row.solver if len(grids[row.solver]) == 1 else f"{row.solver}, {row.grid}" for row in rows]
 
 
 def record(row: Row) -> dict[str, Any]:

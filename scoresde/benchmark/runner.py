@@ -39,7 +39,7 @@ from ..io.result_files import environment, fingerprint
 from ..models.model import as_model
 from ..paths.base import ModelLike
 from ..sampling.batches import batches_of
-from ..sampling.plan import Plan, PlanRequest, check_space, grid_of
+from ..sampling.plan import OWN, Plan, PlanRequest, check_space, grid_of
 from ..sampling.sample import Sample, sample
 from ..sampling.width import WrongWidth
 from .metrics import DISTANCES, METRICS, Estimate, Metric, Metrics, by_name, compare, warn_of_few
@@ -54,13 +54,13 @@ from .tuned import tuning_of
 
 def benchmark(
     denoiser: ModelLike,
-    reference: Array,
+    reference: Array | None,
     solvers: Sequence[str],
     nfe: Sequence[int],
     seeds: Seeds,
     *,
     shape: Sequence[int],
-    grid: str | None = None,
+    grid: str | Sequence[str] | None = None,
     truth: Truth | None = None,
     truth_steps: int = 128,
     metrics: Metrics | None = None,
@@ -76,8 +76,10 @@ def benchmark(
     """Compares solvers: one row per solver and budget, and one per adaptive solver, which chooses its evaluations.
 
     Args:
-        reference: real samples (M, *); keep M fixed among tables that you compare.
-        solvers, grid: names or specs; the default grid: a label's, else ``karras``, or ``uniform`` of tokens.
+        reference: real samples (M, *); keep M fixed among tables that you compare. None for none: a row then has only
+            its distance to the exact solution, and stochastic solvers have no rows.
+        solvers, grid: names or specs; the default grid: a label's, else ``karras``, or ``uniform`` of tokens. Of
+            several grids each solver has rows on each, unless it has, or its label names, a grid of its own.
         nfe: budgets of model evaluations; each row takes the most steps that its budget allows.
         seeds, shape, condition, batch_size, dtype, device: as for ``sample``; every row has the same seeds.
         truth, truth_steps: the exact solution; by default ``ode_solution`` in so many steps, 0 for none.
@@ -106,14 +108,19 @@ class Job(NamedTuple):
     nfe: int | None
 
     @property
+    def grid(self) -> str:
+        """The grid of its row; a solver with fixed nodes needs none."""
+        return str(self.rule) if self.method.nodes is None else OWN
+
+    @property
     def key(self) -> str:
         """The name of its row in a ``Store``."""
-        return key_of(str(self.method), str(self.rule), self.nfe)
+        return key_of(str(self.method), self.grid, self.nfe)
 
     def row(self, count: int) -> Row:
         """The row for ``count`` samples, before they are drawn."""
         return Row(
-            str(self.method), str(self.rule), self.nfe, None, None, self.method.stochastic, count,
+            str(self.method), self.grid, self.nfe, None, None, self.method.stochastic, count,
             free_first_step=_first_is_free(self.method), **tuning_of(self.method)._asdict(),
         )  # fmt: skip
 
@@ -123,7 +130,7 @@ class Terms:
     """All that the rows of a benchmark share; ``of`` makes one from the arguments of ``benchmark``."""
 
     denoiser: ModelLike
-    reference: Tensor
+    reference: Tensor | None
     seeds: list[int]
     shape: tuple[int, ...]
     metrics: Mapping[str, Metric]
@@ -138,7 +145,7 @@ class Terms:
 
     @classmethod
     def of(
-        cls, denoiser: ModelLike, reference: Array, seeds: Seeds, shape: Sequence[int], *,
+        cls, denoiser: ModelLike, reference: Array | None, seeds: Seeds, shape: Sequence[int], *,
         truth: Truth | None = None, truth_steps: int = 128, metrics: Metrics | None = None,
         features: Features | None = None, rounding: Callable[[Tensor], Tensor] | None = None,
         condition: Mapping[str, Tensor] | None = None, batch_size: int | None = None,
@@ -146,21 +153,19 @@ class Terms:
         store: Store | None = None,
     ) -> Terms:  # fmt: skip
         """Checks the arguments of ``benchmark`` that do not concern single rows."""
-        seeds, shape, reference = seeds_of(seeds), shape_of(shape), tensor_of("the reference", reference)
-        space = as_model(denoiser, None).space
-        chosen = by_name(metrics or (meaningful(reference) if space == "discrete" else tuple(DISTANCES)))
-        if reference.shape[1:] != shape:
-            raise InputError(
-                f"the reference has samples of shape {tuple(reference.shape[1:])}, the model's are {shape}"
-            )
-        if min(len(seeds), len(reference)) < 4:
-            counts = f"{len(seeds)} seeds and {len(reference)} real"
+        seeds, shape = seeds_of(seeds), shape_of(shape)
+        real = None if reference is None else tensor_of("the reference", reference)
+        chosen = _metrics(metrics, real, as_model(denoiser, None).space)
+        if real is not None and real.shape[1:] != shape:
+            raise InputError(f"the reference has samples of shape {tuple(real.shape[1:])}, the model's are {shape}")
+        if min(len(seeds), 4 if real is None else len(real)) < 4:
+            counts = f"{len(seeds)} seeds" + ("" if real is None else f" and {len(real)} real")
             raise InputError(f"a benchmark needs at least four samples, got {counts}")
         check_truth(truth, len(seeds))
         common = {"condition": condition, "batch_size": batch_size, "device": device}
         return cls(
-            denoiser, reference, seeds, shape, chosen, features, rounding, common, dtype, truth, truth_steps,
-            keep, store,
+            denoiser, real, seeds, shape, chosen, features, rounding, common, dtype, truth, truth_steps, keep,
+            store,
         )  # fmt: skip
 
     @cached_property
@@ -175,26 +180,32 @@ class Terms:
             self.store.put_truth(found)
         return found
 
-    def jobs(self, specs: Sequence[str], grid: str | None, nfe: Sequence[int]) -> list[Job]:
-        """Every solver with its grid at every budget, without repeats; a label may name a grid ("DPM++ 2M Karras").
+    def jobs(self, specs: Sequence[str], grid: str | Sequence[str] | None, nfe: Sequence[int]) -> list[Job]:
+        """Every solver on its grids at every budget, without repeats.
 
-        A solver with fixed nodes, such as a program in a file, has one row, at the budget that it takes.
+        One grid is that of all solvers. Of several, a solver has all, unless it has a grid of its own or a label names
+        one ("DPM++ 2M Karras"). A solver with fixed nodes, such as a program in a file, has one row, at the budget that
+        it takes.
 
         Raises:
-            InputError: an unknown name; no solver, no budget, or a budget below 1.
+            InputError: an unknown name; no solver, no grid, no budget, or a budget below 1.
         """
-        if not specs or not nfe:
-            raise InputError("a benchmark needs at least one solver and one number of evaluations")
+        if not specs or not nfe or not (grid is None or grid):
+            raise InputError("a benchmark needs at least one solver, one grid and one number of evaluations")
         for budget in nfe:
             positive_integer("nfe", budget)
         space = as_model(self.denoiser, None).space
         if self.truth_steps:
             positive_integer("truth_steps", self.truth_steps)
+        every = [] if grid is None or isinstance(grid, str) else [grids.make(name) for name in grid]
         pairs: dict[tuple[Solver, Grid], None] = {}
         for spec in specs:
             label, named = resolve(spec, space)
             check_space(method := make(label), space)
-            pairs[method, grids.make(grid or named or method.own_grid or grid_of(space))] = None
+            own = named or method.own_grid
+            rules = every if own is None and method.nodes is None else []
+            one = grid if isinstance(grid, str) else own or grid_of(space)
+            pairs |= dict.fromkeys((method, rule) for rule in rules or [grids.make(one)])
         budgets = list(dict.fromkeys(nfe))
         return [Job(method, rule, n) for method, rule in pairs for n in _budgets(method, budgets)]
 
@@ -202,8 +213,11 @@ class Terms:
         """The plan of a row, without a warning of its width: a benchmark shows that as a distance.
 
         Raises:
-            InputError: the budget is too small; see also ``scoresde.plan``.
+            InputError: the budget is too small; there is nothing to compare the samples with; see also
+                ``scoresde.plan``.
         """
+        if job.method.stochastic and self.reference is None:
+            raise InputError("it draws noise, and there are no real samples to compare its samples with")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", WrongWidth)
             fixed = job.method.nodes is not None
@@ -237,7 +251,7 @@ class Terms:
             seconds_per_sample=result.seconds / len(x),
             samples=x[: self.keep].clone(),
             states=self._states(plan),
-            metrics=self._scores(scored),
+            metrics=self._scores(scored) if self.metrics else {},
             error=None if exact is None else error_of(x, exact),
             environment=environment(self.common["device"], self.dtype),
         )
@@ -264,6 +278,7 @@ class Terms:
 
     @cached_property
     def _mapped_reference(self) -> Tensor:
+        assert self.reference is not None  # without it there are no metrics
         warn_of_few(list(self.metrics), self.features, len(self.seeds), len(self.reference))
         return mapped("the reference", self.reference, self.features)
 
@@ -321,17 +336,37 @@ def _plans(terms: Terms, jobs: Sequence[Job]) -> list[Plan | str]:
         InputError: no job has a plan.
     """
     found: list[Plan | str] = []
-    seen = dict[tuple[Solver, tuple[Node, ...]], int | None]()
+    seen = dict[tuple[Solver, tuple[Node, ...]], Job]()
     for job in jobs:
         try:
             plan = terms.plan(job)
-            before = seen.setdefault((plan.solver, plan.nodes), job.nfe)
-            found.append(plan if before == job.nfe else f"the same steps as with nfe={before}")
+            first = seen.setdefault((plan.solver, plan.nodes), job)
+            found.append(plan if first == job else _same_steps(job, first))
         except InputError as reason:
             found.append(str(reason))
     if all(isinstance(plan, str) for plan in found):
         raise InputError(f"no row can be computed: {found[0]}")
     return found
+
+
+def _same_steps(job: Job, first: Job) -> str:
+    """The reason why a job has no row: it has the nodes of an earlier one."""
+    others = [f"with nfe={first.nfe}"] if job.nfe != first.nfe else []
+    others += [f"on {first.grid}"] if job.grid != first.grid else []
+    return f"the same steps as {' '.join(others)}"
+
+
+def _metrics(metrics: Metrics | None, reference: Tensor | None, space: str) -> dict[str, Metric]:
+    """The metrics that are asked for, or the default ones; without a reference none.
+
+    Raises:
+        InputError: an unknown metric, or one that has no reference.
+    """
+    if reference is None:
+        if metrics:
+            raise InputError(f"{next(iter(metrics))} compares samples with real ones, and there is no reference")
+        return {}
+    return by_name(metrics or (meaningful(reference) if space == "discrete" else tuple(DISTANCES)))
 
 
 def _budgets(method: Solver, budgets: Sequence[int]) -> Sequence[int | None]:

@@ -191,8 +191,21 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
     shards = "k/n: score every n-th batch, from the k-th, together with n - 1 other processes on the same --out"
     likelihood.add_argument("--shards", type=share_of, default="1/1", metavar="K/N", help=f"{shards}; {_AUTO}")
 
+    _benchmarking(commands)
+
+
+def _benchmarking(commands: argparse._SubParsersAction[Parser]) -> None:
+    """The command benchmark, and those that read its results."""
     bench = _command(commands, "benchmark")
-    _workdir(bench)
+    one = bench.add_mutually_exclusive_group(required=True)
+    one.add_argument("--workdir", type=folder_of, help="what is measured: the folder of a run,")
+    one.add_argument("--diffusers", type=folder_of, metavar="FOLDER", help="or a pipeline that diffusers saved,")
+    law = "or a law with its exact score: gaussian(...), mixture(...), empirical(digits), empirical('x.npy', rows=300)"
+    one.add_argument("--target", metavar="SPEC", help=f"{law}; or module:factory, which returns one, or a denoiser")
+    bench.add_argument("--sde", help="the path of a target, see configs/default.py; by default vp")
+    real = "real samples to compare with, where there is no run: a .npy or .npz file, or whatever --data reads"
+    bench.add_argument("--reference", type=folder_of, metavar="FILE", help=real)
+    bench.add_argument("--trust", action="store_true", help="import modules that files name, which runs code")
     bench.add_argument("--out", type=folder_of, required=True, help="folder for the results; finished rows are kept")
     bench.add_argument("--overwrite", action="store_true", help="replace the results of a different benchmark there")
     names = "names or specs, separated by commas; or all"
@@ -200,6 +213,8 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
         "--solvers", "--solver", type=specs_of, default="ddim, heun, dpmpp_2m, ddpm", metavar="NAMES", help=names
     )
     bench.add_argument("--grid", help="the grid of all solvers; sets --config.sampling.grid")
+    grids = "every solver on each of these grids, but for those with a grid of their own"
+    bench.add_argument("--grids", type=specs_of, metavar="NAMES", help=grids)
     bench.add_argument("--nfe", type=counts_of, default="5,10,20,50", help="budgets of model evaluations")
     bench.add_argument("--seeds", type=seeds_of, default="512", help="one sample per seed: 512 means 0-511")
     scores = "distances from held-out data, separated by commas, such as frechet, precision, recall"
@@ -217,7 +232,8 @@ def _measuring(commands: argparse._SubParsersAction[Parser]) -> None:
     again.add_argument(
         "--row", type=counts_of, metavar="N", help="the numbers of the rows, such as 7 or 1,3; default all"
     )
-    again.add_argument("--workdir", type=folder_of, help="the run's folder, if it has been moved")
+    for name in ("workdir", "diffusers", "reference"):
+        again.add_argument(f"--{name}", type=folder_of, metavar="PATH", help="where it is now, if it has been moved")
     again.add_argument("--trust", action="store_true", help="import modules that the files name, which runs code")
 
     two = _command(commands, "compare")

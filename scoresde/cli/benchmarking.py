@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,17 +18,16 @@ from solvers.libraries import without_traces
 from ..benchmark.comparison import Difference, compared, read_whole
 from ..benchmark.metrics import Estimate
 from ..benchmark.metrics import compare as distances
-from ..benchmark.rows import FILES, NewerVersion, Row, read, set_aside, write
+from ..benchmark.rows import FILES, NewerVersion, Row, labels_of, read, set_aside, write
 from ..benchmark.runner import measure
 from ..benchmark.store import Unfinished
 from ..benchmark.token_metrics import MEANINGS, TOKEN_METRICS
 from ..io.result_files import replacing, writable
 from ..likelihood.result import LogProb
-from ..runs import build
-from ..runs.benchmarks import Scoring, Task
-from ..runs.redrawn import Redrawn, rows_again
-from ..runs.run import Run, load_run
-from ..sampling.pictures import is_image
+from ..models.model import as_model
+from ..runs.benchmarks.redrawn import Redrawn, rows_again
+from ..runs.benchmarks.sources import Source, Subject, subject_of
+from ..runs.benchmarks.task import Scoring, Task
 from .current_folder import import_drawing
 from .readers import split
 from .results import say_average, say_if_other
@@ -40,35 +40,43 @@ class Place:
     Attributes:
         out: the folder.
         command: the command line, without what chooses a share of the work.
-        workdir, overrides: the run, and the fields of its config that were set.
         share: (k, n): this process computes every n-th row, from the k-th.
         overwrite: whether results of a different benchmark are replaced.
     """
 
     out: Path
     command: str
-    workdir: str
-    overrides: Sequence[str] = ()
     title: str = ""
     share: tuple[int, int] = (1, 1)
     overwrite: bool = False
 
 
+class Settings(NamedTuple):
+    """The solvers, grids and budgets of a benchmark, see ``Terms.jobs``."""
+
+    names: Sequence[str]
+    nfe: Sequence[int]
+    grids: str | Sequence[str] | None = None
+
+
 def benchmark(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
     """Compares solvers at several budgets; writes results.csv, results.json, times.json and report.html."""
-    run = load_run(arguments.workdir, overrides, ("sampling", "device", "data.path"))
-    say_average(run)
-    named = [
-        name for spec in arguments.solvers for name in (solvers.names(run.denoiser.space) if spec == "all" else [spec])
-    ]
-    _check_commas(named, run.denoiser.space)
+    given = {name: vars(arguments)[name] for name in ("workdir", "diffusers", "target", "sde", "reference")}
+    source = Source(**{name: value and str(value) for name, value in given.items()}, overrides=tuple(overrides))
+    subject = subject_of(source, arguments.trust)
+    if subject.run is not None:
+        say_average(subject.run)
+    space = as_model(subject.denoiser, None).space
+    named = [name for spec in arguments.solvers for name in (solvers.names(space) if spec == "all" else [spec])]
+    _check_commas(named, space)
+    grid = subject.config.sampling.grid
+    if arguments.grids and grid:
+        raise InputError(f"--grid={grid} is the grid of all solvers: leave it out, or name it in --grids")
     scoring = Scoring(arguments.metrics and tuple(arguments.metrics), arguments.features, arguments.round)
     words = [word for word in command.split(" ") if not word.startswith("--shards=") and word != "--overwrite"]
-    place = Place(
-        writable(arguments.out), " ".join(words), f"{arguments.workdir}", overrides, f"{arguments.workdir}",
-        arguments.shards, arguments.overwrite,
-    )  # fmt: skip
-    run_benchmark(run, place, named, arguments.nfe, arguments.seeds, scoring)
+    out = writable(arguments.out)
+    place = Place(out, " ".join(words), source.title, arguments.shards, arguments.overwrite)
+    run_benchmark(subject, place, Settings(named, arguments.nfe, arguments.grids or grid), arguments.seeds, scoring)
 
 
 def _check_commas(specs: Sequence[str], space: str = "gaussian") -> None:
@@ -89,58 +97,65 @@ def _check_commas(specs: Sequence[str], space: str = "gaussian") -> None:
 
 
 def run_benchmark(
-    run: Run,
+    subject: Subject,
     place: Place,
-    names: Sequence[str],
-    nfe: Sequence[int],
+    settings: Settings,
     seeds: Sequence[int],
     scoring: Scoring | None = None,
     result: LogProb | None = None,
 ) -> None:
-    """Benchmarks solvers on a run's model against its held-out data; writes the results and the page."""
+    """Benchmarks solvers on a model against its real samples; writes the results and the page."""
     scoring = scoring or Scoring()
     import_drawing()
     with without_traces():
         from ..show.page import write_report  # here, so that the other commands do not wait for matplotlib
 
-    data = build.load_data(run.config, run.card)
-    say_if_other(data.card, run.card)
-    with run.origin.limits():
-        task = Task.of(run, data, seeds, scoring).kept_in(place.out, place.overwrite)
-        jobs = task.terms.jobs(names, run.config.sampling.grid, nfe)
-        _refuse_to_drop(place, {(str(job.method), job.nfe) for job in jobs})
+    if subject.run is not None and subject.card is not None:
+        say_if_other(subject.card, subject.run.card)
+    with subject.origin.limits():
+        task = Task.of(subject, seeds, scoring).kept_in(place.out, place.overwrite)
+        jobs = task.terms.jobs(settings.names, settings.grids, settings.nfe)
+        _refuse_to_drop(place, {(str(job.method), job.grid, job.nfe) for job in jobs})
         rows = measure(task.terms, jobs, place.share)
     store = task.terms.store
     assert store is not None
     if isinstance(rows, Unfinished):
         print(f"{rows.done} of {rows.total} rows are in {store.folder}: the last process joins them")
         return
-    notes = list[str]()
-    if run.config.process is not None:
-        some = data.train.some(min(len(seeds), len(data.train))).x
-        notes = _floor(some, task.terms.reference, list(task.terms.metrics))
-    header = task.header(
-        run, place.command, place.workdir, place.overrides, scoring, any(row.error is not None for row in rows)
-    )
-    reference = task.terms.reference
+    notes = _notes(task)
+    header = task.header(place.command, scoring, any(row.error is not None for row in rows))
     with replacing(place.out, FILES) as aside:
         write(rows, aside, header)
         write_report(
             aside / "report.html",
             title=place.title,
             rows=rows,
-            low=run.card.low,
-            high=run.card.high,
-            reference=reference,
+            low=subject.low,
+            high=subject.high,
+            reference=subject.reference,
             likelihood=result,
             header=header,
             notes=notes,
-            texts=None if run.config.process is None or is_image(reference) else run.card.texts,
+            texts=subject.texts,
         )
     print(*[table(rows), *notes, f"{place.out / 'report.html'}"], sep="\n")
 
 
-def _refuse_to_drop(place: Place, coming: set[tuple[str, int | None]]) -> None:
+def _notes(task: Task) -> list[str]:
+    """What a reader needs to know to read the numbers."""
+    terms, subject = task.terms, task.subject
+    if terms.reference is None:
+        return [
+            "There are no real samples to compare with (--reference=FILE): the error is the distance of each sample to "
+            "the exact solution of the probability-flow ODE, and says nothing of how good the model is."
+        ]
+    if subject.train is None or as_model(subject.denoiser, None).space != "discrete":
+        return []
+    some = subject.train.some(min(len(terms.seeds), len(subject.train))).x
+    return _floor(some, terms.reference, list(terms.metrics))
+
+
+def _refuse_to_drop(place: Place, coming: set[tuple[str, str, int | None]]) -> None:
     """Rejects a folder with rows that this benchmark would leave out; damaged results are reported and set aside.
 
     Raises:
@@ -158,9 +173,9 @@ def _refuse_to_drop(place: Place, coming: set[tuple[str, int | None]]) -> None:
     except InputError as error:
         print(f"note: {error}; it is now {set_aside(path).name}", file=sys.stderr)
         return
-    gone = [row for row in there if (row.solver, row.nfe_budget) not in coming]
+    gone = [row for row in there if (row.solver, row.grid, row.nfe_budget) not in coming]
     if gone and not place.overwrite:
-        first = f"{gone[0].solver}, NFE {gone[0].nfe_budget or 'adaptive'}"
+        first = f"{gone[0].solver} on {gone[0].grid}, NFE {gone[0].nfe_budget or 'adaptive'}"
         raise InputError(
             f"{place.out} already contains results.json with {len(gone)} rows that this command leaves out, such as "
             f"{first}: name them too, use a different --out, or add --overwrite to replace what is there"
@@ -185,16 +200,18 @@ def table(rows: Sequence[Row]) -> str:
     heads = [f"{'sliced W2' if default else name:>22s}" for name in wide]
     heads += [f"{'Frechet':>9s}"] if default else []
     heads += [] if tokens else [f"{'ODE error':>10s}"]
-    lines = [" ".join([f"{'solver':28s} {'NFE':>4s} {'steps':>5s}", *heads, f"{'s':>6s}"])]
-    for row in rows:
+    labels = labels_of(rows)
+    width = max(28, *map(len, labels))
+    lines = [" ".join([f"{'solver':{width}s} {'NFE':>4s} {'steps':>5s}", *heads, f"{'s':>6s}"])]
+    for label, row in zip(labels, rows, strict=True):
         if row.skipped:
-            lines.append(f"{row.solver:28s} {row.nfe_budget or '':>4} skipped: {row.skipped}")
+            lines.append(f"{label:{width}s} {row.nfe_budget or '':>4} skipped: {row.skipped}")
             continue
         cells = [_interval(row.metrics[name]) for name in wide]
         cells += [f"{row.metrics['frechet'].value:9.3f}"] if default else []
         if not tokens:
             cells.append(f"{row.error.value:10.4f}" if row.error else f"{'-':>10s}")
-        lines.append(" ".join([f"{row.solver:28s} {row.nfe:4d} {row.steps:5d}", *cells, f"{row.seconds:6.2f}"]))
+        lines.append(" ".join([f"{label:{width}s} {row.nfe:4d} {row.steps:5d}", *cells, f"{row.seconds:6.2f}"]))
     return "\n".join(lines)
 
 
@@ -206,7 +223,9 @@ def rerun(arguments: argparse.Namespace, overrides: list[str], command: str) -> 
     """Draws rows of a benchmark again from what its file contains; returns status 1 if a number differs."""
     header, rows = read(arguments.results)
     found: list[Redrawn] = []
-    for again in rows_again(header, rows, arguments.row, arguments.results, arguments.workdir, arguments.trust):
+    given = {name: vars(arguments)[name] for name in ("workdir", "diffusers", "reference")}
+    moved = {name: str(value) for name, value in given.items() if value is not None}
+    for again in rows_again(header, rows, arguments.row, arguments.results, moved, arguments.trust):
         print(again, flush=True)
         found.append(again)
     return int(not all(again.identical for again in found))
@@ -222,13 +241,15 @@ def compare(arguments: argparse.Namespace, overrides: list[str], command: str) -
 def _differences(found: Sequence[Difference], one: str, two: str) -> str:
     """The differences of two benchmarks as text."""
     lines = [f"{two} minus {one}, with 95 % intervals", ""]
-    lines.append(f"{'solver':28s} {'budget':>6s} {'metric':20s} {'first':>10s} {'second':>10s} difference")
-    for each in found:
+    labels = labels_of(found)
+    width = max(28, *map(len, labels))
+    lines.append(f"{'solver':{width}s} {'budget':>6s} {'metric':20s} {'first':>10s} {'second':>10s} difference")
+    for label, each in zip(labels, found, strict=True):
         apart = f"{each.apart.value:+.4g} [{each.apart.low:+.4g}, {each.apart.high:+.4g}]"
         notes = [each.verdict] + ([] if each.paired else ["not paired"])
         budget = "-" if each.budget is None else str(each.budget)
         lines.append(
-            f"{each.solver:28s} {budget:>6s} {each.metric:20s} {each.first.value:10.4g} {each.second.value:10.4g} "
+            f"{label:{width}s} {budget:>6s} {each.metric:20s} {each.first.value:10.4g} {each.second.value:10.4g} "
             f"{apart}, {', '.join(notes)}"
         )
     return "\n".join(lines)

@@ -14,13 +14,14 @@ from ..data.rows import Batch
 from ..guidance.guided import Guided
 from ..io.result_files import fingerprint, replacing, writable, write_arrays
 from ..runs import build, conditions, config
+from ..runs.benchmarks.sources import Source, of_run
 from ..runs.class_posterior import class_posterior
 from ..runs.run import Run, load_run
 from ..runs.score import Unfinished, evaluate, summary, write_results
 from ..sampling.pictures import is_image, listing
 from ..sampling.sample import PICTURES
 from ..sampling.sample import sample as draw
-from .benchmarking import Place, benchmark, compare, rerun, run_benchmark
+from .benchmarking import Place, Settings, benchmark, compare, rerun, run_benchmark
 from .current_folder import import_drawing
 from .restoring import restore
 from .results import record, results_folder, say_average, say_if_other
@@ -149,8 +150,9 @@ def demo(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     print(summary(run, x, "test", found))
     names = ["ddim", "heun", "dpmpp_2m", "ddpm"]
     seeds = range(64 if arguments.fast else 256)
-    place = Place(out, command, str(out / "run"), title="scoresde demo: 8x8 digits", overwrite=True)
-    run_benchmark(run, place, names, [5, 10, 20, 50], seeds, result=found["ode"])
+    place = Place(out, command, title="scoresde demo: 8x8 digits", overwrite=True)
+    settings = Settings(names, [5, 10, 20, 50], run.config.sampling.grid)
+    run_benchmark(of_run(run, Source(str(out / "run"))), place, settings, seeds, result=found["ode"])
 
 
 COMMANDS = {

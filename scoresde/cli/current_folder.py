@@ -12,7 +12,7 @@ from solvers.libraries import library
 from solvers.registry.outside import Origin, modules_in
 from solvers.registry.registry import outside_names
 
-_SPECS = ("solver", "solvers", "grid", "name", "sde", "features")  # the arguments that are specs
+_SPECS = ("solver", "solvers", "grid", "grids", "name", "sde", "features", "target")  # the arguments that are specs
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,20 @@ def load(
             raise InputError(f"tokens have no bins: leave out bin_width={bin_width:g}")
         return tokenised(name, raw, source, tokens, seed, test_fraction, card, classes)
     return assembled(name, raw, source, seed, test_fraction, bin_width, card, classes)
+
+
+def load_whole(text: str) -> Dataset:
+    """A data set by its path, or by a name that needs none, without a split of our own: both splits are all its rows.
+
+    A source that has a train and a test split keeps them.
+
+    Raises:
+        InputError: see ``load``.
+    """
+    name, path = (text, "") if text in SOURCES and not Path(text).exists() else (source_of(text), text)
+    raw = _of_name(name, Request(path, ()))
+    raw = raw if raw.test is not None else replace(raw, test=raw.train)
+    return assembled(name, raw, f"{name} data {path!r}" if path else f"{name} data")
 
 
 def _of_name(name: str, request: Request) -> Raw:

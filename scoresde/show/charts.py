@@ -16,7 +16,7 @@ from markupsafe import Markup
 from solvers.errors import clipped
 
 from ..benchmark.metrics import HIGHER, Estimate
-from ..benchmark.rows import Row
+from ..benchmark.rows import Row, labels_of
 from ..benchmark.ties import finite
 
 COLOURS = 8  # of the page: --c0 to --c7; the ninth solver has the first colour and the second marker
@@ -288,10 +288,8 @@ def scores_of(rows: Sequence[Row]) -> list[str]:
 
 def groups_of(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Rows by solver, and by grid where one solver has several."""
-    grids = {solver: {row.grid for row in rows if row.solver == solver} for solver in {row.solver for row in rows}}
     groups: dict[str, list[Row]] = {}
-    for row in rows:
-        label = row.solver if len(grids[row.solver]) == 1 else f"{row.solver}, {row.grid}"
+    for label, row in zip(labels_of(rows), rows, strict=True):
         groups.setdefault(label, []).append(row)
     return groups
 

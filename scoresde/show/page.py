@@ -21,7 +21,7 @@ from solvers import InputError
 from solvers.files import write_atomically
 
 from ..benchmark.metrics import Estimate
-from ..benchmark.rows import Row
+from ..benchmark.rows import Row, labels_of
 from ..benchmark.states import STATES
 from ..benchmark.ties import leaders
 from ..benchmark.token_metrics import TOKEN_METRICS
@@ -89,16 +89,18 @@ def write_report(
 
 def _answers(rows: Sequence[Row]) -> dict[str, Any]:
     """For every budget and metric the best solver and those tied with it, with their values."""
-    names = scores_of(rows)
+    names, labels = scores_of(rows), labels_of(rows)
+    several = any(label != row.solver for label, row in zip(labels, rows, strict=True))
     best = {name: leaders(rows, name) for name in names}
     budgets = sorted({budget for found in best.values() for budget in found})
 
     def cell(places: Sequence[int], name: str) -> str:
         members = [rows[place] for place in places]
+        settings = dict.fromkeys(labels[place] for place in places)
         values = [number(score.value) for row in members if (score := score_of(row, name))]
         ends = " to ".join(dict.fromkeys([values[0], values[-1]]))
         shown = ends if len(values) == 1 else f"{ends}, tied"
-        return f"{', '.join(dict.fromkeys(row.solver for row in members))} ({shown})"
+        return f"{'; '.join(settings) if several else ', '.join(settings)} ({shown})"
 
     lines = [
         {"budget": budget, "cells": [cell(best[n][budget], n) if budget in best[n] else "-" for n in names]}

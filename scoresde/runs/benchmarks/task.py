@@ -1,4 +1,4 @@
-"""The benchmark of a run: what its rows share, the facts that decide them, and the header of its results."""
+"""A benchmark: what its rows share, the facts that decide them, and the header of its results."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from solvers import InputError
 
-from ..benchmark.features import features_of
-from ..benchmark.metrics import METRICS
-from ..benchmark.runner import Terms
-from ..benchmark.store import FOLDER, Store
-from ..benchmark.token_metrics import meaningful
-from ..data.dataset import DataCard, Dataset
-from ..io.result_files import environment, fingerprint
-from . import build, conditions
-from .run import Run
-from .score import weights_of
+from ...benchmark.features import features_of
+from ...benchmark.metrics import METRICS
+from ...benchmark.runner import Terms
+from ...benchmark.store import FOLDER, Store
+from ...benchmark.token_metrics import meaningful
+from ...io.result_files import environment, fingerprint
+from ...models.model import as_model
+from .. import build
+from .sources import REFERENCES, Subject
 
-REFERENCES = 10_000  # samples with which a benchmark compares, of a data set that has more
-TRUTH_STEPS, KEEP, DTYPE = 64, 12, torch.float32
+TRUTH_STEPS, KEEP = 64, 12
 
 
 @dataclass(frozen=True)
@@ -45,48 +42,43 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark of a run.
+    """A benchmark of a subject.
 
     Attributes:
         terms: what its rows share.
         facts: what decides the numbers of its rows, as plain JSON types.
-        data: the data, of which the test split is the reference.
+        subject: what it measures.
     """
 
     terms: Terms
     facts: dict[str, Any]
-    data: Dataset
+    subject: Subject
 
     @classmethod
-    def of(cls, run: Run, data: Dataset, seeds: Sequence[int], scoring: Scoring) -> Task:
-        """The benchmark of a run on its held-out data.
+    def of(cls, subject: Subject, seeds: Sequence[int], scoring: Scoring) -> Task:
+        """The benchmark of a subject on its real samples, if it has any.
 
         Raises:
             InputError: an unknown metric; features that cannot be made; rounding of continuous data; a reference of
                 another shape than the model's samples.
         """
-        reference = data.test.first(REFERENCES).x
-        metrics = scoring.metrics
-        if metrics is None and run.config.process is not None:
-            metrics = tuple(meaningful(reference, data.train.some(min(REFERENCES, len(data.train))).x))
-        given = conditions.of_test(data.test, len(seeds))
-        section, device = run.config.sampling, build.device_of(run.config)
+        metrics, reference, train = scoring.metrics, subject.reference, subject.train
+        if reference is None and (metrics or scoring.features or scoring.round):
+            raise InputError("metrics, features and rounding need real samples to compare with: add --reference=FILE")
+        if metrics is None and reference is not None and as_model(subject.denoiser, None).space == "discrete":
+            known = None if train is None else train.some(min(REFERENCES, len(train))).x
+            metrics = tuple(meaningful(reference, known))
+        given = subject.conditions(len(seeds))
+        device = build.device_of(subject.config)
         terms = Terms.of(
-            run.denoiser, reference, seeds, run.card.shape, metrics=metrics, truth_steps=TRUTH_STEPS, keep=KEEP,
+            subject.denoiser, reference, seeds, subject.shape, metrics=metrics, truth_steps=TRUTH_STEPS, keep=KEEP,
             features=None if scoring.features is None else features_of(scoring.features), condition=given,
-            rounding=Rounding.of(run.card) if scoring.round else None, batch_size=section.batch_size, device=device,
-            dtype=DTYPE,
+            rounding=Rounding.of(subject) if scoring.round else None, device=device, dtype=subject.dtype,
+            batch_size=subject.config.sampling.batch_size,
         )  # fmt: skip
-        network = run.denoiser.network
-        assert isinstance(network, nn.Module)
-        versions = environment(device, DTYPE)
+        versions = environment(device, subject.dtype)
         facts = {
-            "path": run.config.process or run.config.sde,
-            "prediction": run.config.model.predicts,
-            "step": run.step,
-            "average": run.average and run.average.facts(),
-            "weights": weights_of(network),
-            "reference": f"held-out {run.config.data.name}, {len(reference)} samples, {fingerprint(reference)}",
+            **subject.facts,
             "seeds": list(seeds),
             "conditions": {name: fingerprint(rows) for name, rows in sorted(given.items())},
             "metrics": list(terms.metrics),
@@ -95,15 +87,13 @@ class Task:
             "kind of device": device.type,
             **{name: versions[name] for name in ("scoresde", "torch", "dtype")},
         }
-        return cls(terms, json.loads(json.dumps(facts, default=str)), data)
+        return cls(terms, json.loads(json.dumps(facts, default=str)), subject)
 
     def kept_in(self, out: Path, overwrite: bool = False) -> Task:
         """The benchmark with its finished rows in a folder of results."""
         return replace(self, terms=replace(self.terms, store=Store(out / FOLDER, self.facts, overwrite)))
 
-    def header(
-        self, run: Run, command: str, workdir: str, overrides: Sequence[str], scoring: Scoring, exact: bool
-    ) -> dict[str, Any]:
+    def header(self, command: str, scoring: Scoring, exact: bool) -> dict[str, Any]:
         """All that the rows share, with what a reader needs to draw them again.
 
         Args:
@@ -112,13 +102,11 @@ class Task:
         truth = self.terms.truth if exact else None
         return {
             "command": command,
-            "workdir": workdir,
-            "overrides": list(overrides),
-            "network": run.config.model.network,
+            "source": self.subject.source.record(),
             **self.facts,
             "scoring": asdict(scoring),
             "exact solution": truth and {"steps": TRUTH_STEPS, "error": truth.error, "nfe": truth.nfe},
-            "config": run.config.to_dict(),
+            **self.subject.about,
         }
 
 
@@ -131,15 +119,15 @@ class Rounding:
     width: float
 
     @classmethod
-    def of(cls, card: DataCard) -> Rounding:
-        """The rounding of a run's samples.
+    def of(cls, subject: Subject) -> Rounding:
+        """The rounding of a subject's samples.
 
         Raises:
             InputError: its data are continuous.
         """
-        if card.bin_width is None:
-            raise InputError("--round rounds samples to the levels of the data, and the data of this run have none")
-        return cls(card.low, card.high, card.bin_width)
+        if subject.bin_width is None:
+            raise InputError("--round rounds samples to the levels of the data, and these data have none")
+        return cls(subject.low, subject.high, subject.bin_width)
 
     def __call__(self, x: Tensor) -> Tensor:
         levels = ((x.double() - self.low) / self.width).round()

@@ -11,13 +11,12 @@ from solvers import InputError
 from solvers.registry.outside import Origin
 from solvers.registry.registry import outside_names
 
-from ..benchmark.rows import Row
-from ..benchmark.runner import Terms
-from ..io.result_files import environment
-from ..sampling.plan import OWN
-from . import build
-from .benchmarks import Scoring, Task, scoring_of
-from .run import Run, load_run
+from ...benchmark.rows import Row
+from ...benchmark.runner import Terms
+from ...io.result_files import environment
+from ...sampling.plan import OWN
+from .sources import Source, subject_of
+from .task import Scoring, Task, scoring_of
 
 _COUNTS = ("nfe", "depth", "steps", "program", "skipped")
 _PARTS = ("value", "low", "high")
@@ -66,7 +65,8 @@ class Redrawn:
         return not self.differences and self.there.drawn == self.here.drawn
 
     def __str__(self) -> str:
-        head = f"row {self.number}, {self.there.solver}, NFE {self.there.nfe_budget or 'adaptive'}: "
+        row = self.there
+        head = f"row {self.number}, {row.solver} on {row.grid}, NFE {row.nfe_budget or 'adaptive'}: "
         if self.identical:
             return f"{head}identical"
         return head + "; ".join(self.differences) + "".join(f"; {other}" for other in self.others)
@@ -77,7 +77,7 @@ def rows_again(
     rows: Sequence[Row],
     numbers: Sequence[int] | None,
     results: Path,
-    workdir: Path | None = None,
+    moved: Mapping[str, str] | None = None,
     trust: bool = False,
 ) -> Iterator[Redrawn]:
     """Draws rows of a benchmark again, one by one.
@@ -85,11 +85,12 @@ def rows_again(
     Args:
         numbers: of the rows, from 1; None for all.
         results: the folder of the results, for messages.
-        workdir: the run, if it is no longer where the header says.
+        moved: the folder of the run or the pipeline, or the file of the reference, by the name of the field of
+            ``Source``, where it is no longer where the header says.
         trust: import the classes that the file names, which runs their code.
 
     Raises:
-        InputError: there is no such row, the header lacks what is needed, the run is missing or its data are others.
+        InputError: there is no such row, the header lacks what is needed, the source is missing or its data are others.
     """
     numbers = range(1, len(rows) + 1) if numbers is None else numbers
     for number in numbers:
@@ -97,50 +98,48 @@ def rows_again(
             raise InputError(f"{results} has the rows 1 to {len(rows)}, and no row {number}")
     origin = Origin(str(results / "results.json"), trusted=trust)
     with origin.limits():
-        run, scoring, seeds = _inputs(header, rows, results, workdir, trust)
-        with run.origin.limits():
-            task = Task.of(run, build.load_data(run.config, run.card), seeds, scoring)
+        source, scoring, seeds = _inputs(header, rows, results, moved or {}, trust)
+        subject = subject_of(source, trust)
+        with subject.origin.limits():
+            task = Task.of(subject, seeds, scoring)
             _refuse_other_reference(header, task, results)
             others = _others(header, task)
             for number in numbers:
                 row = rows[number - 1]
-                yield Redrawn(number, row, drawn_again(task.terms, row, run.config.sampling.grid), others(row))
+                yield Redrawn(number, row, drawn_again(task.terms, row), others(row))
 
 
 def _inputs(
-    header: Mapping[str, Any], rows: Sequence[Row], results: Path, workdir: Path | None, trust: bool
-) -> tuple[Run, Scoring, list[int]]:
-    """The run, the scoring and the seeds in a header.
+    header: Mapping[str, Any], rows: Sequence[Row], results: Path, moved: Mapping[str, str], trust: bool
+) -> tuple[Source, Scoring, list[int]]:
+    """The source, the scoring and the seeds in a header.
 
     Raises:
-        InputError: the header lacks one, or names a class of another module without being trusted.
+        InputError: the header lacks one, or names a class of another module without being trusted; what has moved is
+            not its source.
     """
     try:
-        folder, overrides, seeds, scoring = header["workdir"], header["overrides"], header["seeds"], scoring_of(header)
-        if type(folder) is not str or not all(type(text) is str and text.startswith("--config.") for text in overrides):
-            raise TypeError("the run is not named by texts")
+        source, seeds, scoring = Source.read(header["source"]), header["seeds"], scoring_of(header)
         if not all(type(seed) is int for seed in seeds):
             raise TypeError("the seeds are not integers")
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__} {error}"
         raise InputError(f"{results} does not say how its rows are drawn: {reason}") from None
-    texts = [
-        *(text.partition("=")[2] for text in overrides),
-        *(row.solver for row in rows),
-        *(row.grid for row in rows),
-    ]
+    for name in moved:
+        if name not in source.record():
+            raise InputError(f"{results} has no {name} that could have moved: it was measured on {source.title}")
+    texts = [*source.specs, *(row.solver for row in rows), *(row.grid for row in rows)]
     outside = sorted({name for text in texts for name in outside_names(text)})
     if outside and not trust:
         raise InputError(
             f"{results / 'results.json'} names the class {outside[0]}, and importing it runs code: --trust allows it"
         )
-    run = load_run(workdir or Path(folder), overrides, ("sampling", "device", "data.path"), trust)
-    return run, scoring, list(seeds)
+    return Source.read(source.record() | dict(moved)), scoring, list(seeds)
 
 
-def drawn_again(terms: Terms, row: Row, own_grid: str | None = None) -> Row:
-    """A row drawn again in a benchmark's terms; ``own_grid`` is the grid of rows whose solver has fixed nodes."""
-    grid = own_grid if row.grid == OWN else row.grid
+def drawn_again(terms: Terms, row: Row) -> Row:
+    """A row drawn again in a benchmark's terms."""
+    grid = None if row.grid == OWN else row.grid
     jobs = [job for job in terms.jobs([row.solver], grid, [row.nfe_budget or 1]) if job.nfe == row.nfe_budget]
     if not jobs:
         raise InputError(f"{row.solver} has no row of {row.nfe_budget} evaluations any more")
