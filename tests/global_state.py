@@ -217,6 +217,14 @@ def calls(folder, given, denoiser, network):
         "likelihood": ["likelihood", run, "--limit=4", "--steps=4", f"--out={folder / 'likelihood'}"],
         "benchmark": ["benchmark", run, fast, "--solvers=ddim", "--nfe=5", f"--out={folder / 'bench'}"],
         "rerun": ["rerun", f"{folder / 'bench'}"],  # of the command before
+        "benchmark, of a target": [
+            *("benchmark", "--target=gaussian([0, 0])", fast, "--solvers=ddim", "--nfe=5", "--grids=karras,logsnr"),
+            f"--out={folder / 'law'}",
+        ],
+        "benchmark, of diffusers": [
+            *("benchmark", f"--diffusers={given / 'pipe'}", fast, "--solvers=ddim", "--nfe=2"),
+            f"--out={folder / 'pipeline'}",
+        ],
         "compare": ["compare", f"{folder / 'bench'}", f"{folder / 'bench'}"],
         "choose": ["choose", run, "--nfe=4", "--seeds=8", "--solvers=ddim", "--grids=logsnr", "--without-tuning"],
         "tune": [

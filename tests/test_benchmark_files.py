@@ -133,7 +133,12 @@ def test_damaged_results_are_set_aside(run, whole, here, capsys):
 def test_another_benchmark_in_the_folder_is_refused(run, whole, here, capsys):
     shutil.copytree(whole, here / "bench")
     fewer = ["benchmark", f"--workdir={run}", "--out=bench", "--solvers=ddim", "--nfe=4", "--seeds=8"]
-    fails(capsys, fewer, "results.json with 9 rows that this command leaves out, such as ddim on karras, NFE 1", "--overwrite")
+    fails(
+        capsys,
+        fewer,
+        "results.json with 9 rows that this command leaves out, such as ddim on karras, NFE 1",
+        "--overwrite",
+    )
     seeds = [word.replace("--seeds=8", "--seeds=9") for word in bench(run)]
     fails(capsys, seeds, "contains rows of a different benchmark", "seeds is [0, 1, 2, 3, 4, 5, 6, 7] there")
     assert main([*fewer, "--seeds=5", "--overwrite"]) == 0

@@ -203,7 +203,7 @@ def _benchmarking(commands: argparse._SubParsersAction[Parser]) -> None:
     law = "or a law with its exact score: gaussian(...), mixture(...), empirical(digits), empirical('x.npy', rows=300)"
     one.add_argument("--target", metavar="SPEC", help=f"{law}; or module:factory, which returns one, or a denoiser")
     bench.add_argument("--sde", help="the path of a target, see configs/default.py; by default vp")
-    real = "real samples to compare with, where there is no run: a .npy or .npz file, or whatever --data reads"
+    real = "real samples to compare with, of all but a run: a .npy or .npz file, or what train --data takes"
     bench.add_argument("--reference", type=folder_of, metavar="FILE", help=real)
     bench.add_argument("--trust", action="store_true", help="import modules that files name, which runs code")
     bench.add_argument("--out", type=folder_of, required=True, help="folder for the results; finished rows are kept")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from .assembly import assembled
 from .columns import is_file, picked, requested, with_files
 from .dataset import DataCard, Dataset
 from .foreign import of_huggingface, of_torch
-from .sources import SOURCES, source_of
+from .sources import PATHLESS, SOURCES, source_of
 from .storage import Array, ImageOptions, Numbers, Part, Raw, Request, TokenOptions
 from .tokens import requested_tokens, tokenised
 
@@ -88,7 +89,10 @@ def load_whole(text: str) -> Dataset:
     Raises:
         InputError: see ``load``.
     """
-    name, path = (text, "") if text in SOURCES and not Path(text).exists() else (source_of(text), text)
+    there = os.path.exists(text)  # also False for a name that is too long
+    if not there and text.isidentifier() and text not in PATHLESS:
+        raise unknown("file or data set", text, PATHLESS)
+    name, path = (text, "") if not there and text in PATHLESS else (source_of(text), text)
     raw = _of_name(name, Request(path, ()))
     raw = raw if raw.test is not None else replace(raw, test=raw.train)
     return assembled(name, raw, f"{name} data {path!r}" if path else f"{name} data")

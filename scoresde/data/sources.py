@@ -212,6 +212,8 @@ SOURCES: dict[str, Callable[[Request], Raw]] = {
     "heartbeat": heartbeat,
 }
 
+PATHLESS = ("digits",)  # names of data sets that need no path
+
 
 def source_of(path: str) -> str:
     """The name of the source at a path: what its files are.

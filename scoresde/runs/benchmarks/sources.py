@@ -212,9 +212,7 @@ def _of_target(source: Source, text: str, config: ConfigDict) -> Subject:
     if isinstance(made, GaussianMixture | Empirical):
         made = made.denoiser(make_sde(source.sde or "vp"))
     elif source.sde is not None:
-        raise InputError(
-            f"--sde={source.sde} is the path of a target, and {text!r} makes a denoiser, which has its own"
-        )
+        raise InputError(f"{text!r} makes a denoiser, which has its own path: leave out --sde={source.sde}")
     try:
         model = as_model(made, None)
     except InputError as error:
@@ -233,7 +231,7 @@ def _of_model(source: Source, denoiser: Any, model: Model, config: ConfigDict) -
     shape = model.shape if model.shape is not None or reference is None else tuple(reference.shape[1:])
     if shape is None:
         raise InputError(
-            f"{source.title} states no shape of a sample: add --reference=FILE, or give its denoiser .shape"
+            f"{source.title} states no shape of its samples: add --reference=FILE, or give its denoiser .shape"
         )
     low, high = (-1.0, 1.0) if card is None else (card.low, card.high)
     if card is None and exact and reference is not None and bool(reference.min() < reference.max()):

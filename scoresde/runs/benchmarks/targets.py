@@ -44,5 +44,5 @@ def target_of(text: str) -> Any:
     if ":" in spec.name:
         return from_factory("target", text, "mine:target")
     if spec.name not in TARGETS:
-        raise unknown("target", spec.name, TARGETS, 'or "module:factory" makes one')
+        raise unknown("target", spec.name, TARGETS, "(module:factory names one of your own)")
     return called("target", text, lambda: TARGETS[spec.name](*spec.args, **dict(spec.kwargs)))
