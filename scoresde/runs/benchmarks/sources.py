@@ -35,7 +35,7 @@ from ..score import weights_of
 from .targets import target_of
 
 REFERENCES = 10_000  # samples with which a benchmark compares, of data that have more
-DRAWS = 2000  # likewise of a law: the time of a metric grows with their square
+DRAWS = 2000  # of a target: the time of a metric grows with their square
 FREE = ("sampling", "device", "data.path")  # what may be changed of a run's config
 _SETTINGS = ("device", "sampling.batch_size", "sampling.grid")  # what may be set where there is no run
 _STREAM = 30  # label of the generator that draws the reference of a target
@@ -221,7 +221,7 @@ def _of_target(source: Source, text: str, config: ConfigDict) -> Subject:
 
 
 def _of_model(source: Source, denoiser: Any, model: Model, config: ConfigDict) -> Subject:
-    """A model without a run: its reference is a file, or draws of its law if that is known.
+    """A model without a run: its reference is a file, or draws of its target if that is known.
 
     Raises:
         InputError: the reference cannot be read; nothing states the shape of a sample.

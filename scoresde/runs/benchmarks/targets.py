@@ -1,4 +1,4 @@
-"""Targets by name, and those that a user's factory returns: a law whose score is exact, or a denoiser."""
+"""Targets by name, and what a user's factory returns: a distribution whose score is exact, or a denoiser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ...models.targets import Empirical, Gaussian, GaussianMixture
 
 
 def empirical(data: str | Spec, rows: int | None = None) -> Empirical:
-    """The law of a data set, a point mass at each row.
+    """The target that is a data set, a point mass at each row.
 
     Args:
         data: a path, or "digits".
