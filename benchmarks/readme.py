@@ -17,6 +17,7 @@ from typing import Any
 import tables.conditions
 import tables.ddpm_and_sde
 import tables.diffusers
+import tables.few
 import tables.guidance
 import tables.leaderboard
 import tables.likelihood
@@ -313,14 +314,17 @@ def marked() -> dict[str, dict[str, str]]:
         },
         "docs/programs.md": {"overhead": overhead()}
         | tables.tuned_programs.tables(read("tuned_programs.json"))
-        | tables.transfer.tables(read("transfer.json")),
+        | tables.transfer.tables(read("transfer.json"))
+        | tables.few.tables(read("few.json")),
         "docs/ddpm_and_sde.md": tables.ddpm_and_sde.tables(results("ddpm_and_sde.json")[1])
         | tables.ddpm_and_sde.digits(read("digits_chains.json"))
         | tables.ddpm_and_sde.learned(read("learned_schedule.json")),
         "docs/likelihood.md": tables.likelihood.tables(read("likelihood.json"), read("trace_estimators.json")),
         "docs/interop.md": tables.diffusers.tables(results("diffusers_tests.json")[1]),
         "docs/start.md": {
-            "which solver": tables.which_solver.table(read("defaults.json"), read("steps_vs_quality.json"))
+            "which solver": tables.which_solver.table(
+                read("defaults.json"), read("steps_vs_quality.json"), read("few.json")
+            )
         },
         "docs/leaderboard.md": tables.leaderboard.tables(read("leaderboard.json"), RESULTS / "leaderboard.csv"),
         "docs/reliability.md": tables.reliability.tables(read("reliability.json")),

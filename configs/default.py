@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     config.training.snapshot_every = placeholder(int)
 
     config.sampling = ConfigDict()
-    config.sampling.solver = placeholder(str)  # see `scoresde solvers`; default: ipndm on logsnr(end=zero)
+    config.sampling.solver = placeholder(str)  # see `scoresde solvers`; default: few, or ipndm above 12 NFE
     config.sampling.grid = placeholder(str)  # karras (default of a named solver), logsnr, explicit(times=[...]), ...
     config.sampling.steps = placeholder(int)  # steps of the grid; default: 20; adaptive solvers choose their own
     config.sampling.nfe = placeholder(int)  # instead of steps: a budget of model evaluations

@@ -252,6 +252,7 @@ def test_cards_take_what_people_type():
     [
         ("heun", "karras", "karras, the default of a named solver; --grid=NAME chooses another"),
         ("ipndm", "karras", "the default sampler, where no solver is named, is ipndm on logsnr(end=zero)"),
+        ("few", "few", "few, its own; the default where no solver is named, at the budgets of its tables; --grid=NAME"),
         ("DPM++ 2M SDE Exponential", "logsnr(end=zero)", "logsnr(end=zero), which the name contains"),
         ("rk45", "uniform", "one interval over the whole range, in which it chooses its steps"),
     ],

@@ -19,7 +19,7 @@ import scoresde
 import solvers
 from scoresde.cli.parser import main
 from scoresde.runs.run import load_run
-from scoresde.sampling.plan import SAMPLER
+from scoresde.sampling.plan import FEW_STEPS
 from scoresde.show import solver_cards
 from scoresde.training import checkpoint
 
@@ -51,7 +51,7 @@ def test_samples_are_those_of_the_library_and_of_their_seeds(run, tmp_path):
     assert np.array_equal(saved["x"], again.x.numpy())
     record = json.loads((out / "samples.json").read_text())
     assert (record["nfe"], record["seeds"]) == (8, [3, 5, 6])
-    assert (record["solver"], record["grid"]) == SAMPLER  # the default of the library
+    assert (record["solver"], record["grid"]) == (FEW_STEPS, FEW_STEPS)  # the default of the library
     assert record["command"].startswith("scoresde sample --workdir=")
     assert record["environment"]["torch"] == torch.__version__
     assert (out / "grid.png").read_bytes().startswith(b"\x89PNG")

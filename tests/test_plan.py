@@ -214,13 +214,24 @@ def test_any_object_with_a_path_and_a_prediction_is_a_denoiser():
 def test_the_default_sampler_is_a_pair():
     """A solver that is named keeps karras; a grid that is named is used by the default solver."""
     found = [
-        scoresde.plan(DENOISER, steps=5), scoresde.plan(DENOISER, "heun", steps=5),
+        scoresde.plan(DENOISER, steps=13), scoresde.plan(DENOISER, "heun", steps=5),
         scoresde.plan(DENOISER, grid="uniform", steps=5),
     ]  # fmt: skip
     assert [(str(plan.solver), plan.grid) for plan in found] == [
         ("ipndm", "logsnr(end=zero)"), ("heun", "karras"), ("ipndm", "uniform"),
     ]  # fmt: skip
     assert sample(DENOISER, (2,), 2).nodes == scoresde.plan(DENOISER, steps=20).nodes
+
+
+def test_the_default_at_few_evaluations_is_few_on_a_whole_path():
+    for given in ({"nfe": 4}, {"nfe": 12}, {"steps": 6}):
+        found = scoresde.plan(DENOISER, **given)
+        assert (str(found.solver), found.grid, found.steps) == ("few", "few", *given.values())
+    for given in ({"nfe": 3}, {"nfe": 13}, {"nfe": 6, "grid": "karras"}, {"nfe": 6, "t_max": 0.5}, {"forwards": 6}):
+        assert str(scoresde.plan(DENOISER, **given).solver) == "ipndm"
+    for wrong in ([5], "5", True):
+        with pytest.raises(InputError, match="nfe must be a positive integer"):
+            scoresde.plan(DENOISER, nfe=wrong)
 
 
 @pytest.mark.parametrize("solver", ["rk45", "adams_adaptive", "dpm_adaptive(order=2)"])

@@ -11,7 +11,7 @@ import torch
 import scoresde
 import solvers
 from scoresde.models.targets import Gaussian
-from scoresde.sampling.plan import SAMPLER
+from scoresde.sampling.plan import FEW_STEPS, SAMPLER
 from scoresde.sampling.width import LEAST, LIMIT, WrongWidth
 from solvers import InputError, Output, terminal_covariance
 
@@ -106,7 +106,7 @@ def test_no_solver_is_too_wide_or_narrow_in_silence(path, grid, steps):
 
 
 @pytest.mark.parametrize("path", ["vp", "ve", "sub_vp", "edm", "flow", "cosine"])
-@pytest.mark.parametrize(("solver", "grid"), [SAMPLER, ("dpmpp_2m", "karras")])
+@pytest.mark.parametrize(("solver", "grid"), [SAMPLER, (FEW_STEPS, FEW_STEPS), ("dpmpp_2m", "karras")])
 def test_the_default_solver_and_grid_never_warn(path, solver, grid):
     for steps in (2, 3, 5, 10, 20):
         assert planned(path, solver, grid, steps)[1] == []

@@ -25,7 +25,7 @@ from ..models.evaluation import evaluation
 from ..models.problem import Diffusion
 from ..runs import build, conditions
 from ..runs.run import Run, load_run
-from ..sampling.plan import SAMPLER
+from ..sampling.plan import sampler_for
 from ..sampling.trajectory import trajectory
 from .results import record, say_average
 
@@ -123,7 +123,8 @@ def _choice(run: Run, problem: Diffusion, truth: Trajectory, nfe: int, arguments
 
 def _compared(problem: Diffusion, truth: Trajectory, nfe: int, choice: Choice) -> str:
     """The error of the default solver at the budget."""
-    own = solvers.choose(problem, nfe, truth, [SAMPLER[0]], [SAMPLER[1]]).best
+    solver, grid = sampler_for(nfe)
+    own = solvers.choose(problem, nfe, truth, [solver], [grid]).best
     return f"by default: {own}, {own.error / choice.best.error:.3g} times the least error"
 
 

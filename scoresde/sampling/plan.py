@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import solvers
 from solvers import Grid, InputError, Node, Program, Solver
+from solvers.time_grids.few import few_tables
 from solvers.types.model_output import Output
 from solvers.types.process import Process
 from solvers.types.schedule import as_schedule
@@ -29,10 +30,20 @@ from .cached_by_value import cached_by_value
 from .width import PLAN, PLANS, program_of, warn_of_width
 
 SAMPLER = ("ipndm", "logsnr(end=zero)")  # the default solver and its grid, measured as a pair (benchmarks/defaults.py)
+FEW_STEPS = "few"  # the default solver at the budgets of its tables, on its own grid (benchmarks/few.py)
 NAMED = "karras"  # the grid of a solver that is named without one
 DISCRETE = ("tweedie", "uniform")  # the default solver of discrete states, and its grid
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes
 STEPS = 20  # of a sampler, by default
+
+
+def sampler_for(budget: int | None) -> tuple[str, str]:
+    """The default solver of a whole path and its grid, at a number of steps or evaluations.
+
+    >>> sampler_for(6), sampler_for(20)
+    (('few', 'few'), ('ipndm', 'logsnr(end=zero)'))
+    """
+    return (FEW_STEPS, FEW_STEPS) if budget in tuple(few_tables()) else SAMPLER
 
 
 def grid_of(space: str) -> str:
@@ -66,15 +77,19 @@ class PlanRequest(NamedTuple):
     def or_default(self, default: tuple[str, str | None] | None = None) -> PlanRequest:
         """The request with the default solver and grid where it names none.
 
-        Without a ``default``, that is the default sampler, whose grid belongs to its solver.
+        Without a ``default``, that is the default sampler, whose grid belongs to its solver: ``few`` for budgets of its
+        tables on a whole path, and else ``SAMPLER``.
 
         Raises:
             InputError: see ``check_steps``.
         """
         self.check_steps()
         if default is None:
-            solver, grid = SAMPLER
-            return self if self.solver is not None else self._replace(solver=solver, grid=self.grid or grid)
+            if self.solver is not None:
+                return self
+            whole = (self.grid, self.t_min, self.t_max) == (None,) * 3
+            solver, grid = sampler_for(self.nfe or self.steps) if whole else SAMPLER
+            return self._replace(solver=solver, grid=self.grid or grid)
         return self._replace(solver=self.solver or default[0], grid=self.grid or default[1])
 
     def check_steps(self) -> None:
@@ -295,7 +310,8 @@ def plan(
     ``Plan.to_t_min``.
 
     Args:
-        solver: a name or spec, see ``solvers.names()``, or a solver. The default is ``ipndm`` on ``logsnr(end=zero)``.
+        solver: a name or spec, see ``solvers.names()``, or a solver. The default is ``few`` for 4
+            to 12 evaluations of a whole path, and else ``ipndm`` on ``logsnr(end=zero)``.
         grid: a name or spec, see ``solvers.grids.names()``, or a grid. For a named solver, the default is the grid in
             its label ("DPM++ 2M Karras"), else ``karras``.
         steps: the number of steps; by default 20. For an adaptive solver, the number of intervals of a grid that is

@@ -26,7 +26,7 @@ from solvers.foreign.names import SOLVERS as LABELS
 from solvers.registry.normalise import normalise
 from solvers.types.solver import SPACES
 
-from ..sampling.plan import DISCRETE, NAMED, OWN, SAMPLER
+from ..sampling.plan import DISCRETE, FEW_STEPS, NAMED, OWN, SAMPLER
 from .cards import WIDTH, accepted, entry
 from .solver_costs import INCONSISTENT, STEPS, cost
 
@@ -278,6 +278,9 @@ def grid_text(solver: Solver, grid: str | None) -> str:
         return f"{grid}, which the name contains; {other}"
     if solver.adaptive:
         return "one interval over the whole range, in which it chooses its steps; --grid=NAME names several"
+    if solver.own_grid is not None:
+        budgets = "the default where no solver is named, at the budgets of its tables; " * (str(solver) == FEW_STEPS)
+        return f"{solver.own_grid}, its own; {budgets}{other}"
     default = f"; the default sampler, where no solver is named, is {' on '.join(SAMPLER)}"
     return f"{NAMED}, the default of a named solver; {other}{default * (str(solver) == SAMPLER[0])}"
 

@@ -3,6 +3,7 @@
 from .adams import DEIS, IPNDM, IPNDMV, LMS, PLMS, PNDM, RES2M, Adams, GradientEstimation
 from .dpm_solver import DPMpp2M, DPMpp2MSDE, DPMpp3M, DPMpp3MSDE, DPMSolver2M, DPMSolver3M
 from .er_sde import ERSDE
+from .few import Few
 from .sa_solver import SASolver
 from .uni_pc import UniPC, UniPCBh2
 
@@ -22,6 +23,7 @@ __all__ = [
     "DPMpp2MSDE",
     "DPMpp3M",
     "DPMpp3MSDE",
+    "Few",
     "GradientEstimation",
     "SASolver",
     "UniPC",

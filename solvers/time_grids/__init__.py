@@ -1,6 +1,7 @@
 """Time grids: rules that place the nodes of a solve, by noise level, by network step, or from a file."""
 
 from .base import Grid, grid, grids
+from .few import Few, few_tables
 from .files import FileGrid
 from .network_steps import DDIMQuad, Leading, Linspace, SGMUniform, Trailing, time_of_index, train_timesteps
 from .noise_levels import (
@@ -27,6 +28,7 @@ __all__ = [
     "BongTangent",
     "DDIMQuad",
     "Explicit",
+    "Few",
     "FileGrid",
     "FlowShift",
     "Grid",
@@ -46,6 +48,7 @@ __all__ = [
     "Uniform",
     "VEGeometric",
     "VPTime",
+    "few_tables",
     "grid",
     "grids",
     "time_of_index",
