@@ -129,6 +129,35 @@ class Table:
         output = (Output(output) if isinstance(output, str) else output).check()
         return _Writer(self, path, output).program(solver)
 
+    def begun_at(self, ratio: float) -> Table:
+        """The table of a start at another noise level, for a path that begins at more noise or at less.
+
+        Between the two levels the prediction is taken as constant, D_0 of the first row, so that the table's start is
+        D_0 + c (y - D_0), c = begin / ratio, of the new start y. The first row has no prediction yet, and starts from
+        c y. Labels above ``ratio`` become ``ratio``, and the states that are evaluated there shrink by the same factor.
+
+        Args:
+            ratio: the noise level of the new start; both are to be far above the noise levels of the data.
+
+        >>> import scoresde, solvers
+        >>> program = solvers.trace("ddim", solvers.grid("explicit(times=[8, 2, 0.5], end=zero)", scoresde.EDM()))
+        >>> table = Table.of(program).begun_at(16)
+        >>> table.labels.tolist(), table.start.tolist(), table.weights[2].tolist()
+        ([8.0, 2.0, 0.5], [0.5, 0.125, 0.03125, 0.0], [0.21875, 0.75, 0.0])
+
+        Raises:
+            InputError: a later state of the table has as much noise as the new start.
+        """
+        later = float(self.ratios[1:].max())
+        if not ratio > later:
+            raise InputError(f"this table has a state at sigma / alpha {later:.4g}: it cannot begin at {ratio:.4g}")
+        share = self.begin / ratio
+        labels, ratios = self.labels.clamp(max=ratio), self.ratios.clamp(max=ratio)
+        shrink = torch.cat([labels / self.labels, labels.new_ones(1)])
+        weights = self.weights.clone()
+        weights[1:, 0] += (1 - share) * self.start[1:]
+        return Table(ratio, ratios, labels, share * shrink * self.start, shrink[:, None] * weights)
+
     def ends(self) -> list[int]:
         """The rows whose states are the ends of steps; of several at one noise level, the last."""
         *inner, last = self.ratios.tolist()
