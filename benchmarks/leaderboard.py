@@ -2,9 +2,11 @@
 
 A *board* is a problem on a path, VP, VE or flow. Three problems: the exact score of 12 Gaussians in 8 dimensions; that
 of scikit-learn's 1797 digits as point masses; and a network trained on these digits by configs/digits_*.py. ``--mnist``
-and ``--cifar`` add the exact scores of 300 images, and ``--runs`` trained runs of yours. Every deterministic and
+and ``--cifar`` add the exact scores of 500 images, and ``--runs`` trained runs of yours. Every deterministic and
 stochastic solver of Gaussian paths runs on its default grid, those in ``FEW`` also on the grids in ``GRIDS``. Names
-without rows are in the result file, each with its reason. Two distances are kept apart:
+without rows are in the result file, each with its reason. The programs that tuned_programs.py tuned on the mixture, the
+digits and the network run on their boards, from seeds on which nothing was tuned; their rows come last. Two distances
+are kept apart:
 
 * ``error``: of a deterministic solver, to its own limit, the solution of the probability-flow ODE from the same noise;
 * ``sliced_wasserstein``: of the samples to data. 512 samples distinguish less than the error does.
@@ -22,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import gzip
 import json
 import multiprocessing
 import sys
@@ -31,10 +32,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import leaderboard_tuned
 import numpy as np
 import only
 import steps_vs_quality
 import torch
+from leaderboard_problems import EXACT, mixture, target_of
 
 import scoresde
 import solvers
@@ -63,28 +66,16 @@ CONFIGS = {"vp": "digits_vp", "ve": "digits_ve", "flow": "digits_rectified_flow"
 FEW = ("ipndm", "gradient_estimation", "deis", "uni_pc", "dpmpp_2m")  # the best untuned ones of benchmarks/defaults.py
 GRIDS = ("kl_optimal", "quadratic(end=zero)", "logsnr(end=zero)")
 METRICS = ("sliced_wasserstein",)
+UNTUNED = "untuned"  # the folder of a board's results without the tuned programs
 TRAINING_STEPS = 4500  # those of `scoresde demo`
+FIRST_SEED = 3_000_000  # programs were tuned, validated and measured on seeds below
 COLUMNS = (
     "row", "solver", "grid", "nfe_budget", "nfe", "steps", "depth", "stochastic", "free_first_step", "program", "drawn",
     "error", "error_low", "error_high", "sliced_wasserstein", "sliced_wasserstein_low", "sliced_wasserstein_high",
-    "best", "skipped",
+    "best", "best_of_all", "skipped", "parameters", "tuning_nfe", "tuning_seconds", "teacher",
 )  # fmt: skip
 
 
-class Exact(NamedTuple):
-    """A problem with an exact score: its words, its samples in a row, and the steps of its exact solution."""
-
-    words: str
-    samples: int
-    truth_steps: int
-
-
-EXACT = {
-    "mixture": Exact("12 Gaussians in 8 dimensions, centres N(0, 0.6^2), deviations 0.03 to 0.25", 512, 512),
-    "digits": Exact("scikit-learn's 1797 digits / 8 - 1, as point masses", 256, 192),
-    "mnist": Exact("the first 300 test images of MNIST / 127.5 - 1, as point masses", 128, 192),
-    "cifar10": Exact("300 images of CIFAR-10 / 127.5 - 1, as point masses", 64, 128),
-}
 # median errors of these solvers are measured from few steps to many; orders.json has their orders
 SLOPES = ("ddim", "heun", "dpmpp_2m", "ipndm", "res_2m", "deis", "rk4")
 SLOPE_NFE = (5, 10, 20, 40, 80, 160)
@@ -110,42 +101,22 @@ class Board(NamedTuple):
         return f"{self.problem}_{self.path}" if self.path else f"run_{Path(self.problem).name}"
 
 
-def mixture() -> scoresde.targets.GaussianMixture:
-    """12 Gaussians of different widths."""
-    means = 0.6 * torch.randn(12, 8, generator=solvers.generator(3), dtype=torch.float64)
-    spread = torch.linspace(0.03, 0.25, 12, dtype=torch.float64)
-    return scoresde.targets.GaussianMixture(means, spread**2)
-
-
-def target_of(problem: str, places: Places) -> Any:
-    """The law of a problem with an exact score."""
-    if problem == "mixture":
-        return mixture()
-    if problem == "digits":
-        return scoresde.targets.Empirical(steps_vs_quality.digits().data)
-    if problem == "mnist":
-        assert places.mnist is not None
-        content = gzip.decompress((places.mnist / "t10k-images-idx3-ubyte.gz").read_bytes())
-        pixels = torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(-1, 1, 28, 28)[:300].copy())
-    else:
-        assert places.cifar is not None
-        with np.load(places.cifar, allow_pickle=False) as arrays:
-            first = next(arrays[name] for name in arrays.files if arrays[name].ndim == 4)[:300]
-        pixels = torch.from_numpy(first.copy() if first.shape[1] == 3 else first.transpose(0, 3, 1, 2).copy())
-    return scoresde.targets.Empirical(pixels.double() / 127.5 - 1)
+def seeds_of(count: int) -> range:
+    """The seeds of a board."""
+    return range(FIRST_SEED, FIRST_SEED + count)
 
 
 def exact_board(board: Board, places: Places) -> tuple[Terms, dict[str, Any]]:
     """The terms of a board with an exact score, and the header of its results."""
     words, count, steps = EXACT[board.problem]
-    target, sde = target_of(board.problem, places), scoresde.make_sde(PATHS[board.path])
+    target, sde = target_of(board.problem, places.mnist, places.cifar), scoresde.make_sde(PATHS[board.path])
     reference = target.sample(count, solvers.generator(1))
     versions = environment(dtype=torch.float64)
     facts = {
         "path": str(sde),
         "prediction": "exact score",
         "reference": f"{words}: {count} draws, {fingerprint(reference)}",
-        "seeds": [*range(count)],
+        "seeds": [*seeds_of(count)],
         "metrics": list(METRICS),
         "features": None,
         "conversion": "none",
@@ -155,20 +126,25 @@ def exact_board(board: Board, places: Places) -> tuple[Terms, dict[str, Any]]:
     }
     store = Store(places.out / board.name / FOLDER, json.loads(json.dumps(facts)))
     terms = Terms.of(
-        target.denoiser(sde), reference, range(count), tuple(target.shape), truth_steps=steps, metrics=METRICS,
+        target.denoiser(sde), reference, seeds_of(count), tuple(target.shape), truth_steps=steps, metrics=METRICS,
         dtype=torch.float64, keep=12, store=store,
     )  # fmt: skip
     return terms, facts
 
 
+def folder_of(board: Board, places: Places) -> Path:
+    """The folder of a board's run."""
+    return places.workdir / f"digits_{board.path}" if board.path else Path(board.problem)
+
+
 def trained_board(board: Board, places: Places, command: str) -> tuple[Terms, dict[str, Any]]:
     """The terms of a board with a trained network, and the header of its results; trains the network if needed."""
-    folder = places.workdir / f"digits_{board.path}" if board.path else Path(board.problem)
+    folder = folder_of(board, places)
     if board.path:
         overrides = [f"--config.training.steps={TRAINING_STEPS}"]
         fit(Training(config.read_config(f"configs/{CONFIGS[board.path]}.py", overrides)), folder)
     scoring = Scoring(METRICS)
-    task = Task.of(of_run(load_run(folder, [], FREE), Source(f"{folder}")), range(512), scoring)
+    task = Task.of(of_run(load_run(folder, [], FREE), Source(f"{folder}")), seeds_of(512), scoring)
     task = task.kept_in(places.out / board.name)
     return task.terms, task.header(command, scoring, False)
 
@@ -213,6 +189,14 @@ def jobs_of(terms: Terms, specs: Sequence[str], nfe: Sequence[int] = NFE) -> lis
     return list({job.key: job for job in jobs}.values())
 
 
+def tuned_jobs(board: Board, places: Places, terms: Terms, nfe: Sequence[int] = NFE) -> list[Job]:
+    """Every program that was tuned on the model of a board."""
+    run = None if board.problem in EXACT else load_run(folder_of(board, places), [], FREE)
+    folder = places.out / board.name / "tuned"
+    specs = leaderboard_tuned.write(board.problem, board.path, terms.denoiser.sde, folder, nfe, run)
+    return terms.jobs(specs, None, nfe) if specs else []
+
+
 def prepare(board: Board, places: Places) -> str:
     """Trains the network of a board and solves its ODE exactly, unless that is done."""
     assert terms_of(board, places)[0].truth is not None
@@ -224,23 +208,26 @@ def draw(board: Board, places: Places, specs: Sequence[str], share: tuple[int, i
     terms, _ = terms_of(board, places)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", WrongWidth)  # the distances show it
-        measure(terms, jobs_of(terms, specs, nfe), share, progress=False)
+        jobs = [*jobs_of(terms, specs, nfe), *tuned_jobs(board, places, terms, nfe)]
+        measure(terms, jobs, share, progress=False)
 
 
 def join(board: Board, places: Places, specs: Sequence[str], nfe: Sequence[int] = NFE) -> dict[str, Any]:
     """Writes the results and the page of a board, whose rows are all drawn; returns what the board's rows share."""
     terms, header = terms_of(board, places)
-    rows = measure(terms, jobs_of(terms, specs, nfe), progress=False)
+    jobs, tuned = jobs_of(terms, specs, nfe), tuned_jobs(board, places, terms, nfe)
+    rows = measure(terms, [*jobs, *tuned], progress=False)
     assert not isinstance(rows, Unfinished)
     truth = terms.truth
     assert truth is not None
     header["exact solution"] = {"error": truth.error, "nfe": truth.nfe}
     folder = places.out / board.name
     write(rows, folder, header)
+    write(rows[: len(jobs)], folder / UNTUNED, header)  # its column ``best`` is that of the untuned rows alone
     title = board.name.replace("_", ", ")
     write_report(folder / "report.html", title=title, rows=rows, reference=terms.reference, header=header)
     shared = {name: value for name, value in header.items() if name not in ("config", "command", "source", "seeds")}
-    return {"samples": len(terms.seeds), **shared}
+    return {"samples": len(terms.seeds), "first seed": FIRST_SEED, **shared}
 
 
 def redrawn(board: Board, places: Places, number: int) -> Redrawn:
@@ -257,10 +244,18 @@ def redrawn(board: Board, places: Places, number: int) -> Redrawn:
 
 
 def lines_of(board: Board, places: Places) -> list[dict[str, Any]]:
-    """The rows of a board's results as lines of the table."""
-    document = json.loads((places.out / board.name / "results.json").read_text(encoding="utf-8"))
+    """The rows of a board's results as lines of the table; ``best`` is that of the untuned ones."""
+    folder = places.out / board.name
+    every, untuned = (
+        json.loads((part / "results.json").read_text(encoding="utf-8"))["rows"] for part in (folder, folder / UNTUNED)
+    )
+    lines: list[dict[str, Any]] = []
+    for number, row in enumerate(every):
+        tuned = number >= len(untuned)
+        names = {"solver": leaderboard_tuned.SOLVER, "best": ""} if tuned else {"best": untuned[number]["best"]}
+        lines.append({**row, **names, "best_of_all": row["best"]})
     names = {"problem": board.problem if board.path else board.name, "path": board.path}
-    return [{**names, **{name: row.get(name) for name in COLUMNS}} for row in document["rows"]]
+    return [{**names, **{name: line.get(name) for name in COLUMNS}} for line in lines]
 
 
 def slopes(samples: int = 256, specs: Sequence[str] = SLOPES, truth_steps: int = 2048) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ from scoresde.cli.training import Job, fit
 from scoresde.io.result_files import environment, fingerprint, write_json
 from scoresde.models.problem import Diffusion
 from scoresde.runs import config
-from scoresde.runs.run import load_run
+from scoresde.runs.run import Run, load_run
 
 RESULTS = Path(__file__).parent / "results" / "tuned_programs.json"
 STARTS = ("ipndm", "gradient_estimation")
@@ -113,8 +113,18 @@ def model(name: str, workdir: Path, mnist: Path | None, sde: scoresde.SDE | None
     cfg = config.read_config("configs/digits_vp.py", [f"--config.training.steps={TRAINING_STEPS}"])
     fit(Job(cfg), workdir)
     run = load_run(workdir)
+    return Flat(run.denoiser), words_of(run)
+
+
+def words_of(run: Run) -> str:
+    """What a trained network is, with the fingerprint of its weights."""
     weights = torch.cat([p.detach().flatten() for p in run.denoiser.network.parameters()])
-    return Flat(run.denoiser), f"digits_vp, {run.step} steps, seed {run.config.seed}, weights {fingerprint(weights)}"
+    return f"digits_vp, {run.step} steps, seed {run.config.seed}, weights {fingerprint(weights)}"
+
+
+def seeds_of(target: Target, part: int) -> range:
+    """The seeds for tuning (0), for validation (1), or held out (2)."""
+    return range(1_000_000 * part, 1_000_000 * part + target.samples[part])
 
 
 @cache
@@ -123,9 +133,8 @@ def references(target: Target, workdir: Path, mnist: Path | None) -> tuple[Diffu
     problem = Diffusion(model(target.name, workdir, mnist)[0])
     size = {"mixture": 8, "mnist": 784}.get(target.name, 64)
     found = []
-    for k, count in enumerate(target.samples):
-        seeds = range(1_000_000 * k, 1_000_000 * k + count)
-        z = solvers.SeededNoise(seeds, (size,), torch.float64).initial()
+    for part in range(3):
+        z = solvers.SeededNoise(seeds_of(target, part), (size,), torch.float64).initial()
         x = problem.path.prior().std * z
         found.append(solvers.trajectory(problem, x, problem.path, "logsnr(end=zero)", target.steps))
     return problem, found

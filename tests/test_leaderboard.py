@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+import scoresde
 import solvers
+from scoresde.benchmark.runner import benchmark
 
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 
 import leaderboard  # noqa: E402
+import leaderboard_tuned  # noqa: E402
 import tables.leaderboard as page  # noqa: E402
+import tuned_programs  # noqa: E402
 from leaderboard import Board, Places  # noqa: E402
 
 SPECS = ("ddim", "ipndm", "ddpm", "rk4")
@@ -37,14 +41,68 @@ def places(tmp_path_factory):
 
 def test_rows_are_drawn_again_to_the_bit(places):
     lines = leaderboard.lines_of(BOARD, places)
-    # four solvers at two budgets, and ipndm on three more grids
+    # four solvers at two budgets, ipndm on three more grids, and the program tuned at 6
+    assert len(lines) == 15
     assert [(line["solver"], line["nfe_budget"]) for line in lines[:8]] == [(s, n) for s in SPECS for n in (3, 6)]
-    assert [line["grid"] for line in lines[8::2]] == list(leaderboard.GRIDS)
-    for number in (2, 6, 7, 14):
+    assert [line["grid"] for line in lines[8:14:2]] == list(leaderboard.GRIDS)
+    for number in (2, 6, 7, 14, 15):
         again = leaderboard.redrawn(BOARD, places, number)
         assert again.identical, str(again)
-        assert again.here.solver == lines[number - 1]["solver"]
+        assert number == 15 or again.here.solver == lines[number - 1]["solver"]
     assert [line["nfe"] for line in lines[:8]] == [3, 6, 3, 6, 3, 6, 1, 5]  # rk4 takes 4 a step, and 1 to sigma = 0
+
+
+def test_a_tuned_program_is_told_apart_and_leaves_the_best_untuned_one(places):
+    """Its error is near that of tuned_programs.json: of 16 samples, between the median and twice the mean of many."""
+    *untuned, tuned = leaderboard.lines_of(BOARD, places)
+    known = next(row for row in leaderboard_tuned.rows_of("mixture", "vp") if row["nfe"] == 6)
+    assert (tuned["solver"], tuned["grid"], tuned["nfe"]) == ("tuned program", "its own", 6)
+    assert known["tuned_median"] < tuned["error"] < known["tuned"] * 2
+    assert tuned["parameters"] == 5 + 6 + 21 + 6  # nodes, labels, coefficients of predictions and of the start
+    assert tuned["tuning_nfe"] == known["forwards"] + known["vjps"] + known["teacher"]
+    assert tuned["teacher"] == "exact solution"
+    scored = [line for line in untuned if line["nfe_budget"] == 6 and line["error"] is not None]
+    least = min(scored, key=lambda line: line["error"])
+    assert tuned["error"] < 0.5 * least["error"]
+    assert "error" in least["best"].split()  # of the untuned ones
+    assert ("error" in tuned["best_of_all"].split(), tuned["best"]) == (True, "")
+    assert not any("error" in line["best_of_all"].split() for line in scored)
+    assert all(line["parameters"] is None for line in untuned)
+
+
+@pytest.mark.parametrize(("path", "begin"), [("ve", 50), ("flow", 999)])
+def test_a_tuned_program_is_as_good_on_a_path_that_begins_at_another_noise_level(path, begin, tmp_path):
+    """Of 64 samples, a few of which have most of the error: 2 times that of VP is far below every untuned error."""
+    sde = scoresde.make_sde(leaderboard.PATHS[path])
+    assert sde(sde.t_max).ratio == pytest.approx(begin, rel=1e-3)
+    (spec,) = leaderboard_tuned.write("mixture", path, sde, tmp_path, (5,))
+    model = leaderboard.mixture().denoiser(sde)
+    rows = benchmark(
+        model, None, [spec, "ipndm"], [5], leaderboard.seeds_of(64), shape=(8,), truth_steps=128, progress=False,
+        dtype=torch.float64,
+    )  # fmt: skip
+    known = next(row for row in leaderboard_tuned.rows_of("mixture", "vp") if row["nfe"] == 5)
+    assert rows[0].error.value < 2 * known["tuned"] < rows[1].error.value
+    assert rows[0].nfe == 5
+
+
+def test_no_program_was_tuned_on_a_seed_of_the_boards():
+    boards = {seed for exact in leaderboard.EXACT.values() for seed in leaderboard.seeds_of(max(exact.samples, 512))}
+    for target in tuned_programs.TARGETS:
+        for part in range(3):
+            assert not boards & set(tuned_programs.seeds_of(target, part))
+
+
+def test_a_network_with_other_weights_has_no_tuned_programs(monkeypatch, capsys):
+    run, known = object(), leaderboard_tuned.rows_of("trained", "vp")
+    assert {row["nfe"] for row in known} == {5, 6, 8, 10}
+    assert leaderboard_tuned.rows_of("trained", "ve") == []
+    monkeypatch.setattr(tuned_programs, "words_of", lambda _: "digits_vp, 4500 steps, seed 1, weights 0")
+    assert leaderboard_tuned.rows_of("trained", "vp", run) == []
+    assert "trained_vp: no tuned programs, which are of digits_vp, 4500 steps, seed 0" in capsys.readouterr().out
+    words = json.loads(tuned_programs.RESULTS.read_text())["header"]["models"]["trained"]
+    monkeypatch.setattr(tuned_programs, "words_of", lambda _: words)
+    assert leaderboard_tuned.rows_of("trained", "vp", run) == known
 
 
 def test_a_changed_number_is_reported(places):
@@ -72,13 +130,15 @@ def test_a_board_is_replaced_and_the_others_are_kept(places, tmp_path, monkeypat
     monkeypatch.setattr(leaderboard, "slopes", list)
     other = dict.fromkeys(("problem", "path", *leaderboard.COLUMNS), "") | {"problem": "trained", "path": "ve"}
     first = leaderboard.commit([BOARD], {BOARD.name: {}}, places, tmp_path)
-    assert first == "0 of 14 rows have the samples of the earlier file, bit for bit"
+    assert first == "0 of 15 rows have the samples of the earlier file, bit for bit"
     with (tmp_path / "leaderboard.csv").open("a", newline="") as file:
         csv.DictWriter(file, list(other)).writerow(other)
     again = leaderboard.commit([BOARD], {BOARD.name: {}}, places, tmp_path)
-    assert again == "14 of 14 rows have the samples of the earlier file, bit for bit"
+    assert again == "15 of 15 rows have the samples of the earlier file, bit for bit"
     boards = page.boards_of(tmp_path / "leaderboard.csv")
     assert {key: len(rows) for key, rows in boards.items()} == {("mixture", "vp"): 14, ("trained", "ve"): 1}
+    tuned = page.boards_of(tmp_path / "leaderboard.csv", tuned=True)
+    assert {key: len(rows) for key, rows in tuned.items()} == {("mixture", "vp"): 1}
 
 
 @pytest.mark.quick
@@ -130,3 +190,24 @@ def test_what_boards_do_not_distinguish_is_tied():
     mean = sum(apart) / 3
     spread = (sum((a - mean) ** 2 for a in apart) / 2) ** 0.5
     assert mean < 4.303 * spread / 3**0.5
+
+
+@pytest.mark.quick
+def test_tables_say_what_a_tuned_program_reaches_next_to_the_untuned_best():
+    def row(solver, error, data, best, best_of_all, millions=""):
+        return {
+            "solver": solver, "grid": "karras", "nfe_budget": "5", "error": error, "sliced_wasserstein": data,
+            "best": best, "best_of_all": best_of_all, "tuning_nfe": millions,
+        }  # fmt: skip
+
+    board = ("mixture", "vp")
+    untuned = {board: [row("x", "0.2", "0.09", "error", ""), row("y", "0.3", "0.08", "sliced_wasserstein",
+                                                                 "sliced_wasserstein")]}  # fmt: skip
+    tuned = {board: [row("tuned program", "0.05", "0.1", "", "error", "2500000.0")]}
+    assert page.best_of(untuned[board], tuned[board], "error", 5) == "**`x`** 0.2; tuned: **0.05**"
+    assert page.best_of(untuned[board], tuned[board], "sliced_wasserstein", 5) == "**`y`** 0.08; tuned: 0.1"
+    last = page.gains(untuned, tuned).splitlines()[-1]
+    assert last == "| 12 Gaussians, exact, vp | **0.05** (0.25) | 0.1 (1.25) | 2.5 |"
+    untuned[board][0]["best_of_all"] = "error"
+    assert "| **0.05** (0.25, tied) | 0.1 (1.25) |" in page.gains(untuned, tuned)
+    assert [each.label for each in page.standings(untuned, "error", 5)] == ["`x`", "`y`"]

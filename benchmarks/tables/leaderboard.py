@@ -18,12 +18,13 @@ NFE = (5, 8, 10, 20)
 NAMES = {
     "mixture": "12 Gaussians, exact",
     "digits": "digits, exact",
-    "mnist": "300 of MNIST, exact",
-    "cifar10": "300 of CIFAR-10, exact",
+    "mnist": "500 of MNIST, exact",
+    "cifar10": "500 of CIFAR-10, exact",
     "trained": "digits, trained network",
 }
 LEVEL = 0.95
 SHOWN = 2  # names next to the best one; the others that are tied are a number
+Row = Mapping[str, str]
 Boards = dict[tuple[str, str], list[dict[str, str]]]
 
 
@@ -41,16 +42,26 @@ class Standing(NamedTuple):
     tied: bool
 
 
-def boards_of(path: Path) -> Boards:
-    """The rows of the result file by board."""
+def boards_of(path: Path, tuned: bool = False) -> Boards:
+    """The rows of the result file by board: those of solvers, or those of programs that were tuned on the board."""
     found: Boards = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            found.setdefault((row["problem"], row["path"]), []).append(row)
+            if bool(row["parameters"]) is tuned:
+                found.setdefault((row["problem"], row["path"]), []).append(row)
     return found
 
 
-def label_of(row: Mapping[str, str]) -> str:
+def name_of(board: tuple[str, str]) -> str:
+    """The words for a board.
+
+    >>> name_of(("trained", "ve"))
+    'digits, trained network, ve'
+    """
+    return f"{NAMES.get(board[0], board[0])}, {board[1]}"
+
+
+def label_of(row: Row) -> str:
     """A solver's name, with its grid unless that is the default one."""
     own = row["grid"] in ("karras", row["solver"].partition("(")[0])
     return f"`{row['solver']}`" if own else f"`{row['solver']}` on `{row['grid']}`"
@@ -108,22 +119,62 @@ def answers(boards: Boards) -> str:
     return markdown(head, lines)
 
 
-def best_of(rows: Sequence[Mapping[str, str]], measure: str, budget: int) -> str:
-    """The best solver of a board, by the row's column ``best``, with its distance and those tied with it."""
-    marked = [row for row in rows if row["nfe_budget"] == str(budget) and measure in row["best"].split()]
-    marked.sort(key=lambda row: float(row[measure]))
-    first, *others = map(label_of, marked)
+def marked(rows: Sequence[Row], measure: str, budget: int, column: str = "best") -> list[Row]:
+    """The best rows of a board at a budget, best first: of the untuned ones, or by ``best_of_all`` of all."""
+    found = [row for row in rows if row["nfe_budget"] == str(budget) and measure in row[column].split()]
+    return sorted(found, key=lambda row: float(row[measure]))
+
+
+def best_of(rows: Sequence[Row], tuned: Sequence[Row], measure: str, budget: int) -> str:
+    """The best untuned solver of a board, with its distance and those tied with it; then the tuned program's distance.
+
+    That is bold where it is the best of all rows or tied with it.
+    """
+    best = marked(rows, measure, budget)
+    first, *others = map(label_of, best)
     tied = f"; tied: {named(others)}" if others else ""
-    return f"**{first}** {float(marked[0][measure]):.3g}{tied}"
+    own = [
+        f"; tuned: {_bold(f'{float(row[measure]):.3g}', measure in row['best_of_all'].split())}"
+        for row in tuned if row["nfe_budget"] == str(budget)
+    ]  # fmt: skip
+    return f"**{first}** {float(best[0][measure]):.3g}{tied}{''.join(own)}"
 
 
-def winners(boards: Boards, measure: str) -> str:
+def winners(boards: Boards, tuned: Boards, measure: str) -> str:
     """The best of each board and budget."""
     lines = [
-        (f"{NAMES.get(problem, problem)}, {path}", *(best_of(rows, measure, budget) for budget in NFE))
-        for (problem, path), rows in boards.items()
+        (name_of(board), *(best_of(rows, tuned.get(board, []), measure, budget) for budget in NFE))
+        for board, rows in boards.items()
     ]
     return markdown(("", *(f"{budget} NFE" for budget in NFE)), lines)
+
+
+def gains(boards: Boards, tuned: Boards) -> str:
+    """What tuned programs reach on the boards of their models, and what their tuning cost.
+
+    A distance is followed by its share of the least one of an untuned solver on this board, chosen in hindsight. It is
+    bold where the program is the best of all rows or tied with it, and "tied" where an untuned solver is so too.
+    """
+    budgets = sorted({int(row["nfe_budget"]) for rows in tuned.values() for row in rows})
+    columns = [(measure, budget) for measure in ("error", "sliced_wasserstein") for budget in budgets]
+    lines = []
+    for board, rows in tuned.items():
+        found = {int(row["nfe_budget"]): row for row in rows}
+        cells = []
+        for measure, budget in columns:
+            row, least = found[budget], marked(boards[board], measure, budget)[0]
+            share = float(row[measure]) / float(least[measure])
+            text = _bold(f"{float(row[measure]):.3g}", measure in row["best_of_all"].split())
+            tied = ", tied" * bool(text.startswith("**") and marked(boards[board], measure, budget, "best_of_all"))
+            cells.append(f"{text} ({share:.2f}{tied})")
+        costs = ", ".join(f"{float(found[budget]['tuning_nfe']) / 1e6:.1f}" for budget in budgets)
+        lines.append((name_of(board), *cells, costs))
+    head = (f"{'error' if measure == 'error' else 'data'}, {budget}" for measure, budget in columns)
+    return markdown(("", *head, "evaluations of the tunings, millions"), lines)
+
+
+def _bold(text: str, best: bool) -> str:
+    return f"**{text}**" if best else text
 
 
 def everyone(boards: Boards) -> str:
@@ -139,7 +190,7 @@ def everyone(boards: Boards) -> str:
         for column in columns:
             own = row.get(column)
             text = "" if own is None else f"{own.times:.2f}" if own.times < 100 else f"{own.times:.0f}"
-            cells.append(f"**{text}**" if own and own.tied else text)
+            cells.append(_bold(text, own is not None and own.tied))
         lines.append((label, *cells))
     head = ("", *(f"{'error' if measure == 'error' else 'data'}, {budget}" for measure, budget in columns))
     return markdown(head, lines)
@@ -192,11 +243,12 @@ def orders(document: Mapping[str, Any]) -> str:
 
 def tables(document: Mapping[str, Any], path: Path) -> dict[str, str]:
     """The marked parts of the page."""
-    boards = boards_of(path)
+    boards, tuned = boards_of(path), boards_of(path, tuned=True)
     return {
         "answers": answers(boards),
-        "winners": winners(boards, "error"),
-        "winners by data": winners(boards, "sliced_wasserstein"),
+        "gains": gains(boards, tuned),
+        "winners": winners(boards, tuned, "error"),
+        "winners by data": winners(boards, tuned, "sliced_wasserstein"),
         "everyone": everyone(boards),
         "absent": absent(document, boards),
         "orders": orders(document),
