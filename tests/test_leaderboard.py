@@ -78,12 +78,13 @@ def test_a_tuned_program_is_as_good_on_a_path_that_begins_at_another_noise_level
     (spec,) = leaderboard_tuned.write("mixture", path, sde, tmp_path, (5,))
     model = leaderboard.mixture().denoiser(sde)
     rows = benchmark(
-        model, None, [spec, "ipndm"], [5], leaderboard.seeds_of(64), shape=(8,), truth_steps=128, progress=False,
+        model, None, [spec, "ipndm", "few"], [5], leaderboard.seeds_of(64), shape=(8,), truth_steps=128, progress=False,
         dtype=torch.float64,
     )  # fmt: skip
     known = next(row for row in leaderboard_tuned.rows_of("mixture", "vp") if row["nfe"] == 5)
     assert rows[0].error.value < 2 * known["tuned"] < rows[1].error.value
     assert rows[0].nfe == 5
+    assert known["tuned"] < rows[2].error.value < rows[1].error.value  # its grid also ends above t_min
 
 
 def test_no_program_was_tuned_on_a_seed_of_the_boards():

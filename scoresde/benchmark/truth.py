@@ -101,12 +101,13 @@ def _to_data(
 def exact_end(truth: Truth, plan: Plan) -> Tensor | None:
     """The exact solution at the end of the plan; None if the plan and the solution cover different ranges.
 
-    A solver with nodes of its own, such as a tuned program, may step to sigma = 0 from above t_min. It has no limit of
-    many steps that would end elsewhere, so its outcome is compared with the exact one.
+    A solver with nodes or a grid of its own, a tuned program or ``few``, may step to sigma = 0 from above t_min.
+    It has no limit of many steps that would end elsewhere, so its outcome is compared with the exact one.
     """
     start, end, sde = plan.nodes[0], plan.nodes[-1], plan.sde
     last = plan.nodes[-2] if end.sigma == 0 else end
-    own = plan.solver.nodes is not None and end.sigma == 0
+    grid = plan.solver.own_grid
+    own = end.sigma == 0 and (plan.solver.nodes is not None or (grid is not None and plan.grid == str(grid)))
     if start.t != sde.t_max or (last.t != sde.t_min and len(plan.nodes) > 2 and not own):
         return None
     return truth.x if end.sigma == 0 else truth.at_t_min
