@@ -316,7 +316,7 @@ def test_an_observer_sees_every_evaluation_and_changes_none():
 
     seen: list[float] = []
     model = Denoiser(lambda x, label: x / 2, scoresde.VP())
-    ours, theirs = (scoresde.sample(m, (2,), range(4), steps=5) for m in (Observed(model), model))
+    ours, theirs = (scoresde.sample(m, (2,), range(4), "ddim", steps=5) for m in (Observed(model), model))
     assert torch.equal(ours.x, theirs.x)
     assert len(seen) == ours.nfe == 5
     assert seen == [node.t for node in ours.nodes[:-1]]

@@ -71,6 +71,15 @@ def test_on_other_nodes_it_is_ipndm(grid, steps):
     assert torch.equal(mine.x, other.x)
 
 
+@pytest.mark.parametrize("path", [scoresde.EDM(t_min=0.5), scoresde.EDM(t_max=5.0), scoresde.EDM(t_max=0.08)])
+def test_on_a_path_without_its_noise_levels_it_is_the_default_at_other_budgets(path):
+    denoiser = TARGET.denoiser(path)
+    mine = scoresde.sample(denoiser, (2,), range(8), nfe=12, dtype=torch.float64)
+    other = scoresde.sample(denoiser, (2,), range(8), "ipndm", "logsnr(end=zero)", nfe=12, dtype=torch.float64)
+    assert mine.solver == "few"
+    assert torch.allclose(mine.x, other.x, rtol=0, atol=1e-12)
+
+
 def test_a_state_that_a_hook_replaces_counts():
     """With a model whose prediction is constant, a state moved by d at a node moves the outcome by d in x / alpha."""
     denoiser = scoresde.targets.Empirical(torch.tensor([[0.3, -0.2]])).denoiser(PATHS["edm"])
@@ -138,6 +147,3 @@ def test_bad_input_is_one_clear_line():
         scoresde.sample(denoiser, (2,), range(4), "few(nfe=6)", steps=8)
     with pytest.raises(InputError, match="sigma_data"):
         solvers.make("few(sigma_data=0)")
-    narrow = scoresde.EDM(t_min=0.5, t_max=80.0)
-    with pytest.raises(InputError, match=r"few: nodes .* (coincide|are out of order)"):
-        scoresde.sample(TARGET.denoiser(narrow), (2,), range(4), "few", nfe=12)

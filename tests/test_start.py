@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import scoresde
 from scoresde.cli.parser import main
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +50,11 @@ def test_the_page_to_start_from_runs_as_printed(changes, tmp_path, monkeypatch, 
     nearest = np.sqrt(((samples[:, None] - points[None]) ** 2).sum(2)).min(1)
     assert np.median(nearest) < 0.2
     assert (tmp_path / "pictures" / "grid.png").stat().st_size > 500
-    # "X on Y" of the table is --solver=X --grid=Y, and the default of the table is the default
+    # the defaults of the table are the defaults
     record = json.loads((tmp_path / "few" / "samples.json").read_text())
-    assert (record["solver"], record["grid"], record["nfe"]) == ("gradient_estimation", "kl_optimal", 5)
-    assert torch.equal(names["few"].x, names["samples"].x)
+    assert (record["solver"], record["grid"], record["nfe"]) == ("few", "few", 5)
+    assert (names["samples"].solver, names["samples"].grid) == ("ipndm", "logsnr(end=zero)")
+    assert torch.equal(names["few"].x, scoresde.sample(names["denoiser"], (2,), seeds=16, nfe=5).x)
     assert "bits/dim" not in printed.partition("spiral")[2].partition("waves")[0]  # continuous data: nats
 
 

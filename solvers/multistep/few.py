@@ -23,7 +23,6 @@ from ..types.solver import Noise, Solver, Step, solvers
 from .adams import IPNDM
 
 _NEAR = 1e-6  # the largest relative difference between a noise level and the table's
-_LEAST_START = 0.25  # of the table's first noise level: below it, a state is not nearly noise
 
 
 class Past(NamedTuple):
@@ -73,12 +72,11 @@ class Few(Solver):
 
     def table(self, nodes: Sequence[Node]) -> FewTable | None:
         """The table for these nodes; None if there is none."""
-        found = few_tables().get(len(nodes) - 1)
-        if found is None or nodes[-1].sigma != 0 or nodes[0].ratio < _LEAST_START * self.sigma_data * found.ratios[0]:
+        levels = FewGrid(sigma_data=self.sigma_data).levels(nodes[0].ratio, len(nodes) - 1)
+        if levels is None or nodes[-1].sigma != 0:
             return None
-        levels = [self.sigma_data * ratio for ratio in found.ratios[1:-1]]
         near = all(math.isclose(n.ratio, r, rel_tol=_NEAR) for n, r in zip(nodes[1:-1], levels, strict=True))
-        return found if near else None
+        return few_tables()[len(nodes) - 1] if near else None
 
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Past:
         table = self.table(nodes)

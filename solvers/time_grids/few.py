@@ -14,6 +14,8 @@ from ..registry.ranges import Count, Positive
 from .base import grids
 from .noise_levels import RatioGrid
 
+LEAST_START = 0.25  # of a table's first noise level: below it, a state is not nearly noise
+
 
 class FewTable(NamedTuple):
     """The numbers of ``few`` at N evaluations, for data of standard deviation 1.
@@ -45,7 +47,7 @@ def few_tables() -> Mapping[int, FewTable]:
     "few",
     reference="benchmarks/few.py; the form of the tables: Wang et al. 2025, arXiv:2510.17699",
     formula="r_max, then the levels of the table of N steps times sigma_data, then 0",
-    note="For numbers of steps without a table, it is logsnr(end=zero).",
+    note="For numbers of steps without a table, and on paths without its levels, it is logsnr(end=zero).",
 )
 @dataclass(frozen=True)
 class Few(RatioGrid):
@@ -75,9 +77,15 @@ class Few(RatioGrid):
         return self.nfe
 
     def ratios(self, low: float, high: float, steps: int) -> Sequence[float]:
-        if self.end == "zero" and steps in few_tables():
-            levels = [self.sigma_data * ratio for ratio in few_tables()[steps].ratios[1:-1]]
-        else:
+        levels = self.levels(high, steps) if self.end == "zero" else None
+        if levels is None or not high > levels[0] > levels[-1] > low:
             intervals = steps if self.end == "t_min" else steps - 1  # as logsnr: the step to 0 starts at t_min
             levels = [high * (low / high) ** (i / intervals) for i in range(1, steps)]
         return [high, *levels, low]
+
+    def levels(self, high: float, steps: int) -> list[float] | None:
+        """The inner noise levels of the table; None if there is none, or if at ``high`` a state is not nearly noise."""
+        table = few_tables().get(steps)
+        if table is None or high < LEAST_START * self.sigma_data * table.ratios[0]:
+            return None
+        return [self.sigma_data * ratio for ratio in table.ratios[1:-1]]
