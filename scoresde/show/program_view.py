@@ -62,7 +62,8 @@ def text(program: Program, title: str = "") -> str:
     legend = [f"xT start, x state after a step, m the model's output ({program.output.name})"]
     for letter, meaning in (("y", "state between"), ("z", "noise"), ("p", "sum that several rows read")):
         legend += [f"{letter} {meaning}"] if f"{letter}1" in names else []
-    lines = [title or program.solver, facts, ", ".join(legend), "", f"start       {_place(program.start)}"]
+    about = textwrap.wrap(", ".join(legend), WIDTH)
+    lines = [title or program.solver, facts, *about, "", f"start       {_place(program.start)}"]
     done = 0
     for step, state in enumerate(program.states, 1):
         lines += ["", f"step {step:<3d} to {_place(program.nodes[state.node])}"]
