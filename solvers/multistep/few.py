@@ -23,6 +23,7 @@ from ..types.solver import Noise, Solver, Step, solvers
 from .adams import IPNDM
 
 _NEAR = 1e-6  # the largest relative difference between a noise level and the table's
+_OTHER = IPNDM()  # on other nodes
 
 
 class Past(NamedTuple):
@@ -81,20 +82,20 @@ class Few(Solver):
     def init(self, problem: Problem, x: Tensor, nodes: Sequence[Node]) -> Past:
         table = self.table(nodes)
         if table is None:
-            return Past(None, other=_other().init(problem, x, nodes))
+            return Past(None, other=_OTHER.init(problem, x, nodes))
         node, first = nodes[0], self.sigma_data * table.ratios[0]
         scale = math.hypot(first, self.sigma_data) / math.hypot(node.ratio, self.sigma_data)
         return Past(table, scale / node.alpha * x)
 
     def step(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Past, noise: Noise | None) -> Step:
         if carry.table is None:
-            made = _other().step(problem, x, t, s, carry.other, noise)
+            made = _OTHER.step(problem, x, t, s, carry.other, noise)
             return made._replace(carry=carry._replace(other=made.carry))
         return self._row(problem, x, t, s, carry)
 
     def to_data(self, problem: Problem, x: Tensor, t: Node, s: Node, carry: Past, noise: Noise | None) -> Step:
         if carry.table is None:
-            made = _other().to_data(problem, x, t, s, carry.other, noise)
+            made = _OTHER.to_data(problem, x, t, s, carry.other, noise)
             return made._replace(carry=carry._replace(other=made.carry))
         return self._row(problem, x, t, s, carry)
 
@@ -116,7 +117,3 @@ class Few(Solver):
         for new, old, prediction in zip(table.weights[n], before, known, strict=True):
             y = y + (s.alpha * (new - old)) * prediction
         return Step(y, carry._replace(predictions=known))
-
-
-def _other() -> IPNDM:
-    return IPNDM()
