@@ -2,11 +2,11 @@
 
 A *board* is a problem on a path, VP, VE or flow. Three problems: the exact score of 12 Gaussians in 8 dimensions; that
 of scikit-learn's 1797 digits as point masses; and a network trained on these digits by configs/digits_*.py. ``--mnist``
-and ``--cifar`` add the exact scores of 500 images, and ``--runs`` trained runs of yours. Every deterministic and
-stochastic solver of Gaussian paths runs on its default grid, those in ``FEW`` also on the grids in ``GRIDS``. Names
-without rows are in the result file, each with its reason. The programs that tuned_programs.py tuned on the mixture, the
-digits and the network run on their boards, from seeds on which nothing was tuned; their rows come last. Two distances
-are kept apart:
+and ``--cifar`` add the exact scores of 500 images, ``--mnist`` also a U-Net trained on MNIST, and ``--runs`` trained
+runs of yours. Every deterministic and stochastic solver of Gaussian paths runs on its default grid, those in ``FEW``
+also on the grids in ``GRIDS``. Names without rows are in the result file, each with its reason. The programs that
+tuned_programs.py tuned on the mixture, the digits and the network run on their boards, from seeds on which nothing was
+tuned; their rows come last. Two distances are kept apart:
 
 * ``error``: of a deterministic solver, to its own limit, the solution of the probability-flow ODE from the same noise;
 * ``sliced_wasserstein``: of the samples to data. 512 samples distinguish less than the error does.
@@ -37,7 +37,7 @@ import numpy as np
 import only
 import steps_vs_quality
 import torch
-from leaderboard_problems import EXACT, mixture, target_of
+from leaderboard_problems import EXACT, NETWORKS, mixture, target_of
 
 import scoresde
 import solvers
@@ -62,12 +62,11 @@ from solvers import InputError
 RESULTS = Path(__file__).parent / "results"
 NFE = (5, 8, 10, 20)
 PATHS = {"vp": "vp", "ve": "ve(sigma_min=0.01, sigma_max=50)", "flow": "rectified_flow"}
-CONFIGS = {"vp": "digits_vp", "ve": "digits_ve", "flow": "digits_rectified_flow"}
+CONFIGS = {"vp": "vp", "ve": "ve", "flow": "rectified_flow"}  # the ends of their names
 FEW = ("ipndm", "gradient_estimation", "deis", "uni_pc", "dpmpp_2m")  # the best untuned ones of benchmarks/defaults.py
 GRIDS = ("kl_optimal", "quadratic(end=zero)", "logsnr(end=zero)")
 METRICS = ("sliced_wasserstein",)
 UNTUNED = "untuned"  # the folder of a board's results without the tuned programs
-TRAINING_STEPS = 4500  # those of `scoresde demo`
 FIRST_SEED = 3_000_000  # programs were tuned, validated and measured on seeds below
 COLUMNS = (
     "row", "solver", "grid", "nfe_budget", "nfe", "steps", "depth", "stochastic", "free_first_step", "program", "drawn",
@@ -91,7 +90,7 @@ class Places(NamedTuple):
 
 
 class Board(NamedTuple):
-    """A problem on a path: one of ``EXACT`` or "trained"; or a folder with a run, whose path is its own."""
+    """A problem on a path: one of ``EXACT`` or of ``NETWORKS``; or a folder with a run, whose path is its own."""
 
     problem: str
     path: str = ""
@@ -134,17 +133,17 @@ def exact_board(board: Board, places: Places) -> tuple[Terms, dict[str, Any]]:
 
 def folder_of(board: Board, places: Places) -> Path:
     """The folder of a board's run."""
-    return places.workdir / f"digits_{board.path}" if board.path else Path(board.problem)
+    return places.workdir / f"{NETWORKS[board.problem].data}_{board.path}" if board.path else Path(board.problem)
 
 
 def trained_board(board: Board, places: Places, command: str) -> tuple[Terms, dict[str, Any]]:
     """The terms of a board with a trained network, and the header of its results; trains the network if needed."""
-    folder = folder_of(board, places)
+    folder, scoring, count = folder_of(board, places), Scoring(METRICS), 512
     if board.path:
-        overrides = [f"--config.training.steps={TRAINING_STEPS}"]
-        fit(Training(config.read_config(f"configs/{CONFIGS[board.path]}.py", overrides)), folder)
-    scoring = Scoring(METRICS)
-    task = Task.of(of_run(load_run(folder, [], FREE), Source(f"{folder}")), seeds_of(512), scoring)
+        data, overrides, count = NETWORKS[board.problem]
+        where = [f"--config.data.path={places.mnist}"] if data == "mnist" else []
+        fit(Training(config.read_config(f"configs/{data}_{CONFIGS[board.path]}.py", [*overrides, *where])), folder)
+    task = Task.of(of_run(load_run(folder, [], FREE), Source(f"{folder}")), seeds_of(count), scoring)
     task = task.kept_in(places.out / board.name)
     return task.terms, task.header(command, scoring, False)
 
@@ -288,7 +287,8 @@ def slopes(samples: int = 256, specs: Sequence[str] = SLOPES, truth_steps: int =
 def boards_of(arguments: argparse.Namespace) -> list[Board]:
     """The boards that are asked for."""
     problems = ["digits", "trained", "mixture"]
-    problems += ["mnist"] * (arguments.mnist is not None) + ["cifar10"] * (arguments.cifar is not None)
+    problems += ["mnist", "trained_mnist"] if arguments.mnist is not None else []
+    problems += ["cifar10"] if arguments.cifar is not None else []
     boards = [Board(problem, path) for problem in problems for path in PATHS]
     boards += [Board(str(folder)) for folder in arguments.runs]
     if arguments.only:
@@ -312,7 +312,7 @@ def commit(boards: Sequence[Board], shared: dict[str, Any], places: Places, fold
     same = sum(known.get(tuple(str(line[name]) for name in names)) == line["drawn"] for line in drawn)
     done = {(line["problem"], line["path"]) for line in fresh}
     kept = [line for line in lines if (line["problem"], line["path"]) not in done]
-    order = {name: k for k, name in enumerate([*EXACT, "trained"])}
+    order = {name: k for k, name in enumerate([*EXACT, *NETWORKS])}
     every = sorted([*fresh, *kept], key=lambda line: (order.get(line["problem"], len(order)), line["problem"]))
     header = {**environment(dtype=torch.float64), "command": "python benchmarks/leaderboard.py"}
     document = {
@@ -345,7 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/leaderboard"), help="where the boards are kept")
     parser.add_argument("--workdir", type=Path, default=Path("build/leaderboard/runs"), help="of trained networks")
-    parser.add_argument("--mnist", type=Path, help="a folder with t10k-images-idx3-ubyte.gz")
+    parser.add_argument("--mnist", type=Path, help="a folder of MNIST's four files")
     parser.add_argument("--cifar", type=Path, help="an .npz file with images")
     parser.add_argument("--runs", type=Path, nargs="+", default=[], metavar="RUN", help="folders with trained runs")
     parser.add_argument("--only", nargs="+", default=[], metavar="BOARD", help="such as mixture_vp")

@@ -1,4 +1,4 @@
-"""The problems of the leaderboard that have an exact score."""
+"""The problems of the leaderboard: laws that have an exact score, and networks that are trained for it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,33 @@ EXACT = {
     "digits": Exact("scikit-learn's 1797 digits / 8 - 1, as point masses", 256, 192),
     "mnist": Exact("the first 500 test images of MNIST / 127.5 - 1, as point masses", 128, 192),
     "cifar10": Exact("500 images of CIFAR-10 / 127.5 - 1, as point masses", 64, 128),
+}
+
+
+class Network(NamedTuple):
+    """A network that is trained for its boards.
+
+    Attributes:
+        data: the first word of its configs, and of the folders of its runs.
+        overrides: of its configs.
+        samples: in a row.
+    """
+
+    data: str
+    overrides: tuple[str, ...]
+    samples: int
+
+
+SMALL = (  # of benchmarks/mnist.py's runs: a U-Net that a laptop trains
+    "--config.model.network=unet(channels=[16,32,64])",
+    "--config.training.batch_size=32",
+    "--config.training.learning_rate=2e-3",
+    "--config.training.schedule=cosine",
+    "--config.training.averages=ema(decay=0.998)",
+)
+NETWORKS = {
+    "trained": Network("digits", ("--config.training.steps=4500",), 512),  # the steps of `scoresde demo`
+    "trained_mnist": Network("mnist", ("--config.training.steps=3000", *SMALL), 128),
 }
 
 

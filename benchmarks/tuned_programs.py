@@ -2,7 +2,7 @@
 python benchmarks/tuned_programs.py --workdir=FOLDER --mnist=FOLDER
 
 Four models on the VP path: the exact score of a mixture of 12 Gaussians in 8 dimensions; those of scikit-learn's digits
-and of 300 images of MNIST, as point masses; and the network that ``scoresde demo`` trains on the digits. At 5, 6, 8 and
+and of 500 images of MNIST, as point masses; and the network that ``scoresde demo`` trains on the digits. At 5, 6, 8 and
 10 evaluations ``solvers.tune_grid`` places the nodes of each solver in STARTS (for the exact score of the digits, the
 grids are those of tuned_grids.json); ``solvers.tune_program`` starts from the one with the least error on validation
 seeds. The error is the root-mean-square distance per coordinate to the solution of the probability-flow ODE from the
@@ -107,9 +107,9 @@ def model(name: str, workdir: Path, mnist: Path | None, sde: scoresde.SDE | None
     if name == "mnist":
         assert mnist is not None
         content = gzip.decompress((mnist / "t10k-images-idx3-ubyte.gz").read_bytes())
-        pixels = torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784)[:300].copy())
+        pixels = torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).reshape(-1, 784)[:500].copy())
         data = pixels.double() / 127.5 - 1
-        return scoresde.targets.Empirical(data).denoiser(sde), "the first 300 test images of MNIST / 127.5 - 1"
+        return scoresde.targets.Empirical(data).denoiser(sde), "the first 500 test images of MNIST / 127.5 - 1"
     cfg = config.read_config("configs/digits_vp.py", [f"--config.training.steps={TRAINING_STEPS}"])
     fit(Job(cfg), workdir)
     run = load_run(workdir)

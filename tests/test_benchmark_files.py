@@ -254,6 +254,17 @@ def test_a_program_of_another_path_is_one_line(run, here, capsys):
     assert other.program != row.program
 
 
+def test_the_hash_of_a_program_does_not_depend_on_where_its_file_is(run, here):
+    words = ["benchmark", f"--workdir={run}", "--out=bench", "--seeds=4", "--nfe=3"]
+    assert main(["solvers", "heun", "--steps=2", "--sde=vp", "--output=v", "--json=p.json"]) == 0
+    (here / "other").mkdir()
+    shutil.copy("p.json", "other/p.json")
+    specs = ["file:p.json", "file:other/p.json", "final(solver=file:p.json)", "final(solver='file:other/p.json')"]
+    assert main([*words, f"--solvers={', '.join(specs)}"]) == 0
+    one, moved, wrapped, both = (row.program for row in read("bench")[1])
+    assert one == moved != wrapped == both
+
+
 FEATURES = """
 def corner(size=2):
     return lambda x: x[:, 0, :size, :size].flatten(1)

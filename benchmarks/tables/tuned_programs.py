@@ -10,7 +10,7 @@ NAMES = {
     "mixture": "12 Gaussians in 8-d, exact",
     "trained": "digits, trained network",
     "digits": "digits, exact score",
-    "mnist": "300 images of MNIST, exact",
+    "mnist": "500 images of MNIST, exact",
 }
 
 

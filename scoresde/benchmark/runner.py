@@ -381,6 +381,19 @@ def _first_is_free(method: Solver) -> bool:
 
 
 def program_hash(plan: Plan, denoiser: ModelLike) -> str | None:
-    """The first 16 digits of the SHA-256 of the program of a plan as JSON; None if it has no program."""
+    """The first 16 digits of the SHA-256 of the program of a plan as JSON; None if it has no program.
+
+    A program from a file is named by its solver, so that its hash does not depend on where the file is.
+    """
     program = plan.program(as_model(denoiser, None).output) if plan.solver.linear else None
-    return None if program is None else hashlib.sha256(json_format.write(program).encode()).hexdigest()[:16]
+    if program is None:
+        return None
+    named = replace(program, solver=_without_path(program.solver, plan.solver))
+    return hashlib.sha256(json_format.write(named).encode()).hexdigest()[:16]
+
+
+def _without_path(spec: str, method: Solver) -> str:
+    """A solver's spec with the name in a program's file in place of the file, also inside of a wrapper."""
+    if isinstance(method, File):
+        return spec.replace(str(method), method.program.solver)
+    return _without_path(spec, method.inner) if isinstance(method, Wrapper) else spec
