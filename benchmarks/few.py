@@ -1,4 +1,4 @@
-"""Tunes the numbers of the solver ``few`` on a family of exact models, and measures them on models it has not seen:
+"""Tunes the numbers of the solver ``few`` on a family of models, and measures them on models it has not seen:
 
     python benchmarks/few.py tune --workdir=CACHE [--nfe=4-12]
     python benchmarks/few.py measure --workdir=CACHE --runs=RUNS [--mnist=FOLDER] [--cifar=FILE]

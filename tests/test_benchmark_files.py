@@ -203,7 +203,7 @@ def test_a_result_file_cannot_name_code_unless_it_is_trusted(whole, tmp_path, ca
         else:
             document["header"]["scoring"] = {"metrics": None, "features": "evil:Net", "round": False}
         path.write_text(json.dumps(document))
-        fails(capsys, ["rerun", "bench"], "names the class evil:Net", "--trust")
+        fails(capsys, ["rerun", "bench"], "bench/results.json names the class evil:Net", "--trust")
         assert not (tmp_path / "ran").exists()
 
 

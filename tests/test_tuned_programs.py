@@ -144,6 +144,8 @@ def test_a_file_that_is_no_checkpoint_is_refused(known, tmp_path):
         ("{}", 'is not a checkpoint: it does not contain "format": "scoresde-tuning"'),
         ('{"format": "scoresde-tuning", "version": 2}', "is a checkpoint of version 2; this library reads version 1"),
         ("nothing", "is not a checkpoint: it is not JSON"),
+        ('{"format": "scoresde-tuning", "version": 1, "of": 3}', "is not a checkpoint: a part of the tuning is"),
+        ('{"format": "scoresde-tuning", "version": 1, "of": {}, "start": {}}', "a part of the tuning is missing"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=message):

@@ -1,7 +1,7 @@
 """``few``: one table of numbers for each number of evaluations from 4 to 12, tuned over a family of models.
 
-The numbers are in few.json next to the grid of the same name. ``benchmarks/few.py`` tunes them on exact scores of
-formulas alone and measures them on models that the tuning has not seen.
+The numbers are in few.json next to the grid of the same name. ``benchmarks/few.py`` tunes them on models made from
+formulas and seeds, exact ones and small networks, and measures them on models that the tuning has not seen.
 """
 
 from __future__ import annotations

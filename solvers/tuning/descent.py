@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -183,8 +183,11 @@ def read_checkpoint(path: str | Path, facts: Mapping[str, Any]) -> dict[str, Any
     if not Path(path).exists():
         return None
     document = read_document(path, "checkpoint", FORMAT, VERSION)
+    of, start, descent = (document.get(name) for name in ("of", "start", "descent"))
+    names = {f.name for f in fields(Descent)}
+    if not (isinstance(of, dict) and isinstance(start, dict) and isinstance(descent, dict) and descent.keys() == names):
+        raise InputError(f"{str(path)!r} is not a checkpoint: a part of the tuning is missing")
     for name, value in facts.items():
-        if document.get("of", {}).get(name) != value:
-            found = document.get("of", {}).get(name)
+        if (found := of.get(name)) != value:
             raise InputError(f"{str(path)!r} is a checkpoint of a tuning with {name}={found!r}, not {value!r}")
     return document

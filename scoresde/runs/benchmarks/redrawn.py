@@ -129,6 +129,7 @@ def _inputs(
         if name not in source.record():
             raise InputError(f"{results} has no {name} that could have moved: it was measured on {source.title}")
     texts = [*source.specs, *(row.solver for row in rows), *(row.grid for row in rows)]
+    texts += [] if scoring.features is None else [scoring.features]
     outside = sorted({name for text in texts for name in outside_names(text)})
     if outside and not trust:
         raise InputError(
