@@ -225,6 +225,20 @@ def test_two_benchmarks_are_compared_by_pairs(run, whole, here, capsys):
     fails(capsys, ["compare", str(whole), "other"], "cannot be compared: reference is 'held-out digits, ", "letters'")
 
 
+def test_a_biased_distance_is_not_compared_between_different_numbers_of_samples(run, whole, here, capsys):
+    """The Frechet distance of more samples is smaller for the same law; the error and the kernel distance are not."""
+    words = ["benchmark", f"--workdir={run}", "--solvers=ddim", "--nfe=4", "--metrics=frechet, mmd"]
+    for count in (8, 64):
+        assert main([*words, f"--out=of{count}", f"--seeds={count}"]) == 0
+    capsys.readouterr()
+    assert main(["compare", "of8", "of64"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("ddim")]
+    verdicts = {line[2]: " ".join(line[8:]) for line in lines}
+    assert verdicts["frechet"].startswith("not comparable: it depends on the number of samples, 8 and 64")
+    assert verdicts["mmd"].startswith("tied")
+    assert verdicts["error"].startswith("tied")
+
+
 def test_a_budget_below_every_solver_is_an_error_and_else_a_row(run, here, capsys):
     words = ["benchmark", f"--workdir={run}", "--out=bench", "--seeds=4", "--nfe=1", "--grid=uniform"]
     fails(capsys, [*words, "--solvers=heun"], "no row can be computed: nfe=1 is too small for heun: one step takes 2")

@@ -59,6 +59,13 @@ def test_the_command_prints_fields_that_reach_the_error_it_names(run, digits, tm
     assert f"tuned in 20 iterations: {found['tuned']['rms']:.4g}" in out
 
 
+def test_a_solver_with_a_grid_of_its_own_is_measured_and_not_tuned(run, capsys):
+    assert main(["choose", f"--workdir={run}", "--nfe=5", "--seeds=8", "--solvers=few"]) == 0
+    out = capsys.readouterr().out
+    assert "--config.sampling.solver=few" in out
+    assert "no tuning was tried: it starts from a solver whose grid can be tuned, such as ipndm" in out
+
+
 def test_bad_input_is_one_clear_line(run, tmp_path, capsys):
     fails(capsys, ["choose", f"--workdir={run}"], "--nfe")
     fails(capsys, ["choose", f"--workdir={run}", "--nfe=6", "--solvers=ddpm"], "draws noise")

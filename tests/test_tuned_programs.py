@@ -35,6 +35,14 @@ def test_it_is_better_than_the_tuned_grid_and_every_untuned_solver_on_unseen_sam
     assert tuned.samples == (96, 96, 192)
 
 
+def test_few_which_was_tuned_to_other_models_is_shown_and_is_not_the_best_untuned_solver(tuned, known):
+    nodes = solvers.grid("few", VP, steps=5)
+    squares = known["held_out"].errors("few", PROBLEM, nodes)
+    assert tuned.held_out["few"].rms == pytest.approx(float(squares.mean().sqrt()), rel=1e-9)
+    assert "few" not in tuned.best_untuned
+    assert tuned.held_out["tuned program"].rms < tuned.held_out["few"].rms
+
+
 def test_errors_are_those_of_the_program_and_above_the_floor(tuned, known):
     for part, name in ((tuned.tuning, "reference"), (tuned.validation, "validation"), (tuned.held_out, "held_out")):
         found = tuned.program.run(PROBLEM, known[name].states[0])
@@ -190,7 +198,7 @@ def test_the_file_is_a_solver_by_name_with_equal_numbers(tuned, known, tmp_path)
     facts = document["tuning"]
     assert (facts["seeds"], facts["nfe"], facts["free"]) == ("0-127", 5, list(tuned.free))
     assert facts["errors"]["held_out"]["tuned program"]["rms"] == tuned.held_out["tuned program"].rms
-    assert set(facts["errors"]["tuning"]) == {"tuned program", "start", "floor", tuned.best_untuned}
+    assert set(facts["errors"]["tuning"]) == {"tuned program", "start", "few", "floor", tuned.best_untuned}
     with pytest.raises(InputError, match="the program's file has 'loss' of its own"):
         tuned.save(path, loss="mine")
     with pytest.raises(InputError, match="cannot write the program"):
@@ -216,6 +224,7 @@ def test_it_prints_what_it_found(tuned):
     assert lines[0] == "5 NFE from ipndm, free: nodes, labels, predictions, states; loss squared"
     rows = {line[:36].strip(): line[36:].split() for line in lines[3:]}
     assert list(rows)[:3] == ["tuned program", "start", tuned.best_untuned]
+    assert list(rows)[-2:] == ["few", "floor"]
     for name, (one, two, three, median, wrong) in rows.items():
         found = [part[name].rms for part in (tuned.tuning, tuned.validation, tuned.held_out)]
         assert [float(one), float(two), float(three)] == pytest.approx(found, rel=1e-3)

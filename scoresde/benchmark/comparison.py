@@ -15,6 +15,7 @@ from .ties import difference
 
 Results = tuple[dict[str, Any], list[Row], str]
 _SAME = ("reference", "features", "conversion")  # without these in common, two numbers measure different things
+_UNBIASED = ("error", "mmd", "invalid")  # of these, only the scatter depends on the number of samples
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Difference:
         first, second: the values of the two benchmarks.
         apart: the second minus the first, with an interval.
         paired: whether the interval is that of paired samples.
+        counts: the numbers of samples of the two benchmarks, where they differ.
     """
 
     solver: str
@@ -37,10 +39,14 @@ class Difference:
     second: Estimate
     apart: Estimate
     paired: bool
+    counts: tuple[int, int] | None = None
 
     @property
     def verdict(self) -> str:
-        """Which benchmark is better: "first", "second" or "tied"."""
+        """Which benchmark is better: "first better", "second better" or "tied"; or why that is not known."""
+        if self.counts is not None and self.metric not in _UNBIASED:
+            one, two = self.counts
+            return f"not comparable: it depends on the number of samples, {one} and {two}"
         if self.apart.low <= 0 <= self.apart.high:
             return "tied"
         return "second better" if (self.apart.value > 0) == (self.metric in HIGHER) else "first better"
@@ -91,13 +97,14 @@ def compared(one: Results, two: Results) -> list[Difference]:
 
 
 def _of_rows(row: Row, partner: Row, paired: bool) -> list[Difference]:
-    made = []
+    made, counts = [], (row.n_samples, partner.n_samples)
+    differ = counts if counts[0] != counts[1] else None
     for metric in [*row.metrics, "error"]:
         first, second = row.score(metric), partner.score(metric)
         if first is not None and second is not None:
             given = (second, first) if paired else (replace(second, again=()), replace(first, again=()))
             apart, are_paired = difference(*given)
             made.append(
-                Difference(row.solver, row.grid, row.nfe_budget, metric, first, second, apart, are_paired)
+                Difference(row.solver, row.grid, row.nfe_budget, metric, first, second, apart, are_paired, differ)
             )  # fmt: skip
     return made

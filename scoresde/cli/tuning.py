@@ -30,6 +30,7 @@ from ..sampling.trajectory import trajectory
 from .results import record, say_average
 
 TRIED, TRIED_ON = 100, 64  # iterations of the tuning that choose tries, and seeds of each of its parts
+_NO_START = "it starts from a solver whose grid can be tuned, such as ipndm, and each of these has a grid of its own"
 
 
 def choose(arguments: argparse.Namespace, overrides: list[str], command: str) -> None:
@@ -52,6 +53,8 @@ def choose(arguments: argparse.Namespace, overrides: list[str], command: str) ->
                 f"tuned in {TRIED} iterations: {tuned:.4g}; the best has {untuned:.4g}, on {TRIED_ON} other seeds:"
                 f" scoresde tune --workdir={arguments.workdir} --nfe={nfe} --out=tuned"
             )
+        elif not arguments.without_tuning:
+            print(f"no tuning was tried: {_NO_START}")
         print(fields_of(choice.best))
 
 
@@ -63,9 +66,11 @@ def _gains(run: Run, found: Mapping[int, Choice], arguments: argparse.Namespace)
     problem, truths = parts[0][0], [truth for _, truth in parts]
     gains = {}
     for nfe, choice in found.items():
+        if not (starts := _starts(choice)):
+            continue
         with progress_bar(None, desc=f"tune, {nfe} NFE", total=TRIED) as bar:
             made = solvers.tune_program(
-                _starts(choice), problem, nfe, truths[0], validation=truths[1], held_out=truths[2], iterations=TRIED,
+                starts, problem, nfe, truths[0], validation=truths[1], held_out=truths[2], iterations=TRIED,
                 progress=_shown(bar),
             )  # fmt: skip
         tuned = made.held_out[PROGRAM]._asdict()
@@ -138,6 +143,9 @@ def tune(arguments: argparse.Namespace, overrides: list[str], command: str) -> N
     """Tunes a program for each budget into OUT/nfeN.json; those that are there already are kept."""
     run = load_run(arguments.workdir, overrides, ("sampling", "device"))
     say_average(run)
+    named = arguments.solvers or ["ipndm"]
+    if all(solvers.make(solvers.resolve(spec)[0]).own_grid is not None for spec in named):
+        raise InputError(f"cannot tune {', '.join(named)}: {_NO_START}")
     out, data = writable(arguments.out), _data_of(run, arguments.loss)
     count = arguments.samples
     seeds = [range(k * count, (k + 1) * count) for k in range(3)]

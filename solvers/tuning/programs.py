@@ -195,7 +195,7 @@ def _result(samples: Samples, numbers: FreeNumbers, state: Descent, loss: str) -
     program = table.program(samples.schedule, samples.inner.output or "x0", name)
     start = theory.nodes(numbers.levels)
     grid = trace(theory.solver, start, samples.schedule)
-    errors = samples.errors(program, table, {START: grid, **samples.untuned(theory.solver)})
+    errors = samples.errors(program, table, {START: grid, **samples.others(theory.solver)})
     parts = list(samples.parts.values())
     sizes = [known.states.shape[1] for known in parts]
     return TunedProgram(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..budget import steps_of_nfe
 from ..errors import InputError, positive_integer
+from ..multistep.few import Few
 from ..program.program import Program
 from ..program.trace import trace
 from ..time_grids.base import Grid, grids
@@ -22,7 +23,7 @@ from ..types.problem import Problem, ProblemWrapper, as_problem
 from ..types.solver import Solver, solvers
 from .grids import Trajectory, tune_grid
 from .table import Table
-from .tuned_program import FLOOR, PROGRAM, Error
+from .tuned_program import FEW, FLOOR, PROGRAM, Error
 
 # the untuned solvers and grids with which a tuned program is compared: those that are best at few steps, and defaults
 UNTUNED_SOLVERS = ("gradient_estimation", "ipndm", "deis", "dpmpp_2m", "uni_pc", "ddim")
@@ -164,8 +165,11 @@ class Samples:
             found[part] = {name: Error.of(values, known.states[-1]) for name, values in squares.items()}
         return found
 
-    def untuned(self, more: Solver) -> dict[str, Program]:
-        """The programs of untuned solvers on grids within the budget, by name: the usual ones and those of one more."""
+    def others(self, more: Solver) -> dict[str, Program]:
+        """The programs within the budget with which a tuned one is compared, by name.
+
+        They are those of the usual untuned solvers on the usual grids, those of one solver more, and that of ``few``.
+        """
         made = {}
         for method in {str(m): m for m in (*map(solvers.make, UNTUNED_SOLVERS), more)}.values():
             with suppress(InputError):  # a solver that so few evaluations do not suit
@@ -174,6 +178,10 @@ class Samples:
                     with suppress(InputError):  # a grid that this path or so few steps do not suit
                         nodes = self.reference.place(grid, steps)
                         made[f"{method} on {grid}"] = trace(method, nodes, self.schedule)
+        few = Few()
+        nodes = self.reference.place(few.own_grid, self.nfe)
+        if few.table(nodes) is not None:
+            made[FEW] = trace(few, nodes, self.schedule)
         return made
 
 

@@ -18,7 +18,7 @@ from ..program.program import Program
 from .grids import installed
 from .table import Table
 
-PROGRAM, START, FLOOR = "tuned program", "start", "floor"
+PROGRAM, START, FEW, FLOOR = "tuned program", "start", "few", "floor"
 _WRONG = 0.25  # of the standard deviation of exact outcomes
 _SHOWN = 5  # untuned solvers and grids in the printed table, the best ones
 
@@ -76,9 +76,9 @@ class TunedProgram:
         loss: the spec of the loss.
         samples: the numbers of samples for tuning, for validation, and held out.
         tuning: errors on the tuning samples by name: "tuned program"; "start", the solver on the grid from which it
-            started, a tuned grid by default; the untuned solvers by the specs of solver and grid; and "floor", the
-            least error that any last row can have with the start and the predictions of the tuned program, by least
-            squares on these very samples.
+            started, a tuned grid by default; the untuned solvers by the specs of solver and grid; "few", which was
+            tuned to other models, where it has a table; and "floor", the least error that any last row can have with
+            the start and the predictions of the tuned program, by least squares on these very samples.
         validation: the same on the samples that ended the tuning.
         held_out: the same on samples that the tuning did not use; empty without held-out samples.
         costs: seconds and evaluations.
@@ -107,7 +107,7 @@ class TunedProgram:
     @property
     def best_untuned(self) -> str:
         """The name of the untuned solver and grid with the least error, chosen in hindsight on the same samples."""
-        untuned = set(self.errors) - {PROGRAM, START, FLOOR}
+        untuned = set(self.errors) - {PROGRAM, START, FEW, FLOOR}
         return min(sorted(untuned), key=lambda name: self.errors[name].rms)
 
     def save(self, path: str | Path, **facts: Any) -> None:
@@ -120,7 +120,7 @@ class TunedProgram:
         Raises:
             InputError: the file cannot be written, or a fact has the name of an entry that the file has already.
         """
-        named = {PROGRAM, START, FLOOR, self.best_untuned}
+        named = {PROGRAM, START, FEW, FLOOR, self.best_untuned}
         own = {
             "solver": self.solver,
             "start": self.start,
@@ -142,8 +142,9 @@ class TunedProgram:
         for name in facts:
             if name in own:
                 raise InputError(f"the program's file has {name!r} of its own; use a different name")
-        error, best = self.errors[PROGRAM].rms, self.errors[self.best_untuned].rms
-        note = f"{self.program.solver}: RMS error {error:.4g}, {self.best_untuned} has {best:.4g}"
+        others = [name for name in (self.best_untuned, FEW) if name in self.errors]
+        compared = ", ".join(f"{name} has {self.errors[name].rms:.4g}" for name in others)
+        note = f"{self.program.solver}: RMS error {self.errors[PROGRAM].rms:.4g}, {compared}"
         text = json_format.write(self.program, note, {"tuning": finite({**own, **facts})})
         write_document(path, "program", text)
 
@@ -157,8 +158,8 @@ class TunedProgram:
             f"{'RMS error per coordinate':36s}" + "".join(f"{f'{t} ({n})':>18s}" for t, n, _ in parts)
             + f"{'median':>10s}{'wrong':>8s}",
         ]  # fmt: skip
-        untuned = sorted(set(self.errors) - {PROGRAM, START, FLOOR}, key=lambda name: self.errors[name].rms)
-        shown = [PROGRAM, START, *untuned[:_SHOWN], FLOOR]
+        untuned = sorted(set(self.errors) - {PROGRAM, START, FEW, FLOOR}, key=lambda name: self.errors[name].rms)
+        shown = [PROGRAM, START, *untuned[:_SHOWN], *({FEW} & set(self.errors)), FLOOR]
         for name in shown:
             last = self.errors[name]
             values = "".join(f"{found[name].rms:18.4g}" for _, _, found in parts)
