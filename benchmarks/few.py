@@ -106,6 +106,7 @@ def keep(nfe: int, made: Family, path: Path, log: Path) -> None:
         return
     table = made.table
     found[str(nfe)] = {
+        "seconds": made.seconds,
         "ratios": table.ratios.tolist(),
         "start": table.start.tolist(),
         "weights": [row[:n].tolist() for n, row in enumerate(table.weights)],

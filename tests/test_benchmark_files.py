@@ -296,6 +296,11 @@ def test_features_of_the_users_own(run, here, capsys):
         assert main([*words, "--metrics=frechet", "--features=mine:corner(size=3)"]) == 0
     header, (row,) = read("bench")
     assert header["features"] == "mine:corner(size=3)"
+    assert header["caution"].startswith("frechet of features, from 8 samples and 300 real ones")
+    capsys.readouterr()
+    assert main([*words, "--metrics=frechet", "--features=mine:corner(size=3)"]) == 0  # all rows are there already
+    assert header["caution"] in capsys.readouterr().out
+    assert header["caution"] in (here / "bench" / "report.html").read_text()
     assert header["conversion"] == "rounded to 17 levels from -1 to 1"
     loaded = load_run(run)
     x = scoresde.sample(loaded.denoiser, (1, 8, 8), range(8), "ddim", "karras", nfe=4).x

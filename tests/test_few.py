@@ -147,3 +147,16 @@ def test_bad_input_is_one_clear_line():
         scoresde.sample(denoiser, (2,), range(4), "few(nfe=6)", steps=8)
     with pytest.raises(InputError, match="sigma_data"):
         solvers.make("few(sigma_data=0)")
+
+
+def test_a_benchmark_says_how_many_numbers_were_tuned():
+    denoiser = TARGET.denoiser(PATHS["vp"])
+    names = ["few", "final(solver=few)", "ipndm"]
+    rows = scoresde.benchmark.benchmark(
+        denoiser, None, names, [5, 20], 4, shape=(2,), truth_steps=16, progress=False
+    )  # fmt: skip
+    facts = {(row.solver.partition("(")[0], row.nfe_budget): (row.parameters, row.teacher) for row in rows}
+    assert facts["few", 5] == facts["final", 5] == (4 + 5 + 15, "exact solution")  # levels, start, weights
+    assert facts["few", 20] == facts["ipndm", 5] == (None, None)
+    assert rows[0].tuning_seconds > 60
+    assert rows[0].tuning_nfe is None  # it was not counted

@@ -23,6 +23,7 @@ NAMES = {
     "trained": "digits, trained network",
     "trained_mnist": "MNIST, trained U-Net",
 }
+TUNED = "tuned program"  # the name of the rows of programs that were tuned on the board's model
 LEVEL = 0.95
 SHOWN = 2  # names next to the best one; the others that are tied are a number
 Row = Mapping[str, str]
@@ -48,7 +49,7 @@ def boards_of(path: Path, tuned: bool = False) -> Boards:
     found: Boards = {}
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
-            if bool(row["parameters"]) is tuned:
+            if (row["solver"] == TUNED) is tuned:
                 found.setdefault((row["problem"], row["path"]), []).append(row)
     return found
 

@@ -278,16 +278,21 @@ def _half(x: Tensor, generator: torch.Generator) -> Tensor:
     return x[rows.to(x.device)]
 
 
-def warn_of_few(metrics: Sequence[str], features: Features | None, n: int, m: int) -> None:
-    """Warns if a distance of features that readers would compare with a published FID or KID is of few samples."""
+def few_samples(metrics: Sequence[str], features: Features | None, n: int, m: int) -> str:
+    """A caution if a distance of features that looks like a published FID or KID is of few samples; else ""."""
     names = [name for name in metrics if name in LIKE_FID]
-    if features is not None and names and min(n, m) < ENOUGH:
-        warnings.warn(
-            f"{', '.join(names)} of features, from {n} samples and {m} real ones: a published FID or KID uses 50,000, "
-            f"and below {ENOUGH:,} the bias is large; compare only rows with the same numbers of samples",
-            FewSamples,
-            stacklevel=3,
-        )
+    if features is None or not names or min(n, m) >= ENOUGH:
+        return ""
+    return (
+        f"{', '.join(names)} of features, from {n} samples and {m} real ones: a published FID or KID uses 50,000, "
+        f"and below {ENOUGH:,} the bias is large; compare only rows with the same numbers of samples"
+    )
+
+
+def warn_of_few(metrics: Sequence[str], features: Features | None, n: int, m: int) -> None:
+    """Warns with the caution of ``few_samples``, if there is one."""
+    if caution := few_samples(metrics, features, n, m):
+        warnings.warn(caution, FewSamples, stacklevel=3)
 
 
 def _centred(x: Tensor) -> Tensor:

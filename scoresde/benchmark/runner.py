@@ -121,7 +121,7 @@ class Job(NamedTuple):
         """The row for ``count`` samples, before they are drawn."""
         return Row(
             str(self.method), self.grid, self.nfe, None, None, self.method.stochastic, count,
-            free_first_step=_first_is_free(self.method), **tuning_of(self.method)._asdict(),
+            free_first_step=_first_is_free(self.method), **tuning_of(self.method, self.nfe)._asdict(),
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What a tuned solver cost: the facts that the file of a tuned program reports about its tuning."""
+"""What a tuned solver cost: the facts about the tuning of a program in a file, and of ``few``."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ from typing import Any, NamedTuple
 
 from solvers import Solver
 from solvers.files import read_json
+from solvers.multistep.few import Few
 from solvers.program.from_file import File
 from solvers.program.instructions import Combine
+from solvers.time_grids.few import few_tables
 from solvers.wrappers.base import Wrapper
+
+EXACT = "exact solution"  # the teacher, unless a file names another one
 
 
 class Tuning(NamedTuple):
@@ -20,8 +24,8 @@ class Tuning(NamedTuple):
     teacher: str | None = None
 
 
-def tuning_of(method: Solver) -> Tuning:
-    """The facts about the tuning of a solver from a file, which is also found inside of wrappers.
+def tuning_of(method: Solver, nfe: int | None = None) -> Tuning:
+    """The facts about the tuning of ``few`` at a budget, or of a solver from a file, also inside of wrappers.
 
     They are in the object ``tuning`` of the program's file, as ``TunedProgram.save`` writes it: its ``costs`` have
     ``forwards``, ``vjps`` and ``teacher``, evaluations that are added, and ``seconds``. A file may also have
@@ -30,6 +34,9 @@ def tuning_of(method: Solver) -> Tuning:
     """
     while isinstance(method, Wrapper):
         method = method.inner
+    if isinstance(method, Few):
+        table = few_tables().get(method.nfe or nfe or 0)
+        return Tuning() if table is None else Tuning(table.count, None, table.seconds, EXACT)
     if not isinstance(method, File):
         return Tuning()
     found = read_json(method.path, "program").get("tuning")
@@ -44,7 +51,7 @@ def tuning_of(method: Solver) -> Tuning:
         parameters if type(parameters) is int and 0 <= parameters < 2**53 else terms,
         sum(counts) if counts else None,
         _number(costs.get("seconds")),
-        teacher if type(teacher) is str else "exact solution",
+        teacher if type(teacher) is str else EXACT,
     )
 
 

@@ -149,10 +149,11 @@ def _notes(task: Task) -> list[str]:
             "There are no real samples to compare with (--reference=FILE): the error is the distance of each sample to "
             "the exact solution of the probability-flow ODE, and says nothing of how good the model is."
         ]
+    notes = [task.caution] if task.caution else []
     if subject.train is None or as_model(subject.denoiser, None).space != "discrete":
-        return []
+        return notes
     some = subject.train.some(min(len(terms.seeds), len(subject.train))).x
-    return _floor(some, terms.reference, list(terms.metrics))
+    return notes + _floor(some, terms.reference, list(terms.metrics))
 
 
 def _refuse_to_drop(place: Place, coming: set[tuple[str, str, int | None]]) -> None:

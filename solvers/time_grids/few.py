@@ -26,11 +26,18 @@ class FewTable(NamedTuple):
         ratios: the noise levels sigma / alpha of y_0 .. y_N (N + 1,); the last one is 0.
         start: (N + 1,).
         weights: (N + 1, N), the row n with n numbers that are not zero.
+        seconds: the wall time of the tuning.
     """
 
     ratios: tuple[float, ...]
     start: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
+    seconds: float
+
+    @property
+    def count(self) -> int:
+        """How many numbers were tuned: inner noise levels, coefficients of the start, and weights."""
+        return len(self.ratios) - 2 + len(self.start) - 1 + sum(len(row) for row in self.weights)
 
 
 @cache
@@ -38,7 +45,9 @@ def few_tables() -> Mapping[int, FewTable]:
     """The tables by their number of evaluations."""
     document = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return {
-        int(nfe): FewTable(tuple(part["ratios"]), tuple(part["start"]), tuple(tuple(row) for row in part["weights"]))
+        int(nfe): FewTable(
+            tuple(part["ratios"]), tuple(part["start"]), tuple(map(tuple, part["weights"])), part["seconds"]
+        )
         for nfe, part in document["tables"].items()
     }
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from solvers import InputError
 
 from ...benchmark.features import features_of
-from ...benchmark.metrics import METRICS
+from ...benchmark.metrics import METRICS, few_samples
 from ...benchmark.runner import Terms
 from ...benchmark.store import FOLDER, Store
 from ...benchmark.token_metrics import meaningful
@@ -93,6 +93,14 @@ class Task:
         """The benchmark with its finished rows in a folder of results."""
         return replace(self, terms=replace(self.terms, store=Store(out / FOLDER, self.facts, overwrite)))
 
+    @property
+    def caution(self) -> str:
+        """What a reader must know of distances of features of few samples; "" if nothing."""
+        terms, reference = self.terms, self.terms.reference
+        if reference is None:
+            return ""
+        return few_samples(list(terms.metrics), terms.features, len(terms.seeds), len(reference))
+
     def header(self, command: str, scoring: Scoring, exact: bool) -> dict[str, Any]:
         """All that the rows share, with what a reader needs to draw them again.
 
@@ -107,6 +115,7 @@ class Task:
             "scoring": asdict(scoring),
             "exact solution": truth and {"steps": TRUTH_STEPS, "error": truth.error, "nfe": truth.nfe},
             **self.subject.about,
+            **({"caution": self.caution} if self.caution else {}),
         }
 
 
