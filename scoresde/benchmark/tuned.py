@@ -36,7 +36,7 @@ def tuning_of(method: Solver, nfe: int | None = None) -> Tuning:
         method = method.inner
     if isinstance(method, Few):
         table = few_tables().get(method.nfe or nfe or 0)
-        return Tuning() if table is None else Tuning(table.count, None, table.seconds, EXACT)
+        return Tuning() if table is None else Tuning(table.tuned, None, table.seconds, EXACT)
     if not isinstance(method, File):
         return Tuning()
     found = read_json(method.path, "program").get("tuning")

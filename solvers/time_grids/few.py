@@ -35,7 +35,7 @@ class FewTable(NamedTuple):
     seconds: float
 
     @property
-    def count(self) -> int:
+    def tuned(self) -> int:
         """How many numbers were tuned: inner noise levels, coefficients of the start, and weights."""
         return len(self.ratios) - 2 + len(self.start) - 1 + sum(len(row) for row in self.weights)
 
