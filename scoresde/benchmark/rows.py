@@ -52,9 +52,9 @@ class Row:
         free_first_step: whether a formula replaces the first evaluation.
         program: the first 16 digits of the SHA-256 of the solver's program as JSON; None if it has no program.
         drawn: the ``fingerprint`` of all samples, before they are rounded.
-        parameters, tuning_nfe, tuning_seconds, teacher: of ``few``, and of a solver in a tuned file, as it reports them:
-            how many numbers were fitted, what that cost in evaluations and seconds where it is known, and the solver
-            that was imitated.
+        parameters, tuning_nfe, tuning_seconds, teacher: of ``few``, and of a solver in a tuned file, as it reports
+            them: how many numbers were fitted, what that cost in evaluations and seconds where it is known, and the
+            solver that was imitated.
         environment: the software and hardware that computed the row; in a file only what differs from the header's.
     """
 
