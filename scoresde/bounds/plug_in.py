@@ -67,12 +67,13 @@ from ..models.counting import counted
 from ..models.evaluation import evaluation, gradients, recordable
 from ..models.model import as_model
 from ..paths.base import ModelLike
-from ..sampling.batches import Batching, batch_of
+from ..sampling.batches import Batching, batch_of, batches_of
 from ..sampling.failures import check_how
 from ..sampling.plan import Plan, PlanRequest
 from .parts import reported, total
 
 _PATHS = 7  # label of the generator's stream
+_AT_ONCE = 2**14  # numbers of the states of a batch, beyond which it contains one path of each sample
 
 
 def plug_in_bound(
@@ -184,20 +185,40 @@ class _Paths:
             torch.randint(2**62, (self.draws,), generator=solvers.generator(seed, _PATHS)).tolist()
             for seed in self.solve.seeds
         ]
-        solves = [replace(self.solve, seeds=[row[k] for row in own]) for k in range(self.draws)]
         found, latents = [], []
         with self.solve.batching.bar(self.draws * len(batches), "bound") as bar, torch.no_grad():
             for rows in batches:
                 terms, ends = [], []
-                for solve in solves:
-                    problem, seeds = solve.problem(rows), solve.seeds[rows]
-                    y, integral, martingale = _climb(problem, x[rows], self.plan.nodes[::-1], self.interpolation, seeds)
-                    ends.append((last.alpha * y).view(x[rows].shape))
-                    terms.append(torch.stack([prior_at(self.prior, sde, ends[-1]), integral, martingale], 1))
-                    bar.update()
-                latents.append(ends[0])
-                found.append(torch.stack(terms, 1))
+                for paths in batches_of(self.draws, self._at_once(x[rows])):
+                    some, count = x[rows], paths.stop - paths.start
+                    seeds = [row[k] for k in range(paths.start, paths.stop) for row in own[rows]]
+                    problem = self._repeated(rows, seeds, count)
+                    many = some.repeat(count, *[1] * (x.ndim - 1))  # one path of all samples after the other
+                    y, integral, martingale = _climb(problem, many, self.plan.nodes[::-1], self.interpolation, seeds)
+                    ends.append((last.alpha * y).view(many.shape))
+                    prior = torch.cat([prior_at(self.prior, sde, end) for end in ends[-1].split(len(some))])
+                    parts = torch.stack([prior, integral, martingale], 1)
+                    terms.append(parts.view(count, len(some), 3))
+                    bar.update(count)
+                latents.append(ends[0][: len(x[rows])])
+                found.append(torch.cat(terms).transpose(0, 1))
         return torch.cat(found), torch.cat(latents)
+
+    def _at_once(self, x: Tensor) -> int:
+        """How many paths of the samples x (B, *) are simulated in one batch.
+
+        A network takes as long for a few small states as for one. Large ones keep the memory of one path each.
+        """
+        limit = self.solve.batching.batch_size
+        many = _AT_ONCE // x.numel() if limit is None else limit // len(x)
+        return min(max(1, many), self.draws)
+
+    def _repeated(self, rows: slice, seeds: list[int], count: int) -> WithLogDensity:
+        """The problem of ``count`` paths of some samples, one path of all of them after the other."""
+        given = {
+            name: value[rows].repeat(count, *[1] * (value.ndim - 1)) for name, value in self.solve.conditions.items()
+        }
+        return replace(self.solve, seeds=seeds, conditions=given).problem(slice(None))
 
 
 def _climb(

@@ -186,12 +186,14 @@ def more(rule: Divergence, stderr: Tensor, allowed: float, d: int) -> Divergence
     more. None is returned if the rule does not suffice and its number of probes cannot be predicted.
     """
     m = rule.channels(d)
+    sizes = stderr[~stderr.isnan()].detach().cpu().double().clamp(min=1e-300).numpy()
 
     def misses(probes: int) -> float:
-        sizes = (stderr[~stderr.isnan()] * math.sqrt(m / probes)).detach().cpu().clamp(min=1e-300).numpy()
         if not len(sizes):  # all samples failed
             return 0.0
-        return float((2 * library("scipy.stats").t.sf(allowed / sizes, m - 1)).mean())
+        # Student's law, as ``scipy.stats.t.sf`` has it behind many checks
+        beyond = library("scipy.special").stdtr(m - 1, -allowed / (sizes * math.sqrt(m / probes)))
+        return 2 * float(beyond.mean())
 
     if misses(m) <= MISSES:
         return rule

@@ -42,6 +42,12 @@ def products(x: Tensor, matrices: Tensor) -> Tensor:
     wide = nn.functional.pad(matrices, [0, -n % _ALIGNED]).contiguous()
     count = min(max(2 ** int(math.log2(_WORK / wide.numel())), 16), 64)  # rows of a block
     filled = nn.functional.pad(x, [0, 0] * (x.ndim - 1) + [0, -len(x) % count])
-    blocks = [filled[i : i + count] for i in range(0, len(filled), count)]
-    parts = [torch.einsum(rule, block, wide) if letters else block @ wide for block in blocks]
-    return torch.cat(parts)[: len(x), ..., :n]
+    parts = [_product(block, wide) for block in (filled.split(count) if len(filled) > count else (filled,))]
+    return (torch.cat(parts) if len(parts) > 1 else parts[0])[: len(x), ..., :n]
+
+
+def _product(x: Tensor, matrices: Tensor) -> Tensor:
+    """The product of one block; by ``bmm`` if there are several matrices, without the overhead of ``einsum``."""
+    if matrices.ndim == 3:
+        return torch.bmm(x.transpose(0, 1), matrices).transpose(0, 1)
+    return x @ matrices if matrices.ndim == 2 else torch.einsum("bijk,ijkn->bijn", x, matrices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,6 +19,7 @@ _POINTS = 80  # most points of a smoothed curve
 _SHOWN = 4  # most evaluations whose curves are drawn
 ONE, TWO, SOFT, EDGE, _GRID = "#0072b2", "#d55e00", "#62676e", "#b4b9c0", "#e6e8eb"
 _VARIABLES = {ONE: "--one", TWO: "--two", SOFT: "--soft", EDGE: "--edge", _GRID: "--grid"}
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -158,7 +160,14 @@ def _logarithmic(axes: Any, values: np.ndarray) -> None:
         if values.max() < 100 * values.min():
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
+        else:
+            axes.yaxis.set_major_formatter(lambda value, _: _power(value))
         axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _power(value: float) -> str:
+    """A power of ten as plain text; matplotlib would lay out a formula, which takes longer than the figure."""
+    return "10" + f"{round(math.log10(value))}".translate(_SUPERSCRIPTS)
 
 
 def svg(figure: Figure, axes: Any) -> str:

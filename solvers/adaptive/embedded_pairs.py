@@ -89,11 +89,13 @@ class Pair(Adaptive):
 
     def _sum(self, ends: Sequence[Node], weights: Sequence[Sequence[float]], found: Sequence[Tensor]) -> Tensor:
         """scale sum_j w_j slope_j of every sample (n, *)."""
-        out = torch.zeros_like(found[0])
-        for j, slope in enumerate(found):
-            numbers = [self.scale(end) * w[j] for end, w in zip(ends, weights, strict=True)]
-            if any(numbers):
-                out = out + column(numbers, slope) * slope
+        out, scales = torch.zeros_like(found[0]), [self.scale(end) for end in ends]
+        numbers = [[scale * w[j] for scale, w in zip(scales, weights, strict=True)] for j in range(len(found))]
+        # one tensor of all: to make one costs more than the sum of a few samples
+        columns = torch.tensor(numbers, dtype=out.dtype, device=out.device).view(len(found), -1, *(1,) * (out.ndim - 1))
+        for row, factors, slope in zip(numbers, columns, found, strict=True):
+            if any(row):
+                out = out + factors * slope
         return out
 
     def _move(

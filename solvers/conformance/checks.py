@@ -30,6 +30,7 @@ from .rounding import LIMIT, outcome, roundings_lost
 from .verdict import UNDECLARED, Check, attempted
 
 TRACED = 1e-12  # relative to the largest state; measured: 2e-14
+LOOSE = 0.05  # a tolerance for what shows in every step: few steps, of which some are rejected
 
 
 def verdicts(solver: Solver, schedules: Sequence[Schedule] | None = None) -> Iterator[Check]:
@@ -55,6 +56,13 @@ def check(solver: Solver, schedules: Sequence[Schedule] | None = None) -> list[C
 
 def _start(problem: Mixture, node: Node, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return (math.hypot(node.alpha, node.sigma) * SeededNoise(range(shape[0]), shape[1:]).initial()).to(dtype)
+
+
+def _with_tolerance(solver: Solver, tolerance: float) -> Solver:
+    """An adaptive solver with another tolerance; other solvers as they are."""
+    if not solver.adaptive:
+        return solver
+    return dataclasses.replace(solver, **{"rtol": tolerance, "atol": tolerance})  # type: ignore[type-var]
 
 
 def check_spec(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
@@ -152,6 +160,7 @@ def check_evaluations(solver: Solver, schedules: Sequence[Schedule]) -> Iterator
 
 def check_batch(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[Check]:
     """A sample is the same, to the last bit, in a batch of 64 and in a later run alone."""
+    solver = _with_tolerance(solver, LOOSE)
     for schedule in schedules:
         problem, nodes = Mixture(schedule), grid("logsnr", schedule, 1 if solver.adaptive else 10)
 
@@ -215,9 +224,7 @@ def check_round_trip(solver: Solver, schedules: Sequence[Schedule]) -> Iterator[
         problem, gaps = Mixture(schedule), []
         for steps in (80, 160):
             nodes = grid("uniform" if solver.adaptive else "logsnr", schedule, 1 if solver.adaptive else steps)
-            if solver.adaptive:
-                tolerance = 1e-6 if steps == 80 else 1e-8
-                solver = dataclasses.replace(solver, **{"rtol": tolerance, "atol": tolerance})  # type: ignore[type-var]
+            solver = _with_tolerance(solver, 1e-4 if steps == 80 else 1e-6)
             x = nodes[-1].alpha * torch.linspace(-1.8, 1.8, 9, dtype=torch.float64).view(9, 1)
             code = solve(solver, problem, x, nodes[::-1]).x
             gaps.append(float((solve(solver, problem, code, nodes).x - x).abs().max()))

@@ -91,12 +91,24 @@ class Mixture(Problem):
         """The posterior means of x0 and eps, and nu = 1/2, as a model with a learned variance predicts."""
         node = node.like(x)
         y, spread = x / node.alpha, self.v + node.ratio**2
-        logits = [math.log(w) - 0.5 * (y - m) ** 2 / spread for w, m in zip(self.weights, self.means, strict=True)]
-        top = torch.stack(logits).amax(0)
-        shares = [torch.exp(logit - top) for logit in logits]
-        mean = sum(share * m for share, m in zip(shares, self.means, strict=True)) / sum(shares)
+        # (K, B, *): a component is a row, and each sum over the rows has one order for any number of samples
+        means, logs = _components(self.means, self.weights, x.dtype, x.device, x.dim())
+        logits = logs - (y - means) ** 2 * (0.5 / spread)
+        shares = torch.exp(logits - logits.amax(0))
+        mean = (shares * means).sum(0) / shares.sum(0)
         gap = (y - mean) / spread
         return Prediction(mean + self.v * gap, node.ratio * gap, torch.full_like(x, 0.5))
+
+
+@lru_cache(maxsize=64)
+def _components(
+    means: tuple[float, ...], weights: tuple[float, ...], dtype: torch.dtype, device: torch.device, dims: int
+) -> tuple[Tensor, Tensor]:
+    """The means and the logarithms of the weights, each (K, 1, ..., 1)."""
+    with torch.inference_mode(False):  # they are used in every mode
+        rows = torch.tensor([means, [math.log(w) for w in weights]], dtype=torch.float64).to(device, dtype)
+        found, logs = rows.view(2, -1, *[1] * dims)
+    return found, logs
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,8 @@ class Node(AnyNode, Generic[T]):
 
         With the ``ndim`` of a state they multiply it, whether or not the receiver calls ``like``.
         """
-        shape = (-1,) + (1,) * (ndim - 1)
-        columns = ([node._numbers[k] for node in nodes] for k in range(5))
-        return Node(*(torch.tensor(values, dtype=torch.float64).view(shape) for values in columns))
+        columns = torch.tensor([node._numbers for node in nodes], dtype=torch.float64).T.contiguous()
+        return Node(*columns.view(5, -1, *(1,) * (ndim - 1)))
 
     def like(self, x: Tensor) -> Node[T]:
         """This node with numbers that broadcast against ``x`` (B, *): tensors of B numbers become (B, 1, ..., 1).
