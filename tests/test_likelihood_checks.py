@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -24,10 +25,10 @@ VP = scoresde.VP()
 
 
 def digits_mixture():
-    """Four normals fitted to scikit-learn's digits in [-1, 1], 64 dimensions; ten would take twice as long."""
+    """Two normals fitted to scikit-learn's digits in [-1, 1], 64 dimensions, each of full covariance."""
     x = load_digits().data / 8 - 1
     x = x + (torch.rand(x.shape, generator=generator(0)).numpy() - 0.5) / 8
-    fit = Fit(4, covariance_type="full", reg_covar=1e-3, random_state=0, max_iter=10).fit(x)
+    fit = Fit(2, covariance_type="full", reg_covar=1e-3, random_state=0, max_iter=10).fit(x)
     return GaussianMixture(*(torch.from_numpy(v) for v in (fit.means_, fit.covariances_, fit.weights_)))
 
 
@@ -58,7 +59,7 @@ class InRatio:
         return Prediction(x0, (x - wide.alpha * x0) / wide.sigma)
 
 
-ADAPTIVE = ["rk45(rtol=1e-8, atol=1e-8)", *(f"adams_adaptive(rtol={t}, atol={t})" for t in (1e-2, 1e-4, 1e-7))]
+ADAPTIVE = ["rk45(rtol=1e-6, atol=1e-6)", *(f"adams_adaptive(rtol={t}, atol={t})" for t in (1e-2, 1e-4, 1e-7))]
 
 
 @pytest.mark.parametrize("solver", ["heun", "dpmpp_2m", "rk4", *ADAPTIVE])
@@ -166,8 +167,8 @@ def test_the_latent_leads_back_to_the_data(path):
     assert distance.max() < 1e-8
     assert error.max() < 1e-7  # nats, with the exact prior
     # heun's errors of second order are the same both ways and cancel: an order more than its own
-    means = [float(there_and_back("heun", steps)[0].mean()) for steps in (50, 100, 200)]
-    assert [math.log2(a / b) for a, b in pairwise(means)] == pytest.approx([3, 3], abs=0.1)
+    coarse, fine = (float(there_and_back("heun", steps)[0].mean()) for steps in (50, 100))
+    assert math.log2(coarse / fine) == pytest.approx(3, abs=0.1)
 
 
 def test_float32_and_float64_agree():
@@ -232,14 +233,19 @@ def test_intervals_cover_as_often_as_they_say(divergence):
         found.interval(95)
 
 
-@pytest.mark.parametrize("divergence", ["hutchinson(probes=4)", "orthogonal(probes=4)", "hutchpp(vectors=3)"])
-def test_intervals_of_several_draws_cover_as_often_as_they_say(divergence):
-    """The draws share their probes; the truth has the same draws and the exact trace."""
+@cache
+def one_point_in_draws(divergence):
+    """A likelihood of one point of a mixture, 400 times over, as the mean of three draws of its noise in the bin."""
     target = mixture(16)
     x, denoiser = target.sample(1, generator(5)).expand(400, -1), target.denoiser(VP)
     options = {"solver": "dpmpp_2m", "steps": 20, "bin_width": 0.05, "dequantiser": "uniform", "draws": 3}
-    truth = log_prob(denoiser, x, divergence="exact", **options)
-    found = log_prob(denoiser, x, divergence=divergence, **options)
+    return log_prob(denoiser, x, divergence=divergence, **options)
+
+
+@pytest.mark.parametrize("divergence", ["hutchinson(probes=4)", "orthogonal(probes=4)", "hutchpp(vectors=3)"])
+def test_intervals_of_several_draws_cover_as_often_as_they_say(divergence):
+    """The draws share their probes; the truth has the same draws and the exact trace."""
+    truth, found = one_point_in_draws("exact"), one_point_in_draws(divergence)
     low, high = found.interval(0.95)
     assert 0.92 <= float(((low < truth.nats) & (truth.nats < high)).double().mean()) <= 0.98
     # the weights of the draws differ: it is not the interval of their plain mean
@@ -292,7 +298,7 @@ def test_what_a_tolerance_costs_is_counted():
             seen.append(len(x))
             return target.predict(x, node)
 
-    found = log_prob(Watched(), target.sample(10, generator(8)), "heun", tolerance=0.05)
+    found = log_prob(Watched(), target.sample(10, generator(8)), "heun", tolerance=0.5)
     assert int(found.nfe_per_sample.sum()) == sum(seen)
     assert found.nfe == int(found.nfe_per_sample.max())
 

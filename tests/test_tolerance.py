@@ -112,7 +112,7 @@ def test_more_probes_by_hand():
     assert tolerance.more(Hutchinson(8), few, 0.5, 1000) == Hutchinson(8)
 
 
-@pytest.mark.parametrize(("d", "solver", "asked"), [(2, "heun", 0.05), (16, "dpmpp_3m", 0.5), (16, "tsit5", 2.0)])
+@pytest.mark.parametrize(("d", "solver", "asked"), [(2, "heun", 0.2), (16, "dpmpp_3m", 0.5), (16, "tsit5", 2.0)])
 def test_the_total_error_is_met_in_the_samples(d, solver, asked):
     target = mixture(d)
     x, prior = target.sample(40, generator(3)), exact_prior(target, VP)
@@ -124,7 +124,7 @@ def test_gradients_of_a_value_within_a_tolerance():
     """The slope of log p at the data is the score, known in closed form."""
     target, node = mixture(2), VP(VP.t_min)
     x = target.sample(3, generator(4)).requires_grad_()
-    options = {"prior": exact_prior(target, VP), "tolerance": 1e-3}
+    options = {"prior": exact_prior(target, VP), "tolerance": 5e-3}
     found = log_prob(target.denoiser(VP), x, "dpmpp_3m", differentiable=True, **options)
     (slope,) = torch.autograd.grad(found.nats.sum(), x)
     (score,) = torch.autograd.grad(target.log_prob(node.alpha * x, node).sum(), x)
@@ -149,7 +149,7 @@ def test_its_seconds_are_those_of_all_trials():
     patch = pytest.MonkeyPatch()
     patch.setattr(time, "perf_counter", lambda: now[0])
     try:
-        found = log_prob(Slow(), target.sample(10, generator(8)), "heun", tolerance=0.2)
+        found = log_prob(Slow(), target.sample(10, generator(8)), "heun", tolerance=1.0)
     finally:
         patch.undo()
     assert time.perf_counter is real

@@ -8,6 +8,7 @@ import torch
 import tqdm
 
 import scoresde
+from scoresde.show import training_figures
 
 for name in (
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "sklearn.datasets", "torch._dynamo", "filelock"),
@@ -17,6 +18,8 @@ for name in (
 ):
     import_module(name)
 scoresde.sample  # noqa: B018  (imports all that is public)
+# fonts are looked up when the first figure is drawn
+training_figures.loss([{"step": 1, "loss": 0.1}, {"step": 2, "loss": 30.0}], [])
 # tqdm's own lock is a semaphore, which all forked processes would share, also with one that was killed and held it
 tqdm.tqdm.set_lock(threading.RLock())
 torch.set_num_threads(1)
