@@ -196,7 +196,7 @@ class _Paths:
                     many = some.repeat(count, *[1] * (x.ndim - 1))  # one path of all samples after the other
                     y, integral, martingale = _climb(problem, many, self.plan.nodes[::-1], self.interpolation, seeds)
                     ends.append((last.alpha * y).view(many.shape))
-                    prior = torch.cat([prior_at(self.prior, sde, end) for end in ends[-1].split(len(some))])
+                    prior = torch.cat([prior_at(self.prior, sde, end) for end in torch.split(ends[-1], len(some))])
                     parts = torch.stack([prior, integral, martingale], 1)
                     terms.append(parts.view(count, len(some), 3))
                     bar.update(count)

@@ -42,7 +42,8 @@ def products(x: Tensor, matrices: Tensor) -> Tensor:
     wide = nn.functional.pad(matrices, [0, -n % _ALIGNED]).contiguous()
     count = min(max(2 ** int(math.log2(_WORK / wide.numel())), 16), 64)  # rows of a block
     filled = nn.functional.pad(x, [0, 0] * (x.ndim - 1) + [0, -len(x) % count])
-    parts = [_product(block, wide) for block in (filled.split(count) if len(filled) > count else (filled,))]
+    blocks = torch.split(filled, count) if len(filled) > count else (filled,)
+    parts = [_product(block, wide) for block in blocks]
     return (torch.cat(parts) if len(parts) > 1 else parts[0])[: len(x), ..., :n]
 
 
