@@ -38,18 +38,18 @@ docs: $(DOC)
 
 # the leaderboard; a run that was stopped resumes
 benchmark: $(RUN)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/leaderboard.py
-	$(BIN)/python benchmarks/readme.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.leaderboard.boards
+	$(BIN)/python -m benchmarks.readme
 
 # orders, and distances of all solvers at 5 to 50 evaluations
 measurements: $(RUN)
-	$(BIN)/python benchmarks/solver_orders.py
-	$(BIN)/python benchmarks/steps_vs_quality.py
-	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python -m benchmarks.accuracy.solver_orders
+	$(BIN)/python -m benchmarks.accuracy.steps_vs_quality
+	$(BIN)/python -m benchmarks.readme
 
 # make publish SOLVER=name
 publish: $(RUN)
-	$(BIN)/python benchmarks/publish.py $(SOLVER)
+	$(BIN)/python -m benchmarks.publish $(SOLVER)
 
 clean:
 	rm -rf build demo docs/_build docs/api

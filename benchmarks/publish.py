@@ -1,18 +1,16 @@
-"""Publishes one solver: python benchmarks/publish.py NAME [NAME ...], about a minute each, or make publish SOLVER=NAME
+"""Publishes one solver: python -m benchmarks.publish NAME [NAME ...], about a minute each, or make publish SOLVER=NAME
 
 Measures its order and its steps-versus-quality rows, and writes solvers/conformance/orders.json, solver_orders.json and
-steps_vs_quality.{csv,json,png} in benchmarks/results, docs/solvers.md and the README's table. The rows of all other
-solvers do not change. If the new measurements of the solver equal the old ones, no file changes.
+steps_vs_quality.{csv,json,png} in benchmarks/accuracy/results, docs/solvers.md and the README's table. The rows of all
+other solvers do not change. If the new measurements of the solver equal the old ones, no file changes.
 """
 
 from __future__ import annotations
 
 import argparse
 
-import only
-import readme
-import solver_orders
-import steps_vs_quality
+from benchmarks import only, readme
+from benchmarks.accuracy import solver_orders, steps_vs_quality
 
 
 def main() -> None:

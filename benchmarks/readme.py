@@ -1,7 +1,7 @@
 """Writes the README's table of solvers, docs/solvers.md and the figures of docs/start.md, docs/programs.md,
 docs/ddpm_and_sde.md, docs/likelihood.md, docs/losses.md, docs/training.md, docs/guidance.md, docs/posteriors.md,
 docs/interop.md, docs/reliability.md and docs/leaderboard.md, and the README's table of posteriors with the rows of
-their cards, from the registry and the committed results: python benchmarks/readme.py
+their cards, from the registry and the committed results: python -m benchmarks.readme
 
 With --check it writes nothing and returns exit status 1 if a page is not up to date.
 """
@@ -14,32 +14,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import tables.conditions
-import tables.ddpm_and_sde
-import tables.diffusers
-import tables.few
-import tables.guidance
-import tables.leaderboard
-import tables.likelihood
-import tables.losses
-import tables.posteriors
-import tables.reliability
-import tables.trained
-import tables.transfer
-import tables.tuned_programs
-import tables.which_solver
-
 import solvers
+from benchmarks.tables import (
+    conditions,
+    ddpm_and_sde,
+    diffusers,
+    few,
+    guidance,
+    leaderboard,
+    likelihood,
+    losses,
+    posteriors,
+    reliability,
+    trained,
+    transfer,
+    tuned_programs,
+    which_solver,
+)
 from scoresde.show import solver_cards
 from solvers.files import write_atomically
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 PAGE = """\
 # Solvers
 
-Written by `benchmarks/readme.py` from the registry and from the measurements of `benchmarks/solver_orders.py`. One
-solver with its formula, options and an example: `scoresde solvers NAME`.
+Written by `benchmarks/readme.py` from the registry and from the measurements of
+`benchmarks/accuracy/solver_orders.py`. One solver with its formula, options and an example: `scoresde solvers NAME`.
 
 - **order** is declared. "2 of 4": a method of nominal order 4 that its start, weights or options limit to order 2; its
   card explains why.
@@ -65,15 +65,20 @@ RANKINGS = (  # whether solvers draw noise, the measure that ranks them, and wha
 )
 
 
-def read(name: str) -> dict[str, Any]:
+def folder_of(group: str) -> Path:
+    """The folder of the committed result files of a group of scripts."""
+    return ROOT / "benchmarks" / group / "results"
+
+
+def read(group: str, name: str) -> dict[str, Any]:
     """A committed result file, read from JSON."""
-    document: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    document: dict[str, Any] = json.loads((folder_of(group) / f"{name}.json").read_text(encoding="utf-8"))
     return document
 
 
-def results(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def results(group: str, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The header and the rows of a committed result file."""
-    document = read(name)
+    document = read(group, name)
     return document["header"], document["rows"]
 
 
@@ -119,7 +124,7 @@ def ranks(column: list[dict[str, Any]], measure: str) -> list[str]:
 
 def distances(measure: str, stochastic: bool | None = None) -> str:
     """A table of a measure, "error" or "sliced_wasserstein", by solver, problem and budget."""
-    header, rows = results("steps_vs_quality.json")
+    header, rows = results("accuracy", "steps_vs_quality")
     rows = [row for row in rows if not row["skipped"] and stochastic in (None, row["stochastic"])]
     found = {(row["solver"], row["problem"], row["nfe_budget"]): row for row in rows if row[measure] is not None}
     problems, budgets = list(header["floor"]), sorted({asked for _, _, asked in found if asked})
@@ -154,7 +159,7 @@ def distances(measure: str, stochastic: bool | None = None) -> str:
 
 def floors() -> str:
     """The distances between fresh draws and the data, with their intervals."""
-    header, _ = results("steps_vs_quality.json")
+    header, _ = results("accuracy", "steps_vs_quality")
     return ", ".join(
         f"{name} {value:.3f} ({low:.3f} to {high:.3f})" for name, (value, low, high) in header["floor"].items()
     )
@@ -162,7 +167,7 @@ def floors() -> str:
 
 def leaders() -> str:
     """The README's table of the best solvers: a row for each budget, a column for each problem and kind of solver."""
-    header, rows = results("steps_vs_quality.json")
+    header, rows = results("accuracy", "steps_vs_quality")
     rows = [row for row in rows if row["nfe_budget"] and not row["skipped"]]
 
     def cell(budget: int, problem: str, noise: bool, measure: str) -> str:
@@ -193,8 +198,8 @@ def named(best: list[str]) -> str:
 
 def overhead() -> str:
     """The cost of a step without the network: the table of docs/programs.md."""
-    header, rows = results("solver_overhead.json")
-    _, memory = results("program_memory.json")
+    header, rows = results("speed", "solver_overhead")
+    _, memory = results("speed", "program_memory")
     names = ("floor", "program", "sample", "steps", "eager", "diffusers", "trace")
     lines = []
     for row in rows:
@@ -211,19 +216,19 @@ def overhead() -> str:
     added = max(abs(many - few) for few, many in (row["added_states"] for row in memory))
     return (
         f"Microseconds per step, {header['steps']} steps with a trivial network on one thread of a "
-        f"{header['platform']} machine (`{header['command'].removeprefix('python ')}`). `floor` is the network and two "
+        f"{header['platform']} machine (`benchmarks/speed/solver_overhead.py`). `floor` is the network and two "
         "operations in place; `sample` is a repeated call of `scoresde.sample`; `steps` are the solver's own steps one "
         "by one; `eager` is a loop that computes "
         "coefficients from tensors; `diffusers` is the scheduler of diffusers for the same method; `trace` is the time "
         f"to make the program.\n\n{solver_cards.markdown(head, lines)}\n\n"
-        f"Peak memory of 1000 steps divided by that of 20 (`benchmarks/program_memory.py`): at most {peak:.3f} for the "
-        f"whole process; the memory that the run itself adds differs by at most {added:.2f} states."
+        "Peak memory of 1000 steps divided by that of 20 (`benchmarks/speed/program_memory.py`): at most "
+        f"{peak:.3f} for the whole process; the memory that the run itself adds differs by at most {added:.2f} states."
     )
 
 
 def tuned() -> str:
     """A table of the errors of tuned grids and of the best built-in grids, on held-out seeds."""
-    _, rows = results("tuned_grids.json")
+    _, rows = results("tuning", "tuned_grids")
     ends = {"t_min": "to t_min", "zero": "to sigma = 0"}
     columns = list(dict.fromkeys((row["problem"], row["end"]) for row in rows))
     found = {(row["solver"], row["nfe"], row["problem"], row["end"]): row for row in rows}
@@ -258,10 +263,11 @@ Their coefficients are equal up to rounding, on every path; a test proves each e
 ## Distance to the data
 
 A mixture of eight Gaussians and scikit-learn's digits, with exact scores, the VP path, the Karras grid, and 5, 10, 20
-and 50 evaluations (`benchmarks/steps_vs_quality.py`; its result file also contains the intervals). Different names of
-the same method are listed once. Bold: the best of a column and those tied with it, whose 95 % interval reaches that of
-the best; solvers with and without noise are compared separately. The integrators of other libraries are not included,
-because they evaluate the model for one sample at a time; `rk23`, `rk45` and `tsit5` are the same methods, on batches.
+and 50 evaluations (`benchmarks/accuracy/steps_vs_quality.py`; its result file also contains the intervals). Different
+names of the same method are listed once. Bold: the best of a column and those tied with it, whose 95 % interval reaches
+that of the best; solvers with and without noise are compared separately. The integrators of other libraries are not
+included, because they evaluate the model for one sample at a time; `rk23`, `rk45` and `tsit5` are the same methods, on
+batches.
 
 Deterministic solvers all approximate the solution of the same ODE. This table shows their distance to the exact
 solution from the same starts: root-mean-square per dimension.
@@ -276,12 +282,12 @@ row at these distances is as close to the data as this number of samples can sho
 
 ## Tuned grids
 
-The gain of `solvers.tune_grid` over the best of 30 built-in grids (`benchmarks/tuned_grids.py`). Each cell shows the
-error of the tuned grid, the error of the best built-in grid, and the improvement with a 95 % interval over the seeds.
-The error is the root-mean-square distance per coordinate to the exact solution of the ODE, on held-out seeds; the best
-built-in grid is chosen on these same seeds. "exact" is the exact score of scikit-learn's digits, "trained" the network
-of `scoresde demo`. Grids that stop at t_min and grids that continue to sigma = 0 are tuned and compared separately. The
-[guide](guide.md) explains how to tune a grid.
+The gain of `solvers.tune_grid` over the best of 30 built-in grids (`benchmarks/tuning/tuned_grids.py`). Each cell shows
+the error of the tuned grid, the error of the best built-in grid, and the improvement with a 95 % interval over the
+seeds. The error is the root-mean-square distance per coordinate to the exact solution of the ODE, on held-out seeds;
+the best built-in grid is chosen on these same seeds. "exact" is the exact score of scikit-learn's digits, "trained" the
+network of `scoresde demo`. Grids that stop at t_min and grids that continue to sigma = 0 are tuned and compared
+separately. The [guide](guide.md) explains how to tune a grid.
 
 {tuned()}
 """
@@ -310,29 +316,31 @@ def marked() -> dict[str, dict[str, str]]:
         "README.md": {
             "solvers": table(),
             "best": leaders(),
-            "posteriors": tables.posteriors.short(read("posteriors.json")),
+            "posteriors": posteriors.short(read("conditions", "posteriors")),
         },
         "docs/programs.md": {"overhead": overhead()}
-        | tables.tuned_programs.tables(read("tuned_programs.json"))
-        | tables.transfer.tables(read("transfer.json"))
-        | tables.few.tables(read("few.json")),
-        "docs/ddpm_and_sde.md": tables.ddpm_and_sde.tables(results("ddpm_and_sde.json")[1])
-        | tables.ddpm_and_sde.digits(read("digits_chains.json"))
-        | tables.ddpm_and_sde.learned(read("learned_schedule.json")),
-        "docs/likelihood.md": tables.likelihood.tables(read("likelihood.json"), read("trace_estimators.json")),
-        "docs/interop.md": tables.diffusers.tables(results("diffusers_tests.json")[1]),
+        | tuned_programs.tables(read("tuning", "tuned_programs"))
+        | transfer.tables(read("tuning", "transfer"))
+        | few.tables(read("tuning", "few")),
+        "docs/ddpm_and_sde.md": ddpm_and_sde.tables(results("chains", "ddpm_and_sde")[1])
+        | ddpm_and_sde.digits(read("chains", "digits_chains"))
+        | ddpm_and_sde.learned(read("chains", "learned_schedule")),
+        "docs/likelihood.md": likelihood.tables(read("likelihood", "methods"), read("likelihood", "trace_estimators")),
+        "docs/interop.md": diffusers.tables(results("checks", "diffusers_tests")[1]),
         "docs/start.md": {
-            "which solver": tables.which_solver.table(
-                read("defaults.json"), read("steps_vs_quality.json"), read("few.json")
+            "which solver": which_solver.table(
+                read("accuracy", "defaults"), read("accuracy", "steps_vs_quality"), read("tuning", "few")
             )
         },
-        "docs/leaderboard.md": tables.leaderboard.tables(read("leaderboard.json"), RESULTS / "leaderboard.csv"),
-        "docs/reliability.md": tables.reliability.tables(read("reliability.json")),
-        "docs/guidance.md": tables.guidance.tables(read("guidance.json")),
-        "docs/posteriors.md": tables.posteriors.tables(read("posteriors.json")),
-        "docs/losses.md": tables.losses.tables(read("loss_choices.json")),
-        "docs/training.md": tables.trained.tables({name: read(f"{name}.json") for name in ("mnist", "cifar10")})
-        | tables.conditions.tables(read("mnist_conditions.json")),
+        "docs/leaderboard.md": leaderboard.tables(
+            read("leaderboard", "boards"), folder_of("leaderboard") / "boards.csv"
+        ),
+        "docs/reliability.md": reliability.tables(read("checks", "reliability")),
+        "docs/guidance.md": guidance.tables(read("conditions", "guidance")),
+        "docs/posteriors.md": posteriors.tables(read("conditions", "posteriors")),
+        "docs/losses.md": losses.tables(read("training", "loss_choices")),
+        "docs/training.md": trained.tables({name: read("training", name) for name in ("mnist", "cifar10")})
+        | conditions.tables(read("conditions", "mnist_conditions")),
     }
 
 
@@ -344,8 +352,8 @@ def main(check: bool = False) -> int:
     }
     fresh[ROOT / "docs" / "solvers.md"] = page()
     shown = {
-        "guidance": tables.guidance.cards(read("guidance.json")),
-        "posteriors": tables.posteriors.cards(read("posteriors.json")),
+        "guidance": guidance.cards(read("conditions", "guidance")),
+        "posteriors": posteriors.cards(read("conditions", "posteriors")),
     }
     fresh[ROOT / "scoresde" / "show" / "scores.json"] = json.dumps(shown, indent=1) + "\n"
     if check:

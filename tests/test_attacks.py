@@ -1,6 +1,7 @@
 """Attacks on the long commands and on everything that opens a file, see ``attacks``.
 
-``make test`` tries a hundredth of some, ``make test-all`` all; ``benchmarks/reliability.py`` writes down the counts.
+``make test`` tries a hundredth of some, ``make test-all`` all; ``benchmarks/checks/reliability.py`` writes down the
+counts.
 """
 
 import os

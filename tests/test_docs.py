@@ -3,7 +3,6 @@
 import doctest
 import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from commands import forked
 
 import scoresde
 import solvers
+from benchmarks import readme
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,13 +22,7 @@ def test_page(page, registry):
 
 
 def test_the_readme_and_the_table_of_the_docs_are_up_to_date():
-    def check():
-        sys.path.insert(0, str(ROOT / "benchmarks"))
-        import readme
-
-        return readme.main(check=True)
-
-    assert os.waitpid(forked(check), 0)[1] == 0
+    assert os.waitpid(forked(lambda: readme.main(check=True)), 0)[1] == 0
 
 
 def test_every_solver_stands_in_the_readme_and_in_the_docs():

@@ -1,21 +1,16 @@
 """``tune_family``: one table for several models, and a family of exact models made by formulas."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import scoresde
 import solvers
+from benchmarks.tuning import learned_family, model_family
 from solvers import InputError
 from solvers.tuning.family import Case, tune_family
 from solvers.tuning.table import Table
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
-import learned_family
-import model_family
 
 EDM = model_family.PATH
 STARTS = [("ipndm", "kl_optimal"), ("ddim", "karras")]

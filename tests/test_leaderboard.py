@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,11 @@ import torch
 
 import scoresde
 import solvers
+from benchmarks.leaderboard import boards, programs
+from benchmarks.leaderboard.boards import Board, Places
+from benchmarks.tables import leaderboard as page
+from benchmarks.tuning import tuned_programs
 from scoresde.benchmark.runner import benchmark
-
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-import leaderboard  # noqa: E402
-import leaderboard_tuned  # noqa: E402
-import tables.leaderboard as page  # noqa: E402
-import tuned_programs  # noqa: E402
-from leaderboard import Board, Places  # noqa: E402
 
 SPECS = ("ddim", "ipndm", "ddpm", "rk4")
 BOARD = Board("mixture", "vp")
@@ -30,23 +24,23 @@ BOARD = Board("mixture", "vp")
 def places(tmp_path_factory):
     """A board of a few solvers, small, drawn by two shares and joined."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(leaderboard.EXACT, "mixture", leaderboard.EXACT["mixture"]._replace(samples=16, truth_steps=64))
+        patch.setitem(boards.EXACT, "mixture", boards.EXACT["mixture"]._replace(samples=16, truth_steps=64))
         patch.setattr(torch, "set_num_threads", lambda _: None)
         there = Places(tmp_path_factory.mktemp("board"), Path("none"))
         for k in (1, 2):
-            leaderboard.draw(BOARD, there, SPECS, (k, 2), (3, 6))
-        leaderboard.join(BOARD, there, SPECS, (3, 6))
+            boards.draw(BOARD, there, SPECS, (k, 2), (3, 6))
+        boards.join(BOARD, there, SPECS, (3, 6))
         yield there
 
 
 def test_rows_are_drawn_again_to_the_bit(places):
-    lines = leaderboard.lines_of(BOARD, places)
+    lines = boards.lines_of(BOARD, places)
     # four solvers at two budgets, ipndm on three more grids, and the program tuned at 6
     assert len(lines) == 15
     assert [(line["solver"], line["nfe_budget"]) for line in lines[:8]] == [(s, n) for s in SPECS for n in (3, 6)]
-    assert [line["grid"] for line in lines[8:14:2]] == list(leaderboard.GRIDS)
+    assert [line["grid"] for line in lines[8:14:2]] == list(boards.GRIDS)
     for number in (2, 6, 7, 14, 15):
-        again = leaderboard.redrawn(BOARD, places, number)
+        again = boards.redrawn(BOARD, places, number)
         assert again.identical, str(again)
         assert number == 15 or again.here.solver == lines[number - 1]["solver"]
     assert [line["nfe"] for line in lines[:8]] == [3, 6, 3, 6, 3, 6, 1, 5]  # rk4 takes 4 a step, and 1 to sigma = 0
@@ -54,8 +48,8 @@ def test_rows_are_drawn_again_to_the_bit(places):
 
 def test_a_tuned_program_is_told_apart_and_leaves_the_best_untuned_one(places):
     """Its error is near that of tuned_programs.json: of 16 samples, between the median and twice the mean of many."""
-    *untuned, tuned = leaderboard.lines_of(BOARD, places)
-    known = next(row for row in leaderboard_tuned.rows_of("mixture", "vp") if row["nfe"] == 6)
+    *untuned, tuned = boards.lines_of(BOARD, places)
+    known = next(row for row in programs.rows_of("mixture", "vp") if row["nfe"] == 6)
     assert (tuned["solver"], tuned["grid"], tuned["nfe"]) == ("tuned program", "its own", 6)
     assert known["tuned_median"] < tuned["error"] < known["tuned"] * 2
     assert tuned["parameters"] == 5 + 6 + 21 + 6  # nodes, labels, coefficients of predictions and of the start
@@ -73,37 +67,37 @@ def test_a_tuned_program_is_told_apart_and_leaves_the_best_untuned_one(places):
 @pytest.mark.parametrize(("path", "begin"), [("ve", 50), ("flow", 999)])
 def test_a_tuned_program_is_as_good_on_a_path_that_begins_at_another_noise_level(path, begin, tmp_path):
     """Of 64 samples, a few of which have most of the error: 2 times that of VP is far below every untuned error."""
-    sde = scoresde.make_sde(leaderboard.PATHS[path])
+    sde = scoresde.make_sde(boards.PATHS[path])
     assert sde(sde.t_max).ratio == pytest.approx(begin, rel=1e-3)
-    (spec,) = leaderboard_tuned.write("mixture", path, sde, tmp_path, (5,))
-    model = leaderboard.mixture().denoiser(sde)
+    (spec,) = programs.write("mixture", path, sde, tmp_path, (5,))
+    model = boards.mixture().denoiser(sde)
     rows = benchmark(
-        model, None, [spec, "ipndm", "few"], [5], leaderboard.seeds_of(64), shape=(8,), truth_steps=128, progress=False,
+        model, None, [spec, "ipndm", "few"], [5], boards.seeds_of(64), shape=(8,), truth_steps=128, progress=False,
         dtype=torch.float64,
     )  # fmt: skip
-    known = next(row for row in leaderboard_tuned.rows_of("mixture", "vp") if row["nfe"] == 5)
+    known = next(row for row in programs.rows_of("mixture", "vp") if row["nfe"] == 5)
     assert rows[0].error.value < 2 * known["tuned"] < rows[1].error.value
     assert rows[0].nfe == 5
     assert known["tuned"] < rows[2].error.value < rows[1].error.value  # its grid also ends above t_min
 
 
 def test_no_program_was_tuned_on_a_seed_of_the_boards():
-    boards = {seed for exact in leaderboard.EXACT.values() for seed in leaderboard.seeds_of(max(exact.samples, 512))}
+    known = {seed for exact in boards.EXACT.values() for seed in boards.seeds_of(max(exact.samples, 512))}
     for target in tuned_programs.TARGETS:
         for part in range(3):
-            assert not boards & set(tuned_programs.seeds_of(target, part))
+            assert not known & set(tuned_programs.seeds_of(target, part))
 
 
 def test_a_network_with_other_weights_has_no_tuned_programs(monkeypatch, capsys):
-    run, known = object(), leaderboard_tuned.rows_of("trained", "vp")
+    run, known = object(), programs.rows_of("trained", "vp")
     assert {row["nfe"] for row in known} == {5, 6, 8, 10}
-    assert leaderboard_tuned.rows_of("trained", "ve") == []
+    assert programs.rows_of("trained", "ve") == []
     monkeypatch.setattr(tuned_programs, "words_of", lambda _: "digits_vp, 4500 steps, seed 1, weights 0")
-    assert leaderboard_tuned.rows_of("trained", "vp", run) == []
+    assert programs.rows_of("trained", "vp", run) == []
     assert "trained_vp: no tuned programs, which are of digits_vp, 4500 steps, seed 0" in capsys.readouterr().out
     words = json.loads(tuned_programs.RESULTS.read_text())["header"]["models"]["trained"]
     monkeypatch.setattr(tuned_programs, "words_of", lambda _: words)
-    assert leaderboard_tuned.rows_of("trained", "vp", run) == known
+    assert programs.rows_of("trained", "vp", run) == known
 
 
 def test_a_changed_number_is_reported(places):
@@ -113,7 +107,7 @@ def test_a_changed_number_is_reported(places):
     document["rows"][1]["error"] *= 1.5
     path.write_text(json.dumps(document))
     try:
-        again = leaderboard.redrawn(BOARD, places, 2)
+        again = boards.redrawn(BOARD, places, 2)
     finally:
         path.write_text(text)
     assert not again.identical
@@ -121,40 +115,40 @@ def test_a_changed_number_is_reported(places):
 
 
 def test_finished_rows_are_not_drawn_again(places, monkeypatch):
-    before = leaderboard.lines_of(BOARD, places)
+    before = boards.lines_of(BOARD, places)
     monkeypatch.setattr("scoresde.benchmark.runner.sample", None)  # a call would be an error
-    leaderboard.join(BOARD, places, SPECS, (3, 6))
-    assert leaderboard.lines_of(BOARD, places) == before
+    boards.join(BOARD, places, SPECS, (3, 6))
+    assert boards.lines_of(BOARD, places) == before
 
 
 def test_a_board_is_replaced_and_the_others_are_kept(places, tmp_path, monkeypatch):
-    monkeypatch.setattr(leaderboard, "slopes", list)
-    other = dict.fromkeys(("problem", "path", *leaderboard.COLUMNS), "") | {"problem": "trained", "path": "ve"}
-    first = leaderboard.commit([BOARD], {BOARD.name: {}}, places, tmp_path)
+    monkeypatch.setattr(boards, "slopes", list)
+    other = dict.fromkeys(("problem", "path", *boards.COLUMNS), "") | {"problem": "trained", "path": "ve"}
+    first = boards.commit([BOARD], {BOARD.name: {}}, places, tmp_path)
     assert first == "0 of 15 rows have the samples of the earlier file, bit for bit"
-    with (tmp_path / "leaderboard.csv").open("a", newline="") as file:
+    with (tmp_path / "boards.csv").open("a", newline="") as file:
         csv.DictWriter(file, list(other)).writerow(other)
-    again = leaderboard.commit([BOARD], {BOARD.name: {}}, places, tmp_path)
+    again = boards.commit([BOARD], {BOARD.name: {}}, places, tmp_path)
     assert again == "15 of 15 rows have the samples of the earlier file, bit for bit"
-    boards = page.boards_of(tmp_path / "leaderboard.csv")
-    assert {key: len(rows) for key, rows in boards.items()} == {("mixture", "vp"): 14, ("trained", "ve"): 1}
-    tuned = page.boards_of(tmp_path / "leaderboard.csv", tuned=True)
+    known = page.boards_of(tmp_path / "boards.csv")
+    assert {key: len(rows) for key, rows in known.items()} == {("mixture", "vp"): 14, ("trained", "ve"): 1}
+    tuned = page.boards_of(tmp_path / "boards.csv", tuned=True)
     assert {key: len(rows) for key, rows in tuned.items()} == {("mixture", "vp"): 1}
 
 
 @pytest.mark.quick
 def test_every_solver_has_rows_or_a_reason():
-    names = {spec.partition("(")[0] for spec in leaderboard.contenders()}
-    reasons = leaderboard.without_rows()
+    names = {spec.partition("(")[0] for spec in boards.contenders()}
+    reasons = boards.without_rows()
     assert names | set(reasons) == set(solvers.names("gaussian"))
     assert not names & set(reasons)
     assert reasons["rk45"] == "they choose their own evaluations"
     assert reasons["euler"] == "the same method as `ddim`"
     document = {"without rows": reasons}
-    rows = {("a", ""): [{"solver": spec} for spec in leaderboard.contenders()]}
+    rows = {("a", ""): [{"solver": spec} for spec in boards.contenders()]}
     assert "not drawn yet" not in page.absent(document, rows)
     rows["a", ""] = rows["a", ""][1:]
-    assert f"- `{leaderboard.contenders()[0]}`: not drawn yet." in page.absent(document, rows).splitlines()
+    assert f"- `{boards.contenders()[0]}`: not drawn yet." in page.absent(document, rows).splitlines()
 
 
 def test_errors_on_the_mixture_fall_at_the_measured_orders():
@@ -162,7 +156,7 @@ def test_errors_on_the_mixture_fall_at_the_measured_orders():
 
     0.4 is below half of the distance between two whole orders: a slope distinguishes an order from its neighbours.
     """
-    found = leaderboard.slopes(48, ("ddim", "ipndm", "deis", "rk4"), truth_steps=1024)
+    found = boards.slopes(48, ("ddim", "ipndm", "deis", "rk4"), truth_steps=1024)
     for row in found:
         assert row["slope"] == pytest.approx(row["order"], abs=0.4), row["solver"]
     at_five = {row["solver"]: row["points"][0][1] for row in found}
@@ -180,10 +174,10 @@ def made(values, budget=5):
 
 @pytest.mark.quick
 def test_what_boards_do_not_distinguish_is_tied():
-    boards = {("a", ""): made({"x": 1.0, "y": 1.3, "z": 3.0, "w": 1.0}),
+    known = {("a", ""): made({"x": 1.0, "y": 1.3, "z": 3.0, "w": 1.0}),
               ("b", ""): made({"x": 2.0, "y": 1.8, "z": 5.9, "w": 2.0}),
               ("c", ""): made({"x": 1.0, "y": 1.1, "z": 3.1})}  # fmt: skip
-    found = page.standings(boards, "error", 5)
+    found = page.standings(known, "error", 5)
     assert [(each.label, each.tied) for each in found] == [("`x`", True), ("`y`", True), ("`z`", False)]
     assert found[0].times == pytest.approx((2.0 / 1.8) ** (1 / 3))
     # x and y: logarithms apart by .262, -.105 and .095: the mean .084 is within 4.30 times .184 / sqrt(3)

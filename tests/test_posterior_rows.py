@@ -1,22 +1,17 @@
-"""The committed rows of benchmarks/posteriors.py against the reference's, and the script that measures them."""
+"""The committed rows of benchmarks/conditions/posteriors.py against the reference's, and the script that makes them."""
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.conditions import posteriors as script
 from scoresde.posterior.base import posteriors
 from scoresde.show.posterior_scores import measured
 from solvers import InputError
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-import posteriors as script  # noqa: E402
-
-DOCUMENT = json.loads((ROOT / "benchmarks" / "results" / "posteriors.json").read_text(encoding="utf-8"))
+DOCUMENT = json.loads((script.RESULTS / "posteriors.json").read_text(encoding="utf-8"))
 ROWS = {(row["problem"], row["method"], row["solver"], row["grid"] == "t"): row for row in DOCUMENT["rows"]}
 SDE, ODE = script.SDE, script.ODE
 V = f"variance={script.DIGITS_VARIANCE}"
@@ -297,7 +292,7 @@ def test_a_run_that_ends_early_continues(tmp_path, monkeypatch, capsys):
         assert made[4:] == ["exact"]
         monkeypatch.setattr(script.only, "PINNED", ())
         monkeypatch.setattr(sys, "argv", ["posteriors.py", "--out", str(path)])
-        with pytest.raises(InputError, match=r"has command 'python benchmarks/posteriors\.py --fast'"):
+        with pytest.raises(InputError, match=r"has command 'python -m benchmarks\.conditions\.posteriors --fast'"):
             script.main()
     finally:
         torch.set_num_threads(threads)

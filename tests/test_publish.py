@@ -6,20 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import only, publish
+from benchmarks.accuracy import solver_orders, steps_vs_quality
 from scoresde.io.result_files import write_json
 from solvers import InputError
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-import only  # noqa: E402
-import publish  # noqa: E402
-import solver_orders  # noqa: E402
-import steps_vs_quality  # noqa: E402
 
 pytestmark = pytest.mark.quick
 
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "accuracy" / "results"
 ORDERS, QUALITY = RESULTS / "solver_orders.json", RESULTS / "steps_vs_quality.json"
 
 

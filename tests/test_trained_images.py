@@ -3,25 +3,20 @@
 import json
 import os
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.conditions import mnist_conditions
+from benchmarks.features import mnist_classifier, resnet20
+from benchmarks.training import cifar10, mnist, trained
 from scoresde.benchmark.metrics import frechet
 from scoresde.cli import main
 from solvers import InputError, generator
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
-
-import cifar10  # noqa: E402
-import mnist  # noqa: E402
-import mnist_conditions  # noqa: E402
-import trained  # noqa: E402
-from features import mnist_classifier, resnet20  # noqa: E402
 
 # MNIST, 4,000 images of CIFAR-10 and the weights of a ResNet-20 are not part of the repository
 DATA = Path(os.environ.get("SCORESDE_DATA", ROOT.parent / "shared" / "data"))
@@ -89,7 +84,7 @@ def test_a_wrong_file_of_weights_is_one_clear_line(tmp_path):
 
 @pytest.mark.parametrize("folder", [there("mnist")])
 def test_the_committed_classifier_reads_what_its_record_says(folder):
-    record = json.loads((trained.RESULTS / "mnist_classifier.json").read_text())
+    record = json.loads((mnist_classifier.RESULTS / "mnist_classifier.json").read_text())
     network, files = mnist_classifier.load(), mnist_classifier.files_of(folder)
     assert record["accuracy"] >= 0.99
     images = mnist_classifier.images_of(files["t10k-images-idx3-ubyte"])[:2000]

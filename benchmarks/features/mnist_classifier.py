@@ -1,10 +1,10 @@
 """Trains the classifier of MNIST's digits whose features the Frechet distances use, some minutes on two cores:
 
-    python benchmarks/features/mnist_classifier.py --data=FOLDER
+    python -m benchmarks.features.mnist_classifier --data=FOLDER
 
 FOLDER contains MNIST's four IDX files, plain or with .gz. Writes the weights, in float16, and a record to
-benchmarks/results/mnist_classifier.{safetensors,json}; the record has the share of the 10,000 held-out digits that
-these weights read correctly.
+benchmarks/features/results/mnist_classifier.{safetensors,json}; the record has the share of the 10,000 held-out digits
+that these weights read correctly.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from solvers import InputError, generator
 from solvers.files import write_atomically
 from solvers.noise.seeded import global_seed
 
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parent / "results"
 WEIGHTS = RESULTS / "mnist_classifier.safetensors"
 SEED, EPOCHS, BATCH, RATE, DECAY, SHIFT = 0, 6, 128, 3e-3, 1e-2, 2
 _LABELS = b"\0\0\x08\x01"  # IDX: unsigned bytes in one dimension
@@ -153,7 +153,7 @@ def main() -> None:
     settings = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": RATE, "weight_decay": DECAY, "shift": SHIFT}
     document = {
         **environment(),
-        "command": "python benchmarks/features/mnist_classifier.py --data=FOLDER",
+        "command": "python -m benchmarks.features.mnist_classifier --data=FOLDER",
         "seed": SEED,
         **settings,
         "seconds": round(seconds, 1),

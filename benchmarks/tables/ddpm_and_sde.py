@@ -1,4 +1,4 @@
-"""The tables of docs/ddpm_and_sde.md, made from benchmarks/results/ddpm_and_sde.json; readme.py writes them."""
+"""The tables of docs/ddpm_and_sde.md, made from benchmarks/chains/results/ddpm_and_sde.json; readme.py writes them."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def tables(rows: Rows) -> dict[str, str]:
 
 
 def digits(found: dict[str, Any]) -> dict[str, str]:
-    """The tables of benchmarks/results/digits_chains.json by marker name."""
+    """The tables of benchmarks/chains/results/digits_chains.json by marker name."""
     names = {"digits_ddpm": "DDPM, 1000 steps", "digits_smld": "SMLD, 232 noise scales"}
 
     def cell(part: dict[str, float]) -> str:
@@ -146,7 +146,7 @@ def digits(found: dict[str, Any]) -> dict[str, str]:
 
 
 def learned(found: dict[str, Any]) -> dict[str, str]:
-    """The tables of benchmarks/results/learned_schedule.json by marker name."""
+    """The tables of benchmarks/chains/results/learned_schedule.json by marker name."""
     names = {
         "fixed": "fixed line",
         "linear": "learned line",

@@ -1,4 +1,4 @@
-"""The tables of docs/interop.md, from benchmarks/results/diffusers_tests.json."""
+"""The tables of docs/interop.md, from benchmarks/checks/results/diffusers_tests.json."""
 
 from __future__ import annotations
 

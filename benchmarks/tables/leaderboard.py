@@ -1,4 +1,4 @@
-"""The tables of docs/leaderboard.md, made from leaderboard.csv and leaderboard.json; readme.py writes them."""
+"""The tables of docs/leaderboard.md, made from boards.csv and boards.json; readme.py writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of docs/likelihood.md, made from likelihood.json and trace_estimators.json; readme.py writes them."""
+"""The tables of docs/likelihood.md, made from methods.json and trace_estimators.json; readme.py writes them."""
 
 from __future__ import annotations
 

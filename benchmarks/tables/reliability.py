@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md, from benchmarks/results/reliability.json."""
+"""The tables of docs/reliability.md, from benchmarks/checks/results/reliability.json."""
 
 from __future__ import annotations
 

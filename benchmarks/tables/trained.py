@@ -52,7 +52,7 @@ def models(documents: dict[str, dict[str, Any]]) -> str:
             )
             said.append(
                 f"`{row['config']}` ({name}, {row['device']}): `{row['command']}`; its samples are "
-                f"[{row['picture']}](../benchmarks/results/{row['picture']})."
+                f"[{row['picture']}](../benchmarks/training/results/{row['picture']})."
             )
     head = ("config", "network", "updates x batch", "Fréchet distance", "bits/dim", "as asked")
     return f"{markdown(head, lines)}\n\n" + "\n".join(f"- {line}" for line in said)

@@ -29,8 +29,8 @@ from .budget import steps_of
 from .cached_by_value import cached_by_value
 from .width import PLAN, PLANS, program_of, warn_of_width
 
-SAMPLER = ("ipndm", "logsnr(end=zero)")  # the default solver and its grid, measured as a pair (benchmarks/defaults.py)
-FEW_STEPS = "few"  # the default solver at the budgets of its tables, on its own grid (benchmarks/few.py)
+SAMPLER = ("ipndm", "logsnr(end=zero)")  # the default solver and grid, as a pair (benchmarks/accuracy/defaults.py)
+FEW_STEPS = "few"  # the default solver at the budgets of its tables, on its own grid (benchmarks/tuning/few.py)
 NAMED = "karras"  # the grid of a solver that is named without one
 DISCRETE = ("tweedie", "uniform")  # the default solver of discrete states, and its grid
 OWN = "its own"  # the grid's name for a solver whose coefficients were made for fixed nodes

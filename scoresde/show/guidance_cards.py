@@ -25,7 +25,7 @@ LAWS = {"tilted": "p(x) p(c|x)^s", "ode": "cfg, ODE", "sde": "cfg, SDE"}
 def measured() -> str:
     """What cfg samples next to p(x) p(c|x)^s, a line for each scale; "" if the package contains no measurements.
 
-    The numbers are those of benchmarks/guidance.py, of which ``benchmarks/readme.py`` writes scores.json.
+    The numbers are those of benchmarks/conditions/guidance.py, of which ``benchmarks/readme.py`` writes scores.json.
     """
     rows = scores().get("guidance", ())
     lines = ["mean and deviation for p = 1/2 N(-1, 1/4) + 1/2 N(1, 1/4) and c its right half, with exact scores"]

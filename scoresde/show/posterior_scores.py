@@ -1,6 +1,6 @@
 """``measured``: the scores of a posterior method against exact posteriors, for its card.
 
-The numbers are those of benchmarks/posteriors.py, of which ``benchmarks/readme.py`` writes scores.json.
+The numbers are those of benchmarks/conditions/posteriors.py, of which ``benchmarks/readme.py`` writes scores.json.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Texts about the registered solvers: the table, the families, methods with several names, a card for each solver.
 
 Facts come from the registry, costs are counted, and measured orders come from ``solvers/conformance/orders.json``,
-which ``benchmarks/solver_orders.py`` writes. The documentation and the command line print the texts made here.
+which ``benchmarks/accuracy/solver_orders.py`` writes. The documentation and the command line print the texts made here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``few``: one table of numbers for each number of evaluations from 4 to 12, tuned over a family of models.
 
-The numbers are in few.json next to the grid of the same name. ``benchmarks/few.py`` tunes them on models made from
-formulas and seeds, exact ones and small networks, and measures them on models that the tuning has not seen.
+The numbers are in few.json next to the grid of the same name. ``benchmarks/tuning/few.py`` tunes them on models made
+from formulas and seeds, exact ones and small networks, and measures them on models that the tuning has not seen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Past(NamedTuple):
     "few",
     kind="ODE",
     order=2,
-    reference="benchmarks/few.py; the form of the tables: Wang et al. 2025, arXiv:2510.17699, section 3",
+    reference="benchmarks/tuning/few.py; the form of the tables: Wang et al. 2025, arXiv:2510.17699, section 3",
     formula="x_s / alpha_s = x / alpha_t + (start_n - start_{n-1}) y + sum_j (w_nj - w_{n-1,j}) x0_j",
     native="x0",
     note="4 to 12 steps on the grid few, which it takes by itself; on any other nodes it is ipndm",

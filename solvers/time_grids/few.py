@@ -54,7 +54,7 @@ def few_tables() -> Mapping[int, FewTable]:
 
 @grids.register(
     "few",
-    reference="benchmarks/few.py; the form of the tables: Wang et al. 2025, arXiv:2510.17699",
+    reference="benchmarks/tuning/few.py; the form of the tables: Wang et al. 2025, arXiv:2510.17699",
     formula="r_max, then the levels of the table of N steps times sigma_data, then 0",
     note="For numbers of steps without a table, and on paths without its levels, it is logsnr(end=zero).",
 )

@@ -1,0 +1,1 @@
+"""Guidance and posterior methods: what they sample, with exact scores and on trained networks."""

@@ -1,0 +1,1 @@
+"""Solvers of discrete states, with exact models and with trained ones."""

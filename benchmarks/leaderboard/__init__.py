@@ -1,0 +1,1 @@
+"""Every solver at a few budgets on many models, and pictures of the page of a benchmark."""

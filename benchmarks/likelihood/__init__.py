@@ -1,0 +1,1 @@
+"""Log-densities: the errors and the costs of the methods and of the estimators of a trace."""

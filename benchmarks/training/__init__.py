@@ -1,0 +1,1 @@
+"""Models of images trained and measured, and the options of the training compared."""

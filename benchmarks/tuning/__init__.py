@@ -1,0 +1,1 @@
+"""Grids and programs tuned to one model or to many, and the search for a sampler."""
