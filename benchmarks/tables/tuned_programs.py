@@ -20,16 +20,19 @@ def _error(row: dict[str, Any], key: str) -> str:
 
 def main_table(document: dict[str, Any]) -> str:
     """The errors of tuned programs and of what they are compared with."""
-    head = ("model", "NFE", "best untuned", "tuned grid", "tuned program", "floor", "of untuned", "of tuned grid", "s")
+    head = (
+        *("model", "NFE", "best untuned", "`few`", "tuned grid", "tuned program", "floor"),
+        *("of untuned", "of `few`", "of tuned grid", "s"),
+    )
     lines = []
     for row in sorted(document["rows"], key=lambda row: (list(NAMES).index(row["target"]), row["nfe"])):
         if row["variant"] != "all":
             continue
         ratios = (
             f"{row[key]:.2f} ({row[f'{key}_interval'][0]:.2f} to {row[f'{key}_interval'][1]:.2f})"
-            for key in ("over_untuned", "over_grid")
+            for key in ("over_untuned", "over_few", "over_grid")
         )
-        errors = (_error(row, key) for key in ("untuned", "grid", "tuned", "floor"))
+        errors = (_error(row, key) for key in ("untuned", "few", "grid", "tuned", "floor"))
         lines.append((NAMES[row["target"]], str(row["nfe"]), *errors, *ratios, f"{row['seconds']:.0f}"))
     return markdown(head, lines)
 
