@@ -136,13 +136,18 @@ def folder_of(board: Board, places: Places) -> Path:
     return places.workdir / f"{NETWORKS[board.problem].data}_{board.path}" if board.path else Path(board.problem)
 
 
+def train(board: Board, places: Places) -> None:
+    """Trains the network of a board, from its last checkpoint; a network that is there already stays as it is."""
+    data, overrides, _ = NETWORKS[board.problem]
+    where = [f"--config.data.path={places.mnist}"] if data == "mnist" else []
+    made = config.read_config(f"configs/{data}_{CONFIGS[board.path]}.py", [*overrides, *where])
+    fit(Training(made), folder_of(board, places))
+
+
 def trained_board(board: Board, places: Places, command: str) -> tuple[Terms, dict[str, Any]]:
-    """The terms of a board with a trained network, and the header of its results; trains the network if needed."""
-    folder, scoring, count = folder_of(board, places), Scoring(METRICS), 512
-    if board.path:
-        data, overrides, count = NETWORKS[board.problem]
-        where = [f"--config.data.path={places.mnist}"] if data == "mnist" else []
-        fit(Training(config.read_config(f"configs/{data}_{CONFIGS[board.path]}.py", [*overrides, *where])), folder)
+    """The terms of a board with a trained network, and the header of its results."""
+    folder, scoring = folder_of(board, places), Scoring(METRICS)
+    count = NETWORKS[board.problem].samples if board.path else 512
     task = Task.of(of_run(load_run(folder, [], FREE), Source(f"{folder}")), seeds_of(count), scoring)
     task = task.kept_in(places.out / board.name)
     return task.terms, task.header(command, scoring, False)
@@ -198,6 +203,8 @@ def tuned_jobs(board: Board, places: Places, terms: Terms, nfe: Sequence[int] = 
 
 def prepare(board: Board, places: Places) -> str:
     """Trains the network of a board and solves its ODE exactly, unless that is done."""
+    if board.problem in NETWORKS:
+        train(board, places)  # here alone: two processes that draw rows cannot both hold the folder
     assert terms_of(board, places)[0].truth is not None
     return board.name
 
