@@ -8,8 +8,8 @@ grids are those of tuned_grids.json); ``solvers.tune_program`` starts from the o
 seeds. The error is the root-mean-square distance per coordinate to the solution of the probability-flow ODE from the
 same start (RK4 on log(alpha / sigma), then E[x0 | x] at t_min), on held-out seeds. The best untuned solver and grid is
 chosen in hindsight, on the same held-out seeds. The floor is the error that no last row of a program can remove, given
-its predictions. Intervals (95 %) resample the held-out seeds in pairs. ``few``, which was tuned to other models, stands
-beside the untuned solvers and is not among them.
+its predictions. Intervals (95 %) resample the held-out seeds in pairs. ``few``, which was tuned to other models, is
+measured on the same seeds and is not among the untuned solvers.
 
 Ablations: only some groups of numbers are free, or the solver's coefficients do not follow the nodes.
 
@@ -207,7 +207,7 @@ def measure(
     }  # fmt: skip
 
 
-def beside_few(program: Program, nfe: int, problem: Diffusion, held_out: solvers.Trajectory) -> dict[str, Any]:
+def next_to_few(program: Program, nfe: int, problem: Diffusion, held_out: solvers.Trajectory) -> dict[str, Any]:
     """The error of ``few``, which was tuned to other models, and that of a tuned program over it."""
     few = held_out.errors("few", problem, held_out.place("few", nfe))
     tuned = held_out.squares(program.run(problem, held_out.states[0]))
@@ -254,7 +254,7 @@ def main() -> None:
         else:
             found = measure(target, nfe, variant, rows[target.name, nfe, "grid"], problem, known)
         if variant != "grid":
-            found |= beside_few(Program.from_json(json.dumps(found["program"])), nfe, problem, known[2])
+            found |= next_to_few(Program.from_json(json.dumps(found["program"])), nfe, problem, known[2])
         rows[key] = {"target": target.name, "nfe": nfe, "variant": variant, **found}
         header = {
             **environment(dtype=torch.float64),
