@@ -63,6 +63,8 @@ def test_the_flags_of_a_solver_are_fields_of_the_config(run, tmp_path):
         (["--solver=heun", "--grid=logsnr"], "heun on the grid logsnr, 6 NFE"),
         (["--solver=DPM++ 2M Karras"], "dpmpp_2m on the grid karras, 3 NFE"),
         ([], "ipndm on the grid logsnr(end=zero), 3 NFE"),
+        (["--solver=few"], "few on the grid few, of which it has no table: it is ipndm in 3 steps, 3 NFE"),
+        (["--solver=few", "--steps=5"], "few on the grid few, 5 NFE"),
     ],
 )
 def test_sample_prints_the_grid_and_whether_it_was_chosen(run, tmp_path, capsys, method, text):

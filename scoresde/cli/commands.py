@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import solvers
-from solvers import InputError
+from solvers import InputError, Node
+from solvers.multistep.few import Few
 
 from ..data.rows import Batch
 from ..guidance.guided import Guided
@@ -69,7 +70,7 @@ def sample(arguments: argparse.Namespace, overrides: list[str], command: str) ->
             text = listing(run.card.texts(x), arguments.seeds)
             (aside / "samples.txt").write_bytes(text.encode("latin-1" if run.config.data.name == "bytes" else "utf-8"))
         record(aside / "samples.json", command, run, **facts)
-    grid = f"{result.grid}{_choice(section, run.denoiser.space)}"
+    grid = f"{result.grid}{_choice(section, run.denoiser.space, result.nodes)}"
     print(f"{len(x)} samples by {result.solver} on the grid {grid}{given.note}, {cost}: {out}")
 
 
@@ -84,12 +85,15 @@ def _refuse_unused(overrides: Sequence[str]) -> None:
         raise InputError(f"sampling.{name} is used by scoresde restore, which draws samples given an observation")
 
 
-def _choice(section: Any, space: str) -> str:
-    """A note on the grid of a solver that is named without one."""
-    if section.solver is None or section.grid is not None:
+def _choice(section: Any, space: str, nodes: Sequence[Node]) -> str:
+    """A note on the grid of a solver that is named without one, and on ``few`` where it has no table."""
+    if section.solver is None:
         return ""
     solver, named = solvers.resolve(section.solver, space)
-    if named is not None or solvers.make(solver).nodes is not None:
+    method = solvers.make(solver)
+    if isinstance(method, Few):
+        return "" if method.table(nodes) else f", of which it has no table: it is ipndm in {len(nodes) - 1} steps"
+    if section.grid is not None or named is not None or method.nodes is not None:
         return ""
     return " (none was named; --grid=NAME chooses another)"
 
