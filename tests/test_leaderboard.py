@@ -81,6 +81,15 @@ def test_a_tuned_program_is_as_good_on_a_path_that_begins_at_another_noise_level
     assert known["tuned"] < rows[2].error.value < rows[1].error.value  # its grid also ends above t_min
 
 
+def test_a_program_whose_second_state_has_more_noise_than_a_path_has_no_row_there(tmp_path, capsys):
+    sde = scoresde.make_sde(boards.PATHS["ve"])
+    specs = programs.write("mnist", "ve", sde, tmp_path, (5, 8, 10))
+    assert [spec.rpartition("_")[2] for spec in specs] == ["nfe5.json", "nfe10.json"]
+    assert "mnist_ve: no program of 8 evaluations" in capsys.readouterr().out
+    table = programs.table_of(next(row for row in programs.rows_of("mnist", "ve") if row["nfe"] == 8))
+    assert table.ratios[1] > 50
+
+
 def test_no_program_was_tuned_on_a_seed_of_the_boards():
     known = {seed for exact in boards.EXACT.values() for seed in boards.seeds_of(max(exact.samples, 512))}
     for target in tuned_programs.TARGETS:
@@ -164,10 +173,10 @@ def test_errors_on_the_mixture_fall_at_the_measured_orders():
     assert min(at_five, key=at_five.get) != min(at_160, key=at_160.get)  # which the page says
 
 
-def made(values, budget=5):
-    """A board of rows with an error each."""
+def made(values, low=0.9):
+    """A board of rows with an error each, whose interval begins at so many times the error."""
     return [
-        {"solver": name, "grid": "karras", "nfe_budget": str(budget), "error": str(value)}
+        {"solver": name, "grid": "karras", "nfe_budget": "5", "error": str(value), "error_low": str(low * value)}
         for name, value in values.items()
     ]
 
@@ -177,6 +186,9 @@ def test_what_boards_do_not_distinguish_is_tied():
     known = {("a", ""): made({"x": 1.0, "y": 1.3, "z": 3.0, "w": 1.0}),
               ("b", ""): made({"x": 2.0, "y": 1.8, "z": 5.9, "w": 2.0}),
               ("c", ""): made({"x": 1.0, "y": 1.1, "z": 3.1})}  # fmt: skip
+    known["d", ""] = made(
+        {"x": 3.0, "y": 1.0, "z": 0.1, "w": 2.0}, low=0
+    )  # its least error may be 0: it does not count
     found = page.standings(known, "error", 5)
     assert [(each.label, each.tied) for each in found] == [("`x`", True), ("`y`", True), ("`z`", False)]
     assert found[0].times == pytest.approx((2.0 / 1.8) ** (1 / 3))
@@ -192,7 +204,8 @@ def test_tables_say_what_a_tuned_program_reaches_next_to_the_untuned_best():
     def row(solver, error, data, best, best_of_all, millions=""):
         return {
             "solver": solver, "grid": "karras", "nfe_budget": "5", "error": error, "sliced_wasserstein": data,
-            "best": best, "best_of_all": best_of_all, "tuning_nfe": millions,
+            "best": best, "best_of_all": best_of_all, "tuning_nfe": millions, "error_low": error,
+            "sliced_wasserstein_low": data,
         }  # fmt: skip
 
     board = ("mixture", "vp")
@@ -206,3 +219,15 @@ def test_tables_say_what_a_tuned_program_reaches_next_to_the_untuned_best():
     untuned[board][0]["best_of_all"] = "error"
     assert "| **0.05** (0.25, tied) | 0.1 (1.25) |" in page.gains(untuned, tuned)
     assert [each.label for each in page.standings(untuned, "error", 5)] == ["`x`", "`y`"]
+
+
+def test_a_board_without_a_program_of_a_budget_has_an_empty_cell():
+    one = {"solver": "x", "grid": "karras", "nfe_budget": "5", "error": "0.2", "sliced_wasserstein": "0.1",
+           "best": "error sliced_wasserstein", "best_of_all": "error sliced_wasserstein"}  # fmt: skip
+    own = {**one, "solver": "tuned program", "error": "0.1", "best_of_all": "error", "tuning_nfe": "1e6"}
+    rows, programs_of = [one, {**one, "nfe_budget": "8"}], [own, {**own, "nfe_budget": "8", "tuning_nfe": "2e6"}]
+    boards_of = {("mnist", "vp"): rows, ("mnist", "ve"): rows}
+    lines = page.gains(boards_of, {("mnist", "vp"): programs_of, ("mnist", "ve"): programs_of[1:]}).splitlines()
+    assert lines[-2].endswith("| 1.0, 2.0 |")
+    assert [cell.strip() for cell in lines[-1].split("|")[2:6]] == ["", "**0.1** (0.50, tied)", "", "0.1 (1.00)"]
+    assert lines[-1].endswith("| 2.0 |")

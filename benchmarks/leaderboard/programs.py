@@ -1,7 +1,8 @@
 """The programs of benchmarks/tuning/tuned_programs.py as files, for the boards of the models that they were tuned on.
 
 They were tuned on VP. A board on another path has the same numbers there, by ``Table.program``, from the noise level at
-which that path begins. A trained network has its programs if it has the weights that they were tuned on.
+which that path begins; a program whose second state has more noise has no row there. A trained network has its programs
+if it has the weights that they were tuned on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 import scoresde
 from benchmarks.tuning import tuned_programs
 from scoresde.runs.run import Run
-from solvers import Program, Table
+from solvers import InputError, Program, Table
 from solvers.files import write_document
 from solvers.program import json_format
 
@@ -63,7 +64,11 @@ def write(
     for row in rows_of(problem, path, run):
         if row["nfe"] not in nfe:
             continue
-        table = table_of(row).begun_at(sde(sde.t_max).ratio)
+        try:
+            table = table_of(row).begun_at(sde(sde.t_max).ratio)
+        except InputError as reason:  # the path begins at less noise than the program's second state
+            print(f"{problem}_{path}: no program of {row['nfe']} evaluations: {reason}")
+            continue
         target = next(target for target in tuned_programs.TARGETS if target.name == problem)
         tuning = {
             "solver": row["solver"],

@@ -25,6 +25,7 @@ NAMES = {
 }
 TUNED = "tuned program"  # the name of the rows of programs that were tuned on the board's model
 LEVEL = 0.95
+ZERO = 1e-6  # a distance whose interval begins below this is not distinguished from 0
 SHOWN = 2  # names next to the best one; the others that are tied are a number
 Row = Mapping[str, str]
 Boards = dict[tuple[str, str], list[dict[str, str]]]
@@ -72,16 +73,23 @@ def label_of(row: Row) -> str:
 def standings(boards: Boards, measure: str, budget: int) -> list[Standing]:
     """Every solver and grid with a distance on all boards, best first.
 
+    A board does not count where its least distance is not distinguished from 0: of a few samples from separate points,
+    none may end at another point, and every ratio to that is chance.
+
     One is tied with the best if the 95 % interval of the mean difference of their logarithms over the boards, by
     Student's t, contains 0.
     """
     logs: dict[str, list[float]] = {}
+    counted = 0
     for rows in boards.values():
-        scored = {label_of(row): row[measure] for row in rows if row["nfe_budget"] == str(budget) and row[measure]}
-        least = min(map(float, scored.values()))
-        for label, value in scored.items():
-            logs.setdefault(label, []).append(math.log(float(value) / least))
-    whole = sorted((fmean(found), label) for label, found in logs.items() if len(found) == len(boards))
+        scored = {label_of(row): row for row in rows if row["nfe_budget"] == str(budget) and row[measure]}
+        least = min(scored.values(), key=lambda row: float(row[measure]))
+        if float(least[f"{measure}_low"]) < ZERO:
+            continue
+        counted += 1
+        for label, row in scored.items():
+            logs.setdefault(label, []).append(math.log(float(row[measure]) / float(least[measure])))
+    whole = sorted((fmean(found), label) for label, found in logs.items() if len(found) == counted)
     best = logs[whole[0][1]]
     return [
         Standing(label, math.exp(mean), label == whole[0][1] or _tied(logs[label], best)) for mean, label in whole
@@ -164,12 +172,15 @@ def gains(boards: Boards, tuned: Boards) -> str:
         found = {int(row["nfe_budget"]): row for row in rows}
         cells = []
         for measure, budget in columns:
+            if budget not in found:
+                cells.append("")
+                continue
             row, least = found[budget], marked(boards[board], measure, budget)[0]
             share = float(row[measure]) / float(least[measure])
             text = _bold(f"{float(row[measure]):.3g}", measure in row["best_of_all"].split())
             tied = ", tied" * bool(text.startswith("**") and marked(boards[board], measure, budget, "best_of_all"))
             cells.append(f"{text} ({share:.2f}{tied})")
-        costs = ", ".join(f"{float(found[budget]['tuning_nfe']) / 1e6:.1f}" for budget in budgets)
+        costs = ", ".join(f"{float(found[budget]['tuning_nfe']) / 1e6:.1f}" for budget in budgets if budget in found)
         lines.append((name_of(board), *cells, costs))
     head = (f"{'error' if measure == 'error' else 'data'}, {budget}" for measure, budget in columns)
     return markdown(("", *head, "evaluations of the tunings, millions"), lines)
