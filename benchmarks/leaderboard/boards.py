@@ -41,6 +41,7 @@ from benchmarks import only
 from benchmarks.accuracy import steps_vs_quality
 from benchmarks.leaderboard import programs
 from benchmarks.leaderboard.problems import EXACT, NETWORKS, mixture, target_of
+from benchmarks.tables.leaderboard import TUNED
 from scoresde.benchmark.rows import read, write
 from scoresde.benchmark.runner import Job, Terms, measure
 from scoresde.benchmark.store import FOLDER, Store, Unfinished
@@ -258,7 +259,7 @@ def lines_of(board: Board, places: Places) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     for number, row in enumerate(every):
         tuned = number >= len(untuned)
-        names = {"solver": programs.SOLVER, "best": ""} if tuned else {"best": untuned[number]["best"]}
+        names = {"solver": TUNED, "best": ""} if tuned else {"best": untuned[number]["best"]}
         lines.append({**row, **names, "best_of_all": row["best"]})
     names = {"problem": board.problem if board.path else board.name, "path": board.path}
     return [{**names, **{name: line.get(name) for name in COLUMNS}} for line in lines]

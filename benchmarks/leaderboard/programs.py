@@ -24,7 +24,6 @@ from solvers.files import write_document
 from solvers.program import json_format
 
 PATHS = {**dict.fromkeys(("mixture", "digits", "mnist"), ("vp", "ve", "flow")), "trained": ("vp",)}
-SOLVER = "tuned program"  # the name of its rows in boards.csv, which has no paths of files
 
 
 @cache
